@@ -1,0 +1,211 @@
+"""Attention, and the multi-head attention around it (Vaswani et al. 2017, section 3.2)."""
+
+from collections.abc import Callable
+
+from .backend import Array, array_namespace
+from .cache import KeyValueCache
+from .config import AttentionConfig, NormConfig
+from .ops import NORMS, linear, sigmoid, softmax
+from .params import AttentionParams, NormParams
+from .trace import Tap, no_tap
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    scale: float,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    tap: Tap = no_tap,
+) -> Array:
+    r"""Scaled dot-product attention (Vaswani et al. 2017, eq. 1).
+
+    .. math:: \mathrm{softmax}(\mathrm{scale} \cdot Q K^\top + B)\, V
+
+    Parameters
+    ----------
+    q : array, shape (..., n_q, d_k)
+    k : array, shape (..., n_k, d_k)
+    v : array, shape (..., n_k, d_v)
+    scale : float
+        1/sqrt(d_k) in the paper, 1 in T5.
+    mask : boolean array, shape broadcastable to (..., n_q, n_k), optional
+        True = may attend. PyTorch's ``key_padding_mask`` is the opposite.
+    bias : array, shape broadcastable to (..., n_q, n_k), optional
+        Added to the scaled scores.
+    tap : Tap
+        Sees ``scores`` (before mask and softmax), ``weights`` (after) and ``heads``.
+
+    Returns
+    -------
+    array, shape (..., n_q, d_v)
+        A query that may attend to nothing gets zeros, never NaN.
+
+    Examples
+    --------
+    One query, equally near to two keys, gets the mean of their values.
+
+    >>> import numpy as np
+    >>> q, k = np.ones((1, 2)), np.ones((2, 2))
+    >>> attention(q, k, np.array([[2.0], [4.0]]), scale=1.0)
+    array([[3.]])
+    """
+    xp = array_namespace(q)
+    scores = q @ xp.matrix_transpose(k) * scale
+    scores = tap("scores", scores if bias is None else scores + bias)
+    weights = tap("weights", softmax(scores, mask))
+    return tap("heads", weights @ v)
+
+
+def self_attention(
+    p: AttentionParams,
+    c: AttentionConfig,
+    x: Array,
+    *,
+    rotate: Callable[[Array], Array] | None,
+    bias: Array | None,
+    mask: Array | None,
+    cache: KeyValueCache | None = None,
+    tap: Tap = no_tap,
+) -> Array:
+    """Tokens attend to the tokens of their own sequence.
+
+    Parameters
+    ----------
+    p, c : AttentionParams, AttentionConfig
+    x : array, shape (batch, n, d_model)
+    rotate : function or None
+        Turns queries and keys by their positions.
+    bias : array, shape ([batch,] n_heads, n, n_k), or None
+    mask : boolean array, shape broadcastable to (batch, n_heads, n, n_k), or None
+    cache : KeyValueCache, optional
+        Receives the new keys and values; n_k then counts all that it holds.
+
+    Returns
+    -------
+    array, shape (batch, n, d_model)
+    """
+    q, (k, v) = queries(p, c, x), keys_values(p, c, x)
+    if rotate is not None:
+        q, k = rotate(q), rotate(k)
+    q, k, v = tap("q", q), tap("k", k), tap("v", v)
+    if cache is not None:
+        k, v = cache.append(k, v)
+    return attend(p, c, x, q, k, v, mask=mask, bias=bias, tap=tap)
+
+
+def cross_attention(
+    p: AttentionParams,
+    c: AttentionConfig,
+    x: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None,
+    tap: Tap = no_tap,
+) -> Array:
+    """Target tokens attend to the encoded source, whose keys and values come projected.
+
+    Parameters
+    ----------
+    p, c : AttentionParams, AttentionConfig
+    x : array, shape (batch, n_target, d_model)
+    k, v : array, shapes (batch, n_kv_heads, n_source, d_k) and (..., d_v)
+        From `keys_values` of the memory, once per source.
+    mask : boolean array, shape broadcastable to (batch, n_heads, n_target, n_source), or None
+
+    Returns
+    -------
+    array, shape (batch, n_target, d_model)
+    """
+    q = tap("q", queries(p, c, x))
+    return attend(p, c, x, q, k, v, mask=mask, bias=None, tap=tap)
+
+
+def queries(p: AttentionParams, c: AttentionConfig, x: Array) -> Array:
+    """Queries of each head: (batch, n, d_model) -> (batch, n_heads, n, d_k)."""
+    return _head_norm(p.q_norm, c.qk_norm, split_heads(linear(x, p.w_q, p.b_q), c.n_heads))
+
+
+def keys_values(p: AttentionParams, c: AttentionConfig, x: Array) -> tuple[Array, Array]:
+    """Keys and values of each head: two of (batch, n_kv_heads, n, d_k or d_v)."""
+    k = split_heads(linear(x, p.w_k, p.b_k), c.n_kv_heads)
+    v = split_heads(linear(x, p.w_v, p.b_v), c.n_kv_heads)
+    return _head_norm(p.k_norm, c.qk_norm, k), v
+
+
+def attend(
+    p: AttentionParams,
+    c: AttentionConfig,
+    x: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None,
+    bias: Array | None,
+    tap: Tap = no_tap,
+) -> Array:
+    """Attention of all heads, gates, and the output projection: (batch, n, d_model)."""
+    if p.memory_k is not None:
+        k, v, mask, bias = _with_memory(p, k, v, mask, bias)
+    k, v = _one_per_head(c, k), _one_per_head(c, v)
+    heads = attention(q, k, v, scale=c.scale, mask=mask, bias=bias, tap=tap)
+    if p.head_scale is not None:
+        heads = heads * p.head_scale
+    if c.gate == "per_head":
+        heads = heads * split_heads(sigmoid(linear(x, p.w_gate, p.b_gate)), c.n_heads)
+    merged = merge_heads(heads)
+    if c.gate == "per_value":
+        merged = merged * sigmoid(linear(x, p.w_gate, p.b_gate))
+    return tap("out", linear(merged, p.w_o, p.b_o))
+
+
+def split_heads(x: Array, n_heads: int) -> Array:
+    """(batch, n, n_heads * d) -> (batch, n_heads, n, d): head h has columns h d to (h+1) d."""
+    batch, n, width = x.shape
+    return x.reshape(batch, n, n_heads, width // n_heads).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: Array) -> Array:
+    """(batch, n_heads, n, d) -> (batch, n, n_heads * d), the inverse of `split_heads`."""
+    batch, n_heads, n, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, n, n_heads * d)
+
+
+def _head_norm(p: NormParams | None, c: NormConfig | None, x: Array) -> Array:
+    return x if p is None or c is None else NORMS[c.kind](x, p.gain, p.bias, c.eps)
+
+
+def _one_per_head(c: AttentionConfig, x: Array) -> Array:
+    """Repeat key-value heads so that each query head meets its own."""
+    share = c.n_heads // c.n_kv_heads
+    if share == 1:
+        return x
+    xp = array_namespace(x)
+    if c.kv_head_order == "grouped":
+        return xp.repeat(x, share, axis=1)
+    return xp.tile(x, (1, share, 1, 1))
+
+
+def _with_memory(
+    p: AttentionParams, k: Array, v: Array, mask: Array | None, bias: Array | None
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """Put the learned key-value pairs first: always attended, with no bias."""
+    xp = array_namespace(k)
+    n = p.memory_k.shape[1]  # type: ignore[union-attr]
+
+    def before(learned: Array, x: Array) -> Array:
+        return xp.concat([xp.broadcast_to(learned, (x.shape[0], *learned.shape)), x], axis=2)
+
+    def widened(x: Array, fill: float) -> Array:
+        return xp.concat([xp.full((*x.shape[:-1], n), fill, dtype=x.dtype), x], axis=-1)
+
+    return (
+        before(p.memory_k, k),
+        before(p.memory_v, v),
+        None if mask is None else widened(mask, True),
+        None if bias is None else widened(bias, 0),
+    )

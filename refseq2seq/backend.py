@@ -1,0 +1,101 @@
+"""NumPy or CuPy: the only file that knows there are two.
+
+There is no global switch. A function takes its array namespace from the arrays it was
+given, ``xp = array_namespace(x)``, and keeps to what NumPy 2 and CuPy 14 have in common.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+Array = Any
+"""A NumPy or CuPy array. Shapes and dtypes are stated where the array is named."""
+
+
+class BackendError(RuntimeError):
+    """The CuPy backend was asked for and cannot be used here."""
+
+
+class CuPyNotInstalled(BackendError):
+    """CuPy cannot be imported."""
+
+
+class NoCudaDevice(BackendError):
+    """CuPy is installed and finds no usable CUDA device."""
+
+
+class CudaLibrariesMissing(BackendError):
+    """CuPy finds a device but not the CUDA libraries that products and kernels need."""
+
+
+def array_namespace(x: Array) -> ModuleType:
+    """The module whose functions apply to ``x``: numpy, cupy, or what ``x`` says itself.
+
+    Raises
+    ------
+    TypeError
+        If ``x`` is not an array of a known library.
+
+    Examples
+    --------
+    >>> array_namespace(np.zeros(2)).__name__
+    'numpy'
+    """
+    if isinstance(x, np.ndarray):
+        return np
+    if hasattr(x, "__array_namespace__"):
+        return x.__array_namespace__()
+    if type(x).__module__.partition(".")[0] == "cupy":  # CuPy 14 has no __array_namespace__
+        import cupy
+
+        return cupy
+    raise TypeError(f"expected a NumPy or CuPy array, got {type(x).__name__}")
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """``x`` as a plain NumPy array on the host. From a device, this waits and copies."""
+    return x.get() if hasattr(x, "get") else np.asarray(x)
+
+
+def to_cupy(x: Array) -> Array:
+    """``x`` as a CuPy array on the current device.
+
+    Raises
+    ------
+    CuPyNotInstalled, NoCudaDevice, CudaLibrariesMissing
+        Each names its cure.
+    """
+    return _usable_cupy().asarray(x)
+
+
+def _usable_cupy() -> ModuleType:
+    try:
+        import cupy
+    except ImportError as error:
+        raise CuPyNotInstalled(
+            "the cupy backend needs CuPy: pip install 'refseq2seq[cuda12]' or "
+            f"'refseq2seq[cuda13]', whichever nvidia-smi shows ({error})"
+        ) from error
+    if not cupy.is_available():
+        raise NoCudaDevice(
+            f"CuPy {cupy.__version__} is installed but finds no usable CUDA device: "
+            f"{_why_no_device(cupy)}. Install or update the NVIDIA driver, or stay with numpy"
+        )
+    try:
+        probe = cupy.ones((2, 2))
+        cupy.exp(probe @ probe)
+    except ImportError as error:
+        raise CudaLibrariesMissing(
+            f"CuPy {cupy.__version__} finds a device but not the CUDA libraries (cuBLAS, "
+            "NVRTC): pip install 'refseq2seq[cuda12]' or 'refseq2seq[cuda13]', which bring "
+            f"them, or install the CUDA toolkit ({error})"
+        ) from error
+    return cupy
+
+
+def _why_no_device(cupy: ModuleType) -> str:
+    try:
+        return f"it counts {cupy.cuda.runtime.getDeviceCount()} devices"
+    except RuntimeError as error:  # cudaErrorInsufficientDriver and its relatives
+        return str(error)

@@ -1,0 +1,293 @@
+"""The command line: text in, text out, one output line for each input line.
+
+refseq2seq generate oracle transformer seq2seq
+refseq2seq generate < words.txt > pronunciations.txt
+refseq2seq generate oracle --steps
+refseq2seq info
+"""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .backend import BackendError, to_numpy
+from .checkpoint import load
+from .config import AlibiPositions, BucketedPositions, RotaryPositions, StackConfig
+from .decoding import Generation, Step, decode_steps, generate
+from .model import Model
+from .ops import softmax
+from .params import param_shapes
+from .sampling import Chooser, Processor, greedy, min_p, sample, temperature, top_a, top_k, top_p
+from .text import UnknownSymbolError
+
+SHOWN = 5  # candidates per step of --steps
+SAMPLE_ID = 2**32  # row id = input line + sample * this: a sample does not depend on how many
+
+
+class Line(NamedTuple):
+    """One line of input: its number, counted from 0, and its text."""
+
+    number: int
+    text: str
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the result is the exit status: 0, or 1 for an error, 2 for wrong usage."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends us quietly
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError, BackendError) as error:
+        print(f"refseq2seq: {_in_one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="refseq2seq", description="Encoder-decoder Transformer generation, step by step."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("generate", help="generate one output for each input line")
+    command.set_defaults(run=_generate, usage_error=command.error)
+    command.add_argument("texts", nargs="*", metavar="TEXT", help="input; standard input if none")
+    command.add_argument("--input", type=Path, metavar="FILE", help="read the lines of FILE")
+    _add_model_options(command)
+    command.add_argument("--batch-size", type=_count, default=32, metavar="N")
+    command.add_argument("--max-new-tokens", type=_count, metavar="N")
+    shown = command.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="one JSON object per input line")
+    shown.add_argument("--steps", action="store_true", help="a table of the decoding steps")
+    sampling = command.add_argument_group("sampling", "filters apply in the order listed here")
+    sampling.add_argument("--temperature", type=float, metavar="T")
+    sampling.add_argument("--top-k", type=_count_or_fraction, metavar="K", help="5, or 0.1 of all")
+    sampling.add_argument("--top-p", type=float, metavar="P")
+    sampling.add_argument("--min-p", type=float, metavar="R")
+    sampling.add_argument("--top-a", type=float, metavar="R")
+    sampling.add_argument("--seed", type=int, metavar="SEED", help="0 by default")
+    sampling.add_argument(
+        "--num-samples", type=_count, default=1, metavar="N", help="per line, separated by tabs"
+    )
+
+    command = commands.add_parser("info", help="show what a checkpoint is")
+    command.set_defaults(run=_info)
+    command.add_argument("model", nargs="?", default="g2p", metavar="MODEL")
+    return parser
+
+
+def _add_model_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", default="g2p", help="g2p, or the path of a checkpoint")
+    command.add_argument("--backend", choices=["numpy", "cupy"], default="numpy")
+    command.add_argument("--dtype", choices=["float16", "float32", "float64"])
+
+
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return count
+
+
+def _count_or_fraction(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    choose = _chooser(options)
+    model = _model(options)
+    lines = _lines(options)
+    for batch in _batches(lines, 1 if options.steps else options.batch_size):
+        if options.steps:
+            _print_steps(model, batch[0], choose, options)
+        else:
+            _print_outputs(model, batch, choose, options)
+        sys.stdout.flush()
+
+
+def _chooser(options: argparse.Namespace) -> Chooser:
+    """Greedy, unless an option of sampling is given."""
+    processors: list[Processor] = [
+        processor(value)
+        for processor, value in (
+            (temperature, options.temperature),
+            (top_k, options.top_k),
+            (top_p, options.top_p),
+            (min_p, options.min_p),
+            (top_a, options.top_a),
+        )
+        if value is not None
+    ]
+    if processors or options.num_samples > 1:
+        return sample(*processors)
+    if options.seed is not None:
+        options.usage_error("--seed needs something to sample: for example --temperature 1")
+    return greedy()
+
+
+def _model(options: argparse.Namespace) -> Model:
+    model = load(options.model)
+    if model.source_vocabulary is None or model.target_vocabulary is None:
+        raise ValueError(f"{options.model} has no vocabularies: it cannot read or write text")
+    if options.dtype:
+        model = model.astype(options.dtype)
+    return model.to(options.backend)
+
+
+def _lines(options: argparse.Namespace) -> Iterator[Line]:
+    """The input lines, behind a progress bar where somebody waits for a file."""
+    if options.texts and options.input:
+        options.usage_error("give the input as arguments or with --input, not both")
+    if options.texts:
+        yield from map(Line, range(len(options.texts)), options.texts)
+        return
+    with open(options.input or 0, encoding="utf-8") as file:
+        numbered = (Line(i, line.rstrip("\r\n")) for i, line in enumerate(file))
+        yield from _with_progress(numbered) if options.input else numbered
+
+
+def _with_progress(lines: Iterable[Line]) -> Iterable[Line]:
+    if sys.stderr.isatty() and not sys.stdout.isatty():
+        with suppress(ImportError):
+            from tqdm import tqdm
+
+            return tqdm(lines, unit=" lines", delay=1)
+    return lines
+
+
+def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
+    """Batches of lines; single ones where a person types, who wants to see each at once."""
+    size = 1 if sys.stdin.isatty() and not sys.stdout.isatty() else size
+    while batch := list(islice(lines, size)):
+        yield batch
+
+
+def _print_outputs(
+    model: Model, batch: list[Line], choose: Chooser, options: argparse.Namespace
+) -> None:
+    """One output line for each of the batch; an empty input line gives an empty one."""
+    lines = [line for line in batch if line.text]
+    outputs: dict[int, list[dict[str, Any]]] = {}
+    if lines:
+        n = options.num_samples
+        source = [ids for line in lines for ids in [_encoded(model, line)] * n]
+        row_ids = [line.number + SAMPLE_ID * j for line in lines for j in range(n)]
+        out = generate(model, source, choose=choose, row_ids=row_ids, **_loop_options(options))
+        for i, line in enumerate(lines):
+            outputs[line.number] = [_output(model, out, i * n + j) for j in range(n)]
+    for line in batch:
+        samples = outputs.get(line.number, [])
+        if options.json:
+            print(json.dumps({"input": line.text, "samples": samples}, ensure_ascii=False))
+        else:
+            print("\t".join(sample["text"] for sample in samples))
+
+
+def _encoded(model: Model, line: Line) -> list[int]:
+    try:
+        return model.source_vocabulary.encode(line.text)  # type: ignore[union-attr]
+    except UnknownSymbolError as error:
+        raise UnknownSymbolError(f"line {line.number + 1}: {error}") from error
+
+
+def _loop_options(options: argparse.Namespace) -> dict[str, Any]:
+    return {"max_new_tokens": options.max_new_tokens, "seed": options.seed or 0}
+
+
+def _output(model: Model, out: Generation, row: int) -> dict[str, Any]:
+    n = out.lengths[row]
+    return {
+        "text": model.target_vocabulary.decode(out.tokens[row, :n]),  # type: ignore[union-attr]
+        "tokens": out.tokens[row, :n].tolist(),
+        "log_probs": out.log_probs[row, :n].tolist(),
+        "finished": bool(out.finished[row]),
+    }
+
+
+def _print_steps(model: Model, line: Line, choose: Chooser, options: argparse.Namespace) -> None:
+    """The loop as it runs: per step the choice, its log-probability, and the best candidates."""
+    for j in range(options.num_samples):
+        print(line.text)
+        if not line.text:
+            return
+        print(f"  step  {'chosen':8} {'log-prob':>8}  candidates after the filters")
+        total = 0.0
+        for step in decode_steps(
+            model,
+            [_encoded(model, line)],
+            choose=choose,
+            row_ids=[line.number + SAMPLE_ID * j],
+            **_loop_options(options),
+        ):
+            total += step.log_probs[0]
+            symbol = _symbol(model, step.tokens[0])
+            candidates = "  ".join(_candidates(model, step))
+            print(f"  {step.index:4}  {symbol:8} {step.log_probs[0]:8.3f}  {candidates}")
+            sys.stdout.flush()
+        print(f"  {'sum':4}  {'':8} {total:8.3f}")
+
+
+def _candidates(model: Model, step: Step) -> Iterator[str]:
+    probs = to_numpy(softmax(step.scores[0].astype("float64")))
+    for token in np.argsort(-probs, kind="stable")[:SHOWN]:
+        if probs[token] > 0:
+            yield f"{_symbol(model, token):4} {probs[token]:.3f}"
+
+
+def _symbol(model: Model, token: int) -> str:
+    return model.target_vocabulary.symbols[token]  # type: ignore[union-attr]
+
+
+def _info(options: argparse.Namespace) -> None:
+    model = load(options.model)
+    c = model.config
+    n_parameters = sum(int(np.prod(shape)) for shape in param_shapes(c).values())
+    rows = [
+        ("model", options.model),
+        ("parameters", f"{n_parameters:,} in {model.dtype}"),
+        ("encoder", _describe(c.encoder)),
+        ("decoder", _describe(c.decoder)),
+        ("logits", "tied to the decoder's embedding" if c.tied_logits else "own matrix"),
+        ("tokens", f"start {c.decoder_start_id}, end {list(c.eos_ids)}, pad {c.pad_id}"),
+    ]
+    for name, vocabulary in (
+        ("source", model.source_vocabulary),
+        ("target", model.target_vocabulary),
+    ):
+        if vocabulary is not None:
+            rows.append((name, " ".join(vocabulary.symbols[:60])))
+    for name, text in rows:
+        print(f"{name:11} {text}")
+
+
+def _describe(c: StackConfig) -> str:
+    a = c.self_attention
+    positions = type(c.positions).__name__.removesuffix("Positions").lower() if c.positions else ""
+    relative = {RotaryPositions: "rotary", AlibiPositions: "alibi", BucketedPositions: "bucketed"}
+    kinds = [positions, relative.get(type(c.relative_positions), "")]
+    return (
+        f"{c.n_layers} layers, width {c.d_model}, {a.n_heads} heads of {a.d_k}, "
+        f"feed-forward {c.feed_forward.d_ff} ({c.feed_forward.activation}), "
+        f"{c.norm.kind} {'+'.join(c.norm_positions)}, vocabulary {c.vocab_size}, "
+        f"positions: {' and '.join(filter(None, kinds)) or 'none'}"
+    )
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

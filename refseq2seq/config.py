@@ -1,0 +1,358 @@
+"""Every numerical convention of a model, as a named field.
+
+Encoder-decoder Transformers share their equations and differ in conventions: where the
+norms stand, what is added inside their square root, which GELU is meant, how positions
+enter. Each convention is a field here. Fields have no defaults, because a default is a
+guess about somebody else's model; `refseq2seq.presets` names two complete arrangements.
+"""
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+NormKind = Literal["layer_norm", "rms_norm", "l2_norm", "std_norm"]
+Activation = Literal["relu", "relu_squared", "silu", "gelu_erf", "gelu_tanh"]
+SinusoidLayout = Literal["interleaved", "concatenated", "tensor2tensor"]
+
+
+class Config:
+    """A record that checks its fields against their annotations and knows JSON's types."""
+
+    def __post_init__(self) -> None:
+        for name, annotation in _annotations(type(self)).items():
+            _check(f"{type(self).__name__}.{name}", annotation, getattr(self, name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries of JSON's types; a union's members carry their ``type``."""
+        return _to_json(self)
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> Self:
+        """The inverse of `to_dict`. A missing or unknown field is a ValueError."""
+        return _from_json(cls.__name__, cls, fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormConfig(Config):
+    """One kind of normalisation over the last axis; the functions are in `refseq2seq.ops`.
+
+    ``layer_norm`` adds eps to the variance, ``rms_norm`` to the mean square; ``l2_norm``
+    clamps the Euclidean norm from below by eps; ``std_norm`` adds eps to the unbiased
+    standard deviation.
+    """
+
+    kind: NormKind
+    eps: float
+    gain: Literal["vector", "scalar", "none"]
+    bias: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eps < 0:
+            raise ValueError(f"NormConfig.eps must not be negative, got {self.eps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(Config):
+    """Conventions of one multi-head attention.
+
+    ``scale`` multiplies the scores (1/sqrt(d_k) in Vaswani et al. 2017, 1 in T5).
+    ``biases`` lists the projections that have one. With fewer key-value heads than
+    heads, query head h uses key-value head ``h // (n_heads // n_kv_heads)`` when
+    ``grouped``, ``h % n_kv_heads`` when ``tiled``. ``qk_norm`` normalises each head's
+    queries and keys. ``n_memory_kv`` learned key-value pairs are attended by everyone.
+    ``gate`` multiplies the heads' output by sigmoid(x W_g), one gate per value or per head.
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    kv_head_order: Literal["grouped", "tiled"]
+    d_k: int
+    d_v: int
+    scale: float
+    biases: tuple[Literal["q", "k", "v", "o"], ...]
+    qk_norm: NormConfig | None
+    n_memory_kv: int
+    gate: Literal["none", "per_value", "per_head"]
+    head_scale: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "n_heads", "n_kv_heads", "d_k", "d_v")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"AttentionConfig.n_kv_heads must divide n_heads = {self.n_heads}, "
+                f"got {self.n_kv_heads}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForwardConfig(Config):
+    """activation(x W_in + b_in) W_out + b_out, or, when ``gated``,
+    (activation(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out.
+
+    ``hidden_norm`` normalises what W_out multiplies.
+    """
+
+    d_ff: int
+    activation: Activation
+    gated: bool
+    biases: tuple[Literal["in", "gate", "out"], ...]
+    hidden_norm: NormConfig | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "d_ff")
+        if "gate" in self.biases and not self.gated:
+            raise ValueError("FeedForwardConfig.biases names 'gate', but gated is False")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedPositions(Config):
+    """Row ``position + offset`` of a learned table, times ``scale``, added to the embedding."""
+
+    TYPE: ClassVar = "learned"
+    n_positions: int
+    offset: int
+    scale: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_positions <= self.offset:
+            raise ValueError(
+                f"LearnedPositions.n_positions must be more than offset = {self.offset}, "
+                f"got {self.n_positions}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinusoidalPositions(Config):
+    """Sines and cosines of ``position + offset``, times ``scale``, added to the embedding."""
+
+    TYPE: ClassVar = "sinusoidal"
+    layout: SinusoidLayout
+    offset: int
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryPositions(Config):
+    """The first ``d_rotary`` entries of each query and key rotate with their position."""
+
+    TYPE: ClassVar = "rotary"
+    d_rotary: int
+    base: float
+    pairing: Literal["interleaved", "halves"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.base <= 0:
+            raise ValueError(f"RotaryPositions.base must be more than 0, got {self.base}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlibiPositions(Config):
+    """``-slope * |query position - key position|`` is added to the scores of each head."""
+
+    TYPE: ClassVar = "alibi"
+    slopes: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketedPositions(Config):
+    """T5's relative positions: a learned bias per head and bucket of distances, times ``scale``.
+
+    One table serves every layer, or, ``per_layer``, each has its own.
+    """
+
+    TYPE: ClassVar = "bucketed"
+    n_buckets: int
+    max_distance: int
+    bidirectional: bool
+    per_layer: bool
+    scale: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_way = self.n_buckets // 2 if self.bidirectional else self.n_buckets
+        if one_way < 2:
+            raise ValueError(
+                "BucketedPositions.n_buckets must be at least 2 for each direction, "
+                f"got {self.n_buckets} with bidirectional = {self.bidirectional}"
+            )
+        if self.max_distance <= one_way // 2:
+            raise ValueError(
+                f"BucketedPositions.max_distance must be more than {one_way // 2}, up to which "
+                f"each distance has its own bucket, got {self.max_distance}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig(Config):
+    """An encoder or a decoder.
+
+    ``positions`` are added to the embedding, ``relative_positions`` act inside
+    self-attention. ``norm_positions`` says where each sublayer has a norm:
+
+        x = after(x + branch(sublayer(before(x))))
+
+    so that ("before",) is pre-norm, ("after",) post-norm and ("before", "branch") the
+    sandwich. ``n_memory_tokens`` learned vectors are put before the sequence and dropped
+    from the output.
+    """
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    embedding_scale: float
+    embedding_norm: Literal["none", "before_positions", "after_positions"]
+    positions: LearnedPositions | SinusoidalPositions | None
+    relative_positions: RotaryPositions | AlibiPositions | BucketedPositions | None
+    n_memory_tokens: int
+    norm: NormConfig
+    norm_positions: tuple[Literal["before", "branch", "after"], ...]
+    final_norm: bool
+    self_attention: AttentionConfig
+    cross_attention: AttentionConfig | None
+    feed_forward: FeedForwardConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "vocab_size", "d_model", "n_layers")
+        relative, attention = self.relative_positions, self.self_attention
+        if isinstance(relative, AlibiPositions) and len(relative.slopes) != attention.n_heads:
+            raise ValueError(
+                f"AlibiPositions.slopes must have one slope per head, {attention.n_heads}, "
+                f"got {len(relative.slopes)}"
+            )
+        if isinstance(relative, RotaryPositions) and (
+            relative.d_rotary % 2 or not 0 < relative.d_rotary <= attention.d_k
+        ):
+            raise ValueError(
+                "RotaryPositions.d_rotary must be even, positive and at most "
+                f"d_k = {attention.d_k}, got {relative.d_rotary}"
+            )
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens that the position table can serve; None when there is no table."""
+        if isinstance(self.positions, LearnedPositions):
+            return self.positions.n_positions - self.positions.offset
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """An encoder-decoder and the meaning of its special tokens.
+
+    ``tied_embeddings``: encoder and decoder share one table. ``tied_logits``: the
+    unembedding is the decoder's table transposed. ``logits_scale`` multiplies the last
+    hidden state before the unembedding. ``decoder_start_id`` begins a target,
+    any of ``eos_ids`` ends it, ``pad_id`` follows.
+    """
+
+    encoder: StackConfig
+    decoder: StackConfig
+    tied_embeddings: bool
+    tied_logits: bool
+    logits_scale: float
+    logits_bias: bool
+    decoder_start_id: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder.cross_attention is not None:
+            raise ValueError("ModelConfig.encoder.cross_attention must be None")
+        if self.decoder.cross_attention is None:
+            raise ValueError("ModelConfig.decoder.cross_attention must not be None")
+        if self.decoder.n_memory_tokens:
+            raise ValueError("ModelConfig.decoder.n_memory_tokens must be 0: they are an encoder's")
+        for name, ids in (
+            ("decoder_start_id", (self.decoder_start_id,)),
+            ("eos_ids", self.eos_ids),
+            ("pad_id", (self.pad_id,)),
+        ):
+            for token in ids:
+                if not 0 <= token < self.decoder.vocab_size:
+                    raise ValueError(
+                        f"ModelConfig.{name} must be in the decoder's vocabulary, "
+                        f"0 to {self.decoder.vocab_size - 1}, got {token}"
+                    )
+        if self.tied_embeddings:
+            tables = [(s.vocab_size, s.d_model) for s in (self.encoder, self.decoder)]
+            if tables[0] != tables[1]:
+                raise ValueError(
+                    "ModelConfig.tied_embeddings needs one vocabulary and width, got "
+                    f"{tables[0]} for the encoder and {tables[1]} for the decoder"
+                )
+
+
+def _annotations(config: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(config)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config)}
+
+
+def _check_positive(config: Config, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            where = f"{type(config).__name__}.{name}"
+            raise ValueError(f"{where} must be at least 1, got {getattr(config, name)}")
+
+
+def _check(where: str, annotation: Any, value: Any) -> None:
+    """Raise unless ``value`` is of the annotated type; ints here are never negative."""
+    origin, members = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        if value not in members:
+            raise ValueError(f"{where} must be one of {members}, got {value!r}")
+    elif origin is tuple:
+        if not isinstance(value, tuple):
+            raise TypeError(f"{where} must be a tuple, got {type(value).__name__}")
+        for member in value:
+            _check(where, members[0], member)
+    elif annotation is int:
+        if type(value) is not int:
+            raise TypeError(f"{where} must be an int, got {type(value).__name__}")
+        if value < 0:
+            raise ValueError(f"{where} must not be negative, got {value}")
+    elif annotation is float:
+        if type(value) is not float:
+            raise TypeError(f"{where} must be a Python float, got {type(value).__name__}")
+        if not abs(value) < float("inf"):
+            raise ValueError(f"{where} must be finite, got {value}")
+    elif not isinstance(value, members or annotation):
+        names = " or ".join(t.__name__ for t in members or (annotation,))
+        raise TypeError(f"{where} must be {names}, got {type(value).__name__}")
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Config):
+        fields = {name: _to_json(getattr(value, name)) for name in _annotations(type(value))}
+        return {"type": value.TYPE} | fields if hasattr(value, "TYPE") else fields
+    return [_to_json(member) for member in value] if isinstance(value, tuple) else value
+
+
+def _from_json(where: str, annotation: Any, value: Any) -> Any:
+    """``value`` as the annotated type. What `_check` can judge is left to it."""
+    origin, members = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_from_json(where, members[0], member) for member in value)
+    if origin is Literal or value is None or not isinstance(value, dict):
+        return value
+    configs = [t for t in members or (annotation,) if isinstance(t, type) and issubclass(t, Config)]
+    if len(configs) > 1:
+        kinds = {config.TYPE: config for config in configs}  # type: ignore[attr-defined]
+        value = dict(value)
+        kind = value.pop("type", None)
+        if kind not in kinds:
+            raise ValueError(f"{where}.type must be one of {sorted(kinds)}, got {kind!r}")
+        configs = [kinds[kind]]
+    fields = _annotations(configs[0])
+    if missing := sorted(fields.keys() - value.keys()):
+        raise ValueError(f"{where} lacks the fields {missing}")
+    if unknown := sorted(value.keys() - fields.keys()):
+        raise ValueError(f"{where} has the unknown fields {unknown}")
+    return configs[0](**{n: _from_json(f"{where}.{n}", t, value[n]) for n, t in fields.items()})

@@ -1,0 +1,44 @@
+"""Masks are boolean: True = may attend. PyTorch's ``key_padding_mask`` is the opposite."""
+
+from .backend import Array, array_namespace
+
+
+def padding_mask(mask: Array) -> Array:
+    """A key mask, shape (batch, n_k), in the shape of scores: (batch, 1, 1, n_k).
+
+    True = a real token, which every head and query may attend to.
+    """
+    return mask[:, None, None, :]
+
+
+def causal_mask(q_positions: Array, k_positions: Array) -> Array:
+    """True where the key does not come after the query: shape (n_q, n_k).
+
+    Parameters
+    ----------
+    q_positions, k_positions : integer arrays, shapes (n_q,) and (n_k,)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> causal_mask(np.array([1, 2]), np.array([0, 1, 2]))
+    array([[ True,  True, False],
+           [ True,  True,  True]])
+    """
+    return k_positions[None, :] <= q_positions[:, None]
+
+
+def real_positions(mask: Array) -> Array:
+    """Positions that count real tokens only, shape (batch, n): padding never shifts them.
+
+    A padded place gets the position of the last real token before it, or 0; it is masked,
+    so the value never shows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> real_positions(np.array([[False, True, True, False]]))
+    array([[0, 0, 1, 1]])
+    """
+    xp = array_namespace(mask)
+    return xp.maximum(xp.cumsum(mask.astype("int64"), axis=-1) - 1, 0)

@@ -1,0 +1,254 @@
+"""The operations of a Transformer on arrays: products, softmax, norms, activations.
+
+Every function acts on the last axis, keeps the dtype it is given and mutates nothing.
+Scalars are Python floats: a NumPy float64 scalar would turn float32 arrays into float64.
+"""
+
+import math
+
+from .backend import Array, array_namespace
+from .special import normal_cdf
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Affine map.
+
+    .. math:: y = x W + b
+
+    Parameters
+    ----------
+    x : array, shape (..., d_in)
+    weight : array, shape (d_in, d_out)
+        Transposed with respect to ``torch.nn.Linear.weight``.
+    bias : array, shape (d_out,), optional
+
+    Returns
+    -------
+    array, shape (..., d_out)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> linear(np.array([[1.0, 2.0]]), np.array([[3.0], [4.0]]), np.array([0.5]))
+    array([[11.5]])
+    """
+    # One 2-D product: matmul would run a (batch, 1, d_in) stack as batch small products.
+    y = (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], weight.shape[-1])
+    return y if bias is None else y + bias
+
+
+def softmax(x: Array, mask: Array | None = None) -> Array:
+    r"""Probabilities proportional to exp(x) over the entries that the mask allows.
+
+    .. math:: \mathrm{softmax}(x)_i = \frac{m_i e^{x_i}}{\sum_j m_j e^{x_j}}
+
+    Parameters
+    ----------
+    x : array, shape (..., n)
+    mask : boolean array, shape broadcastable to (..., n), optional
+        True = may be chosen.
+
+    Returns
+    -------
+    array, shape (..., n)
+        A row whose mask is all False, or whose entries are all -inf, is all zeros.
+
+    Notes
+    -----
+    The greatest entry is subtracted first, so no finite input overflows. PyTorch gives
+    NaN for a fully masked row; adding -1e9 instead of masking gives a uniform one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softmax(np.log([1.0, 3.0, 4.0]), np.array([True, True, False]))
+    array([0.25, 0.75, 0.  ])
+    """
+    xp = array_namespace(x)
+    if mask is not None:
+        x = xp.where(mask, x, -math.inf)
+    top = xp.max(x, axis=-1, keepdims=True)
+    unnormalised = xp.exp(x - xp.where(top == -math.inf, 0.0, top))
+    total = xp.sum(unnormalised, axis=-1, keepdims=True)
+    return unnormalised / xp.where(total == 0, 1.0, total)
+
+
+def log_softmax(x: Array) -> Array:
+    r"""Logarithm of the softmax, in nats, without forming probabilities that underflow.
+
+    .. math:: \log\mathrm{softmax}(x)_i = x_i - \log \sum_j e^{x_j}
+
+    Parameters
+    ----------
+    x : array, shape (..., n)
+        At least one finite entry in each row; -inf stays -inf.
+
+    Returns
+    -------
+    array, shape (..., n)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> log_softmax(np.array([0.0, -1000.0]))
+    array([    0., -1000.])
+    """
+    return x - logsumexp(x)
+
+
+def logsumexp(x: Array) -> Array:
+    r"""log of the sum of exponentials over the last axis, which is kept with length 1.
+
+    .. math:: \max_i x_i + \log \sum_j e^{x_j - \max_i x_i}
+
+    Parameters
+    ----------
+    x : array, shape (..., n)
+        At least one finite entry in each row.
+
+    Returns
+    -------
+    array, shape (..., 1)
+    """
+    xp = array_namespace(x)
+    top = xp.max(x, axis=-1, keepdims=True)
+    return top + xp.log(xp.sum(xp.exp(x - top), axis=-1, keepdims=True))
+
+
+def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
+    r"""Layer normalisation (Ba, Kiros and Hinton 2016, eq. 4).
+
+    .. math:: \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}\, g + b
+
+    Parameters
+    ----------
+    x : array, shape (..., d)
+    gain, bias : array, shape (d,), or None
+        The whole gain: x-transformers stores it minus one (``gamma + 1`` is the gain).
+    eps : float
+        Added to the variance, inside the square root. The variance is the biased one,
+        the mean of squared deviations.
+
+    Returns
+    -------
+    array, shape (..., d)
+    """
+    xp = array_namespace(x)
+    centred = x - xp.mean(x, axis=-1, keepdims=True)
+    variance = xp.mean(centred * centred, axis=-1, keepdims=True)
+    return _affine(centred / xp.sqrt(variance + eps), gain, bias)
+
+
+def rms_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
+    r"""Root-mean-square normalisation (Zhang and Sennrich 2019, eq. 4), as in T5.
+
+    .. math:: \frac{x}{\sqrt{\frac{1}{d} \sum_i x_i^2 + \epsilon}}\, g + b
+
+    Arguments as in `layer_norm`. Hugging Face's ``T5LayerNorm`` is this function;
+    ``RMSNorm`` of x-transformers is `l2_norm`.
+    """
+    xp = array_namespace(x)
+    return _affine(x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps), gain, bias)
+
+
+def l2_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
+    r"""Scaling to Euclidean length sqrt(d), times the gain.
+
+    .. math:: \sqrt{d}\,\frac{x}{\max(\lVert x \rVert_2, \epsilon)}\, g + b
+
+    Arguments as in `layer_norm`; ``gain`` may be a single number. With a vector gain this
+    is x-transformers' ``RMSNorm``, with a scalar one its ``ScaleNorm`` (Nguyen and
+    Salazar 2019, eq. 5), with none its ``SimpleRMSNorm``. The length is clamped from
+    below by eps; nothing is added to it.
+    """
+    xp = array_namespace(x)
+    length = xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True))
+    return _affine(x / xp.maximum(length, eps) * math.sqrt(x.shape[-1]), gain, bias)
+
+
+def std_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
+    r"""The layer norm of "The Annotated Transformer".
+
+    .. math:: \frac{x - \mu}{s + \epsilon}\, g + b,
+        \qquad s^2 = \frac{1}{d - 1} \sum_i (x_i - \mu)^2
+
+    Arguments as in `layer_norm`. It differs from that function twice: the standard
+    deviation is the unbiased one, and eps is added to it outside the square root.
+    """
+    xp = array_namespace(x)
+    centred = x - xp.mean(x, axis=-1, keepdims=True)
+    variance = xp.sum(centred * centred, axis=-1, keepdims=True) / (x.shape[-1] - 1)
+    return _affine(centred / (xp.sqrt(variance) + eps), gain, bias)
+
+
+def _affine(x: Array, gain: Array | None, bias: Array | None) -> Array:
+    scaled = x if gain is None else x * gain
+    return scaled if bias is None else scaled + bias
+
+
+def relu(x: Array) -> Array:
+    """max(x, 0); NaN stays NaN."""
+    return array_namespace(x).maximum(x, 0)
+
+
+def relu_squared(x: Array) -> Array:
+    """max(x, 0) squared (So et al. 2021, Primer)."""
+    return relu(x) ** 2
+
+
+def sigmoid(x: Array) -> Array:
+    r"""Logistic function :math:`1 / (1 + e^{-x})`; as e^x / (1 + e^x) where x < 0, so that
+    nothing overflows and no digit is lost in the left tail.
+    """
+    xp = array_namespace(x)
+    small = xp.exp(-xp.abs(x))
+    return xp.where(x < 0, small, 1.0) / (1 + small)
+
+
+def silu(x: Array) -> Array:
+    """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016, section 2)."""
+    return x * sigmoid(x)
+
+
+def gelu_erf(x: Array) -> Array:
+    r"""Gaussian error linear unit, exact (Hendrycks and Gimpel 2016, eq. 1).
+
+    .. math:: x\,\Phi(x) = \tfrac{x}{2}\,\mathrm{erfc}(-x / \sqrt 2)
+
+    What PyTorch and x-transformers call ``gelu`` and compute as x (1 + erf(x/sqrt 2))/2,
+    which loses every digit in the left tail, where 1 + erf cancels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> gelu_erf(np.array([-10.0, 0.0, 1.0]))
+    array([-7.61985302e-23,  0.00000000e+00,  8.41344746e-01])
+    """
+    return x * normal_cdf(x)
+
+
+def gelu_tanh(x: Array) -> Array:
+    r"""The tanh approximation of GELU (Hendrycks and Gimpel 2016, section 2).
+
+    .. math:: \tfrac{x}{2}\left(1 + \tanh\left(\sqrt{2/\pi}\,(x + 0.044715 x^3)\right)\right)
+
+    Hugging Face's ``gelu_new``, PyTorch's ``approximate="tanh"``; up to 4.8e-4 from `gelu_erf`.
+    """
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))
+    return 0.5 * x * (1 + array_namespace(x).tanh(inner))
+
+
+NORMS = {
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+    "l2_norm": l2_norm,
+    "std_norm": std_norm,
+}
+
+ACTIVATIONS = {
+    "relu": relu,
+    "relu_squared": relu_squared,
+    "silu": silu,
+    "gelu_erf": gelu_erf,
+    "gelu_tanh": gelu_tanh,
+}

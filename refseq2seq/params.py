@@ -1,0 +1,312 @@
+"""The arrays of a model: frozen dataclasses, a shape beside each field.
+
+Matrices are stored ``(d_in, d_out)``, so that code says ``x @ w + b`` as papers do. An
+array that a configuration does not have is None. `build_params` walks a configuration
+and asks for each array by name and shape; creating, loading, checking and converting a
+model are the four answers that can be given to it.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from .backend import Array
+from .config import (
+    AttentionConfig,
+    BucketedPositions,
+    FeedForwardConfig,
+    LearnedPositions,
+    ModelConfig,
+    NormConfig,
+    StackConfig,
+)
+
+ArrayMaker = Callable[[str, tuple[int, ...]], Array]
+"""Gives the array for a name such as ``encoder.layers.0.self_attention.w_q`` and a shape."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormParams:
+    """Gain and bias of a normalisation."""
+
+    gain: Array | None  # (d,) or ()
+    bias: Array | None  # (d,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SublayerNorms:
+    """x = after(x + branch(sublayer(before(x)))); a norm that is None is the identity."""
+
+    before: NormParams | None
+    branch: NormParams | None
+    after: NormParams | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionParams:
+    """The projections of one multi-head attention, and what some models add to them."""
+
+    w_q: Array  # (d_model, n_heads * d_k)
+    b_q: Array | None  # (n_heads * d_k,)
+    w_k: Array  # (d_memory, n_kv_heads * d_k); d_memory = d_model in self-attention
+    b_k: Array | None  # (n_kv_heads * d_k,)
+    w_v: Array  # (d_memory, n_kv_heads * d_v)
+    b_v: Array | None  # (n_kv_heads * d_v,)
+    w_o: Array  # (n_heads * d_v, d_model)
+    b_o: Array | None  # (d_model,)
+    q_norm: NormParams | None  # gain (n_heads, 1, d_k)
+    k_norm: NormParams | None  # gain (n_kv_heads, 1, d_k)
+    memory_k: Array | None  # (n_kv_heads, n_memory_kv, d_k)
+    memory_v: Array | None  # (n_kv_heads, n_memory_kv, d_v)
+    w_gate: Array | None  # (d_model, n_heads * d_v), or (d_model, n_heads) per head
+    b_gate: Array | None  # (n_heads * d_v,), or (n_heads,) per head
+    head_scale: Array | None  # (n_heads, 1, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedForwardParams:
+    """The matrices of one feed-forward sublayer."""
+
+    w_in: Array  # (d_model, d_ff)
+    b_in: Array | None  # (d_ff,)
+    w_gate: Array | None  # (d_model, d_ff)
+    b_gate: Array | None  # (d_ff,)
+    hidden_norm: NormParams | None  # (d_ff,)
+    w_out: Array  # (d_ff, d_model)
+    b_out: Array | None  # (d_model,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerParams:
+    """One encoder or decoder layer."""
+
+    self_attention: AttentionParams
+    self_norms: SublayerNorms
+    cross_attention: AttentionParams | None  # decoder only
+    cross_norms: SublayerNorms  # all None in an encoder
+    feed_forward: FeedForwardParams
+    feed_forward_norms: SublayerNorms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackParams:
+    """An encoder or a decoder."""
+
+    embedding: Array  # (vocab_size, d_model)
+    embedding_norm: NormParams | None
+    positions: Array | None  # (n_positions, d_model)
+    relative_bias: tuple[Array, ...]  # none, one or n_layers of (n_buckets, n_heads)
+    memory_tokens: Array | None  # (n_memory_tokens, d_model)
+    layers: tuple[LayerParams, ...]
+    final_norm: NormParams | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """All arrays of a model."""
+
+    encoder: StackParams
+    decoder: StackParams
+    unembedding: Array  # (d_model, vocab_size)
+    logits_bias: Array | None  # (vocab_size,)
+
+
+def build_params(config: ModelConfig, array: ArrayMaker) -> Params:
+    """The parameters of ``config``, each array obtained from ``array(name, shape)``.
+
+    A tied table is asked for once, under the name ``decoder.embedding``.
+    """
+    decoder = _stack(config.decoder, config.encoder.d_model, _under("decoder", array))
+    shared = decoder.embedding if config.tied_embeddings else None
+    encoder = _stack(config.encoder, 0, _under("encoder", array), embedding=shared)
+    d_model, vocab_size = config.decoder.d_model, config.decoder.vocab_size
+    return Params(
+        encoder=encoder,
+        decoder=decoder,
+        unembedding=(
+            decoder.embedding.T
+            if config.tied_logits
+            else array("unembedding", (d_model, vocab_size))
+        ),
+        logits_bias=array("logits_bias", (vocab_size,)) if config.logits_bias else None,
+    )
+
+
+def _stack(
+    c: StackConfig, d_memory: int, array: ArrayMaker, embedding: Array | None = None
+) -> StackParams:
+    if embedding is None:
+        embedding = array("embedding", (c.vocab_size, c.d_model))
+    n_tables, buckets = 0, (0, 0)
+    if isinstance(c.relative_positions, BucketedPositions):
+        n_tables = c.n_layers if c.relative_positions.per_layer else 1
+        buckets = (c.relative_positions.n_buckets, c.self_attention.n_heads)
+    return StackParams(
+        embedding=embedding,
+        embedding_norm=(
+            _norm(c.norm, (c.d_model,), _under("embedding_norm", array))
+            if c.embedding_norm != "none"
+            else None
+        ),
+        positions=(
+            array("positions", (c.positions.n_positions, c.d_model))
+            if isinstance(c.positions, LearnedPositions)
+            else None
+        ),
+        relative_bias=tuple(array(f"relative_bias.{i}", buckets) for i in range(n_tables)),
+        memory_tokens=(
+            array("memory_tokens", (c.n_memory_tokens, c.d_model)) if c.n_memory_tokens else None
+        ),
+        layers=tuple(_layer(c, d_memory, _under(f"layers.{i}", array)) for i in range(c.n_layers)),
+        final_norm=(
+            _norm(c.norm, (c.d_model,), _under("final_norm", array)) if c.final_norm else None
+        ),
+    )
+
+
+def _layer(c: StackConfig, d_memory: int, array: ArrayMaker) -> LayerParams:
+    def attention(name: str, config: AttentionConfig, d_memory: int) -> AttentionParams:
+        return _attention(config, c.d_model, d_memory, _under(name, array))
+
+    def norms(name: str) -> SublayerNorms:
+        return SublayerNorms(
+            **{
+                place: _norm(c.norm, (c.d_model,), _under(f"{name}.{place}", array))
+                if place in c.norm_positions
+                else None
+                for place in ("before", "branch", "after")
+            }
+        )
+
+    cross, no_norms = c.cross_attention, SublayerNorms(before=None, branch=None, after=None)
+    return LayerParams(
+        self_attention=attention("self_attention", c.self_attention, c.d_model),
+        self_norms=norms("self_norms"),
+        cross_attention=attention("cross_attention", cross, d_memory) if cross else None,
+        cross_norms=norms("cross_norms") if cross else no_norms,
+        feed_forward=_feed_forward(c.feed_forward, c.d_model, _under("feed_forward", array)),
+        feed_forward_norms=norms("feed_forward_norms"),
+    )
+
+
+def _attention(
+    c: AttentionConfig, d_model: int, d_memory: int, array: ArrayMaker
+) -> AttentionParams:
+    n_q, n_k, n_v = c.n_heads * c.d_k, c.n_kv_heads * c.d_k, c.n_kv_heads * c.d_v
+    n_o = c.n_heads * c.d_v
+    n_gates = {"none": 0, "per_value": n_o, "per_head": c.n_heads}[c.gate]
+
+    def bias(name: str, size: int) -> Array | None:
+        return array(f"b_{name}", (size,)) if name in c.biases else None
+
+    def qk_norm(name: str, n_heads: int) -> NormParams | None:
+        if c.qk_norm is None:
+            return None
+        return _norm(c.qk_norm, (n_heads, 1, c.d_k), _under(name, array))
+
+    def memory(name: str, d: int) -> Array | None:
+        return array(name, (c.n_kv_heads, c.n_memory_kv, d)) if c.n_memory_kv else None
+
+    return AttentionParams(
+        w_q=array("w_q", (d_model, n_q)),
+        b_q=bias("q", n_q),
+        w_k=array("w_k", (d_memory, n_k)),
+        b_k=bias("k", n_k),
+        w_v=array("w_v", (d_memory, n_v)),
+        b_v=bias("v", n_v),
+        w_o=array("w_o", (n_o, d_model)),
+        b_o=bias("o", d_model),
+        q_norm=qk_norm("q_norm", c.n_heads),
+        k_norm=qk_norm("k_norm", c.n_kv_heads),
+        memory_k=memory("memory_k", c.d_k),
+        memory_v=memory("memory_v", c.d_v),
+        w_gate=array("w_gate", (d_model, n_gates)) if n_gates else None,
+        b_gate=array("b_gate", (n_gates,)) if n_gates else None,
+        head_scale=array("head_scale", (c.n_heads, 1, 1)) if c.head_scale else None,
+    )
+
+
+def _feed_forward(c: FeedForwardConfig, d_model: int, array: ArrayMaker) -> FeedForwardParams:
+    def bias(name: str, size: int) -> Array | None:
+        return array(f"b_{name}", (size,)) if name in c.biases else None
+
+    return FeedForwardParams(
+        w_in=array("w_in", (d_model, c.d_ff)),
+        b_in=bias("in", c.d_ff),
+        w_gate=array("w_gate", (d_model, c.d_ff)) if c.gated else None,
+        b_gate=bias("gate", c.d_ff),
+        hidden_norm=(
+            _norm(c.hidden_norm, (c.d_ff,), _under("hidden_norm", array))
+            if c.hidden_norm is not None
+            else None
+        ),
+        w_out=array("w_out", (c.d_ff, d_model)),
+        b_out=bias("out", d_model),
+    )
+
+
+def _norm(c: NormConfig, shape: tuple[int, ...], array: ArrayMaker) -> NormParams:
+    gain_shape = {"vector": shape, "scalar": (), "none": None}[c.gain]
+    return NormParams(
+        gain=None if gain_shape is None else array("gain", gain_shape),
+        bias=array("bias", shape) if c.bias else None,
+    )
+
+
+def _under(prefix: str, array: ArrayMaker) -> ArrayMaker:
+    return lambda name, shape: array(f"{prefix}.{name}", shape)
+
+
+def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every array of ``config``, in the order of `build_params`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, shape: tuple[int, ...]) -> Array:
+        shapes[name] = shape
+        return np.broadcast_to(np.float64(0), shape)  # the right shape, no memory
+
+    build_params(config, note)
+    return shapes
+
+
+def random_params(config: ModelConfig, seed: int, dtype: str = "float32") -> Params:
+    """Well-scaled random parameters: activations keep unit size through the layers.
+
+    Each array is drawn from its own generator, keyed by ``seed`` and its name, so that
+    an array does not depend on which others exist. Biases and gains are random too: a
+    test that forgets one should fail.
+    """
+
+    def draw(name: str, shape: tuple[int, ...]) -> Array:
+        normal = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape)
+        kind = name.rpartition(".")[2]
+        if kind in ("gain", "head_scale"):
+            normal = 1 + normal / 8
+        elif kind in ("bias", "logits_bias") or kind.startswith("b_"):
+            normal = normal / 8
+        elif kind.startswith("w_") or kind == "unembedding":
+            normal = normal / shape[0] ** 0.5
+        return np.asarray(normal, dtype=dtype)
+
+    return build_params(config, draw)
+
+
+def named_arrays(params: Any, prefix: str = "") -> Iterator[tuple[str, Array]]:
+    """Every array of a parameter tree with its name. Tied tables come more than once."""
+    if is_dataclass(params):
+        for field in fields(params):
+            yield from named_arrays(getattr(params, field.name), f"{prefix}{field.name}.")
+    elif isinstance(params, tuple):
+        for i, member in enumerate(params):
+            yield from named_arrays(member, f"{prefix}{i}.")
+    elif params is not None:
+        yield prefix.removesuffix("."), params
+
+
+def map_arrays(config: ModelConfig, params: Params, function: Callable[[Array], Array]) -> Params:
+    """The same parameters with ``function`` applied to each array; tied tables stay tied."""
+    arrays = dict(named_arrays(params))
+    return build_params(config, lambda name, shape: function(arrays[name]))

@@ -1,0 +1,202 @@
+"""Where a token stands: what is added to embeddings, to scores, or turns queries and keys.
+
+Positions are integer arrays counted from 0, of shape (n,), or (batch, n) where padding
+makes rows differ. Angles are computed in float64 and rounded once.
+"""
+
+import math
+from collections.abc import Callable
+
+from .backend import Array, array_namespace
+from .config import (
+    AlibiPositions,
+    BucketedPositions,
+    LearnedPositions,
+    RotaryPositions,
+    SinusoidalPositions,
+    SinusoidLayout,
+)
+
+
+def sinusoids(positions: Array, d_model: int, layout: SinusoidLayout) -> Array:
+    r"""Sines and cosines of geometric wavelengths (Vaswani et al. 2017, section 3.5).
+
+    .. math:: \sin(p\,\omega_j),\ \cos(p\,\omega_j), \qquad j = 0, \dots, h - 1,\quad h = d/2
+
+    Three layouts go by the same name:
+
+    - ``interleaved``: sin, cos, sin, cos, ...; omega_j = 10000^(-j/h). The paper.
+    - ``concatenated``: all sines, then all cosines, same omega_j. Marian, Pegasus and
+      x-transformers' ``scaled_sinu_pos_emb``.
+    - ``tensor2tensor``: as concatenated with omega_j = 10000^(-j/(h-1)). fairseq, M2M100.
+
+    Parameters
+    ----------
+    positions : integer array, shape (...,)
+    d_model : int
+        Width d; a last odd column is zero.
+    layout : str
+
+    Returns
+    -------
+    float64 array, shape (..., d_model)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sinusoids(np.array([0, 1]), 2, "interleaved").round(4)
+    array([[0.    , 1.    ],
+           [0.8415, 0.5403]])
+    """
+    xp = array_namespace(positions)
+    half = d_model // 2
+    steps = max(half - 1, 1) if layout == "tensor2tensor" else d_model / 2
+    frequencies = xp.exp(xp.arange(half, dtype="float64") * (-math.log(10000.0) / steps))
+    angles = positions.astype("float64")[..., None] * frequencies
+    waves = [xp.sin(angles), xp.cos(angles)]
+    if layout == "interleaved":
+        table = xp.stack(waves, axis=-1).reshape(*positions.shape, 2 * half)
+    else:
+        table = xp.concat(waves, axis=-1)
+    odd = xp.zeros((*positions.shape, d_model - 2 * half), dtype="float64")
+    return xp.concat([table, odd], axis=-1) if d_model % 2 else table
+
+
+def position_embedding(
+    c: LearnedPositions | SinusoidalPositions, table: Array | None, positions: Array, like: Array
+) -> Array:
+    """The vectors to be added to ``like``, the embeddings, in their dtype.
+
+    ``table`` is the learned one, shape (n_positions, d_model). Result: (..., d_model).
+    """
+    if isinstance(c, LearnedPositions):
+        return table[positions + c.offset] * c.scale  # type: ignore[index]
+    waves = sinusoids(positions + c.offset, like.shape[-1], c.layout)
+    return (waves * c.scale).astype(like.dtype)
+
+
+def rotation(c: RotaryPositions, positions: Array) -> Callable[[Array], Array]:
+    r"""The rotation of queries and keys by their positions (Su et al. 2021, eq. 15).
+
+    .. math:: (a, b) \mapsto (a \cos\theta - b \sin\theta,\ b \cos\theta + a \sin\theta),
+        \qquad \theta = p\,\mathrm{base}^{-2j/d}
+
+    Pairs (a, b) are neighbours when ``interleaved`` (the paper, x-transformers), or the
+    two halves of the rotary part when ``halves`` (Llama, Hugging Face). Entries after the
+    first ``d_rotary`` pass unchanged.
+
+    Parameters
+    ----------
+    c : RotaryPositions
+    positions : integer array, shape (n,) or (batch, n)
+
+    Returns
+    -------
+    function of an array, shape (batch, n_heads, n, d_k), to one of the same shape and dtype
+    """
+    xp = array_namespace(positions)
+    d = c.d_rotary
+    frequencies = xp.exp(xp.arange(d // 2, dtype="float64") * (-2 * math.log(c.base) / d))
+    angles = positions[..., None, :, None].astype("float64") * frequencies
+    cos, sin = xp.cos(angles), xp.sin(angles)  # ([batch,] 1, n, d // 2)
+
+    def rotate(x: Array) -> Array:
+        turned, rest = x[..., :d], x[..., d:]
+        if c.pairing == "interleaved":
+            a, b = turned[..., 0::2], turned[..., 1::2]
+        else:
+            a, b = turned[..., : d // 2], turned[..., d // 2 :]
+        cos_x, sin_x = cos.astype(x.dtype), sin.astype(x.dtype)
+        pair = [a * cos_x - b * sin_x, b * cos_x + a * sin_x]
+        if c.pairing == "interleaved":
+            turned = xp.stack(pair, axis=-1).reshape(turned.shape)
+        else:
+            turned = xp.concat(pair, axis=-1)
+        return xp.concat([turned, rest], axis=-1)
+
+    return rotate
+
+
+def score_bias(
+    c: AlibiPositions | BucketedPositions,
+    table: Array | None,
+    q_positions: Array,
+    k_positions: Array,
+    dtype: str,
+) -> Array:
+    """What is added to the scores of each head, from the positions of query and key.
+
+    Parameters
+    ----------
+    c : AlibiPositions or BucketedPositions
+    table : array, shape (n_buckets, n_heads), or None for ALiBi
+    q_positions, k_positions : integer arrays, shapes ([batch,] n_q) and ([batch,] n_k)
+    dtype : str or dtype
+
+    Returns
+    -------
+    array, shape ([batch,] n_heads, n_q, n_k)
+
+    Notes
+    -----
+    ALiBi (Press et al. 2022) is written there for causal attention; here, as in
+    x-transformers, the distance is symmetric: -slope |q - k|. T5's bias (Raffel et al.
+    2020, section 2.1) is a table entry per head and bucket.
+    """
+    xp = array_namespace(q_positions)
+    distance = k_positions[..., None, :] - q_positions[..., :, None]
+    if isinstance(c, AlibiPositions):
+        slopes = xp.asarray(c.slopes, dtype=dtype)[:, None, None]
+        return -slopes * xp.abs(distance)[..., None, :, :].astype(dtype)
+    buckets = t5_bucket(distance, c.n_buckets, c.max_distance, c.bidirectional)
+    return xp.moveaxis(table[buckets], -1, -3) * c.scale  # type: ignore[index]
+
+
+def t5_bucket(distance: Array, n_buckets: int, max_distance: int, bidirectional: bool) -> Array:
+    r"""The bucket of a relative position, key minus query (Raffel et al. 2020, section 2.1).
+
+    Of the n buckets for one direction, the first n/2 hold one distance each; the others
+    widen logarithmically up to ``max_distance``; the last takes all that is further:
+
+    .. math:: \frac{n}{2} + \left\lfloor
+        \frac{\log(|r| / \frac n2)}{\log(\mathrm{max} / \frac n2)} \frac n2 \right\rfloor
+
+    When ``bidirectional``, the upper half of the buckets is for keys after the query;
+    otherwise those share bucket 0 with the query's own position.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> t5_bucket(np.array([-9, -2, 0, 2, 9]), 8, 16, bidirectional=True)
+    array([3, 2, 0, 6, 7])
+    """
+    xp = array_namespace(distance)
+    if bidirectional:
+        n = n_buckets // 2
+        offset = xp.where(distance > 0, n, 0)
+        far = xp.abs(distance)
+    else:
+        n, offset = n_buckets, 0
+        far = xp.maximum(-distance, 0)
+    exact = n // 2
+    ratio = xp.maximum(far, exact).astype("float64") / exact
+    growth = xp.log(ratio) * ((n - exact) / math.log(max_distance / exact))
+    wide = xp.minimum(exact + growth.astype("int64"), n - 1)
+    return offset + xp.where(far < exact, far, wide)
+
+
+def alibi_slopes(n_heads: int) -> tuple[float, ...]:
+    """The slopes of ALiBi (Press et al. 2022, section 3): 2^(-8/n), 2^(-16/n), ... for a
+    power of two n; otherwise those of the power below, then every other one of the power above.
+
+    Examples
+    --------
+    >>> alibi_slopes(4)
+    (0.25, 0.0625, 0.015625, 0.00390625)
+    """
+
+    def of_power(n: int) -> list[float]:
+        return [2 ** (-8 * (i + 1) / n) for i in range(n)]
+
+    below = 2 ** int(math.log2(n_heads))
+    return tuple(of_power(below) + of_power(2 * below)[0::2][: n_heads - below])

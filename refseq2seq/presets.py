@@ -1,0 +1,155 @@
+"""Two complete arrangements, by sizes: what the papers and the peers leave as defaults."""
+
+import math
+from typing import Literal
+
+from .config import (
+    AttentionConfig,
+    FeedForwardConfig,
+    LearnedPositions,
+    ModelConfig,
+    NormConfig,
+    SinusoidalPositions,
+    StackConfig,
+)
+
+Projection = Literal["q", "k", "v", "o"]
+
+
+def plain_attention(n_heads: int, d_k: int, biases: tuple[Projection, ...] = ()) -> AttentionConfig:
+    """Multi-head attention with scores over sqrt(d_k), and none of the later additions."""
+    return AttentionConfig(
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        kv_head_order="grouped",
+        d_k=d_k,
+        d_v=d_k,
+        scale=1 / math.sqrt(d_k),
+        biases=biases,
+        qk_norm=None,
+        n_memory_kv=0,
+        gate="none",
+        head_scale=False,
+    )
+
+
+def x_transformers(
+    *,
+    d_model: int,
+    source_vocab_size: int,
+    target_vocab_size: int,
+    n_source_positions: int,
+    n_target_positions: int,
+    encoder_layers: int,
+    decoder_layers: int,
+    n_heads: int,
+    d_k: int,
+    decoder_start_id: int,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+) -> ModelConfig:
+    """The conventions of ``x_transformers.XTransformer`` 2.31 with no option set.
+
+    Pre-norm with final norms, layer norms with eps 1e-5 and no bias, attention without
+    biases, a feed-forward four times as wide with exact GELU and biases, learned
+    positions times 1/sqrt(d_model), an unembedding of its own without bias.
+    """
+
+    def stack(vocab_size: int, n_positions: int, n_layers: int, cross: bool) -> StackConfig:
+        attention = plain_attention(n_heads, d_k)
+        return StackConfig(
+            vocab_size=vocab_size,
+            d_model=d_model,
+            n_layers=n_layers,
+            embedding_scale=1.0,
+            embedding_norm="none",
+            positions=LearnedPositions(
+                n_positions=n_positions, offset=0, scale=1 / math.sqrt(d_model)
+            ),
+            relative_positions=None,
+            n_memory_tokens=0,
+            norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=False),
+            norm_positions=("before",),
+            final_norm=True,
+            self_attention=attention,
+            cross_attention=attention if cross else None,
+            feed_forward=FeedForwardConfig(
+                d_ff=4 * d_model,
+                activation="gelu_erf",
+                gated=False,
+                biases=("in", "out"),
+                hidden_norm=None,
+            ),
+        )
+
+    return ModelConfig(
+        encoder=stack(source_vocab_size, n_source_positions, encoder_layers, cross=False),
+        decoder=stack(target_vocab_size, n_target_positions, decoder_layers, cross=True),
+        tied_embeddings=False,
+        tied_logits=False,
+        logits_scale=1.0,
+        logits_bias=False,
+        decoder_start_id=decoder_start_id,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+    )
+
+
+def vaswani(
+    *,
+    d_model: int,
+    vocab_size: int,
+    n_layers: int,
+    n_heads: int,
+    d_ff: int,
+    decoder_start_id: int,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+) -> ModelConfig:
+    """The original Transformer (Vaswani et al. 2017, section 3).
+
+    Post-norm, layer norms with bias, ReLU, interleaved sinusoids, embeddings times
+    sqrt(d_model), one table for source, target and unembedding (section 3.4). The paper
+    gives no eps (1e-5 here, as in PyTorch) and d_k = d_model / n_heads. Its projections
+    have no biases in equation form; like every implementation, this one has them.
+    """
+    if d_model % n_heads:
+        raise ValueError(f"n_heads must divide d_model = {d_model}, got {n_heads}")
+    d_k = d_model // n_heads
+
+    def stack(cross: bool) -> StackConfig:
+        attention = plain_attention(n_heads, d_k, biases=("q", "k", "v", "o"))
+        return StackConfig(
+            vocab_size=vocab_size,
+            d_model=d_model,
+            n_layers=n_layers,
+            embedding_scale=math.sqrt(d_model),
+            embedding_norm="none",
+            positions=SinusoidalPositions(layout="interleaved", offset=0, scale=1.0),
+            relative_positions=None,
+            n_memory_tokens=0,
+            norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=True),
+            norm_positions=("after",),
+            final_norm=False,
+            self_attention=attention,
+            cross_attention=attention if cross else None,
+            feed_forward=FeedForwardConfig(
+                d_ff=d_ff,
+                activation="relu",
+                gated=False,
+                biases=("in", "out"),
+                hidden_norm=None,
+            ),
+        )
+
+    return ModelConfig(
+        encoder=stack(cross=False),
+        decoder=stack(cross=True),
+        tied_embeddings=True,
+        tied_logits=True,
+        logits_scale=1.0,
+        logits_bias=False,
+        decoder_start_id=decoder_start_id,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+    )

@@ -1,0 +1,316 @@
+"""From logits to a token: processors that reshape the distribution, choosers that pick.
+
+A processor takes scores ``(batch, vocab_size)`` and the `State` of the decoding, and gives
+scores; -inf removes a token. Processors compose in the order written:
+
+    sample(temperature(0.7), top_k(50), top_p(0.9))
+
+A chooser is some processors and a way to pick. `greedy` takes the best score; `sample`
+inverts the cumulative distribution at one uniform number per row and step. The uniforms
+come from a counter-based generator keyed by (seed, row id), so that what a row samples
+depends neither on the backend, nor on the batch it stands in, nor on its neighbours.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, array_namespace
+from .ops import softmax
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What processors and choosers may look at beside the scores. Arrays are on the host."""
+
+    tokens: np.ndarray  # (batch, n) prefix and new tokens so far; pad_id after a row's end
+    n_new: np.ndarray  # (batch,) how many of them are new
+    source: np.ndarray  # (batch, n_source) token ids
+    source_mask: np.ndarray  # (batch, n_source) True = real token
+    uniforms: Callable[[], np.ndarray]  # gives this step's, (batch,) float64 in [0, 1)
+
+
+Processor = Callable[[Array, State], Array]
+"""``(scores (batch, vocab_size), state) -> scores``; must not change its input."""
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Some processors, applied in order, and a way to pick from the scores they give.
+
+    Parameters
+    ----------
+    processors : tuple of Processor
+    pick : function ``(scores, state) -> tokens``
+        From (batch, vocab_size) to integers (batch,).
+    """
+
+    processors: tuple[Processor, ...]
+    pick: Callable[[Array, State], Array]
+
+    def __post_init__(self) -> None:
+        for processor in self.processors:
+            if not callable(processor):
+                raise TypeError(
+                    "a processor must be a function of scores and state, such as "
+                    f"rs.top_k(5); got {processor!r}"
+                )
+
+
+def greedy(*processors: Processor) -> Chooser:
+    """Take the token with the best score; of equal ones, that with the lowest id.
+
+    Examples
+    --------
+    >>> greedy().pick(np.array([[1.0, 3.0, 3.0]]), None)
+    array([1])
+    """
+    return Chooser(processors, _best)
+
+
+def _best(scores: Array, state: State) -> Array:
+    return array_namespace(scores).argmax(scores, axis=-1)
+
+
+def sample(*processors: Processor) -> Chooser:
+    """Draw a token from softmax(scores) by inverting its cumulative distribution.
+
+    The token is the first, in the order of ids, whose cumulative probability exceeds the
+    row's uniform number u; a token of probability 0 is never drawn. The cumulative sum
+    is in float64. `torch.multinomial` draws by another method: see `exponential_race`.
+
+    Examples
+    --------
+    >>> out = generate(model, source, choose=sample(temperature(0.8), top_k(5)), seed=1)
+    ... # doctest: +SKIP
+    """
+    return Chooser(processors, _inverse_cdf)
+
+
+def _inverse_cdf(scores: Array, state: State) -> Array:
+    xp = array_namespace(scores)
+    cumulative = xp.cumsum(softmax(scores.astype("float64")), axis=-1)
+    total = cumulative[:, -1:]
+    u = xp.asarray(state.uniforms())[:, None]
+    below_total = xp.nextafter(total, xp.zeros_like(total))  # u * total may round up to total
+    return xp.argmax(cumulative > xp.minimum(u * total, below_total), axis=-1)
+
+
+def exponential_race(noise: Array, *processors: Processor) -> Chooser:
+    """Draw the token with the greatest probability / noise: a race of exponential clocks.
+
+    With ``noise`` drawn from Exp(1) this samples from softmax(scores); it is what
+    `torch.multinomial(probs, 1)` does, so that a PyTorch implementation that samples can be
+    replayed token for token, its noise recorded with
+    ``torch.empty_like(probs).exponential_()`` under the same generator state.
+
+    Parameters
+    ----------
+    noise : array, shape (n_steps, batch, vocab_size)
+        Positive. Row ``t`` serves a row's new token number t, counted from 0.
+    """
+
+    def pick(scores: Array, state: State) -> Array:
+        xp = array_namespace(scores)
+        if state.n_new.max() >= len(noise):
+            raise ValueError(f"exponential_race has noise for {len(noise)} steps only")
+        now = xp.asarray(noise)[xp.asarray(state.n_new), xp.arange(scores.shape[0])]
+        if now.shape != scores.shape:
+            raise ValueError(
+                f"exponential_race's noise must have the shape (n_steps, *{scores.shape}), "
+                f"got {noise.shape}"
+            )
+        return xp.argmax(softmax(scores) / now, axis=-1)
+
+    return Chooser(processors, pick)
+
+
+def draw_uniforms(seed: int, row_ids: Sequence[int] | np.ndarray, n_steps: int) -> np.ndarray:
+    """The uniform numbers that `sample` uses, in [0, 1).
+
+    Row i holds the first ``n_steps`` doubles of ``numpy.random.Philox`` (Salmon et al.
+    2011) with the 128-bit key (seed, row_ids[i]), low word first, and counter 0: any
+    language with Philox4x64-10 can draw the same ones, as (word >> 11) * 2^-53.
+
+    Parameters
+    ----------
+    seed : int
+        0 to 2^64 - 1.
+    row_ids : sequence of int
+        One per row, each 0 to 2^64 - 1.
+    n_steps : int
+
+    Returns
+    -------
+    float64 array, shape (len(row_ids), n_steps)
+    """
+    for name, values in (("seed", [seed]), ("row_ids", row_ids)):
+        for value in values:
+            if not (isinstance(value, int | np.integer) and 0 <= value < 2**64):
+                raise ValueError(f"{name} must be integers from 0 to 2**64 - 1, got {value!r}")
+    uniforms = np.empty((len(row_ids), n_steps))
+    for row, row_id in zip(uniforms, row_ids, strict=True):
+        key = np.array([seed, row_id], dtype=np.uint64)
+        np.random.Generator(np.random.Philox(key=key)).random(out=row)
+    return uniforms
+
+
+def temperature(t: float) -> Processor:
+    """Divide the scores by t: below 1 sharpens the distribution, above 1 flattens it.
+
+    Parameters
+    ----------
+    t : float
+        Positive and finite. The limit t -> 0 is `greedy`, which is what x-transformers
+        does at 0.
+    """
+    _check_number("temperature", t, 0, math.inf, low_open=True, high_open=True)
+    t = float(t)
+    return lambda scores, state: scores / t
+
+
+def top_k(k: int | float, *, keep_ties: bool = False) -> Processor:
+    """Keep the k best scores (Fan, Lewis and Dauphin 2018, section 5).
+
+    Parameters
+    ----------
+    k : int or float
+        An int counts tokens, at least 1; a vocabulary smaller than that is kept whole. A
+        float in (0, 1] is the fraction of the vocabulary, rounded up to a count.
+    keep_ties : bool
+        By default exactly k tokens stay; of those with equal scores, the lowest ids.
+        True keeps all that equal the k-th best, as Hugging Face does. PyTorch's `topk`, in
+        x-transformers, keeps exactly k and does not say which.
+    """
+    if isinstance(k, float):
+        _check_number("top_k's fraction", k, 0, 1, low_open=True)
+    elif not isinstance(k, int | np.integer) or isinstance(k, bool):
+        raise TypeError(f"top_k's k must be an int or a float fraction, got {type(k).__name__}")
+    elif k < 1:
+        raise ValueError(f"top_k's k must be at least 1, got {k}")
+
+    def process(scores: Array, state: State) -> Array:
+        xp, vocab_size = array_namespace(scores), scores.shape[-1]
+        count = min(math.ceil(k * vocab_size) if isinstance(k, float) else int(k), vocab_size)
+        if keep_ties:
+            return keep(scores, scores >= xp.sort(scores, axis=-1)[..., -count, None])
+        return keep(scores, ranks(scores) < count)
+
+    return process
+
+
+def top_p(p: float) -> Processor:
+    """Keep the smallest set of best tokens whose probabilities add up to at least p
+    (nucleus sampling; Holtzman et al. 2020, section 3.1).
+
+    Parameters
+    ----------
+    p : float
+        In (0, 1]; 1 keeps everything.
+
+    Notes
+    -----
+    A token stays if the probabilities of those before it, best first and lowest id first
+    among equals, add up to less than p; so the best always stays. x-transformers also
+    keeps one more where the sum is exactly p; Hugging Face adds up from the worst, and
+    so keeps the highest ids among equals. `refseq2seq.like` has both rules.
+    """
+    _check_number("top_p's p", p, 0, 1, low_open=True)
+
+    def process(scores: Array, state: State) -> Array:
+        if p == 1:
+            return scores
+        return keep(scores, probability_before(scores) < p)
+
+    return process
+
+
+def min_p(ratio: float) -> Processor:
+    """Keep tokens at least ``ratio`` times as probable as the best one (Nguyen et al. 2024).
+
+    Parameters
+    ----------
+    ratio : float
+        In [0, 1]. A token exactly at the limit stays, as in Hugging Face and x-transformers.
+    """
+    _check_number("min_p's ratio", ratio, 0, 1)
+    ratio = float(ratio)
+
+    def process(scores: Array, state: State) -> Array:
+        probs = softmax(scores)
+        best = array_namespace(scores).max(probs, axis=-1, keepdims=True)
+        return keep(scores, probs >= ratio * best)
+
+    return process
+
+
+def top_a(ratio: float, power: float = 2.0) -> Processor:
+    """Keep tokens whose probability is at least ratio * (best probability) ** power.
+
+    The surer the model, the fewer stay. From x-transformers, whose default ratio is 0.02.
+
+    Parameters
+    ----------
+    ratio : float
+        In [0, 1]. A token exactly at the limit stays.
+    power : float
+        At least 1, so that the best token always stays.
+    """
+    _check_number("top_a's ratio", ratio, 0, 1)
+    _check_number("top_a's power", power, 1, math.inf, high_open=True)
+    ratio, power = float(ratio), float(power)
+
+    def process(scores: Array, state: State) -> Array:
+        probs = softmax(scores)
+        best = array_namespace(scores).max(probs, axis=-1, keepdims=True)
+        return keep(scores, probs >= best**power * ratio)
+
+    return process
+
+
+def keep(scores: Array, kept: Array) -> Array:
+    """The scores where ``kept`` is True, -inf elsewhere."""
+    return array_namespace(scores).where(kept, scores, -math.inf)
+
+
+def ranks(scores: Array) -> Array:
+    """How many tokens go before each one, best first, lowest id first among equals.
+
+    Examples
+    --------
+    >>> ranks(np.array([[1.0, 3.0, 1.0]]))
+    array([[1, 0, 2]])
+    """
+    xp = array_namespace(scores)
+    return xp.argsort(xp.argsort(-scores, axis=-1, kind="stable"), axis=-1)
+
+
+def probability_before(scores: Array) -> Array:
+    """The probability of all tokens that go before each one, in the order of `ranks`.
+
+    float64, so that the sum's own error stays far below any probability of interest.
+
+    Examples
+    --------
+    >>> probability_before(np.log(np.array([[0.25, 0.5, 0.25]]))).round(12)
+    array([[0.5 , 0.  , 0.75]])
+    """
+    xp = array_namespace(scores)
+    order = xp.argsort(-scores, axis=-1, kind="stable")
+    probs = xp.take_along_axis(softmax(scores.astype("float64")), order, axis=-1)
+    up_to = xp.cumsum(probs, axis=-1)
+    before = xp.concat([xp.zeros_like(up_to[:, :1]), up_to[:, :-1]], axis=-1)
+    return xp.take_along_axis(before, xp.argsort(order, axis=-1), axis=-1)
+
+
+def _check_number(
+    name: str, x: Any, low: float, high: float, low_open: bool = False, high_open: bool = False
+) -> None:
+    if isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number, got {type(x).__name__}")
+    if not (low < x if low_open else low <= x) or not (x < high if high_open else x <= high):
+        interval = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
+        raise ValueError(f"{name} must be in {interval}, got {x}")

@@ -1,0 +1,324 @@
+"""Hypothesis strategies: random conventions, models and batches, small enough to read.
+
+    from hypothesis import given, strategies as st
+    from refseq2seq.testing import strategies
+
+    @given(st.data())
+    def test_my_decoder(data):
+        model = data.draw(strategies.models())
+        source = data.draw(strategies.sources(model))
+        target = data.draw(strategies.targets(model, source.batch))
+        expected = rs.forward(model, source.tokens, target, source.mask)
+
+Sizes are small primes where they can be, so that a swapped axis does not fit. Everything
+shrinks: to one layer, one head, plain conventions and short rows. Conventions that the
+implementation under test does not have are left out with ``map``:
+
+    configs().map(lambda c: dataclasses.replace(c, logits_bias=False))
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ..config import (
+    AlibiPositions,
+    AttentionConfig,
+    BucketedPositions,
+    FeedForwardConfig,
+    LearnedPositions,
+    ModelConfig,
+    NormConfig,
+    RotaryPositions,
+    SinusoidalPositions,
+    StackConfig,
+)
+from ..model import Model
+
+try:
+    from hypothesis import strategies as st
+    from hypothesis.extra import numpy as hypothesis_numpy
+except ImportError as error:
+    raise ImportError(
+        f"refseq2seq.testing.strategies needs Hypothesis: pip install 'refseq2seq[test]' ({error})"
+    ) from error
+
+NORM_POSITIONS = (
+    ("before",),
+    ("after",),
+    ("branch",),
+    ("before", "branch"),
+    ("before", "after"),
+    ("branch", "after"),
+    ("before", "branch", "after"),
+    (),
+)
+
+
+class Source(NamedTuple):
+    """Sources of a batch; ``rs.encode(model, *source)`` takes them."""
+
+    tokens: list[list[int]] | np.ndarray
+    """Ragged lists, or an integer array (batch, n)."""
+
+    mask: np.ndarray | None
+    """(batch, n) boolean, True = real token; None with lists, or when all are real."""
+
+    @property
+    def batch(self) -> int:
+        """Number of rows."""
+        return len(self.tokens)
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """The real tokens of each row."""
+        if self.mask is None:
+            return [[int(token) for token in row] for row in self.tokens]
+        return [
+            [int(token) for token in np.asarray(row)[real]]
+            for row, real in zip(self.tokens, self.mask, strict=True)
+        ]
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> ModelConfig:
+    """Conventions of a whole model, in every combination that can be computed.
+
+    Encoder and decoder differ in everything, except where tied tables make them agree.
+    """
+    tied = draw(st.booleans())
+    encoder = draw(stacks(cross=False))
+    decoder = draw(
+        stacks(
+            cross=True,
+            vocab_size=encoder.vocab_size if tied else None,
+            d_model=encoder.d_model if tied else None,
+        )
+    )
+    ids = st.integers(0, decoder.vocab_size - 1)
+    return ModelConfig(
+        encoder=encoder,
+        decoder=decoder,
+        tied_embeddings=tied,
+        tied_logits=draw(st.booleans()),
+        logits_scale=draw(st.sampled_from([1.0, 1 / math.sqrt(decoder.d_model)])),
+        logits_bias=draw(st.booleans()),
+        decoder_start_id=draw(ids),
+        eos_ids=tuple(draw(st.lists(ids, max_size=2, unique=True))),
+        pad_id=draw(ids),
+    )
+
+
+@st.composite
+def stacks(
+    draw: st.DrawFn, *, cross: bool, vocab_size: int | None = None, d_model: int | None = None
+) -> StackConfig:
+    """Conventions of a decoder when ``cross``, of an encoder otherwise."""
+    vocab_size = vocab_size or draw(st.sampled_from([5, 7, 11, 13]))
+    d_model = d_model or draw(st.sampled_from([2, 3, 5, 7]))
+    attention = draw(attentions())
+    return StackConfig(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        n_layers=draw(st.integers(1, 3)),
+        embedding_scale=draw(st.sampled_from([1.0, math.sqrt(d_model)])),
+        embedding_norm=draw(st.sampled_from(["none", "before_positions", "after_positions"])),
+        positions=draw(st.none() | learned_positions() | sinusoidal_positions()),
+        relative_positions=draw(
+            st.none()
+            | rotary_positions(d_k=attention.d_k)
+            | alibi_positions(n_heads=attention.n_heads)
+            | bucketed_positions()
+        ),
+        n_memory_tokens=0 if cross else draw(st.integers(0, 2)),
+        norm=draw(norms()),
+        norm_positions=draw(st.sampled_from(NORM_POSITIONS)),
+        final_norm=draw(st.booleans()),
+        self_attention=attention,
+        cross_attention=draw(attentions()) if cross else None,
+        feed_forward=draw(feed_forwards()),
+    )
+
+
+@st.composite
+def norms(draw: st.DrawFn) -> NormConfig:
+    """Every kind of norm, with and without gain and bias."""
+    return NormConfig(
+        kind=draw(st.sampled_from(["layer_norm", "rms_norm", "l2_norm", "std_norm"])),
+        eps=draw(st.sampled_from([1e-5, 1e-6, 1e-2])),
+        gain=draw(st.sampled_from(["vector", "scalar", "none"])),
+        bias=draw(st.booleans()),
+    )
+
+
+@st.composite
+def attentions(draw: st.DrawFn) -> AttentionConfig:
+    """Multi-, grouped- and single-key-value attention with all its additions."""
+    n_kv_heads, share = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    d_k, d_v = draw(st.sampled_from([2, 3, 5])), draw(st.sampled_from([2, 3, 5]))
+    return AttentionConfig(
+        n_heads=n_kv_heads * share,
+        n_kv_heads=n_kv_heads,
+        kv_head_order=draw(st.sampled_from(["grouped", "tiled"])),
+        d_k=d_k,
+        d_v=d_v,
+        scale=draw(st.sampled_from([1 / math.sqrt(d_k), 1.0])),
+        biases=draw(_subsets("q", "k", "v", "o")),
+        qk_norm=draw(st.none() | norms()),
+        n_memory_kv=draw(st.integers(0, 2)),
+        gate=draw(st.sampled_from(["none", "per_value", "per_head"])),
+        head_scale=draw(st.booleans()),
+    )
+
+
+@st.composite
+def feed_forwards(draw: st.DrawFn) -> FeedForwardConfig:
+    """Every activation, gated and not."""
+    gated = draw(st.booleans())
+    return FeedForwardConfig(
+        d_ff=draw(st.sampled_from([2, 3, 5, 11])),
+        activation=draw(
+            st.sampled_from(["relu", "relu_squared", "silu", "gelu_erf", "gelu_tanh"])
+        ),
+        gated=gated,
+        biases=draw(_subsets("in", "gate", "out") if gated else _subsets("in", "out")),
+        hidden_norm=draw(st.none() | norms()),
+    )
+
+
+@st.composite
+def learned_positions(draw: st.DrawFn) -> LearnedPositions:
+    """Tables that serve 11 to 17 tokens, with room before them when there is an offset."""
+    offset = draw(st.integers(0, 2))
+    return LearnedPositions(
+        n_positions=offset + draw(st.integers(11, 17)),
+        offset=offset,
+        scale=draw(st.sampled_from([1.0, 0.5])),
+    )
+
+
+def sinusoidal_positions() -> st.SearchStrategy[SinusoidalPositions]:
+    """The three layouts."""
+    return st.builds(
+        SinusoidalPositions,
+        layout=st.sampled_from(["interleaved", "concatenated", "tensor2tensor"]),
+        offset=st.integers(0, 2),
+        scale=st.sampled_from([1.0, 0.5]),
+    )
+
+
+def rotary_positions(*, d_k: int) -> st.SearchStrategy[RotaryPositions]:
+    """Rotations of the whole, or of a part, of queries and keys of width ``d_k`` >= 2."""
+    return st.builds(
+        RotaryPositions,
+        d_rotary=st.integers(1, d_k // 2).map(lambda pairs: 2 * pairs),
+        base=st.sampled_from([10000.0, 100.0]),
+        pairing=st.sampled_from(["interleaved", "halves"]),
+    )
+
+
+def alibi_positions(*, n_heads: int) -> st.SearchStrategy[AlibiPositions]:
+    """Any slopes from 0 to 1."""
+    slope = st.floats(0, 1, width=16)
+    return st.builds(
+        AlibiPositions, slopes=st.lists(slope, min_size=n_heads, max_size=n_heads).map(tuple)
+    )
+
+
+def bucketed_positions() -> st.SearchStrategy[BucketedPositions]:
+    """Few buckets, so that short rows reach the widening ones and the last."""
+    return st.builds(
+        BucketedPositions,
+        n_buckets=st.sampled_from([4, 6, 9]),
+        max_distance=st.sampled_from([5, 7, 19]),
+        bidirectional=st.booleans(),
+        per_layer=st.booleans(),
+        scale=st.sampled_from([1.0, 1.5]),
+    )
+
+
+def models(
+    *, config: st.SearchStrategy[ModelConfig] | None = None, dtype: str = "float64"
+) -> st.SearchStrategy[Model]:
+    """Models of those conventions, `configs` by default, with random parameters.
+
+    Parameters
+    ----------
+    config : strategy of ModelConfig, optional
+    dtype : "float16", "float32" or "float64"
+    """
+    return st.builds(
+        Model.random,
+        configs() if config is None else config,
+        seed=st.integers(0, 2**16),
+        dtype=st.just(dtype),
+    )
+
+
+@st.composite
+def sources(
+    draw: st.DrawFn,
+    model: Model,
+    *,
+    min_batch: int = 1,
+    max_batch: int = 3,
+    max_length: int = 7,
+) -> Source:
+    """Batches to encode: ragged lists, or arrays with padding left, right and between.
+
+    Masked places hold any token. Each row has at least one real one.
+    """
+    c = model.config.encoder
+    n = min(max_length, c.max_length or max_length)
+    rows = st.lists(st.integers(0, c.vocab_size - 1), min_size=1, max_size=n)
+    if draw(st.booleans()):
+        return Source(draw(st.lists(rows, min_size=min_batch, max_size=max_batch)), None)
+    batch, length = draw(st.integers(min_batch, max_batch)), draw(st.integers(1, n))
+    tokens = draw(_tokens(c.vocab_size, batch, length))
+    mask = draw(hypothesis_numpy.arrays(np.bool_, (batch, length), fill=st.nothing()))
+    real = draw(st.lists(st.integers(0, length - 1), min_size=batch, max_size=batch))
+    mask[np.arange(batch), real] = True
+    return Source(tokens, draw(st.sampled_from([None, mask])))
+
+
+@st.composite
+def targets(draw: st.DrawFn, model: Model, batch: int, *, max_length: int = 7) -> np.ndarray:
+    """Target tokens for teacher forcing: (batch, n), any ids."""
+    c = model.config.decoder
+    n = draw(st.integers(1, min(max_length, c.max_length or max_length)))
+    return draw(_tokens(c.vocab_size, batch, n))
+
+
+def prefixes(
+    model: Model, batch: int, *, max_length: int = 4
+) -> st.SearchStrategy[list[list[int]]]:
+    """How each target begins: the start token and up to ``max_length - 1`` others, ragged.
+
+    The others are any ids, those that end a target too.
+    """
+    c = model.config
+    n = min(max_length, c.decoder.max_length or max_length)
+    others = st.lists(st.integers(0, c.decoder.vocab_size - 1), max_size=n - 1)
+    row = others.map(lambda tokens: [c.decoder_start_id, *tokens])
+    return st.lists(row, min_size=batch, max_size=batch)
+
+
+def uniforms(batch: int, steps: int) -> st.SearchStrategy[np.ndarray]:
+    """Numbers in [0, 1) to sample with, (batch, steps) float64; both ends come up often."""
+    return hypothesis_numpy.arrays(
+        np.float64, (batch, steps), elements=st.floats(0, 1, exclude_max=True), fill=st.nothing()
+    )
+
+
+def _tokens(vocab_size: int, batch: int, n: int) -> st.SearchStrategy[np.ndarray]:
+    ids = st.integers(0, vocab_size - 1)
+    return hypothesis_numpy.arrays(np.int64, (batch, n), elements=ids, fill=st.nothing())
+
+
+def _subsets(*names: str) -> st.SearchStrategy[tuple[str, ...]]:
+    """Any of the names, in the given order."""
+    chosen = st.lists(st.booleans(), min_size=len(names), max_size=len(names))
+    return chosen.map(
+        lambda flags: tuple(name for name, flag in zip(names, flags, strict=True) if flag)
+    )

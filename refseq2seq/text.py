@@ -1,0 +1,91 @@
+"""Between text and token ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .config import Config
+
+
+class UnknownSymbolError(ValueError):
+    """A text has a symbol that the vocabulary lacks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary(Config):
+    """A list of symbols; the id of a symbol is its place, counted from 0.
+
+    Parameters
+    ----------
+    symbols : tuple of str
+        All different.
+    separator : str
+        What stands between symbols in a text; ``""`` when each character is a symbol.
+    special : tuple of str
+        Symbols that mean something else than text, such as ``<pad>``: never read from a
+        text, left out of one.
+    replacements : tuple of (character, text) pairs
+        Made in a text before its symbols are looked up: ``("A", "a")`` folds a letter,
+        ``("2", "two")`` spells a digit out.
+
+    Examples
+    --------
+    >>> letters = Vocabulary(
+    ...     symbols=("<pad>", "a", "b"),
+    ...     separator="",
+    ...     special=("<pad>",),
+    ...     replacements=(("A", "a"),),
+    ... )
+    >>> letters.encode("Abba")
+    [1, 2, 2, 1]
+    >>> letters.decode([1, 2, 0])
+    'ab'
+    """
+
+    symbols: tuple[str, ...]
+    separator: str
+    special: tuple[str, ...]
+    replacements: tuple[tuple[str, str], ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.symbols)) != len(self.symbols):
+            raise ValueError("Vocabulary.symbols must all be different")
+        if unknown := [s for s in self.special if s not in self.symbols]:
+            raise ValueError(f"Vocabulary.special must be among the symbols, got {unknown}")
+        for pair in self.replacements:
+            if len(pair) != 2 or len(pair[0]) != 1:
+                raise ValueError(
+                    f"Vocabulary.replacements must be pairs of a character and a text, got {pair}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {s: i for i, s in enumerate(self.symbols) if s not in self.special}
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the text's symbols.
+
+        Raises
+        ------
+        UnknownSymbolError
+            Naming the symbols that the vocabulary lacks.
+        """
+        replaced = text.translate(str.maketrans(dict(self.replacements)))
+        symbols = replaced.split(self.separator) if self.separator else list(replaced)
+        ids = self._ids
+        if unknown := sorted({s for s in symbols if s not in ids}):
+            names = ", ".join(map(repr, unknown))
+            known = " ".join(ids) if len(ids) <= 60 else f"{len(ids)} symbols"
+            raise UnknownSymbolError(f"{text!r} has unknown symbols: {names}. Known are: {known}")
+        return [ids[s] for s in symbols]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of the ids; special symbols are left out."""
+        symbols = (self.symbols[int(i)] for i in ids)
+        return self.separator.join(s for s in symbols if s not in self.special)

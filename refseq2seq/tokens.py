@@ -1,0 +1,115 @@
+"""Token ids as the user gives them: checked on the host, padded, with their mask.
+
+The check is here because an id out of range is an error in NumPy, wraps silently in CuPy,
+and reads another token's row from the end when it is negative.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .backend import to_numpy
+
+Tokens = Any
+"""An integer array (batch, n), or a list of lists of ints, which may differ in length."""
+
+
+def as_tokens(
+    name: str, tokens: Tokens, vocab_size: int, mask: Any = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Token ids and mask as host arrays, both (batch, n).
+
+    Parameters
+    ----------
+    name : str
+        What errors call the tokens: ``source``, ``target``, ``prefix``.
+    tokens : integer array (batch, n), or list of lists of ints
+        Lists of different lengths are padded on the right.
+    vocab_size : int
+        Ids are 0 to vocab_size - 1. Masked places may hold anything.
+    mask : boolean array (batch, n), optional
+        True = real token. Not for ragged lists, which bring their own.
+
+    Returns
+    -------
+    ids : int64 array, shape (batch, n)
+        0 where masked.
+    mask : boolean array, shape (batch, n), or None when every token is real
+
+    Raises
+    ------
+    TypeError
+        If ids are not integers, or the mask not boolean.
+    ValueError
+        If the shape is not (batch, n), a row is empty, or an id is out of range.
+    """
+    if isinstance(tokens, Sequence) and not isinstance(tokens, str):
+        ids, lengths_mask = _from_lists(name, tokens)
+        if mask is not None and lengths_mask is not None:
+            raise ValueError(
+                f"{name}_mask cannot be given with lists of different lengths, "
+                f"which are masked by their lengths; pad {name} yourself, or leave the mask out"
+            )
+        mask = lengths_mask if mask is None else mask
+    else:
+        ids = to_numpy(tokens)
+    _check_shape(name, ids)
+    if mask is not None:
+        mask = _as_mask(f"{name}_mask", mask, ids.shape)
+        ids = np.where(mask, ids, 0)
+    _check_range(name, ids, vocab_size)
+    return ids.astype(np.int64), None if mask is None or mask.all() else mask
+
+
+def _from_lists(name: str, rows: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    if not all(isinstance(row, Sequence | np.ndarray) and not isinstance(row, str) for row in rows):
+        raise ValueError(
+            f"{name} must have one list of token ids per row, such as [[4, 9], [7]]; "
+            f"got {_short(rows)}"
+        )
+    lengths = [len(row) for row in rows]
+    if len(rows) and min(lengths) == 0:
+        raise ValueError(f"{name} row {lengths.index(0)} is empty")
+    if len(set(lengths)) <= 1:
+        return np.asarray([list(row) for row in rows]), None
+    mask = np.arange(max(lengths)) < np.asarray(lengths)[:, None]
+    flat = np.concatenate([np.asarray(row) for row in rows])
+    ids = np.zeros(mask.shape, dtype=flat.dtype)
+    ids[mask] = flat
+    return ids, mask
+
+
+def _check_shape(name: str, ids: np.ndarray) -> None:
+    if ids.ndim != 2:
+        raise ValueError(f"{name} must have shape (batch, n), got {ids.shape}")
+    if 0 in ids.shape:
+        raise ValueError(f"{name} is empty: its shape is {ids.shape}")
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise TypeError(f"{name} must hold integer token ids, got dtype {ids.dtype}")
+
+
+def _check_range(name: str, ids: np.ndarray, vocab_size: int) -> None:
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        row, place = np.argwhere((ids < 0) | (ids >= vocab_size))[0]
+        raise ValueError(
+            f"{name} holds token id {ids[row, place]} at row {row}, place {place}; "
+            f"the vocabulary has ids 0 to {vocab_size - 1}"
+        )
+
+
+def _as_mask(name: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+    mask = to_numpy(mask)
+    if mask.dtype != np.bool_:
+        raise TypeError(
+            f"{name} must be boolean, True = real token, got dtype {mask.dtype}; "
+            f"for a mask of ones and zeros pass mask.astype(bool)"
+        )
+    if mask.shape != shape:
+        raise ValueError(f"{name} must have the tokens' shape {shape}, got {mask.shape}")
+    return mask
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

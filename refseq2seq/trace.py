@@ -1,0 +1,112 @@
+"""Looking inside: every named quantity passes a tap.
+
+A function that computes named quantities takes ``tap=no_tap`` and writes
+``scores = tap("scores", ...)``. A tap is called with a name and an array and returns the
+array that the computation goes on with: the same one, to watch, or another, to see what a
+fault does. ``tap.at("decoder.layers.0")`` is the tap that puts this prefix before names.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+from .backend import Array
+
+
+class Tap(Protocol):
+    """What a tap can do."""
+
+    def __call__(self, name: str, x: Array) -> Array:
+        """The array to go on with in the place of ``x``."""
+
+    def at(self, place: object) -> "Tap":
+        """The tap whose names all begin with ``place`` and a dot."""
+
+
+class NoTap:
+    """The tap that lets everything pass."""
+
+    def __call__(self, name: str, x: Array) -> Array:
+        return x
+
+    def at(self, place: object) -> "NoTap":
+        return self
+
+
+no_tap = NoTap()
+
+
+class FunctionTap:
+    """A tap made of a function ``(full name, array) -> array``.
+
+    Examples
+    --------
+    A fault: the scores of the first layer's cross-attention, doubled.
+
+    >>> def double(name, x):
+    ...     return 2 * x if name == "decoder.layers.0.cross_attention.scores" else x
+    >>> tap = FunctionTap(double)
+    """
+
+    def __init__(self, function: Callable[[str, Array], Array], prefix: str = "") -> None:
+        self._function = function
+        self._prefix = prefix
+
+    def __call__(self, name: str, x: Array) -> Array:
+        return self._function(self._prefix + name, x)
+
+    def at(self, place: object) -> "FunctionTap":
+        return FunctionTap(self._function, f"{self._prefix}{place}.")
+
+
+class Trace(Mapping[str, Array]):
+    """A tap that keeps what passes: a mapping from full names to arrays, in order.
+
+    Parameters
+    ----------
+    *patterns : str
+        Keep only names that match one of these shell patterns; all names if none given.
+
+    Raises
+    ------
+    ValueError
+        When a name passes twice: use one trace for one computation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> trace = Trace("*.scores")
+    >>> x = trace.at("decoder")("scores", np.ones(2))
+    >>> list(trace)
+    ['decoder.scores']
+    """
+
+    def __init__(self, *patterns: str) -> None:
+        self._patterns = patterns or ("*",)
+        self._arrays: dict[str, Array] = {}
+        self._tap = FunctionTap(self._keep)
+
+    def _keep(self, name: str, x: Array) -> Array:
+        if any(fnmatchcase(name, pattern) for pattern in self._patterns):
+            if name in self._arrays:
+                raise ValueError(f"{name} has passed already: use one Trace per computation")
+            self._arrays[name] = x
+        return x
+
+    def __call__(self, name: str, x: Array) -> Array:
+        return self._keep(name, x)
+
+    def at(self, place: object) -> FunctionTap:
+        return self._tap.at(place)
+
+    def __getitem__(self, name: str) -> Array:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return f"<Trace of {len(self)} arrays>"
