@@ -5,6 +5,7 @@ Importing it imports NumPy and nothing else.
 
 from . import backend, config, convert, like, presets
 from .backend import BackendError, array_namespace, to_cupy, to_numpy
+from .beam import BeamSearch, BeamStep, beam_search, beam_steps, gnmt_penalty
 from .checkpoint import CheckpointError, load, save
 from .config import ModelConfig
 from .decoding import (
@@ -37,6 +38,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "BeamSearch",
+    "BeamStep",
     "CheckpointError",
     "Chooser",
     "FunctionTap",
@@ -52,6 +55,8 @@ __all__ = [
     "Vocabulary",
     "array_namespace",
     "backend",
+    "beam_search",
+    "beam_steps",
     "config",
     "convert",
     "decode",
@@ -62,6 +67,7 @@ __all__ = [
     "forward",
     "generate",
     "generate_text",
+    "gnmt_penalty",
     "greedy",
     "like",
     "load",

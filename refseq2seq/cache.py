@@ -1,6 +1,6 @@
 """The key-value cache: the one place that mutates."""
 
-from typing import Self
+import numpy as np
 
 from .backend import Array, array_namespace
 
@@ -48,7 +48,7 @@ class KeyValueCache:
         Returns
         -------
         keys, values : array views, shapes (batch, n_heads, length, d_k) and (..., d_v)
-            Valid until rows are taken; not to be written to.
+            Valid until the rows are reordered; not to be written to.
 
         Raises
         ------
@@ -66,12 +66,16 @@ class KeyValueCache:
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
-    def take(self, rows: Array) -> Self:
-        """A cache whose row i continues row ``rows[i]`` of this one, which stays as it is.
+    def reorder(self, rows: np.ndarray) -> None:
+        """Let row i continue what row ``rows[i]`` held. Rows that stay are not copied.
 
-        ``rows`` is an integer array of the cache's backend, shape (new_batch,).
+        Parameters
+        ----------
+        rows : integer array on the host, shape (batch,)
         """
-        taken = object.__new__(type(self))
-        taken._keys, taken._values = self._keys[rows], self._values[rows]
-        taken.length = self.length
-        return taken
+        moved = np.flatnonzero(rows != np.arange(len(rows)))
+        if len(moved):
+            xp = array_namespace(self._keys)
+            to, source = xp.asarray(moved), xp.asarray(rows[moved])
+            self._keys[to, :, : self.length] = self._keys[source, :, : self.length]
+            self._values[to, :, : self.length] = self._values[source, :, : self.length]

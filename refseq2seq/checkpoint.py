@@ -10,27 +10,36 @@ anything of that size is allocated, every byte is covered by the zip's checksums
 what does not fit is a `CheckpointError` that says what.
 """
 
-import contextlib
 import json
 import os
+import re
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
 from .backend import to_numpy
 from .config import ModelConfig
 from .model import Model
-from .params import build_params, named_arrays, param_shapes
-from .text import Vocabulary
+from .params import build_params, check_params, named_arrays, param_shapes
+from .text import Tokenizer, Vocabulary
 
 FORMAT = "refseq2seq"
 VERSION = 1
 HEADER = "checkpoint.json"
 DTYPES = ("float16", "float32", "float64")
+
+_NPY_START = b"\x93NUMPY\x01\x00"
+_NPY_HEADER = re.compile(
+    r"\{'descr': '([^']*)', 'fortran_order': (True|False), 'shape': (\([0-9, ]*\)), \} *\n"
+)
+
+T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
@@ -52,33 +61,49 @@ def save(model: Model, path: str | os.PathLike[str], *, stored_dtype: str | None
     Raises
     ------
     ValueError
-        If a parameter is not finite, or does not fit ``stored_dtype``.
+        If the parameters do not fit the config, or one is not finite in ``stored_dtype``.
+    TypeError
+        If the model has a tokenizer that is not a `Vocabulary`: other programs' tokenizers
+        have files of their own.
     """
     stored = np.dtype(stored_dtype or model.dtype)
     if stored.name not in DTYPES:
         raise ValueError(f"stored_dtype must be one of {DTYPES}, got {stored_dtype!r}")
+    check_params(model.config, model.params)
     header = {
         "format": FORMAT,
         "version": VERSION,
         "dtype": model.dtype.name,
         "config": model.config.to_dict(),
-        "source_vocabulary": model.source_vocabulary and model.source_vocabulary.to_dict(),
-        "target_vocabulary": model.target_vocabulary and model.target_vocabulary.to_dict(),
+        "source_vocabulary": _vocabulary_fields("source", model.source_vocabulary),
+        "target_vocabulary": _vocabulary_fields("target", model.target_vocabulary),
     }
     arrays = dict(named_arrays(model.params))
     with _replacing(Path(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_entry(HEADER), json.dumps(header, indent=1).encode())
         for name in param_shapes(model.config):
-            with np.errstate(over="ignore"):  # infinity is reported by name below
+            with np.errstate(all="ignore"):  # infinity is reported by name below
                 array = to_numpy(arrays[name]).astype(stored.newbyteorder("<"), order="C")
             if not np.isfinite(array).all():
                 raise ValueError(f"{name} is not finite as {stored.name}: nothing was written")
-            with archive.open(_entry(f"{name}.npy"), "w") as member:
+            # zip64, as numpy.savez has it: an array may be longer than 2 GiB
+            with archive.open(_entry(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
 
 
+def _vocabulary_fields(side: str, tokenizer: Tokenizer | None) -> dict[str, Any] | None:
+    if tokenizer is None or isinstance(tokenizer, Vocabulary):
+        return tokenizer and tokenizer.to_dict()
+    raise TypeError(
+        f"the format holds a Vocabulary only, and the model's {side} tokenizer is a "
+        f"{type(tokenizer).__name__}: keep its file, and save dataclasses.replace(model, "
+        "source_vocabulary=None, target_vocabulary=None)"
+    )
+
+
 def load(path: str | os.PathLike[str]) -> Model:
-    """Read a model: ``"g2p"``, the one that ships, or the path of a native checkpoint.
+    """Read a model: ``"g2p"``, the one that ships, or the path of a native checkpoint, or
+    the directory of a Hugging Face model (see `refseq2seq.convert.from_huggingface`).
 
     Raises
     ------
@@ -95,29 +120,28 @@ def load(path: str | os.PathLike[str]) -> Model:
     if path == "g2p":
         with as_file(files("refseq2seq") / "g2p" / "model.npz") as shipped:
             return load(shipped)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read(archive, os.path.getsize(path))
-    except CheckpointError as error:
-        raise CheckpointError(f"{os.fspath(path)}: {error}") from error
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        OverflowError,
-    ) as error:
-        raise CheckpointError(f"{os.fspath(path)} is not a whole zip file: {error}") from error
+    path = Path(path)
+    if path.is_dir():
+        from .convert import from_huggingface  # here, because converters import us
+
+        return from_huggingface(path)
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return _read(archive, path.stat().st_size)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error!s:.500}") from error
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} is not a whole zip file: {error!r:.500}") from error
 
 
 def _read(archive: zipfile.ZipFile, file_size: int) -> Model:
     entries = _sound_entries(archive, file_size)
-    header = _header(archive, entries)
+    header = _header(archive.read(entries[HEADER]))
     config = _parsed("config", ModelConfig.from_dict, header["config"])
     if config.encoder.n_layers + config.decoder.n_layers > len(entries):
         raise CheckpointError("its config has more layers than the file has arrays")
-    shapes = _parsed("config", param_shapes, config)
-    names = {f"{name}.npy" for name in shapes}
+    names = {f"{name}.npy" for name in _parsed("config", param_shapes, config)}
     if missing := sorted(names - entries.keys()):
         raise CheckpointError(f"it lacks {_list(missing)}")
     if unknown := sorted(entries.keys() - names - {HEADER}):
@@ -126,7 +150,7 @@ def _read(archive: zipfile.ZipFile, file_size: int) -> Model:
     def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
         entry = entries[f"{name}.npy"]
         with archive.open(entry) as member:
-            return _array(member, entry.file_size, name, shape).astype(header["dtype"])
+            return _array(member, entry.file_size, name, shape, header["dtype"])
 
     return Model(
         config=config,
@@ -141,17 +165,21 @@ def _sound_entries(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfil
     entries = {entry.filename: entry for entry in archive.infolist()}
     if len(entries) != len(archive.infolist()):
         raise CheckpointError("two of its entries have the same name")
-    if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in entries.values()):
-        raise CheckpointError("it has compressed or encrypted entries; a checkpoint has none")
-    if sum(e.file_size for e in entries.values()) > file_size:
+    for entry in entries.values():
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            raise CheckpointError("it has compressed or encrypted entries; a checkpoint has none")
+        inside = 0 <= entry.header_offset <= file_size - entry.file_size
+        if not inside or entry.file_size != entry.compress_size:
+            raise CheckpointError(f"its directory misplaces {entry.filename}")
+    if sum(entry.file_size for entry in entries.values()) > file_size:
         raise CheckpointError("its entries overlap: they declare more bytes than the file has")
     if HEADER not in entries:
         raise CheckpointError(f"it has no {HEADER}, so it is not a refseq2seq checkpoint")
     return entries
 
 
-def _header(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> dict[str, Any]:
-    header = _parsed(HEADER, json.loads, archive.read(entries[HEADER]))
+def _header(text: bytes) -> dict[str, Any]:
+    header = _parsed(HEADER, json.loads, text)
     expected = {"format", "version", "dtype", "config", "source_vocabulary", "target_vocabulary"}
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(f"its {HEADER} is not that of a refseq2seq checkpoint")
@@ -176,32 +204,41 @@ def _vocabulary(header: dict[str, Any], side: str, vocab_size: int) -> Vocabular
     return vocabulary
 
 
-def _array(member: IO[bytes], size: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        version = np.lib.format.read_magic(member)
-        if version != (1, 0):
-            raise CheckpointError(f"{name} has the .npy version {version}, not (1, 0)")
-        declared, fortran_order, dtype = np.lib.format.read_array_header_1_0(member)
-    except CheckpointError:
-        raise
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise CheckpointError(f"{name} has no readable .npy header: {error}") from error
-    if declared != shape:
+def _array(
+    member: IO[bytes], size: int, name: str, shape: tuple[int, ...], dtype: str
+) -> np.ndarray:
+    """The array of an ``.npy`` entry of ``size`` bytes, once it is clear that it fits.
+
+    Its header is not parsed, as NumPy would, but must be in the one form that NumPy writes.
+    """
+    start = member.read(10)
+    header = member.read(int.from_bytes(start[8:], "little")).decode("latin-1")
+    match = _NPY_HEADER.fullmatch(header)
+    if start[:8] != _NPY_START or match is None:
+        raise CheckpointError(f"{name} has no .npy header of version 1.0")
+    stored, fortran_order, declared = match.groups()
+    if declared != str(shape):
         raise CheckpointError(f"{name} must have shape {shape}, got {declared}")
-    if fortran_order or dtype.str not in ("<f2", "<f4", "<f8"):
-        raise CheckpointError(f"{name} must be little-endian float in C order, got {dtype.str}")
-    if size - member.tell() != prod(shape) * dtype.itemsize:
-        raise CheckpointError(f"{name} has {size - member.tell()} bytes, not those of its shape")
-    array = np.frombuffer(member.read(), dtype=dtype).reshape(shape)
+    if stored not in ("<f2", "<f4", "<f8") or fortran_order == "True":
+        order = "Fortran" if fortran_order == "True" else "C"
+        raise CheckpointError(
+            f"{name} must be little-endian float in C order, got {stored} in {order} order"
+        )
+    n_bytes = size - len(start) - len(header)
+    if n_bytes != prod(shape) * np.dtype(stored).itemsize:
+        raise CheckpointError(f"{name} has {n_bytes} bytes, not those of its shape")
+    array = np.frombuffer(member.read(), dtype=stored).reshape(shape)
+    with np.errstate(all="ignore"):  # what overflows is reported by name
+        array = array.astype(dtype)
     if not np.isfinite(array).all():
-        raise CheckpointError(f"{name} has NaN or infinite entries")
+        raise CheckpointError(f"{name} is not finite as {dtype}")
     return array
 
 
-def _parsed(what: str, parse: Any, value: Any) -> Any:
+def _parsed(what: str, parse: Callable[[Any], T], value: Any) -> T:
     try:
         return parse(value)
-    except (ValueError, TypeError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"its {what} cannot be read: {error}") from error
 
 
@@ -210,16 +247,20 @@ def _list(names: list[str]) -> str:
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
-    """A zip entry with a fixed date: the same model gives the same bytes."""
-    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    """A zip entry without date and system: the same model gives the same bytes."""
+    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    entry.create_system = 3
+    return entry
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Any:
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of ``path`` when all went well, and is gone otherwise."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    path = path.resolve()  # of a link, what it points to
+    temporary = path.parent / f".{os.urandom(8).hex()}.part"
+    file = open(temporary, "xb")  # with the umask's permissions, unlike one of tempfile's
     try:
-        with open(temporary, "xb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,14 +1,14 @@
 """The command line: text in, text out, one output line for each input line.
 
-refseq2seq generate oracle transformer seq2seq
-refseq2seq generate < words.txt > pronunciations.txt
-refseq2seq generate oracle --steps
-refseq2seq info
+    refseq2seq generate oracle transformer seq2seq
+    refseq2seq generate < words.txt > pronunciations.txt
+    refseq2seq generate oracle --steps
+    refseq2seq info
 """
 
 import argparse
 import json
-import signal
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -40,12 +40,13 @@ class Line(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the result is the exit status: 0, or 1 for an error, 2 for wrong usage."""
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends us quietly
+    """Run one command; the result is the exit status: 0, 1 for an error, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as if by SIGPIPE
     except (ValueError, OSError, BackendError) as error:
         print(f"refseq2seq: {_in_one_line(error)}", file=sys.stderr)
         return 1
@@ -245,7 +246,8 @@ def _candidates(model: Model, step: Step) -> Iterator[str]:
 
 
 def _symbol(model: Model, token: int) -> str:
-    return model.target_vocabulary.symbols[token]  # type: ignore[union-attr]
+    symbols = model.target_vocabulary.symbols  # type: ignore[union-attr]
+    return symbols[token] if token < len(symbols) else f"<{token}>"  # T5 pads its vocabulary
 
 
 def _info(options: argparse.Namespace) -> None:

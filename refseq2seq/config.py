@@ -19,6 +19,9 @@ SinusoidLayout = Literal["interleaved", "concatenated", "tensor2tensor"]
 class Config:
     """A record that checks its fields against their annotations and knows JSON's types."""
 
+    TYPE: ClassVar[str] = ""
+    """What tells the members of a union apart in JSON."""
+
     def __post_init__(self) -> None:
         for name, annotation in _annotations(type(self)).items():
             _check(f"{type(self).__name__}.{name}", annotation, getattr(self, name))
@@ -30,6 +33,8 @@ class Config:
     @classmethod
     def from_dict(cls, fields: Any) -> Self:
         """The inverse of `to_dict`. A missing or unknown field is a ValueError."""
+        if not isinstance(fields, dict):
+            raise TypeError(f"{cls.__name__} must be a dict of fields, got {type(fields).__name__}")
         return _from_json(cls.__name__, cls, fields)
 
 
@@ -331,28 +336,26 @@ def _check(where: str, annotation: Any, value: Any) -> None:
 def _to_json(value: Any) -> Any:
     if isinstance(value, Config):
         fields = {name: _to_json(getattr(value, name)) for name in _annotations(type(value))}
-        return {"type": value.TYPE} | fields if hasattr(value, "TYPE") else fields
+        return {"type": value.TYPE} | fields if value.TYPE else fields
     return [_to_json(member) for member in value] if isinstance(value, tuple) else value
 
 
 def _from_json(where: str, annotation: Any, value: Any) -> Any:
     """``value`` as the annotated type. What `_check` can judge is left to it."""
-    origin, members = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is tuple and isinstance(value, list):
+    members = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple and isinstance(value, list):
         return tuple(_from_json(where, members[0], member) for member in value)
-    if origin is Literal or value is None or not isinstance(value, dict):
+    types = [t for t in members or (annotation,) if isinstance(t, type)]
+    kinds = {config.TYPE: config for config in types if issubclass(config, Config)}
+    if not kinds or not isinstance(value, dict):
         return value
-    configs = [t for t in members or (annotation,) if isinstance(t, type) and issubclass(t, Config)]
-    if len(configs) > 1:
-        kinds = {config.TYPE: config for config in configs}  # type: ignore[attr-defined]
-        value = dict(value)
-        kind = value.pop("type", None)
-        if kind not in kinds:
-            raise ValueError(f"{where}.type must be one of {sorted(kinds)}, got {kind!r}")
-        configs = [kinds[kind]]
-    fields = _annotations(configs[0])
-    if missing := sorted(fields.keys() - value.keys()):
+    found = dict(value)
+    kind = "" if "" in kinds else found.pop("type", None)
+    if kind not in list(kinds):  # a list, because JSON's lists and objects have no hash
+        raise ValueError(f"{where}.type must be one of {sorted(kinds)}, got {kind!r}")
+    fields = _annotations(kinds[kind])
+    if missing := sorted(fields.keys() - found.keys()):
         raise ValueError(f"{where} lacks the fields {missing}")
-    if unknown := sorted(value.keys() - fields.keys()):
+    if unknown := sorted(found.keys() - fields.keys()):
         raise ValueError(f"{where} has the unknown fields {unknown}")
-    return configs[0](**{n: _from_json(f"{where}.{n}", t, value[n]) for n, t in fields.items()})
+    return kinds[kind](**{n: _from_json(f"{where}.{n}", t, found[n]) for n, t in fields.items()})

@@ -9,7 +9,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Self
 
 import numpy as np
@@ -17,13 +17,14 @@ import numpy as np
 from .backend import Array, array_namespace, to_numpy
 from .model import Model, decode, encode, new_cache
 from .ops import logsumexp
-from .sampling import Chooser, State, draw_uniforms, greedy
-from .tokens import Tokens, as_tokens
+from .request import Request, as_request
+from .sampling import Chooser, State, draw_uniforms, greedy, minimum_length
+from .tokens import Tokens
 from .trace import Tap, no_tap
 
 
 class NonFiniteLogitsError(ValueError):
-    """The model gave NaN or infinite logits, from which no token can be chosen."""
+    """No token can be chosen: the model's logits, or the processors' scores, are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Step:
     scores: Array  # (batch, vocab_size) after the processors
     log_probs: np.ndarray  # (batch,) of the token under softmax(logits), in nats; 0 after the end
     margin: np.ndarray  # (batch,) best minus second best score; inf if only one is left
-    finished: np.ndarray  # (batch,) True from the step of a row's EOS on
+    finished: np.ndarray  # (batch,) True from the step of a row's EOS, or of its `stop`, on
     forced: np.ndarray  # (batch,)
     emitted: np.ndarray  # (batch,)
 
@@ -149,7 +150,8 @@ def decode_steps(
     row_ids : sequence of int, optional
         The name by which each row draws its uniforms; 0, 1, 2, ... by default.
     uniforms : array, shape (batch, max_new_tokens), optional
-        Used instead of drawn ones: column t for a row's new token number t, from 0.
+        Used instead of drawn ones: column t for a row's new token number t, from 0. There
+        may be more columns.
     use_cache : bool
         False computes the whole target anew in each step: slower, and the same numbers.
     tap : Tap
@@ -165,117 +167,75 @@ def decode_steps(
     TypeError, ValueError
         At once, for arguments of the wrong kind or a request that cannot fit.
     NonFiniteLogitsError
-        While iterating, if the model's logits are NaN or infinite.
+        While iterating, if a row's logits are NaN or infinite, or the processors leave it
+        no token.
     """
-    c = model.config.decoder
-    host_source, host_mask = as_tokens(
-        "source", source, model.config.encoder.vocab_size, source_mask
+    request = as_request(
+        model, source, source_mask, prefix, max_new_tokens, min_new_tokens, eos_ids
     )
-    batch = len(host_source)
-    start = np.full((batch, 1), model.config.decoder_start_id)
-    host_prefix, prefix_mask = as_tokens(
-        "prefix", start if prefix is None else prefix, c.vocab_size
-    )
-    if len(host_prefix) != batch:
-        raise ValueError(f"prefix has {len(host_prefix)} rows, source has {batch}")
-    if prefix_mask is None:
-        prefix_mask = np.ones(host_prefix.shape, dtype=bool)
-    n_prefix = prefix_mask.sum(axis=1)
-    max_new_tokens = _fitting(max_new_tokens, int(n_prefix.max()), c.max_length)
-    if not 0 <= min_new_tokens <= max_new_tokens:
-        raise ValueError(
-            f"min_new_tokens must be from 0 to max_new_tokens = {max_new_tokens}, "
-            f"got {min_new_tokens}"
-        )
-    ends = _checked_eos(model.config.eos_ids if eos_ids is None else eos_ids, c.vocab_size)
-    row_ids = range(batch) if row_ids is None else row_ids
-    if len(row_ids) != batch:
-        raise ValueError(f"row_ids has {len(row_ids)} entries, source has {batch} rows")
-    if uniforms is not None:
-        uniforms = _checked_uniforms(uniforms, (batch, max_new_tokens))
-    else:
-        draw_uniforms(seed, row_ids, 0)  # complain now, not at the first draw
-
-    def uniforms_of(n_new: np.ndarray) -> np.ndarray:
-        nonlocal uniforms
-        if uniforms is None:
-            uniforms = draw_uniforms(seed, row_ids, max_new_tokens)
-        return uniforms[np.arange(batch), np.minimum(n_new, max_new_tokens - 1)]
-
-    request = _Request(
-        source=host_source,
-        source_mask=np.ones(host_source.shape, dtype=bool) if host_mask is None else host_mask,
-        prefix=host_prefix,
-        n_prefix=n_prefix,
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens,
-        eos_ids=ends,
-        stop=stop,
-        choose=greedy() if choose is None else choose,
-        uniforms=uniforms_of,
-        use_cache=use_cache,
-    )
-    return _loop(model, request, tap)
+    choose = greedy() if choose is None else choose
+    if not isinstance(choose, Chooser):
+        raise TypeError(f"choose must be a Chooser, such as rs.greedy(), got {choose!r}")
+    if stop is not None and not callable(stop):
+        raise TypeError(f"stop must be a function of a Step, got {stop!r}")
+    if request.min_new_tokens:
+        early_eos = minimum_length(request.min_new_tokens, request.eos_ids)
+        choose = replace(choose, processors=(early_eos, *choose.processors))
+    draw = _uniforms_of(request, seed, row_ids, uniforms)
+    return _loop(model, request, choose, draw, stop, use_cache, tap)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Request:
-    """The arguments of `decode_steps`, checked and complete."""
-
-    source: np.ndarray  # (batch, n_source)
-    source_mask: np.ndarray  # (batch, n_source)
-    prefix: np.ndarray  # (batch, longest prefix)
-    n_prefix: np.ndarray  # (batch,)
-    max_new_tokens: int
-    min_new_tokens: int
-    eos_ids: np.ndarray  # (n_eos,)
-    stop: Callable[[Step], Any] | None
-    choose: Chooser
-    uniforms: Callable[[np.ndarray], np.ndarray]  # of n_new (batch,)
-    use_cache: bool
-
-
-def _loop(model: Model, r: _Request, tap: Tap) -> Iterator[Step]:
-    pad_id = model.config.pad_id
-    memory = encode(model, r.source, r.source_mask, tap=tap)
-    n = int(r.n_prefix.min())  # target tokens so far, the same for every row
-    n_end = int(r.n_prefix.max()) + r.max_new_tokens
-    target = np.full((memory.batch, n_end), pad_id, dtype=np.int64)
-    target[:, :n] = r.prefix[:, :n]
-    cache = new_cache(model, memory.batch, n_end) if r.use_cache else None
-    fed = 0  # of the target tokens, those that the cache holds
-    n_new = np.zeros(memory.batch, dtype=np.int64)
-    finished = np.zeros(memory.batch, dtype=bool)
-    while not (finished | (n_new == r.max_new_tokens)).all():
-        index = n - int(r.n_prefix.min())
+def _loop(
+    model: Model,
+    request: Request,
+    choose: Chooser,
+    draw: Callable[[np.ndarray], np.ndarray],
+    stop: Callable[[Step], Any] | None,
+    use_cache: bool,
+    tap: Tap,
+) -> Iterator[Step]:
+    with _unwarned():
+        memory = encode(model, request.source, request.source_mask, tap=tap)
+    kv_cache = new_cache(model, request.batch, request.end) if use_cache else None
+    target = np.full((request.batch, request.end), model.config.pad_id, dtype=np.int64)
+    target[:, : request.start] = request.prefix[:, : request.start]
+    n, fed = request.start, 0  # target tokens so far, and those of them in the cache
+    n_new = np.zeros(request.batch, dtype=np.int64)
+    finished = np.zeros(request.batch, dtype=bool)
+    while not (finished | (n_new == request.max_new_tokens)).all():
+        index = n - request.start
         at = tap.at(f"step.{index}")
 
-        # the distribution of the next token
-        logits = decode(model, target[:, fed:n], memory, cache=cache, tap=at)[:, -1]
-        fed = n if r.use_cache else 0
+        # The distribution of the next token of every row.
+        with _unwarned():
+            logits = decode(model, target[:, fed:n], memory, cache=kv_cache, tap=at)[:, -1]
+        fed = n if use_cache else 0
 
-        # rows in their prefix take its token, rows that have ended take pad, others choose
-        forced = n < r.n_prefix
-        emitted = ~forced & ~finished & (n_new < r.max_new_tokens)
-        given = r.prefix[:, n] if forced.any() else np.full(len(forced), pad_id)
-        given = np.where(forced, given, pad_id)
+        # A choice from it. Rows still in their prefix take its token; rows that have ended, pad.
+        forced, given = request.forced(n, otherwise=model.config.pad_id)
+        emitted = ~forced & ~finished & (n_new < request.max_new_tokens)
         state = State(
             tokens=target[:, :n],
             n_new=n_new,
-            source=r.source,
-            source_mask=r.source_mask,
-            uniforms=partial(r.uniforms, n_new),
+            emitting=emitted,
+            source=request.source,
+            source_mask=request.source_mask,
+            uniforms=partial(draw, n_new),
         )
-        with np.errstate(invalid="ignore"):  # what is not finite is reported, by row
-            scores = at("scores", _process(logits, state, r))
-            chosen = r.choose.pick(scores, state)
-            tokens, log_probs, margin = _read(logits, scores, chosen, given, emitted)
-        _check_finite(log_probs, margin, forced, emitted)
+        with _unwarned():
+            scores = logits
+            for process in choose.processors:
+                scores = process(scores, state)
+            scores = at("scores", scores)
+            chosen = choose.pick(scores, state)
+            tokens, log_probs, best, margin = _read(logits, scores, chosen, given, emitted)
+        _check_finite(log_probs, best, forced, emitted)
 
+        # One token more.
         target[:, n] = tokens
         n += 1
         n_new = n_new + emitted
-        finished = finished | (emitted & np.isin(tokens, r.eos_ids))
+        finished = finished | (emitted & np.isin(tokens, request.eos_ids))
         step = Step(
             index=index,
             tokens=tokens,
@@ -287,93 +247,89 @@ def _loop(model: Model, r: _Request, tap: Tap) -> Iterator[Step]:
             forced=forced,
             emitted=emitted,
         )
-        if r.stop is not None:
-            finished = finished | np.asarray(r.stop(step), dtype=bool)
+        if stop is not None:
+            finished = finished | _checked_stop(stop(step), request.batch)
             step = replace(step, finished=finished)
         yield step
 
 
-def _process(logits: Array, state: State, r: _Request) -> Array:
-    """The scores: logits without an EOS that comes too early, through the processors."""
-    scores = logits
-    early = state.n_new < r.min_new_tokens
-    if early.any() and len(r.eos_ids):
-        xp = array_namespace(logits)
-        is_eos = np.isin(np.arange(logits.shape[-1]), r.eos_ids)
-        scores = xp.where(xp.asarray(early[:, None] & is_eos), -math.inf, scores)
-    for process in r.choose.processors:
-        scores = process(scores, state)
-    return scores
+def _unwarned() -> np.errstate:
+    """No warnings: the loop itself reports what is not finite, and in which row."""
+    return np.errstate(all="ignore")
 
 
 def _read(
     logits: Array, scores: Array, chosen: Array, given: np.ndarray, emitted: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, their log-probabilities and the margins, in the step's one device-to-host read.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, their log-probabilities, best scores and margins, in the step's one
+    device-to-host read.
 
     Rows that emit take the chosen token, the others the given one.
     """
     xp = array_namespace(logits)
     token = xp.where(xp.asarray(emitted), chosen, xp.asarray(given))[:, None]
     log_probs = xp.take_along_axis(logits, token, axis=-1) - logsumexp(logits)
-    best = xp.argmax(scores, axis=-1)[:, None]
-    others = xp.where(xp.arange(scores.shape[-1]) == best, -math.inf, scores)
-    margin = xp.take_along_axis(scores, best, axis=-1) - xp.max(others, axis=-1, keepdims=True)
-    columns = xp.concat([token.astype("float64"), log_probs, margin], axis=-1)
-    tokens, host_log_probs, host_margin = to_numpy(columns).T
-    return tokens.astype(np.int64), host_log_probs, host_margin
+    best = xp.max(scores, axis=-1, keepdims=True)
+    is_best = xp.arange(scores.shape[-1]) == xp.argmax(scores, axis=-1)[:, None]
+    margin = best - xp.max(xp.where(is_best, -math.inf, scores), axis=-1, keepdims=True)
+    columns = xp.concat([token.astype("float64"), log_probs, best, margin], axis=-1)
+    tokens, host_log_probs, host_best, host_margin = to_numpy(columns).T
+    return tokens.astype(np.int64), host_log_probs, host_best, host_margin
 
 
 def _check_finite(
-    log_probs: np.ndarray, margin: np.ndarray, forced: np.ndarray, emitted: np.ndarray
+    log_probs: np.ndarray, best: np.ndarray, forced: np.ndarray, emitted: np.ndarray
 ) -> None:
     if (unfit := np.isnan(log_probs) & (forced | emitted)).any():
         raise NonFiniteLogitsError(
             f"the model's logits of row {unfit.argmax()} are NaN or infinite: "
             "they are no distribution"
         )
-    if (empty := np.isnan(margin) & emitted).any():
+    if (unfit := ~np.isfinite(best) & emitted).any():
         raise NonFiniteLogitsError(
-            f"the processors left no token for row {empty.argmax()}: all its scores are -inf"
+            f"the processors left row {unfit.argmax()} no token to choose: "
+            f"its best score is {best[unfit.argmax()]}"
         )
 
 
-def _fitting(max_new_tokens: int | None, n_prefix: int, max_length: int | None) -> int:
-    """``max_new_tokens``, if prefix and new tokens fit; the last token is never fed back."""
-    if max_new_tokens is None:
-        if max_length is None:
-            raise ValueError("max_new_tokens is needed: the model has no position table to end at")
-        max_new_tokens = max(max_length + 1 - n_prefix, 1)
-    if not isinstance(max_new_tokens, int | np.integer) or isinstance(max_new_tokens, bool):
-        raise TypeError(f"max_new_tokens must be an int, got {type(max_new_tokens).__name__}")
-    if max_length is not None and n_prefix + max_new_tokens - 1 > max_length:
-        raise ValueError(
-            f"a prefix of {n_prefix} tokens and max_new_tokens = {max_new_tokens} need "
-            f"{n_prefix + max_new_tokens - 1} positions; the model's table serves {max_length}"
-        )
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    return int(max_new_tokens)
+def _uniforms_of(
+    request: Request, seed: int, row_ids: Sequence[int] | None, given: Array | None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from n_new (batch,) to the uniform numbers of that step, (batch,).
 
-
-def _checked_eos(eos_ids: Sequence[int], vocab_size: int) -> np.ndarray:
-    ids = np.asarray(eos_ids)
-    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise TypeError(f"eos_ids must be a sequence of token ids, got {eos_ids!r}")
-    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
-        raise ValueError(f"eos_ids must be from 0 to {vocab_size - 1}, got {eos_ids!r}")
-    return ids.astype(np.int64)
+    Numbers are drawn when the first are asked for: a greedy generation draws none.
+    """
+    shape = (request.batch, request.max_new_tokens)
+    row_ids = range(request.batch) if row_ids is None else row_ids
+    if len(row_ids) != request.batch:
+        raise ValueError(f"row_ids has {len(row_ids)} entries, source has {request.batch} rows")
+    if given is not None:
+        table = cache(partial(_checked_uniforms, given, shape))
+        table()  # complain now, not at the first draw
+    else:
+        draw_uniforms(seed, row_ids, 0)
+        table = cache(partial(draw_uniforms, seed, row_ids, request.max_new_tokens))
+    rows = np.arange(request.batch)
+    return lambda n_new: table()[rows, np.minimum(n_new, request.max_new_tokens - 1)]
 
 
 def _checked_uniforms(uniforms: Array, shape: tuple[int, int]) -> np.ndarray:
     host = to_numpy(uniforms).astype(np.float64)
     if host.ndim != 2 or host.shape[0] != shape[0] or host.shape[1] < shape[1]:
         raise ValueError(
-            f"uniforms must have the shape (batch, max_new_tokens) = {shape}, got {host.shape}"
+            f"uniforms must have the shape (batch, max_new_tokens) = {shape}, "
+            f"or more columns, got {host.shape}"
         )
     if not ((host >= 0) & (host < 1)).all():
         raise ValueError("uniforms must be in [0, 1)")
     return host
+
+
+def _checked_stop(answer: Any, batch: int) -> np.ndarray:
+    ended = to_numpy(answer).astype(bool)
+    if ended.shape not in ((), (batch,)):
+        raise ValueError(f"stop must give a boolean or an array ({batch},), got {ended.shape}")
+    return ended
 
 
 def generate_text(model: Model, texts: Sequence[str], **options: Any) -> list[str]:

@@ -1,12 +1,13 @@
 """The exact sampling pipelines of the peers: their order, their ties, their boundaries."""
 
 from collections.abc import Callable
-from typing import Literal
+from operator import index
+from typing import Any, Literal
 
 from . import sampling
 from .backend import Array, array_namespace
 from .ops import softmax
-from .sampling import Chooser, Processor, State, greedy, keep, probability_before, sample
+from .sampling import Chooser, Processor, State, check_number, greedy, keep, sample
 
 XTransformersFilter = Literal["top_k", "top_p", "top_a", "min_p"]
 
@@ -38,31 +39,57 @@ def x_transformers(
     Notes
     -----
     Its top_p keeps a token while the probability before it is at most ``thres`` (less than
-    it, in `refseq2seq.top_p`). Which of equal scores its top_k keeps is up to PyTorch.
+    it, in `refseq2seq.top_p`). Which of equal scores its top_k and its top_p keep is up to
+    PyTorch; here the lowest ids.
     """
     if temperature == 0:
         return greedy()
-    if callable(filter_logits_fn):
-        return pick(filter_logits_fn, sampling.temperature(temperature))
-    filters: dict[str, Callable[..., Processor]] = {
-        "top_k": lambda frac_num_tokens=0.1, k=None: sampling.top_k(
-            frac_num_tokens if k is None else k
-        ),
-        "top_p": lambda thres=0.9: _top_p_x_transformers(thres),
-        "top_a": lambda min_p_pow=2.0, min_p_ratio=0.02: sampling.top_a(min_p_ratio, min_p_pow),
-        "min_p": lambda min_p=0.1: sampling.min_p(min_p),
-    }
-    if filter_logits_fn not in filters:
-        raise ValueError(
-            f"filter_logits_fn must be one of {list(filters)} or a processor, "
-            f"got {filter_logits_fn!r}"
-        )
-    process = filters[filter_logits_fn](**(filter_kwargs or {}))
-    return pick(process, sampling.temperature(temperature))
+    if not callable(filter_logits_fn):
+        if filter_logits_fn not in _X_TRANSFORMERS_FILTERS:
+            raise ValueError(
+                f"filter_logits_fn must be one of {list(_X_TRANSFORMERS_FILTERS)} or a processor, "
+                f"got {filter_logits_fn!r}"
+            )
+        filter_logits_fn = _X_TRANSFORMERS_FILTERS[filter_logits_fn](**(filter_kwargs or {}))
+    elif filter_kwargs:
+        raise TypeError("filter_kwargs are for a filter given by name; a processor has its own")
+    return pick(filter_logits_fn, sampling.temperature(temperature))
 
 
-def _top_p_x_transformers(thres: float) -> Processor:
-    return lambda scores, state: keep(scores, probability_before(scores) <= thres)
+def _x_transformers_top_k(*, frac_num_tokens: float = 0.1, k: int | None = None) -> Processor:
+    return sampling.top_k(float(frac_num_tokens) if k is None else index(k))
+
+
+def _x_transformers_top_p(*, thres: float = 0.9) -> Processor:
+    """Remove a token where those before it, best first, add up to more than ``thres``."""
+    check_number("top_p's thres", thres, 0, 1)
+    thres = float(thres)
+
+    def process(scores: Array, state: State) -> Array:
+        xp = array_namespace(scores)
+        order = xp.argsort(-scores, axis=-1, kind="stable")
+        mass = _running_sum(softmax(xp.take_along_axis(scores, order, axis=-1)))
+        before = xp.concat([xp.zeros_like(mass[:, :1]), mass[:, :-1]], axis=-1)
+        kept = xp.take_along_axis(before <= thres, xp.argsort(order, axis=-1), axis=-1)
+        return keep(scores, kept)
+
+    return process
+
+
+def _x_transformers_top_a(*, min_p_pow: float = 2.0, min_p_ratio: float = 0.02) -> Processor:
+    return sampling.top_a(min_p_ratio, min_p_pow)
+
+
+def _x_transformers_min_p(*, min_p: float = 0.1) -> Processor:
+    return sampling.min_p(min_p)
+
+
+_X_TRANSFORMERS_FILTERS: dict[Any, Callable[..., Processor]] = {
+    "top_k": _x_transformers_top_k,
+    "top_p": _x_transformers_top_p,
+    "top_a": _x_transformers_top_a,
+    "min_p": _x_transformers_min_p,
+}
 
 
 def huggingface(
@@ -76,10 +103,10 @@ def huggingface(
 ) -> Chooser:
     """What ``GenerationMixin.generate`` of Hugging Face transformers 5 does with logits.
 
-    Without ``do_sample``, greedy. With it: temperature, then top-k (ties stay), then top-p
-    (added up from the least probable), then min-p, then draw. Arguments have that
-    function's names and defaults; a filter at its neutral value is left out, as there:
-    temperature 1, top_k 0, top_p 1, min_p None.
+    Round the logits to float32. Without ``do_sample``, greedy. With it: temperature, then
+    top-k (ties stay), then top-p (added up from the least probable), then min-p, then
+    draw. Arguments have that function's names and defaults; a filter at its neutral value
+    is left out, as there: temperature 1, top_k 0, top_p 1, min_p None.
 
     Parameters
     ----------
@@ -87,30 +114,46 @@ def huggingface(
     temperature, top_k, top_p, min_p : float
     pick : function of processors
         `sample`, or ``partial(exponential_race, noise)`` to replay PyTorch's draws.
+
+    Notes
+    -----
+    Which of equal scores its top-p removes first is up to PyTorch; here the lowest ids.
     """
     if not do_sample:
-        return greedy()
-    processors: list[Processor] = []
+        return greedy(_to_float32)
+    processors: list[Processor] = [_to_float32]
     if temperature != 1:
         processors.append(sampling.temperature(temperature))
     if top_k != 0:
         processors.append(sampling.top_k(top_k, keep_ties=True))
-    if top_p < 1:
-        processors.append(_top_p_huggingface(top_p))
+    if top_p != 1:
+        processors.append(_huggingface_top_p(top_p))
     if min_p is not None:
         processors.append(sampling.min_p(min_p))
     return pick(*processors)
 
 
-def _top_p_huggingface(p: float) -> Processor:
+def _to_float32(scores: Array, state: State) -> Array:
+    return scores.astype("float32")
+
+
+def _huggingface_top_p(p: float) -> Processor:
     """Remove the least probable tokens while they add up to at most 1 - p; the best stays."""
+    check_number("top_p", p, 0, 1)
+    p = float(p)
 
     def process(scores: Array, state: State) -> Array:
         xp = array_namespace(scores)
         order = xp.argsort(scores, axis=-1, kind="stable")
-        mass = xp.cumsum(softmax(xp.take_along_axis(scores, order, axis=-1)), axis=-1)
+        mass = _running_sum(softmax(xp.take_along_axis(scores, order, axis=-1)))
         last = xp.arange(scores.shape[-1]) == scores.shape[-1] - 1
         kept = (mass > 1 - p) | last
         return keep(scores, xp.take_along_axis(kept, xp.argsort(order, axis=-1), axis=-1))
 
     return process
+
+
+def _running_sum(probs: Array) -> Array:
+    """As PyTorch adds on the CPU: in float64, each sum rounded to the dtype of ``probs``."""
+    xp = array_namespace(probs)
+    return xp.cumsum(probs, axis=-1, dtype="float64").astype(probs.dtype)

@@ -1,8 +1,8 @@
 """The encoder-decoder Transformer: encode, decode, forward. Read from top to bottom.
 
-memory = encode(model, source)             once per source
-logits = decode(model, target, memory)     all positions at once, or step by step
-logits = forward(model, source, target)    the two in a row: teacher forcing
+    memory = encode(model, source)             once per source
+    logits = decode(model, target, memory)     all positions at once, or step by step
+    logits = forward(model, source, target)    the two in a row: teacher forcing
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .params import (
     random_params,
 )
 from .positions import position_embedding, rotation, score_bias
-from .text import Vocabulary
+from .text import Tokenizer
 from .tokens import Tokens, as_tokens
 from .trace import Tap, no_tap
 
@@ -46,8 +46,8 @@ class Model:
 
     config: ModelConfig
     params: Params
-    source_vocabulary: Vocabulary | None = None
-    target_vocabulary: Vocabulary | None = None
+    source_vocabulary: Tokenizer | None = None
+    target_vocabulary: Tokenizer | None = None
 
     @classmethod
     def random(cls, config: ModelConfig, seed: int, dtype: str = "float32") -> Model:
@@ -187,7 +187,7 @@ def encode(
     if host_mask is not None:
         mask, n_real = xp.asarray(host_mask), int(host_mask.sum(axis=1).max())
         positions = real_positions(mask)
-    _check_fits("source", n_real, c)
+    check_fits("source", n_real, c)
     inside = tap.at("encoder")
     x = embed(p, c, ids, positions, inside)
     x, attended, positions = _with_memory_tokens(p, x, mask, positions)
@@ -230,7 +230,7 @@ def decode(
     start, n = cache[0].length if cache else 0, host_ids.shape[1]
     if host_ids.shape[0] != memory.batch:
         raise ValueError(f"target has {host_ids.shape[0]} rows, the memory {memory.batch}")
-    _check_fits("target", start + n, c)
+    check_fits("target", start + n, c)
     positions = xp.arange(start, start + n)
     so_far = xp.arange(start + n)
     causal = causal_mask(positions, so_far) if n > 1 else None  # the last token sees all
@@ -381,7 +381,8 @@ def _remember(model: Model, hidden: Array, mask: Array | None, tap: Tap) -> Memo
     return Memory(hidden=hidden, mask=mask, keys=tuple(keys), values=tuple(values))
 
 
-def _check_fits(name: str, n: int, c: StackConfig) -> None:
+def check_fits(name: str, n: int, c: StackConfig) -> None:
+    """Raise unless the position table serves ``n`` tokens, which the error calls ``name``."""
     if c.max_length is not None and n > c.max_length:
         raise ValueError(
             f"{name} has {n} tokens; the model's position table serves at most {c.max_length}"

@@ -266,10 +266,26 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
     def note(name: str, shape: tuple[int, ...]) -> Array:
         shapes[name] = shape
-        return np.broadcast_to(np.float64(0), shape)  # the right shape, no memory
+        return _shaped(name, shape)
 
     build_params(config, note)
     return shapes
+
+
+def check_params(config: ModelConfig, params: Params) -> None:
+    """Raise a ValueError unless ``params`` has the arrays of ``config``, each in its shape."""
+    expected = {name: x.shape for name, x in named_arrays(build_params(config, _shaped))}
+    found = {name: x.shape for name, x in named_arrays(params)}
+    for name in expected | found:
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"{name} must have shape {expected.get(name)} by the config, "
+                f"got {found.get(name)}; None is no array"
+            )
+
+
+def _shaped(name: str, shape: tuple[int, ...]) -> Array:
+    return np.broadcast_to(np.float64(0), shape)  # the right shape, no memory
 
 
 def random_params(config: ModelConfig, seed: int, dtype: str = "float32") -> Params:

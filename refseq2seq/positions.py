@@ -6,6 +6,8 @@ makes rows differ. Angles are computed in float64 and rounded once.
 
 import math
 from collections.abc import Callable
+from functools import cache
+from itertools import count
 
 from .backend import Array, array_namespace
 from .config import (
@@ -159,7 +161,8 @@ def t5_bucket(distance: Array, n_buckets: int, max_distance: int, bidirectional:
     widen logarithmically up to ``max_distance``; the last takes all that is further:
 
     .. math:: \frac{n}{2} + \left\lfloor
-        \frac{\log(|r| / \frac n2)}{\log(\mathrm{max} / \frac n2)} \frac n2 \right\rfloor
+        \frac{\log(|r| / \frac n2)}{\log(\mathrm{max} / \frac n2)} \frac n2 \right\rfloor,
+        \qquad |r| \ge \tfrac n2
 
     When ``bidirectional``, the upper half of the buckets is for keys after the query;
     otherwise those share bucket 0 with the query's own position.
@@ -178,11 +181,22 @@ def t5_bucket(distance: Array, n_buckets: int, max_distance: int, bidirectional:
     else:
         n, offset = n_buckets, 0
         far = xp.maximum(-distance, 0)
+    borders = xp.asarray(_bucket_borders(n, max_distance))
+    return offset + xp.searchsorted(borders, far, side="right")
+
+
+@cache
+def _bucket_borders(n: int, max_distance: int) -> tuple[int, ...]:
+    """The least distance of each bucket but the first, found by integers: a rounded
+    logarithm may fall short of a border, as at 64 of T5's 128."""
     exact = n // 2
-    ratio = xp.maximum(far, exact).astype("float64") / exact
-    growth = xp.log(ratio) * ((n - exact) / math.log(max_distance / exact))
-    wide = xp.minimum(exact + growth.astype("int64"), n - 1)
-    return offset + xp.where(far < exact, far, wide)
+    wide = n - exact
+
+    def reaches(r: int, k: int) -> bool:  # log(r / exact) / log(max / exact) wide >= k
+        return r**wide * exact**k >= max_distance**k * exact**wide
+
+    widening = [next(r for r in count(exact) if reaches(r, k)) for k in range(1, wide)]
+    return (*range(1, exact + 1), *widening)
 
 
 def alibi_slopes(n_heads: int) -> tuple[float, ...]:

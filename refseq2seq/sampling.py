@@ -28,6 +28,7 @@ class State:
 
     tokens: np.ndarray  # (batch, n) prefix and new tokens so far; pad_id after a row's end
     n_new: np.ndarray  # (batch,) how many of them are new
+    emitting: np.ndarray  # (batch,) True = the row will take the token that is chosen now
     source: np.ndarray  # (batch, n_source) token ids
     source_mask: np.ndarray  # (batch, n_source) True = real token
     uniforms: Callable[[], np.ndarray]  # gives this step's, (batch,) float64 in [0, 1)
@@ -110,19 +111,22 @@ def exponential_race(noise: Array, *processors: Processor) -> Chooser:
     Parameters
     ----------
     noise : array, shape (n_steps, batch, vocab_size)
-        Positive. Row ``t`` serves a row's new token number t, counted from 0.
+        Positive. ``noise[t]`` serves each row's new token number t, counted from 0.
     """
+    if not (noise > 0).all():
+        raise ValueError("exponential_race's noise must be positive")
 
     def pick(scores: Array, state: State) -> Array:
         xp = array_namespace(scores)
-        if state.n_new.max() >= len(noise):
-            raise ValueError(f"exponential_race has noise for {len(noise)} steps only")
-        now = xp.asarray(noise)[xp.asarray(state.n_new), xp.arange(scores.shape[0])]
-        if now.shape != scores.shape:
+        if noise.shape[1:] != scores.shape:
             raise ValueError(
-                f"exponential_race's noise must have the shape (n_steps, *{scores.shape}), "
-                f"got {noise.shape}"
+                "exponential_race's noise must have the shape (n_steps, batch, vocab_size) = "
+                f"{('n_steps', *scores.shape)}, got {noise.shape}"
             )
+        t = np.where(state.emitting, state.n_new, 0)
+        if t.max() >= len(noise):
+            raise ValueError(f"exponential_race has noise for {len(noise)} new tokens only")
+        now = xp.asarray(noise)[xp.asarray(t), xp.arange(len(t))]
         return xp.argmax(softmax(scores) / now, axis=-1)
 
     return Chooser(processors, pick)
@@ -132,8 +136,9 @@ def draw_uniforms(seed: int, row_ids: Sequence[int] | np.ndarray, n_steps: int) 
     """The uniform numbers that `sample` uses, in [0, 1).
 
     Row i holds the first ``n_steps`` doubles of ``numpy.random.Philox`` (Salmon et al.
-    2011) with the 128-bit key (seed, row_ids[i]), low word first, and counter 0: any
-    language with Philox4x64-10 can draw the same ones, as (word >> 11) * 2^-53.
+    2011) with the 128-bit key (seed, row_ids[i]), low word first. Any language with
+    Philox4x64-10 can draw the same ones: counters 1, 2, 3, ... give four words each (NumPy
+    counts up before it draws), and a word gives the double (word >> 11) * 2^-53.
 
     Parameters
     ----------
@@ -167,7 +172,7 @@ def temperature(t: float) -> Processor:
         Positive and finite. The limit t -> 0 is `greedy`, which is what x-transformers
         does at 0.
     """
-    _check_number("temperature", t, 0, math.inf, low_open=True, high_open=True)
+    check_number("temperature", t, 0, math.inf, low_open=True, high_open=True)
     t = float(t)
     return lambda scores, state: scores / t
 
@@ -185,8 +190,9 @@ def top_k(k: int | float, *, keep_ties: bool = False) -> Processor:
         True keeps all that equal the k-th best, as Hugging Face does. PyTorch's `topk`, in
         x-transformers, keeps exactly k and does not say which.
     """
-    if isinstance(k, float):
-        _check_number("top_k's fraction", k, 0, 1, low_open=True)
+    if isinstance(k, float | np.floating):
+        check_number("top_k's fraction", k, 0, 1, low_open=True)
+        k = float(k)
     elif not isinstance(k, int | np.integer) or isinstance(k, bool):
         raise TypeError(f"top_k's k must be an int or a float fraction, got {type(k).__name__}")
     elif k < 1:
@@ -218,7 +224,7 @@ def top_p(p: float) -> Processor:
     keeps one more where the sum is exactly p; Hugging Face adds up from the worst, and
     so keeps the highest ids among equals. `refseq2seq.like` has both rules.
     """
-    _check_number("top_p's p", p, 0, 1, low_open=True)
+    check_number("top_p's p", p, 0, 1, low_open=True)
 
     def process(scores: Array, state: State) -> Array:
         if p == 1:
@@ -236,7 +242,7 @@ def min_p(ratio: float) -> Processor:
     ratio : float
         In [0, 1]. A token exactly at the limit stays, as in Hugging Face and x-transformers.
     """
-    _check_number("min_p's ratio", ratio, 0, 1)
+    check_number("min_p's ratio", ratio, 0, 1)
     ratio = float(ratio)
 
     def process(scores: Array, state: State) -> Array:
@@ -259,14 +265,30 @@ def top_a(ratio: float, power: float = 2.0) -> Processor:
     power : float
         At least 1, so that the best token always stays.
     """
-    _check_number("top_a's ratio", ratio, 0, 1)
-    _check_number("top_a's power", power, 1, math.inf, high_open=True)
+    check_number("top_a's ratio", ratio, 0, 1)
+    check_number("top_a's power", power, 1, math.inf, high_open=True)
     ratio, power = float(ratio), float(power)
 
     def process(scores: Array, state: State) -> Array:
         probs = softmax(scores)
         best = array_namespace(scores).max(probs, axis=-1, keepdims=True)
         return keep(scores, probs >= best**power * ratio)
+
+    return process
+
+
+def minimum_length(n: int, eos_ids: Sequence[int] | np.ndarray) -> Processor:
+    """Remove the tokens ``eos_ids`` from rows that have fewer than ``n`` new tokens.
+
+    What ``min_new_tokens`` of `refseq2seq.decode_steps` puts before all other processors.
+    """
+
+    def process(scores: Array, state: State) -> Array:
+        early = state.n_new < n
+        if not early.any():
+            return scores
+        is_eos = np.isin(np.arange(scores.shape[-1]), eos_ids)
+        return keep(scores, array_namespace(scores).asarray(~(early[:, None] & is_eos)))
 
     return process
 
@@ -306,9 +328,10 @@ def probability_before(scores: Array) -> Array:
     return xp.take_along_axis(before, xp.argsort(order, axis=-1), axis=-1)
 
 
-def _check_number(
+def check_number(
     name: str, x: Any, low: float, high: float, low_open: bool = False, high_open: bool = False
 ) -> None:
+    """Raise unless ``x`` is a number in the interval; ``name`` is what the error calls it."""
     if isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number, got {type(x).__name__}")
     if not (low < x if low_open else low <= x) or not (x < high if high_open else x <= high):

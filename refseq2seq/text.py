@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
+from typing import Protocol
 
 import numpy as np
 
@@ -11,6 +13,20 @@ from .config import Config
 
 class UnknownSymbolError(ValueError):
     """A text has a symbol that the vocabulary lacks."""
+
+
+class Tokenizer(Protocol):
+    """What a model needs to read and write text: a `Vocabulary`, or another's tokenizer."""
+
+    @property
+    def symbols(self) -> Sequence[str]:
+        """How each id is shown."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of the ids; special symbols are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +69,7 @@ class Vocabulary(Config):
         super().__post_init__()
         if len(set(self.symbols)) != len(self.symbols):
             raise ValueError("Vocabulary.symbols must all be different")
-        if unknown := [s for s in self.special if s not in self.symbols]:
+        if unknown := sorted(set(self.special) - set(self.symbols)):
             raise ValueError(f"Vocabulary.special must be among the symbols, got {unknown}")
         for pair in self.replacements:
             if len(pair) != 2 or len(pair[0]) != 1:
@@ -66,18 +82,21 @@ class Vocabulary(Config):
 
     @cached_property
     def _ids(self) -> dict[str, int]:
-        return {s: i for i, s in enumerate(self.symbols) if s not in self.special}
+        special = set(self.special)
+        return {s: i for i, s in enumerate(self.symbols) if s not in special}
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text's symbols.
+        """The ids of the text's symbols; an empty text has none.
 
         Raises
         ------
         UnknownSymbolError
             Naming the symbols that the vocabulary lacks.
         """
-        replaced = text.translate(str.maketrans(dict(self.replacements)))
-        symbols = replaced.split(self.separator) if self.separator else list(replaced)
+        if not isinstance(text, str):
+            raise TypeError(f"a text must be a string, got {type(text).__name__}")
+        replaced = text.translate({ord(character): new for character, new in self.replacements})
+        symbols = replaced.split(self.separator) if self.separator and replaced else list(replaced)
         ids = self._ids
         if unknown := sorted({s for s in symbols if s not in ids}):
             names = ", ".join(map(repr, unknown))
@@ -86,6 +105,14 @@ class Vocabulary(Config):
         return [ids[s] for s in symbols]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of the ids; special symbols are left out."""
-        symbols = (self.symbols[int(i)] for i in ids)
+        """The text of the ids; special symbols are left out.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an id is not an integer, or out of range.
+        """
+        if outside := [i for i in map(index, ids) if not 0 <= i < len(self)]:
+            raise ValueError(f"the vocabulary has ids 0 to {len(self) - 1}, got {outside[0]}")
+        symbols = (self.symbols[i] for i in ids)
         return self.separator.join(s for s in symbols if s not in self.special)

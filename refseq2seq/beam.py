@@ -1,0 +1,447 @@
+"""Beam search: the same loop, with the best few histories of every row kept alive.
+
+    for step in beam_steps(model, source, beams=4): ...
+    out = beam_search(model, source, beams=4, n_best=2)
+
+The rules, which Hugging Face and CTranslate2 share:
+
+1. A row begins with one live beam, the prefix, of score 0. A score is the sum of the
+   log-probabilities of new tokens, after the processors.
+2. In each step every live beam is continued by every token. Of these candidates the best
+   2B are considered (more with several EOS ids, so that B always remain that do not end),
+   ordered by score, then beam, then token.
+3. Those of the best B that end with EOS become hypotheses. The best B that do not end are
+   the next live beams.
+4. A hypothesis competes by its normalised score, sum / length ** length_penalty, where
+   the length counts new tokens, EOS included. A row's pool keeps the B best.
+5. At the maximum length the best B candidates become hypotheses as they are.
+6. A row is done when its pool is full and, by ``early_stopping``: at once (True); when the
+   best live beam, normalised by its own length, does not beat the worst of the pool
+   (False); when it could not beat it at any length it may still reach ("never").
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+
+from .backend import Array, array_namespace, to_numpy
+from .decoding import NonFiniteLogitsError
+from .model import Model, decode, encode, new_cache
+from .ops import log_softmax
+from .request import Request, as_request
+from .sampling import Processor, State, minimum_length
+from .tokens import Tokens
+from .trace import Tap, no_tap
+
+EarlyStopping = bool | Literal["never"]
+LengthPenalty = float | Callable[[int], float]
+"""The exponent of the length, or the function from a length to what a score is divided by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypotheses:
+    """Some targets of each row and their scores. Arrays are on the host.
+
+    A place that holds no target has the score -inf.
+    """
+
+    tokens: np.ndarray  # (batch, k, n) new tokens, EOS kept, pad_id after them
+    log_probs: np.ndarray  # (batch, k, n) after the processors, in nats; 0 after the end
+    lengths: np.ndarray  # (batch, k) new tokens, EOS counted
+    scores: np.ndarray  # (batch, k)
+
+    @classmethod
+    def none(cls, batch: int, k: int, n: int, pad_id: int) -> Self:
+        """Places for k targets of n tokens in each row, that hold none."""
+        return cls(
+            tokens=np.full((batch, k, n), pad_id),
+            log_probs=np.zeros((batch, k, n)),
+            lengths=np.zeros((batch, k), dtype=np.int64),
+            scores=np.full((batch, k), -np.inf),
+        )
+
+    def take(self, places: np.ndarray) -> Self:
+        """Those at ``places`` (batch, new_k) of each row."""
+        rows = np.arange(len(places))[:, None]
+        return type(self)(
+            tokens=self.tokens[rows, places],
+            log_probs=self.log_probs[rows, places],
+            lengths=self.lengths[rows, places],
+            scores=self.scores[rows, places],
+        )
+
+    def extended(self, c: "Candidates", emitted: np.ndarray) -> Self:
+        """These, continued as the candidates say: one more token in the rows ``emitted``."""
+        parents = self.take(c.beams)
+        rows, n_new = np.flatnonzero(emitted), self.lengths[emitted, :1]
+        places = np.arange(c.beams.shape[1])
+        parents.tokens[rows[:, None], places, n_new] = c.tokens[emitted]
+        parents.log_probs[rows[:, None], places, n_new] = c.log_probs[emitted]
+        lengths = parents.lengths + emitted[:, None]
+        return replace(parents, lengths=lengths, scores=c.scores)
+
+    def best(self, k: int, others: Self) -> Self:
+        """The k best of these and others, best first; of equal ones, these go before."""
+        both = type(self)(
+            tokens=np.concatenate([self.tokens, others.tokens], axis=1),
+            log_probs=np.concatenate([self.log_probs, others.log_probs], axis=1),
+            lengths=np.concatenate([self.lengths, others.lengths], axis=1),
+            scores=np.concatenate([self.scores, others.scores], axis=1),
+        )
+        return both.take(np.argsort(-both.scores, axis=1, kind="stable")[:, :k])
+
+
+class Candidates(NamedTuple):
+    """Continuations of live beams, best first: arrays (batch, n_candidates) on the host."""
+
+    beams: np.ndarray  # the live beam that each continues
+    tokens: np.ndarray
+    log_probs: np.ndarray  # of the token, after the processors
+    scores: np.ndarray  # sum of the log-probabilities of new tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamStep:
+    """One turn of the search: enough to draw its tree. Arrays are on the host."""
+
+    index: int  # 0 for the first step
+    candidates: Candidates  # those considered
+    finishing: np.ndarray  # (batch, n_candidates) True = a hypothesis now
+    survivors: np.ndarray  # (batch, B) the candidate that each live beam is
+    live: Hypotheses  # k = B; scores are sums
+    pool: Hypotheses  # k = B, best first; scores are normalised
+    done: np.ndarray  # (batch,)
+    forced: np.ndarray  # (batch,) the row took a token of its prefix
+    margin: np.ndarray  # (batch,) least gap between scores that were compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamSearch:
+    """The best hypotheses of each row, best first."""
+
+    tokens: np.ndarray  # (batch, n_best, n) new tokens, EOS kept, pad_id after them
+    lengths: np.ndarray  # (batch, n_best) new tokens, EOS counted
+    scores: np.ndarray  # (batch, n_best) normalised; -inf where a row has fewer hypotheses
+    log_probs: np.ndarray  # (batch, n_best, n) their sum over the length penalty is the score
+    margin: np.ndarray  # (batch,) the least gap between scores that the search compared
+
+
+def beam_search(model: Model, source: Tokens, *, n_best: int = 1, **options: Any) -> BeamSearch:
+    """Search for the most probable targets with several beams.
+
+    Takes the arguments of `beam_steps`, and ``n_best``: how many hypotheses to give for
+    each row, at most ``beams``.
+
+    Returns
+    -------
+    BeamSearch
+
+    Notes
+    -----
+    If another implementation's scores differ by less than half of a row's ``margin``, it
+    must give the same targets for that row; otherwise it may not.
+
+    Examples
+    --------
+    >>> import refseq2seq as rs
+    >>> model = rs.load("g2p")
+    >>> source = [model.source_vocabulary.encode("read")]
+    >>> out = rs.beam_search(model, source, beams=4, n_best=2)
+    >>> [model.target_vocabulary.decode(tokens) for tokens in out.tokens[0]]
+    ['R EH D', 'R IY D']
+    """
+    *_, last = steps = list(beam_steps(model, source, **options))
+    n_beams = last.pool.scores.shape[1]
+    if not 1 <= n_best <= n_beams:
+        raise ValueError(f"n_best must be from 1 to beams = {n_beams}, got {n_best}")
+    batch = len(last.done)
+    best = last.pool.take(np.broadcast_to(np.arange(n_best), (batch, n_best)))
+    longest = best.lengths.max()
+    return BeamSearch(
+        tokens=best.tokens[:, :, :longest],
+        lengths=best.lengths,
+        scores=best.scores,
+        log_probs=best.log_probs[:, :, :longest],
+        margin=np.min([step.margin for step in steps], axis=0),
+    )
+
+
+def beam_steps(
+    model: Model,
+    source: Tokens,
+    *,
+    beams: int = 4,
+    length_penalty: LengthPenalty = 1.0,
+    early_stopping: EarlyStopping = False,
+    processors: Sequence[Processor] = (),
+    source_mask: Array | None = None,
+    prefix: Tokens | None = None,
+    max_new_tokens: int | None = None,
+    min_new_tokens: int = 0,
+    eos_ids: Sequence[int] | None = None,
+    use_cache: bool = True,
+    tap: Tap = no_tap,
+) -> Iterator[BeamStep]:
+    r"""The steps of beam search, by the rules at the top of this module.
+
+    .. math:: \mathrm{score}(y) = \frac{1}{|y|^\alpha} \sum_t \log P(y_t \mid y_{<t}, x)
+
+    Parameters
+    ----------
+    model, source, source_mask, prefix, max_new_tokens, min_new_tokens, eos_ids, use_cache, tap
+        As in `refseq2seq.decode_steps`.
+    beams : int
+        B, the number of live beams; may exceed the vocabulary.
+    length_penalty : float, or function of a length
+        The exponent alpha of the length, 0 for plain sums; or what a score is divided by,
+        such as `gnmt_penalty`.
+    early_stopping : True, False or "never"
+        When a row with a full pool is done: rule 6.
+    processors : sequence of Processor
+        Applied to log-probabilities, as Hugging Face does in beam search (in greedy and
+        sampling both libraries apply them to logits), and not normalised again.
+
+    Returns
+    -------
+    iterator of BeamStep
+    """
+    if not isinstance(beams, int | np.integer) or isinstance(beams, bool) or beams < 1:
+        raise ValueError(f"beams must be an int of at least 1, got {beams!r}")
+    if early_stopping not in (True, False, "never"):
+        raise ValueError(f"early_stopping must be True, False or 'never', got {early_stopping!r}")
+    request = as_request(
+        model, source, source_mask, prefix, max_new_tokens, min_new_tokens, eos_ids
+    )
+    if request.min_new_tokens:
+        processors = (minimum_length(request.min_new_tokens, request.eos_ids), *processors)
+    divisors = _divisors(length_penalty, request.max_new_tokens)
+    return _search(model, request, int(beams), divisors, early_stopping, processors, use_cache, tap)
+
+
+def gnmt_penalty(alpha: float) -> Callable[[int], float]:
+    """The length penalty ((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14), as in t5x.
+
+    Examples
+    --------
+    >>> gnmt_penalty(0.5)(19)
+    2.0
+    """
+    return lambda length: ((5 + length) / 6) ** alpha
+
+
+def _search(
+    model: Model,
+    request: Request,
+    n_beams: int,
+    divisors: np.ndarray,
+    early_stopping: EarlyStopping,
+    processors: Sequence[Processor],
+    use_cache: bool,
+    tap: Tap,
+) -> Iterator[BeamStep]:
+    xp, pad_id, batch = model.xp, model.config.pad_id, request.batch
+    beam_rows = np.repeat(np.arange(batch), n_beams)  # the source of each row that is decoded
+    memory = encode(model, request.source, request.source_mask, tap=tap)
+    memory = memory.take(xp.asarray(beam_rows))
+    cache = new_cache(model, batch * n_beams, request.end) if use_cache else None
+    n_considered = max(2, 1 + len(request.eos_ids)) * n_beams
+    target = np.full((batch, n_beams, request.end), pad_id)
+    target[:, :, : request.start] = request.prefix[:, None, : request.start]
+    live = Hypotheses.none(batch, n_beams, request.max_new_tokens, pad_id)
+    live.scores[:, 0] = 0  # one live beam, the prefix
+    pool = Hypotheses.none(batch, n_beams, request.max_new_tokens, pad_id)
+    done = np.zeros(batch, dtype=bool)
+    rows = np.arange(batch)[:, None]
+    n, fed = request.start, 0  # target tokens so far, and those of them in the cache
+    while not done.all():
+        at = tap.at(f"step.{n - request.start}")
+        n_new = live.lengths[:, 0]
+        flat = target.reshape(batch * n_beams, -1)
+        forced, given = request.forced(n, otherwise=pad_id)
+        emitted = ~forced & ~done
+
+        # The log-probabilities of the next token of every live beam.
+        logits = decode(model, flat[:, fed:n], memory, cache=cache, tap=at)[:, -1]
+        fed = n if use_cache else 0
+        state = State(
+            tokens=flat[:, :n],
+            n_new=np.repeat(n_new, n_beams),
+            emitting=np.repeat(emitted, n_beams),
+            source=request.source[beam_rows],
+            source_mask=request.source_mask[beam_rows],
+            uniforms=_no_uniforms,
+        )
+        log_probs = log_softmax(logits)
+        for process in processors:
+            log_probs = process(log_probs, state)
+        log_probs = at("log_probs", log_probs)
+
+        # The candidates, which of them end, and which live on.
+        considered, gap = _candidates(log_probs, live.scores, n_considered)
+        _check_finite(considered, emitted)
+        considered = _in_prefix(considered, live, forced, given)
+        last = n_new + 1 == request.max_new_tokens
+        ends = emitted[:, None] & (np.isin(considered.tokens, request.eos_ids) | last[:, None])
+        in_top = np.arange(considered.tokens.shape[1]) < n_beams
+        finishing = ends & in_top & (considered.scores > -np.inf)
+        survivors = np.argsort(ends, axis=1, kind="stable")[:, :n_beams]
+        extended = live.extended(considered, emitted)
+
+        # The pool takes those that finish; the best that do not are the next live beams.
+        normalised = extended.scores / divisors[extended.lengths]
+        hypotheses = replace(extended, scores=np.where(finishing, normalised, -np.inf))
+        pool = pool.best(n_beams, hypotheses)
+        live = extended.take(survivors)
+        live = replace(live, scores=np.where(ends[rows, survivors], -np.inf, live.scores))
+        parents = considered.beams[rows, survivors]
+        target = target[rows, parents]
+        target[:, :, n] = np.where(done[:, None], pad_id, considered.tokens[rows, survivors])
+        for layer in cache or ():
+            layer.reorder((rows * n_beams + parents).reshape(-1))
+        improvable, stop_gap = _improvable(live, pool, divisors, early_stopping)
+        margin = np.where(emitted, np.minimum(gap, stop_gap), np.inf)
+        done = done | (emitted & (last | ~improvable))
+        n += 1
+        yield BeamStep(
+            index=n - 1 - request.start,
+            candidates=considered,
+            finishing=finishing,
+            survivors=survivors,
+            live=live,
+            pool=pool,
+            done=done,
+            forced=forced,
+            margin=margin,
+        )
+
+
+def _candidates(log_probs: Array, live_scores: np.ndarray, n: int) -> tuple[Candidates, np.ndarray]:
+    """The n best continuations, by score, then beam, then token, and the least gap among them.
+
+    One device-to-host read. The gap counts the best one not considered.
+    """
+    xp, (batch, n_beams) = array_namespace(log_probs), live_scores.shape
+    vocab_size = log_probs.shape[-1]
+    log_probs = log_probs.astype("float64").reshape(batch, n_beams * vocab_size)
+    scores = xp.repeat(xp.asarray(live_scores), vocab_size, axis=1) + log_probs
+    n_read = min(n + 1, scores.shape[1])
+    places = best_places(scores, n_read)
+    columns = [xp.take_along_axis(x, places, axis=1) for x in (scores, log_probs)]
+    best, steps, flat = to_numpy(xp.stack([*columns, places.astype("float64")]))
+    flat = flat.astype(np.int64)
+    candidates = Candidates(
+        beams=flat[:, :n] // vocab_size,
+        tokens=flat[:, :n] % vocab_size,
+        log_probs=steps[:, :n],
+        scores=best[:, :n],
+    )
+    return candidates, _least_gap(best)
+
+
+def best_places(scores: Array, n: int) -> Array:
+    """The places of the n greatest entries of each row, in order; of equal ones, the first.
+
+    Parameters
+    ----------
+    scores : array, shape (batch, m)
+    n : int
+        At most m.
+
+    Returns
+    -------
+    integer array, shape (batch, n)
+
+    Notes
+    -----
+    The n-th greatest is found by partition. Marked 0 above it, 1 at it and 2 below, the
+    entries are sorted by their marks in linear time, and only n of them by value.
+
+    Examples
+    --------
+    >>> best_places(np.array([[1.0, 5.0, 2.0, 5.0, 2.0]]), 3)
+    array([[1, 3, 2]])
+    """
+    xp = array_namespace(scores)
+    worst = -xp.partition(-scores, n - 1, axis=1)[:, n - 1, None]
+    marks = 2 - (scores >= worst).astype("uint8") - (scores > worst).astype("uint8")
+    chosen = xp.argsort(marks, axis=1, kind="stable")[:, :n]
+    chosen = xp.sort(chosen, axis=1)
+    order = xp.argsort(-xp.take_along_axis(scores, chosen, axis=1), axis=1, kind="stable")
+    return xp.take_along_axis(chosen, order, axis=1)
+
+
+def _in_prefix(
+    c: Candidates, live: Hypotheses, forced: np.ndarray, given: np.ndarray
+) -> Candidates:
+    """In rows that are forced: each live beam continued by the prefix's token, at no cost."""
+    if not forced.any():
+        return c
+    n_beams, n = live.scores.shape[1], c.tokens.shape[1]
+    places = np.arange(n)
+    scores = np.where(places < n_beams, live.scores[:, np.minimum(places, n_beams - 1)], -np.inf)
+    rows = forced[:, None]
+    return Candidates(
+        beams=np.where(rows, places % n_beams, c.beams),
+        tokens=np.where(rows, given[:, None], c.tokens),
+        log_probs=np.where(rows, 0.0, c.log_probs),
+        scores=np.where(rows, scores, c.scores),
+    )
+
+
+def _improvable(
+    live: Hypotheses, pool: Hypotheses, divisors: np.ndarray, early_stopping: EarlyStopping
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether a row's pool may still change (batch,), by rule 6, and how close it was."""
+    best, worst = live.scores.max(axis=1), pool.scores[:, -1]
+    full, n_new = worst > -np.inf, live.lengths[:, 0]
+    if early_stopping is True:
+        return ~full & (best > -np.inf), np.full(len(full), np.inf)
+    if early_stopping == "never":
+        reachable = np.array([divisors[n:].max() for n in n_new])
+    else:
+        reachable = divisors[n_new]
+    with np.errstate(invalid="ignore"):  # a row with nothing live and nothing found
+        gap = np.where(full & (best > -np.inf), np.abs(best / reachable - worst), np.inf)
+    return best / reachable > worst, gap
+
+
+def _divisors(length_penalty: LengthPenalty, longest: int) -> np.ndarray:
+    """What the score of a hypothesis of each length, 0 to ``longest``, is divided by."""
+    penalty = length_penalty if callable(length_penalty) else partial(_power, length_penalty)
+    divisors = np.array([1.0, *(penalty(length) for length in range(1, longest + 1))])
+    if not (np.isfinite(divisors).all() and (divisors > 0).all()):
+        raise ValueError(
+            f"length_penalty must give positive finite numbers, got {length_penalty!r}"
+        )
+    return divisors
+
+
+def _power(exponent: float, length: int) -> float:
+    return float(length**exponent)
+
+
+def _least_gap(scores: np.ndarray) -> np.ndarray:
+    """The least difference of neighbours in rows of descending scores; -inf has none."""
+    real = scores[:, 1:] > -np.inf
+    with np.errstate(invalid="ignore"):
+        gaps = np.where(real, scores[:, :-1] - scores[:, 1:], np.inf)
+    return gaps.min(axis=1, initial=np.inf)
+
+
+def _check_finite(c: Candidates, emitted: np.ndarray) -> None:
+    if (unfit := np.isnan(c.scores).any(axis=1) & emitted).any():
+        raise NonFiniteLogitsError(
+            f"the model's logits of row {unfit.argmax()} are NaN or infinite: "
+            "they are no distribution"
+        )
+    if (empty := (c.scores[:, 0] == -np.inf) & emitted).any():
+        raise NonFiniteLogitsError(
+            f"the processors left no token for row {empty.argmax()}: all its scores are -inf"
+        )
+
+
+def _no_uniforms() -> np.ndarray:
+    raise ValueError("beam search draws no uniform numbers: use processors without them")
