@@ -6,12 +6,12 @@ the tail (Cody 1969, "Rational Chebyshev approximations for the error function")
 .. math:: \mathrm{erfc}(t) = e^{-t^2}\,\mathrm{erfcx}(t), \qquad t \ge 0
 
 erfcx falls off like :math:`1 / (\sqrt\pi\,t)`, so its product with t + h hardly varies, and
-k / (t + k) maps the half-line to (0, 1], where one polynomial follows that product (Shepherd
-and Laframboise 1981, "Chebyshev approximation of (1 + 2x) exp(x^2) erfc x").
+(t - 3) / (t + 3) maps the half-line to [-1, 1), where one polynomial follows that product
+(Shepherd and Laframboise 1981, "Chebyshev approximation of (1 + 2x) exp(x^2) erfc x").
 
-There are two of them. GELU in float32 must be fast: float16 and float32 are computed in
-float64 with a short polynomial and rounded once. float64 has no wider type to be computed
-in: there the polynomial is long, and what rounding would lose is carried along.
+There are two such polynomials. GELU in float32 must be fast: float16 and float32 are
+computed in float64 with a short one and rounded once. float64 has no wider type to be
+computed in: it takes a long one, and what rounding would lose is carried along.
 """
 
 import math
@@ -19,29 +19,28 @@ from collections.abc import Sequence
 
 from .backend import Array, array_namespace
 
-# Coefficients, lowest power first. tests/test_special.py derives them anew: each polynomial
-# interpolates at the Chebyshev points of the stated range.
+# Coefficients, lowest power first. Each polynomial interpolates at Chebyshev points;
+# tests/test_special.py derives it anew.
 # fmt: off
-_SHORT = (  # erfcx(t) in y = 3 / (t + 3), no constant term, t <= 9.3; relative error 3e-9
+_SHORT = (  # erfcx(t) in y = 3 / (t + 3), so h is 3; t <= 9.3; relative error 3e-9
     0.0,
     0.18802819768824947, 0.18882296839834237, 0.17035618522311455, 0.19687502808599547,
     -0.015005654910979532, 0.42697436110740483, -0.4684886921302902, 0.5556532882368124,
     -0.30042856375832033, 0.05721288361979039,
 )
-_LONG = (  # (t + 7/8) erfcx(t) - 3/4 in v = (t - 4) / (t + 4), t <= 27.3; error 1e-17
-    -0.0023793168012833624, -0.15411256502844548, 0.013416028517560918, 0.04755669641690045,
-    -0.04150289325035046, 0.015382021342917237, -0.00019464508361483382, -0.0019720603083726138,
-    0.0003030280208981285, 0.0002838428822905861, -5.278537759491517e-05, -5.210757559183298e-05,
-    5.0225003759937754e-06, 1.0775320008425543e-05, 8.479473587323201e-07, -2.0902984798376595e-06,
-    -6.901024069970645e-07, 2.858399369820299e-07, 2.447515228574363e-07, 6.506771930393443e-09,
-    -5.6398462102557216e-08, -1.7419561791911493e-08, 7.238263541272582e-09, 4.438408885721452e-09,
-    -1.8735404882192242e-10, -3.418694918510238e-10,
+_LONG = (  # (t + 3/4) erfcx(t) - 11/16 in (t - 3) / (t + 3); t <= 27.3; error 2e-17
+    -0.016245683069787686, -0.14936894307304988, 0.03761980325135724, 0.02729359522618437,
+    -0.04172037240815009, 0.02805588884239458, -0.010817973376415307, 0.0014416325163039117,
+    0.0007950796967433857, -0.0003786022956966537, -3.656579323204751e-05, 5.933445038514135e-05,
+    4.803489614829599e-07, -9.519868501685356e-06, -5.299012401740095e-08, 1.6616389437843229e-06,
+    1.202824500625223e-07, -2.9937504645099957e-07, -5.941875680049095e-08, 4.928163180273085e-08,
+    1.858077487799886e-08, -5.810927939047292e-09, -3.619662220787645e-09, 2.3973697971732626e-10,
+    2.8819907641561644e-10,
 )
 # fmt: on
-_SERIES = [  # erf(t) / t in t^2, its Taylor series; for t < 0.48 the rest is below 1e-18
+_SERIES = [  # erf(t) / t in t^2, the Taylor series; for t < 0.48 the rest is below 1e-18
     2 / math.sqrt(math.pi) * (-1) ** n / (math.factorial(n) * (2 * n + 1)) for n in range(13)
 ]
-_HALFWAY = 0.4769  # erf < 1/2 < erfc to the left of it
 
 # Numbers as coarse + fine: the coarse part has so few bits that its products are exact.
 _ONE = (1.0, 0.0)
@@ -75,7 +74,7 @@ def erfc(x: Array) -> Array:
 
 
 def erf(x: Array) -> Array:
-    r"""Error function, 1 - erfc(x); near 0, where that cancels, by its power series.
+    r"""Error function, 1 - erfc(x); near 0, where that cancels, its power series.
 
     .. math:: \mathrm{erf}(x) = \frac{2}{\sqrt\pi} \int_0^x e^{-u^2}\,du
 
@@ -83,14 +82,14 @@ def erf(x: Array) -> Array:
     """
     xp = array_namespace(x)
     far = xp.copysign(1 - _erfc_of_abs(x, _ONE), x)
-    is_near = xp.abs(x) < _HALFWAY
+    is_near = xp.abs(x) < 0.4769  # there erf < 1/2 < erfc
     near = xp.where(is_near, x, 0.0).astype(xp.float64)
     near = near * _polynomial(_SERIES, near * near)
     return xp.where(is_near, near.astype(x.dtype), far)
 
 
 def normal_cdf(x: Array) -> Array:
-    r"""Distribution function of the standard normal distribution; GELU is x normal_cdf(x).
+    r"""Distribution function of the standard normal distribution.
 
     .. math:: \Phi(x) = \frac{1}{\sqrt{2\pi}} \int_{-\infty}^x e^{-u^2/2}\,du
         = \tfrac12\,\mathrm{erfc}(-x / \sqrt 2)
@@ -107,49 +106,72 @@ def normal_cdf(x: Array) -> Array:
     return array_namespace(x).abs((x > 0) - tail)  # tail left of 0, 1 - tail right of it
 
 
-def _erfc_of_abs(x: Array, scale: tuple[float, float]) -> Array:
-    """erfc(scale |x|), shape and dtype of x."""
+def gelu_erf(x: Array) -> Array:
+    r"""Gaussian error linear unit, exact (Hendrycks and Gimpel 2016, eq. 1).
+
+    .. math:: x\,\Phi(x) = \max(x, 0) - \tfrac12\,|x|\,\mathrm{erfc}(|x| / \sqrt 2)
+
+    Arguments and accuracy as in `erfc`. The form on the right rounds once in the left tail,
+    where a rounded :math:`\Phi(x)` may be subnormal, and where x (1 + erf(x / sqrt 2)) / 2,
+    which PyTorch and x-transformers compute under the name ``gelu``, loses every digit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> gelu_erf(np.array([-10.0, 0.0, 1.0]))
+    array([-7.61985302e-23,  0.00000000e+00,  8.41344746e-01])
+    """
+    xp = array_namespace(x)
+    half = 0.5 * xp.minimum(xp.abs(x), 40.0)  # erfc is 0 from there on, and inf * 0 is NaN
+    return xp.maximum(x, 0) - _erfc_of_abs(x, _SQRT_HALF, times=half)
+
+
+def _erfc_of_abs(x: Array, scale: tuple[float, float], times: Array | float = 1.0) -> Array:
+    """times * erfc(scale |x|), rounded once to the dtype of x, whose shape it has."""
     xp = array_namespace(x)
     if not xp.isdtype(x.dtype, "real floating"):
         raise TypeError(f"expected an array of floating-point numbers, got {x.dtype}")
-    if xp.finfo(x.dtype).bits > 32:
-        return _accurate_erfc(xp.abs(x), scale)
-    return _fast_erfc(xp.abs(x), scale).astype(x.dtype)
+    erfc_of = _fast_erfc if xp.finfo(x.dtype).bits <= 32 else _accurate_erfc
+    return erfc_of(xp.abs(x), scale, times).astype(x.dtype)
 
 
-def _fast_erfc(x: Array, scale: tuple[float, float]) -> Array:
-    """erfc(scale x) in float64, good to float32, for x >= 0 of float32 or float16."""
+def _fast_erfc(x: Array, scale: tuple[float, float], times: Array | float) -> Array:
+    """times * erfc(scale x) in float64, good to float32, for x >= 0 of float16 or float32."""
     xp = array_namespace(x)
     t = x.astype(xp.float64) * sum(scale)
     erfcx = _polynomial(_SHORT, 3 / (t + 3))
     t *= -t  # in place: memory costs more here than arithmetic
     erfcx *= xp.exp(t)
+    erfcx *= times
     return erfcx
 
 
-def _accurate_erfc(x: Array, scale: tuple[float, float]) -> Array:
-    """erfc(scale x), good to float64, for x >= 0. Coarse parts have 24 bits, fine ones follow."""
+def _accurate_erfc(x: Array, scale: tuple[float, float], times: Array | float) -> Array:
+    """times * erfc(scale x), good to float64, for x >= 0.
+
+    Coarse parts have 24 bits, fine ones the rest.
+    """
     xp = array_namespace(x)
-    x = xp.minimum(x, 40.0)  # the result is 0 from there on, and the squares stay finite
-    # t = scale x, with care: an absolute error of t^2 is a relative error of exp(-t^2).
+    x = xp.minimum(x, 40.0)  # the result is 0 from there on, and squares stay finite
+    # t = scale x, more than exactly: an absolute error of t^2 is a relative one of exp(-t^2).
     x_coarse, t_coarse = _coarse(x), _coarse(x * sum(scale))
     t_fine = (x_coarse * scale[0] - t_coarse) + x_coarse * scale[1] + (x - x_coarse) * sum(scale)
     t = t_coarse + t_fine
-    # exp(-t^2) = 2^-n gauss, with n ln 2 next to t^2.
+    # exp(-t^2) = 2^-n gauss, with n ln 2 next to t^2. The first expm1 has an exact argument.
     n = xp.rint(t * t / math.log(2))
     growth = xp.expm1(n * _LN2[0] - t_coarse * t_coarse)
     correction = xp.expm1(n * _LN2[1] - t_fine * (t_coarse + t))
     gauss_coarse = _coarse(1 + growth)
     gauss_fine = (growth - (gauss_coarse - 1)) + (1 + growth) * correction
-    # erfcx(t) = (3/4 + p) / (t + 7/8): a coarse quotient, then its remainder divided again.
-    p = _polynomial(_LONG, (t - 2.5) / (t + 2.5))
+    # erfcx(t) = (11/16 + p) / (t + 3/4): a coarse quotient, then its remainder divided again.
+    p = _polynomial(_LONG, (t - 3) / (t + 3))
     erfcx_coarse = _coarse((0.6875 + p) / (t + 0.75))
     remainder = (0.6875 - erfcx_coarse * (t_coarse + 0.75)) + (p - erfcx_coarse * t_fine)
     erfcx_fine = remainder / (t + 0.75)
-    # The product of the two sums: only its last addition rounds to a whole unit.
+    # The product of the two sums: only its last addition, and times, round to a whole unit.
     fine = erfcx_coarse * gauss_fine + erfcx_fine * (gauss_coarse + gauss_fine)
-    far = (erfcx_coarse * gauss_coarse + fine) * xp.exp2(-n)
-    return xp.where(t < 0.25, 1 - t * _polynomial(_SERIES, t * t), far)
+    far = (erfcx_coarse * gauss_coarse + fine) * times * xp.exp2(-n)
+    return xp.where(t < 0.2, (1 - t * _polynomial(_SERIES, t * t)) * times, far)
 
 
 def _coarse(x: Array) -> Array:
