@@ -46,7 +46,7 @@ def array_namespace(x: Array) -> ModuleType:
         return np
     if hasattr(x, "__array_namespace__"):
         return x.__array_namespace__()
-    if type(x).__module__.partition(".")[0] == "cupy":  # CuPy 14 has no __array_namespace__
+    if _is_cupy(x):  # CuPy 14 has no __array_namespace__
         import cupy
 
         return cupy
@@ -55,7 +55,7 @@ def array_namespace(x: Array) -> ModuleType:
 
 def to_numpy(x: Array) -> np.ndarray:
     """``x`` as a plain NumPy array on the host. From a device, this waits and copies."""
-    return x.get() if hasattr(x, "get") else np.asarray(x)
+    return x.get() if _is_cupy(x) else np.asarray(x)
 
 
 def to_cupy(x: Array) -> Array:
@@ -67,6 +67,10 @@ def to_cupy(x: Array) -> Array:
         Each names its cure.
     """
     return _usable_cupy().asarray(x)
+
+
+def _is_cupy(x: Array) -> bool:
+    return type(x).__module__.partition(".")[0] == "cupy"
 
 
 def _usable_cupy() -> ModuleType:
@@ -85,11 +89,11 @@ def _usable_cupy() -> ModuleType:
     try:
         probe = cupy.ones((2, 2))
         cupy.exp(probe @ probe)
-    except ImportError as error:
+    except Exception as error:  # ImportError without cuBLAS, RuntimeError without NVRTC, ...
         raise CudaLibrariesMissing(
-            f"CuPy {cupy.__version__} finds a device but not the CUDA libraries (cuBLAS, "
-            "NVRTC): pip install 'refseq2seq[cuda12]' or 'refseq2seq[cuda13]', which bring "
-            f"them, or install the CUDA toolkit ({error})"
+            f"CuPy {cupy.__version__} finds a device but cannot compute on it. The CUDA "
+            "libraries that it needs (cuBLAS, NVRTC) come with pip install 'refseq2seq[cuda12]' "
+            f"or 'refseq2seq[cuda13]', or with the CUDA toolkit ({str(error).strip()})"
         ) from error
     return cupy
 

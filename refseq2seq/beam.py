@@ -28,8 +28,9 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from .backend import Array, array_namespace, to_numpy
+from .decoder import Amateur, start_decoder
 from .decoding import NonFiniteLogitsError
-from .model import Model, decode, encode, new_cache
+from .model import Model
 from .ops import log_softmax
 from .request import Request, as_request
 from .sampling import Processor, State, minimum_length
@@ -182,6 +183,7 @@ def beam_steps(
     max_new_tokens: int | None = None,
     min_new_tokens: int = 0,
     eos_ids: Sequence[int] | None = None,
+    amateurs: Sequence[Amateur] = (),
     use_cache: bool = True,
     tap: Tap = no_tap,
 ) -> Iterator[BeamStep]:
@@ -191,7 +193,7 @@ def beam_steps(
 
     Parameters
     ----------
-    model, source, source_mask, prefix, max_new_tokens, min_new_tokens, eos_ids, use_cache, tap
+    model, source, source_mask, prefix, max_new_tokens, min_new_tokens, eos_ids
         As in `refseq2seq.decode_steps`.
     beams : int
         B, the number of live beams; may exceed the vocabulary.
@@ -203,6 +205,8 @@ def beam_steps(
     processors : sequence of Processor
         Applied to log-probabilities, as Hugging Face does in beam search (in greedy and
         sampling both libraries apply them to logits), and not normalised again.
+    amateurs, use_cache, tap
+        As in `refseq2seq.decode_steps`.
 
     Returns
     -------
@@ -218,7 +222,9 @@ def beam_steps(
     if request.min_new_tokens:
         processors = (minimum_length(request.min_new_tokens, request.eos_ids), *processors)
     divisors = _divisors(length_penalty, request.max_new_tokens)
-    return _search(model, request, int(beams), divisors, early_stopping, processors, use_cache, tap)
+    return _search(
+        model, request, int(beams), divisors, early_stopping, processors, amateurs, use_cache, tap
+    )
 
 
 def gnmt_penalty(alpha: float) -> Callable[[int], float]:
@@ -239,14 +245,15 @@ def _search(
     divisors: np.ndarray,
     early_stopping: EarlyStopping,
     processors: Sequence[Processor],
+    amateurs: Sequence[Amateur],
     use_cache: bool,
     tap: Tap,
 ) -> Iterator[BeamStep]:
-    xp, pad_id, batch = model.xp, model.config.pad_id, request.batch
+    pad_id, batch = model.config.pad_id, request.batch
     beam_rows = np.repeat(np.arange(batch), n_beams)  # the source of each row that is decoded
-    memory = encode(model, request.source, request.source_mask, tap=tap)
-    memory = memory.take(xp.asarray(beam_rows))
-    cache = new_cache(model, batch * n_beams, request.end) if use_cache else None
+    decoder = start_decoder(
+        model, request, amateurs=amateurs, copies=n_beams, use_cache=use_cache, tap=tap
+    )
     n_considered = max(2, 1 + len(request.eos_ids)) * n_beams
     target = np.full((batch, n_beams, request.end), pad_id)
     target[:, :, : request.start] = request.prefix[:, None, : request.start]
@@ -255,7 +262,7 @@ def _search(
     pool = Hypotheses.none(batch, n_beams, request.max_new_tokens, pad_id)
     done = np.zeros(batch, dtype=bool)
     rows = np.arange(batch)[:, None]
-    n, fed = request.start, 0  # target tokens so far, and those of them in the cache
+    n = request.start  # target tokens so far, the same for every row
     while not done.all():
         at = tap.at(f"step.{n - request.start}")
         n_new = live.lengths[:, 0]
@@ -264,12 +271,12 @@ def _search(
         emitted = ~forced & ~done
 
         # The log-probabilities of the next token of every live beam.
-        logits = decode(model, flat[:, fed:n], memory, cache=cache, tap=at)[:, -1]
-        fed = n if use_cache else 0
+        logits = decoder.next_logits(flat[:, :n], at)
         state = State(
             tokens=flat[:, :n],
             n_new=np.repeat(n_new, n_beams),
             emitting=np.repeat(emitted, n_beams),
+            rows=beam_rows,
             source=request.source[beam_rows],
             source_mask=request.source_mask[beam_rows],
             uniforms=_no_uniforms,
@@ -299,8 +306,7 @@ def _search(
         parents = considered.beams[rows, survivors]
         target = target[rows, parents]
         target[:, :, n] = np.where(done[:, None], pad_id, considered.tokens[rows, survivors])
-        for layer in cache or ():
-            layer.reorder((rows * n_beams + parents).reshape(-1))
+        decoder.reorder((rows * n_beams + parents).reshape(-1))
         improvable, stop_gap = _improvable(live, pool, divisors, early_stopping)
         margin = np.where(emitted, np.minimum(gap, stop_gap), np.inf)
         done = done | (emitted & (last | ~improvable))

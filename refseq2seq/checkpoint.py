@@ -6,8 +6,8 @@ order and little-endian, under its name in `refseq2seq.params.param_shapes`. So
 ``numpy.load`` reads it, ``unzip`` unpacks it, and other languages need no help from us.
 
 A file is not trusted: sizes are compared with what the configuration declares before
-anything of that size is allocated, every byte is covered by the zip's checksums, and
-what does not fit is a `CheckpointError` that says what.
+anything of that size is allocated, every entry is covered by its checksum, and what does
+not fit is a `CheckpointError` that says what.
 """
 
 import json
@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 
 from .backend import to_numpy
-from .config import ModelConfig
+from .config import ModelConfig, StackConfig
 from .model import Model
 from .params import build_params, check_params, named_arrays, param_shapes
 from .text import Tokenizer, Vocabulary
@@ -61,7 +61,8 @@ def save(model: Model, path: str | os.PathLike[str], *, stored_dtype: str | None
     Raises
     ------
     ValueError
-        If the parameters do not fit the config, or one is not finite in ``stored_dtype``.
+        If parameters or vocabularies do not fit the config, or a parameter is not finite in
+        ``stored_dtype``.
     TypeError
         If the model has a tokenizer that is not a `Vocabulary`: other programs' tokenizers
         have files of their own.
@@ -75,8 +76,8 @@ def save(model: Model, path: str | os.PathLike[str], *, stored_dtype: str | None
         "version": VERSION,
         "dtype": model.dtype.name,
         "config": model.config.to_dict(),
-        "source_vocabulary": _vocabulary_fields("source", model.source_vocabulary),
-        "target_vocabulary": _vocabulary_fields("target", model.target_vocabulary),
+        "source_vocabulary": _fields("source", model.source_vocabulary, model.config.encoder),
+        "target_vocabulary": _fields("target", model.target_vocabulary, model.config.decoder),
     }
     arrays = dict(named_arrays(model.params))
     with _replacing(Path(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -91,14 +92,21 @@ def save(model: Model, path: str | os.PathLike[str], *, stored_dtype: str | None
                 np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
 
 
-def _vocabulary_fields(side: str, tokenizer: Tokenizer | None) -> dict[str, Any] | None:
-    if tokenizer is None or isinstance(tokenizer, Vocabulary):
-        return tokenizer and tokenizer.to_dict()
-    raise TypeError(
-        f"the format holds a Vocabulary only, and the model's {side} tokenizer is a "
-        f"{type(tokenizer).__name__}: keep its file, and save dataclasses.replace(model, "
-        "source_vocabulary=None, target_vocabulary=None)"
-    )
+def _fields(side: str, tokenizer: Tokenizer | None, c: StackConfig) -> dict[str, Any] | None:
+    """What the header says of a vocabulary."""
+    if tokenizer is None:
+        return None
+    if not isinstance(tokenizer, Vocabulary):
+        raise TypeError(
+            f"the format holds a Vocabulary only, and the model's {side} tokenizer is a "
+            f"{type(tokenizer).__name__}: keep its file, and save dataclasses.replace(model, "
+            "source_vocabulary=None, target_vocabulary=None)"
+        )
+    if len(tokenizer) != c.vocab_size:
+        raise ValueError(
+            f"the {side} vocabulary has {len(tokenizer)} symbols, the config {c.vocab_size}"
+        )
+    return tokenizer.to_dict()
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -122,13 +130,13 @@ def load(path: str | os.PathLike[str]) -> Model:
             return load(shipped)
     path = Path(path)
     if path.is_dir():
-        from .convert import from_huggingface  # here, because converters import us
+        from .convert import from_huggingface  # the core needs converters nowhere else
 
         return from_huggingface(path)
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                return _read(archive, path.stat().st_size)
+                return _read(archive, os.fstat(file.fileno()).st_size)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error!s:.500}") from error
         except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
@@ -155,8 +163,8 @@ def _read(archive: zipfile.ZipFile, file_size: int) -> Model:
     return Model(
         config=config,
         params=build_params(config, array),
-        source_vocabulary=_vocabulary(header, "source", config.encoder.vocab_size),
-        target_vocabulary=_vocabulary(header, "target", config.decoder.vocab_size),
+        source_vocabulary=_vocabulary(header, "source", config.encoder),
+        target_vocabulary=_vocabulary(header, "target", config.decoder),
     )
 
 
@@ -192,14 +200,14 @@ def _header(text: bytes) -> dict[str, Any]:
     return header
 
 
-def _vocabulary(header: dict[str, Any], side: str, vocab_size: int) -> Vocabulary | None:
+def _vocabulary(header: dict[str, Any], side: str, c: StackConfig) -> Vocabulary | None:
     fields = header[f"{side}_vocabulary"]
     if fields is None:
         return None
     vocabulary = _parsed(f"{side}_vocabulary", Vocabulary.from_dict, fields)
-    if len(vocabulary) != vocab_size:
+    if len(vocabulary) != c.vocab_size:
         raise CheckpointError(
-            f"its {side} vocabulary has {len(vocabulary)} symbols, its config {vocab_size}"
+            f"its {side} vocabulary has {len(vocabulary)} symbols, its config {c.vocab_size}"
         )
     return vocabulary
 
@@ -220,9 +228,9 @@ def _array(
     if declared != str(shape):
         raise CheckpointError(f"{name} must have shape {shape}, got {declared}")
     if stored not in ("<f2", "<f4", "<f8") or fortran_order == "True":
-        order = "Fortran" if fortran_order == "True" else "C"
         raise CheckpointError(
-            f"{name} must be little-endian float in C order, got {stored} in {order} order"
+            f"{name} must be little-endian float in C order, "
+            f"got {stored} with fortran_order = {fortran_order}"
         )
     n_bytes = size - len(start) - len(header)
     if n_bytes != prod(shape) * np.dtype(stored).itemsize:
@@ -238,7 +246,7 @@ def _array(
 def _parsed(what: str, parse: Callable[[Any], T], value: Any) -> T:
     try:
         return parse(value)
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"its {what} cannot be read: {error}") from error
 
 
@@ -258,9 +266,8 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of ``path`` when all went well, and is gone otherwise."""
     path = path.resolve()  # of a link, what it points to
     temporary = path.parent / f".{os.urandom(8).hex()}.part"
-    file = open(temporary, "xb")  # with the umask's permissions, unlike one of tempfile's
     try:
-        with file:
+        with open(temporary, "xb") as file:  # not tempfile's: permissions follow the umask
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -32,7 +32,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, fields: Any) -> Self:
-        """The inverse of `to_dict`. A missing or unknown field is a ValueError."""
+        """The inverse of `to_dict`. ValueError or TypeError name the field that does not fit."""
         if not isinstance(fields, dict):
             raise TypeError(f"{cls.__name__} must be a dict of fields, got {type(fields).__name__}")
         return _from_json(cls.__name__, cls, fields)

@@ -15,7 +15,8 @@ from typing import Any, Self
 import numpy as np
 
 from .backend import Array, array_namespace, to_numpy
-from .model import Model, decode, encode, new_cache
+from .decoder import Amateur, start_decoder
+from .model import Model
 from .ops import logsumexp
 from .request import Request, as_request
 from .sampling import Chooser, State, draw_uniforms, greedy, minimum_length
@@ -116,6 +117,7 @@ def decode_steps(
     seed: int = 0,
     row_ids: Sequence[int] | None = None,
     uniforms: Array | None = None,
+    amateurs: Sequence[Amateur] = (),
     use_cache: bool = True,
     tap: Tap = no_tap,
 ) -> Iterator[Step]:
@@ -152,6 +154,9 @@ def decode_steps(
     uniforms : array, shape (batch, max_new_tokens), optional
         Used instead of drawn ones: column t for a row's new token number t, from 0. There
         may be more columns.
+    amateurs : sequence of Amateur
+        Models whose logits correct the model's own: contrastive decoding, see
+        `refseq2seq.amateur`. A step's ``logits`` are then the corrected ones.
     use_cache : bool
         False computes the whole target anew in each step: slower, and the same numbers.
     tap : Tap
@@ -182,7 +187,7 @@ def decode_steps(
         early_eos = minimum_length(request.min_new_tokens, request.eos_ids)
         choose = replace(choose, processors=(early_eos, *choose.processors))
     draw = _uniforms_of(request, seed, row_ids, uniforms)
-    return _loop(model, request, choose, draw, stop, use_cache, tap)
+    return _loop(model, request, choose, draw, stop, amateurs, use_cache, tap)
 
 
 def _loop(
@@ -191,15 +196,16 @@ def _loop(
     choose: Chooser,
     draw: Callable[[np.ndarray], np.ndarray],
     stop: Callable[[Step], Any] | None,
+    amateurs: Sequence[Amateur],
     use_cache: bool,
     tap: Tap,
 ) -> Iterator[Step]:
-    with _unwarned():
-        memory = encode(model, request.source, request.source_mask, tap=tap)
-    kv_cache = new_cache(model, request.batch, request.end) if use_cache else None
+    decoder = start_decoder(
+        model, request, amateurs=amateurs, copies=1, use_cache=use_cache, tap=tap
+    )
     target = np.full((request.batch, request.end), model.config.pad_id, dtype=np.int64)
     target[:, : request.start] = request.prefix[:, : request.start]
-    n, fed = request.start, 0  # target tokens so far, and those of them in the cache
+    n = request.start  # target tokens so far, the same for every row
     n_new = np.zeros(request.batch, dtype=np.int64)
     finished = np.zeros(request.batch, dtype=bool)
     while not (finished | (n_new == request.max_new_tokens)).all():
@@ -207,9 +213,7 @@ def _loop(
         at = tap.at(f"step.{index}")
 
         # The distribution of the next token of every row.
-        with _unwarned():
-            logits = decode(model, target[:, fed:n], memory, cache=kv_cache, tap=at)[:, -1]
-        fed = n if use_cache else 0
+        logits = decoder.next_logits(target[:, :n], at)
 
         # A choice from it. Rows still in their prefix take its token; rows that have ended, pad.
         forced, given = request.forced(n, otherwise=model.config.pad_id)
@@ -218,11 +222,12 @@ def _loop(
             tokens=target[:, :n],
             n_new=n_new,
             emitting=emitted,
+            rows=np.arange(request.batch),
             source=request.source,
             source_mask=request.source_mask,
             uniforms=partial(draw, n_new),
         )
-        with _unwarned():
+        with np.errstate(all="ignore"):  # what is not finite is reported below, by row
             scores = logits
             for process in choose.processors:
                 scores = process(scores, state)
@@ -251,11 +256,6 @@ def _loop(
             finished = finished | _checked_stop(stop(step), request.batch)
             step = replace(step, finished=finished)
         yield step
-
-
-def _unwarned() -> np.errstate:
-    """No warnings: the loop itself reports what is not finite, and in which row."""
-    return np.errstate(all="ignore")
 
 
 def _read(

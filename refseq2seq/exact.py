@@ -27,7 +27,7 @@ class ExactArray(np.ndarray):
         if out is not None:
             options["out"] = tuple(_plain(x) for x in out)
         if ufunc is np.matmul:
-            result = sequential_matmul(*plain)
+            result = sequential_matmul(*plain, **options)
         elif ufunc is np.add and method == "reduce":
             result = sequential_sum(*plain, **options)
         else:

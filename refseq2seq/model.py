@@ -1,8 +1,8 @@
 """The encoder-decoder Transformer: encode, decode, forward. Read from top to bottom.
 
-    memory = encode(model, source)             once per source
-    logits = decode(model, target, memory)     all positions at once, or step by step
-    logits = forward(model, source, target)    the two in a row: teacher forcing
+memory = encode(model, source)             once per source
+logits = decode(model, target, memory)     all positions at once, or step by step
+logits = forward(model, source, target)    the two in a row: teacher forcing
 """
 
 from __future__ import annotations
@@ -197,7 +197,28 @@ def encode(
         attend_to_source = partial(self_attention, rotate=rotate, bias=biases[i], mask=key_mask)
         x = encoder_layer(layer, c, x, attend_to_source, inside.at(f"layers.{i}"))
     hidden = inside("final", normalize(p.final_norm, c.norm, x))[:, c.n_memory_tokens :]
-    return _remember(model, hidden, mask, tap.at("decoder"))
+    return remember(model, hidden, mask, tap=tap)
+
+
+def remember(model: Model, hidden: Array, mask: Array | None, *, tap: Tap = no_tap) -> Memory:
+    """The memory of an encoded source: its keys and values in each cross-attention.
+
+    Parameters
+    ----------
+    model : Model
+    hidden : array, shape (batch, n_source, d_model)
+        What an encoder gives.
+    mask : boolean array, shape (batch, n_source), or None
+        True = real token.
+    tap : Tap
+    """
+    attention, keys, values = model.config.decoder.cross_attention, [], []
+    for i, layer in enumerate(model.params.decoder.layers):
+        inside = tap.at(f"decoder.layers.{i}.cross_attention")
+        k, v = keys_values(layer.cross_attention, attention, hidden)  # type: ignore[arg-type]
+        keys.append(inside("k", k))
+        values.append(inside("v", v))
+    return Memory(hidden=hidden, mask=mask, keys=tuple(keys), values=tuple(values))
 
 
 def decode(
@@ -368,17 +389,6 @@ def _with_memory_tokens(
     if mask is not None:
         mask = xp.concat([xp.ones((x.shape[0], n), dtype="bool"), mask], axis=1)
     return xp.concat([learned, x], axis=1), mask, xp.concat([before, positions], axis=-1)
-
-
-def _remember(model: Model, hidden: Array, mask: Array | None, tap: Tap) -> Memory:
-    keys, values = [], []
-    attention = model.config.decoder.cross_attention
-    for i, layer in enumerate(model.params.decoder.layers):
-        inside = tap.at(f"layers.{i}.cross_attention")
-        k, v = keys_values(layer.cross_attention, attention, hidden)  # type: ignore[arg-type]
-        keys.append(inside("k", k))
-        values.append(inside("v", v))
-    return Memory(hidden=hidden, mask=mask, keys=tuple(keys), values=tuple(values))
 
 
 def check_fits(name: str, n: int, c: StackConfig) -> None:

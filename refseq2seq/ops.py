@@ -93,7 +93,9 @@ def log_softmax(x: Array) -> Array:
     >>> log_softmax(np.array([0.0, -1000.0]))
     array([    0., -1000.])
     """
-    return x - logsumexp(x)
+    xp = array_namespace(x)
+    shifted = x - xp.max(x, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
 
 def logsumexp(x: Array) -> Array:

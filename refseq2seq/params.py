@@ -273,7 +273,7 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_params(config: ModelConfig, params: Params) -> None:
-    """Raise a ValueError unless ``params`` has the arrays of ``config``, each in its shape."""
+    """Raise a ValueError unless ``params`` has the arrays of ``config``, and one dtype."""
     expected = {name: x.shape for name, x in named_arrays(build_params(config, _shaped))}
     found = {name: x.shape for name, x in named_arrays(params)}
     for name in expected | found:
@@ -282,6 +282,9 @@ def check_params(config: ModelConfig, params: Params) -> None:
                 f"{name} must have shape {expected.get(name)} by the config, "
                 f"got {found.get(name)}; None is no array"
             )
+    dtypes = {str(x.dtype) for _, x in named_arrays(params)}
+    if len(dtypes) > 1:
+        raise ValueError(f"the parameters must have one dtype, got {sorted(dtypes)}")
 
 
 def _shaped(name: str, shape: tuple[int, ...]) -> Array:
@@ -294,7 +297,16 @@ def random_params(config: ModelConfig, seed: int, dtype: str = "float32") -> Par
     Each array is drawn from its own generator, keyed by ``seed`` and its name, so that
     an array does not depend on which others exist. Biases and gains are random too: a
     test that forgets one should fail.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    seed : int
+        Not negative.
+    dtype : "float16", "float32" or "float64"
     """
+    if dtype not in ("float16", "float32", "float64"):
+        raise ValueError(f"dtype must be float16, float32 or float64, got {dtype!r}")
 
     def draw(name: str, shape: tuple[int, ...]) -> Array:
         normal = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape)

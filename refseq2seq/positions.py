@@ -188,7 +188,8 @@ def t5_bucket(distance: Array, n_buckets: int, max_distance: int, bidirectional:
 @cache
 def _bucket_borders(n: int, max_distance: int) -> tuple[int, ...]:
     """The least distance of each bucket but the first, found by integers: a rounded
-    logarithm may fall short of a border, as at 64 of T5's 128."""
+    logarithm may fall short of a border, as at 64 of T5's 128.
+    """
     exact = n // 2
     wide = n - exact
 

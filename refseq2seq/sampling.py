@@ -29,6 +29,7 @@ class State:
     tokens: np.ndarray  # (batch, n) prefix and new tokens so far; pad_id after a row's end
     n_new: np.ndarray  # (batch,) how many of them are new
     emitting: np.ndarray  # (batch,) True = the row will take the token that is chosen now
+    rows: np.ndarray  # (batch,) place of each row's source in the request; beams share one
     source: np.ndarray  # (batch, n_source) token ids
     source_mask: np.ndarray  # (batch, n_source) True = real token
     uniforms: Callable[[], np.ndarray]  # gives this step's, (batch,) float64 in [0, 1)
@@ -85,8 +86,10 @@ def sample(*processors: Processor) -> Chooser:
 
     Examples
     --------
-    >>> out = generate(model, source, choose=sample(temperature(0.8), top_k(5)), seed=1)
-    ... # doctest: +SKIP
+    >>> from types import SimpleNamespace
+    >>> state = SimpleNamespace(uniforms=lambda: np.array([0.2, 0.6, 0.9]))
+    >>> sample().pick(np.log(np.array([[0.5, 0.3, 0.2]] * 3)), state)
+    array([0, 1, 2])
     """
     return Chooser(processors, _inverse_cdf)
 
@@ -96,8 +99,7 @@ def _inverse_cdf(scores: Array, state: State) -> Array:
     cumulative = xp.cumsum(softmax(scores.astype("float64")), axis=-1)
     total = cumulative[:, -1:]
     u = xp.asarray(state.uniforms())[:, None]
-    below_total = xp.nextafter(total, xp.zeros_like(total))  # u * total may round up to total
-    return xp.argmax(cumulative > xp.minimum(u * total, below_total), axis=-1)
+    return xp.argmax(cumulative > u * total, axis=-1)  # u <= 1 - 2^-53: u * total < total
 
 
 def exponential_race(noise: Array, *processors: Processor) -> Chooser:

@@ -63,28 +63,29 @@ def as_tokens(
 
 
 def _from_lists(name: str, rows: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | None]:
-    if not all(isinstance(row, Sequence | np.ndarray) and not isinstance(row, str) for row in rows):
+    arrays = [to_numpy(row) for row in rows]
+    if any(row.ndim != 1 for row in arrays):
         raise ValueError(
             f"{name} must have one list of token ids per row, such as [[4, 9], [7]]; "
             f"got {_short(rows)}"
         )
-    lengths = [len(row) for row in rows]
-    if len(rows) and min(lengths) == 0:
+    lengths = [len(row) for row in arrays]
+    if 0 in lengths:
         raise ValueError(f"{name} row {lengths.index(0)} is empty")
     if len(set(lengths)) <= 1:
-        return np.asarray([list(row) for row in rows]), None
+        return np.asarray(arrays), None
     mask = np.arange(max(lengths)) < np.asarray(lengths)[:, None]
-    flat = np.concatenate([np.asarray(row) for row in rows])
+    flat = np.concatenate(arrays)
     ids = np.zeros(mask.shape, dtype=flat.dtype)
     ids[mask] = flat
     return ids, mask
 
 
 def _check_shape(name: str, ids: np.ndarray) -> None:
-    if ids.ndim != 2:
-        raise ValueError(f"{name} must have shape (batch, n), got {ids.shape}")
     if 0 in ids.shape:
         raise ValueError(f"{name} is empty: its shape is {ids.shape}")
+    if ids.ndim != 2:
+        raise ValueError(f"{name} must have shape (batch, n), got {ids.shape}")
     if not np.issubdtype(ids.dtype, np.integer):
         raise TypeError(f"{name} must hold integer token ids, got dtype {ids.dtype}")
 

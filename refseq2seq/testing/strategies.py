@@ -102,7 +102,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         decoder=decoder,
         tied_embeddings=tied,
         tied_logits=draw(st.booleans()),
-        logits_scale=draw(st.sampled_from([1.0, 1 / math.sqrt(decoder.d_model)])),
+        logits_scale=draw(st.sampled_from((1.0, 1 / math.sqrt(decoder.d_model)))),
         logits_bias=draw(st.booleans()),
         decoder_start_id=draw(ids),
         eos_ids=tuple(draw(st.lists(ids, max_size=2, unique=True))),
@@ -115,127 +115,146 @@ def stacks(
     draw: st.DrawFn, *, cross: bool, vocab_size: int | None = None, d_model: int | None = None
 ) -> StackConfig:
     """Conventions of a decoder when ``cross``, of an encoder otherwise."""
-    vocab_size = vocab_size or draw(st.sampled_from([5, 7, 11, 13]))
-    d_model = d_model or draw(st.sampled_from([2, 3, 5, 7]))
+    d_model = d_model or draw(st.sampled_from((2, 3, 5, 7)))
     attention = draw(attentions())
     return StackConfig(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size or draw(st.sampled_from((5, 7, 11, 13))),
         d_model=d_model,
-        n_layers=draw(st.integers(1, 3)),
-        embedding_scale=draw(st.sampled_from([1.0, math.sqrt(d_model)])),
-        embedding_norm=draw(st.sampled_from(["none", "before_positions", "after_positions"])),
-        positions=draw(st.none() | learned_positions() | sinusoidal_positions()),
+        embedding_scale=draw(st.sampled_from((1.0, math.sqrt(d_model)))),
         relative_positions=draw(
-            st.none()
-            | rotary_positions(d_k=attention.d_k)
-            | alibi_positions(n_heads=attention.n_heads)
-            | bucketed_positions()
+            relative_positions(n_heads=attention.n_heads, d_k=attention.d_k)
         ),
         n_memory_tokens=0 if cross else draw(st.integers(0, 2)),
-        norm=draw(norms()),
-        norm_positions=draw(st.sampled_from(NORM_POSITIONS)),
-        final_norm=draw(st.booleans()),
         self_attention=attention,
         cross_attention=draw(attentions()) if cross else None,
         feed_forward=draw(feed_forwards()),
-    )
-
-
-@st.composite
-def norms(draw: st.DrawFn) -> NormConfig:
-    """Every kind of norm, with and without gain and bias."""
-    return NormConfig(
-        kind=draw(st.sampled_from(["layer_norm", "rms_norm", "l2_norm", "std_norm"])),
-        eps=draw(st.sampled_from([1e-5, 1e-6, 1e-2])),
-        gain=draw(st.sampled_from(["vector", "scalar", "none"])),
-        bias=draw(st.booleans()),
+        **draw(_STACK),
     )
 
 
 @st.composite
 def attentions(draw: st.DrawFn) -> AttentionConfig:
     """Multi-, grouped- and single-key-value attention with all its additions."""
+    switches = draw(_ATTENTION)
     n_kv_heads, share = draw(st.integers(1, 3)), draw(st.integers(1, 2))
-    d_k, d_v = draw(st.sampled_from([2, 3, 5])), draw(st.sampled_from([2, 3, 5]))
+    natural_scale = 1 / math.sqrt(switches["d_k"])
     return AttentionConfig(
         n_heads=n_kv_heads * share,
         n_kv_heads=n_kv_heads,
-        kv_head_order=draw(st.sampled_from(["grouped", "tiled"])),
-        d_k=d_k,
-        d_v=d_v,
-        scale=draw(st.sampled_from([1 / math.sqrt(d_k), 1.0])),
-        biases=draw(_subsets("q", "k", "v", "o")),
-        qk_norm=draw(st.none() | norms()),
-        n_memory_kv=draw(st.integers(0, 2)),
-        gate=draw(st.sampled_from(["none", "per_value", "per_head"])),
-        head_scale=draw(st.booleans()),
+        scale=draw(st.sampled_from((natural_scale, 1.0))),
+        **switches,
     )
 
 
 @st.composite
 def feed_forwards(draw: st.DrawFn) -> FeedForwardConfig:
     """Every activation, gated and not."""
-    gated = draw(st.booleans())
-    return FeedForwardConfig(
-        d_ff=draw(st.sampled_from([2, 3, 5, 11])),
-        activation=draw(
-            st.sampled_from(["relu", "relu_squared", "silu", "gelu_erf", "gelu_tanh"])
-        ),
-        gated=gated,
-        biases=draw(_subsets("in", "gate", "out") if gated else _subsets("in", "out")),
-        hidden_norm=draw(st.none() | norms()),
+    gated, biases = draw(st.booleans()), draw(_subsets("in", "gate", "out"))
+    if not gated:
+        biases = tuple(name for name in biases if name != "gate")
+    return FeedForwardConfig(gated=gated, biases=biases, **draw(_FEED_FORWARD))
+
+
+def norms() -> st.SearchStrategy[NormConfig]:
+    """Every kind of norm, with and without gain and bias."""
+    return _NORMS
+
+
+def absolute_positions() -> st.SearchStrategy[LearnedPositions | SinusoidalPositions | None]:
+    """What is added to embeddings: tables for 11 to 17 tokens, three kinds of sinusoids, nothing."""
+    return _ABSOLUTE_POSITIONS
+
+
+def relative_positions(
+    *, n_heads: int, d_k: int
+) -> st.SearchStrategy[RotaryPositions | AlibiPositions | BucketedPositions | None]:
+    """What acts inside self-attention, for heads of width ``d_k`` >= 2.
+
+    Buckets are few, so that short rows reach the widening ones and the last.
+    """
+    slopes = st.lists(st.floats(0, 1, width=16), min_size=n_heads, max_size=n_heads)
+    return (
+        st.none()
+        | st.builds(
+            RotaryPositions,
+            d_rotary=st.integers(1, d_k // 2).map(lambda pairs: 2 * pairs),
+            base=st.sampled_from((10000.0, 100.0)),
+            pairing=st.sampled_from(("interleaved", "halves")),
+        )
+        | st.builds(AlibiPositions, slopes=slopes.map(tuple))
+        | _BUCKETED_POSITIONS
     )
 
 
-@st.composite
-def learned_positions(draw: st.DrawFn) -> LearnedPositions:
-    """Tables that serve 11 to 17 tokens, with room before them when there is an offset."""
-    offset = draw(st.integers(0, 2))
-    return LearnedPositions(
-        n_positions=offset + draw(st.integers(11, 17)),
-        offset=offset,
-        scale=draw(st.sampled_from([1.0, 0.5])),
+def _subsets(*names: str) -> st.SearchStrategy[tuple[str, ...]]:
+    """Any of the names, in the given order."""
+    chosen = st.lists(st.booleans(), min_size=len(names), max_size=len(names))
+    return chosen.map(
+        lambda flags: tuple(name for name, flag in zip(names, flags, strict=True) if flag)
     )
 
 
-def sinusoidal_positions() -> st.SearchStrategy[SinusoidalPositions]:
-    """The three layouts."""
-    return st.builds(
-        SinusoidalPositions,
-        layout=st.sampled_from(["interleaved", "concatenated", "tensor2tensor"]),
+# What does not depend on other draws is made once: making strategies takes longer than drawing.
+
+_NORMS = st.builds(
+    NormConfig,
+    kind=st.sampled_from(("layer_norm", "rms_norm", "l2_norm", "std_norm")),
+    eps=st.sampled_from((1e-5, 1e-6, 1e-2)),
+    gain=st.sampled_from(("vector", "scalar", "none")),
+    bias=st.booleans(),
+)
+_ATTENTION = st.fixed_dictionaries(
+    {
+        "kv_head_order": st.sampled_from(("grouped", "tiled")),
+        "d_k": st.sampled_from((2, 3, 5)),
+        "d_v": st.sampled_from((2, 3, 5)),
+        "biases": _subsets("q", "k", "v", "o"),
+        "qk_norm": st.none() | _NORMS,
+        "n_memory_kv": st.integers(0, 2),
+        "gate": st.sampled_from(("none", "per_value", "per_head")),
+        "head_scale": st.booleans(),
+    }
+)
+_FEED_FORWARD = st.fixed_dictionaries(
+    {
+        "d_ff": st.sampled_from((2, 3, 5, 11)),
+        "activation": st.sampled_from(("relu", "relu_squared", "silu", "gelu_erf", "gelu_tanh")),
+        "hidden_norm": st.none() | _NORMS,
+    }
+)
+_ABSOLUTE_POSITIONS = (
+    st.none()
+    | st.builds(
+        LearnedPositions,
+        n_positions=st.integers(13, 17),
         offset=st.integers(0, 2),
-        scale=st.sampled_from([1.0, 0.5]),
+        scale=st.sampled_from((1.0, 0.5)),
     )
-
-
-def rotary_positions(*, d_k: int) -> st.SearchStrategy[RotaryPositions]:
-    """Rotations of the whole, or of a part, of queries and keys of width ``d_k`` >= 2."""
-    return st.builds(
-        RotaryPositions,
-        d_rotary=st.integers(1, d_k // 2).map(lambda pairs: 2 * pairs),
-        base=st.sampled_from([10000.0, 100.0]),
-        pairing=st.sampled_from(["interleaved", "halves"]),
+    | st.builds(
+        SinusoidalPositions,
+        layout=st.sampled_from(("interleaved", "concatenated", "tensor2tensor")),
+        offset=st.integers(0, 2),
+        scale=st.sampled_from((1.0, 0.5)),
     )
-
-
-def alibi_positions(*, n_heads: int) -> st.SearchStrategy[AlibiPositions]:
-    """Any slopes from 0 to 1."""
-    slope = st.floats(0, 1, width=16)
-    return st.builds(
-        AlibiPositions, slopes=st.lists(slope, min_size=n_heads, max_size=n_heads).map(tuple)
-    )
-
-
-def bucketed_positions() -> st.SearchStrategy[BucketedPositions]:
-    """Few buckets, so that short rows reach the widening ones and the last."""
-    return st.builds(
-        BucketedPositions,
-        n_buckets=st.sampled_from([4, 6, 9]),
-        max_distance=st.sampled_from([5, 7, 19]),
-        bidirectional=st.booleans(),
-        per_layer=st.booleans(),
-        scale=st.sampled_from([1.0, 1.5]),
-    )
+)
+_BUCKETED_POSITIONS = st.builds(
+    BucketedPositions,
+    n_buckets=st.sampled_from((4, 6, 9)),
+    max_distance=st.sampled_from((5, 7, 19)),
+    bidirectional=st.booleans(),
+    per_layer=st.booleans(),
+    scale=st.sampled_from((1.0, 1.5)),
+)
+_STACK = st.fixed_dictionaries(
+    {
+        "n_layers": st.integers(1, 3),
+        "embedding_norm": st.sampled_from(("none", "before_positions", "after_positions")),
+        "positions": _ABSOLUTE_POSITIONS,
+        "norm": _NORMS,
+        "norm_positions": st.sampled_from(NORM_POSITIONS),
+        "final_norm": st.booleans(),
+    }
+)
 
 
 def models(
@@ -279,7 +298,7 @@ def sources(
     mask = draw(hypothesis_numpy.arrays(np.bool_, (batch, length), fill=st.nothing()))
     real = draw(st.lists(st.integers(0, length - 1), min_size=batch, max_size=batch))
     mask[np.arange(batch), real] = True
-    return Source(tokens, draw(st.sampled_from([None, mask])))
+    return Source(tokens, draw(st.sampled_from((None, mask))))
 
 
 @st.composite
@@ -314,11 +333,3 @@ def uniforms(batch: int, steps: int) -> st.SearchStrategy[np.ndarray]:
 def _tokens(vocab_size: int, batch: int, n: int) -> st.SearchStrategy[np.ndarray]:
     ids = st.integers(0, vocab_size - 1)
     return hypothesis_numpy.arrays(np.int64, (batch, n), elements=ids, fill=st.nothing())
-
-
-def _subsets(*names: str) -> st.SearchStrategy[tuple[str, ...]]:
-    """Any of the names, in the given order."""
-    chosen = st.lists(st.booleans(), min_size=len(names), max_size=len(names))
-    return chosen.map(
-        lambda flags: tuple(name for name, flag in zip(names, flags, strict=True) if flag)
-    )

@@ -1,0 +1,232 @@
+"""BART and its descendants: mBART, Marian, Pegasus, M2M100 and NLLB, both Blenderbots.
+
+Layer norms and projections with biases, and embeddings that positions are added to. Read
+from transformers 5.23, where each model is a class of its own and what differs between
+them is in the code; here it is in `FAMILIES`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ...config import (
+    FeedForwardConfig,
+    LearnedPositions,
+    ModelConfig,
+    NormConfig,
+    SinusoidalPositions,
+    SinusoidLayout,
+    StackConfig,
+)
+from ...params import Params
+from ...positions import sinusoids
+from ...presets import plain_attention
+from ..table import UnsupportedFeature, convert_params, numbered
+from .common import Arrays, Fields, SpecialTokens, activation, table, token_tables
+
+EmbeddingNorm = Literal["none", "before_positions", "after_positions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Where one family differs from the others."""
+
+    norm: Literal["before", "after"]  # of each sublayer; "before" has final norms too
+    embedding_norm: dict[str, EmbeddingNorm]
+    positions: Literal["learned"] | SinusoidLayout
+    offset: int | Literal["pad_token_id + 1"]
+
+
+NO_NORM: dict[str, EmbeddingNorm] = {"encoder": "none", "decoder": "none"}
+NORM: dict[str, EmbeddingNorm] = {"encoder": "after_positions", "decoder": "after_positions"}
+MIXED: dict[str, EmbeddingNorm] = {"encoder": "after_positions", "decoder": "before_positions"}
+
+FAMILIES = {
+    "bart": Family(norm="after", embedding_norm=NORM, positions="learned", offset=2),
+    "mbart": Family(norm="before", embedding_norm=NORM, positions="learned", offset=2),
+    "marian": Family(norm="after", embedding_norm=NO_NORM, positions="concatenated", offset=0),
+    "pegasus": Family(norm="before", embedding_norm=NO_NORM, positions="concatenated", offset=0),
+    "m2m_100": Family(
+        norm="before",
+        embedding_norm=NO_NORM,
+        positions="tensor2tensor",
+        offset="pad_token_id + 1",
+    ),
+    "blenderbot": Family(norm="before", embedding_norm=NO_NORM, positions="learned", offset=0),
+    "blenderbot-small": Family(norm="after", embedding_norm=MIXED, positions="learned", offset=0),
+}
+
+# Ours -> theirs. {norm} is the family's place of norms.
+STACK = {
+    "embedding": "embed_tokens.weight",
+    "embedding_norm.gain": "layernorm_embedding.weight",
+    "embedding_norm.bias": "layernorm_embedding.bias",
+    "positions": "embed_positions.weight",
+    "layers.*.self_norms.{norm}.gain": "layers.*.self_attn_layer_norm.weight",
+    "layers.*.self_norms.{norm}.bias": "layers.*.self_attn_layer_norm.bias",
+    "layers.*.self_attention.w_q": "layers.*.self_attn.q_proj.weight",
+    "layers.*.self_attention.b_q": "layers.*.self_attn.q_proj.bias",
+    "layers.*.self_attention.w_k": "layers.*.self_attn.k_proj.weight",
+    "layers.*.self_attention.b_k": "layers.*.self_attn.k_proj.bias",
+    "layers.*.self_attention.w_v": "layers.*.self_attn.v_proj.weight",
+    "layers.*.self_attention.b_v": "layers.*.self_attn.v_proj.bias",
+    "layers.*.self_attention.w_o": "layers.*.self_attn.out_proj.weight",
+    "layers.*.self_attention.b_o": "layers.*.self_attn.out_proj.bias",
+    "layers.*.cross_norms.{norm}.gain": "layers.*.encoder_attn_layer_norm.weight",
+    "layers.*.cross_norms.{norm}.bias": "layers.*.encoder_attn_layer_norm.bias",
+    "layers.*.cross_attention.w_q": "layers.*.encoder_attn.q_proj.weight",
+    "layers.*.cross_attention.b_q": "layers.*.encoder_attn.q_proj.bias",
+    "layers.*.cross_attention.w_k": "layers.*.encoder_attn.k_proj.weight",
+    "layers.*.cross_attention.b_k": "layers.*.encoder_attn.k_proj.bias",
+    "layers.*.cross_attention.w_v": "layers.*.encoder_attn.v_proj.weight",
+    "layers.*.cross_attention.b_v": "layers.*.encoder_attn.v_proj.bias",
+    "layers.*.cross_attention.w_o": "layers.*.encoder_attn.out_proj.weight",
+    "layers.*.cross_attention.b_o": "layers.*.encoder_attn.out_proj.bias",
+    "layers.*.feed_forward_norms.{norm}.gain": "layers.*.final_layer_norm.weight",
+    "layers.*.feed_forward_norms.{norm}.bias": "layers.*.final_layer_norm.bias",
+    "layers.*.feed_forward.w_in": "layers.*.fc1.weight",
+    "layers.*.feed_forward.b_in": "layers.*.fc1.bias",
+    "layers.*.feed_forward.w_out": "layers.*.fc2.weight",
+    "layers.*.feed_forward.b_out": "layers.*.fc2.bias",
+    "final_norm.gain": "layer_norm.weight",
+    "final_norm.bias": "layer_norm.bias",
+}
+SHARED = "model.shared.weight"
+ENCODER = "model.encoder.embed_tokens.weight"
+DECODER = "model.decoder.embed_tokens.weight"
+HEAD = "lm_head.weight"
+LOGITS_BIAS = "final_logits_bias"
+# What some files have and we compute, or nobody uses.
+SINUSOIDS = {
+    f"model.{side}.embed_positions.{name}"
+    for side in ("encoder", "decoder")
+    for name in ("weight", "weights")
+}
+UNUSED = ("model.encoder.version", "model.decoder.version")
+
+
+def completed(json_fields: dict[str, Any]) -> Fields:
+    """The fields of a config.json, and those that its class fills in where the file lacks them."""
+    c = Fields(
+        {
+            "is_encoder_decoder": True,
+            "tie_word_embeddings": True,
+            "share_encoder_decoder_embeddings": True,
+            "decoder_vocab_size": None,
+        }
+        | json_fields
+    )
+    c["decoder_vocab_size"] = c["decoder_vocab_size"] or c["vocab_size"]
+    return c
+
+
+def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> tuple[ModelConfig, Params]:
+    """Configuration and parameters of a model of one of the `FAMILIES`."""
+    family = FAMILIES[c["model_type"]]
+    _check_consistent(c, family)
+    shared = c["model_type"] != "marian" or c["share_encoder_decoder_embeddings"]
+    tied = (SHARED, ENCODER, DECODER, HEAD) if shared else (DECODER, HEAD)
+    tables = token_tables(
+        arrays,
+        encoder=ENCODER,
+        decoder=DECODER,
+        unembedding=HEAD,
+        tied=tied if c["tie_word_embeddings"] else (),
+    )
+    config = ModelConfig(
+        encoder=_stack(c, family, "encoder", c["vocab_size"]),
+        decoder=_stack(c, family, "decoder", c["vocab_size" if shared else "decoder_vocab_size"]),
+        tied_embeddings=tables.tied_embeddings,
+        tied_logits=tables.tied_logits,
+        logits_scale=1.0,
+        logits_bias=LOGITS_BIAS in arrays,  # transformers takes 0 for a missing one
+        **tokens,
+    )
+    names = {
+        f"{side}.{ours.format(norm=family.norm)}": f"model.{side}.{theirs}"
+        for side in ("encoder", "decoder")
+        for ours, theirs in STACK.items()
+    }
+    names |= {
+        "encoder.embedding": tables.encoder,
+        "decoder.embedding": tables.decoder,
+        "unembedding": tables.unembedding,
+        "logits_bias": LOGITS_BIAS,
+    }
+    unused = {SHARED, ENCODER, DECODER, HEAD, *UNUSED}
+    if isinstance(config.encoder.positions, SinusoidalPositions):
+        _check_sinusoids(arrays, config.encoder.positions)
+        unused |= SINUSOIDS
+    params = convert_params(config, numbered(config, table(names)), arrays, unused)
+    return config, params
+
+
+def _stack(
+    c: Fields, family: Family, side: Literal["encoder", "decoder"], vocab_size: int
+) -> StackConfig:
+    d_model, n_heads = c["d_model"], c[f"{side}_attention_heads"]
+    attention = plain_attention(n_heads, d_model // n_heads, biases=("q", "k", "v", "o"))
+    embedding_norm = family.embedding_norm[side]
+    # What is normalised at once, in Blenderbot-small's decoder, is not scaled before.
+    scaled = c["scale_embedding"] and embedding_norm != "before_positions"
+    return StackConfig(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        n_layers=c[f"{side}_layers"],
+        embedding_scale=math.sqrt(d_model) if scaled else 1.0,
+        embedding_norm=embedding_norm,
+        positions=_positions(c, family),
+        relative_positions=None,
+        n_memory_tokens=0,
+        norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=True),
+        norm_positions=(family.norm,),
+        final_norm=family.norm == "before",
+        self_attention=attention,
+        cross_attention=attention if side == "decoder" else None,
+        feed_forward=FeedForwardConfig(
+            d_ff=c[f"{side}_ffn_dim"],
+            activation=activation(c, "activation_function"),
+            gated=False,
+            biases=("in", "out"),
+            hidden_norm=None,
+        ),
+    )
+
+
+def _positions(c: Fields, family: Family) -> LearnedPositions | SinusoidalPositions:
+    offset = c["pad_token_id"] + 1 if family.offset == "pad_token_id + 1" else family.offset
+    if family.positions == "learned":
+        return LearnedPositions(
+            n_positions=c["max_position_embeddings"] + offset, offset=offset, scale=1.0
+        )
+    if c["d_model"] % 2 and family.positions == "concatenated":
+        raise UnsupportedFeature(f"d_model = {c['d_model']}, odd, with sinusoids: they differ")
+    return SinusoidalPositions(layout=family.positions, offset=offset, scale=1.0)
+
+
+def _check_consistent(c: Fields, family: Family) -> None:
+    """Older configs also say in fields what the class does anyway; believe them or refuse."""
+    said_twice = {
+        "normalize_before": family.norm == "before",
+        "add_final_layer_norm": family.norm == "before",
+        "normalize_embedding": family.embedding_norm["encoder"] != "none",
+        "static_position_embeddings": family.positions != "learned",
+    }
+    for field, done in said_twice.items():
+        if field in c and c[field] != done:
+            raise UnsupportedFeature(
+                f"{field} = {c[field]}: {c['model_type']} models are computed with {done}"
+            )
+
+
+def _check_sinusoids(arrays: Arrays, positions: SinusoidalPositions) -> None:
+    """A stored table of positions must be the one that we compute, up to its rounding."""
+    for name in SINUSOIDS & arrays.keys():
+        n_positions, d_model = arrays[name].shape
+        used = np.arange(positions.offset, n_positions)
+        difference = arrays[name][used] - sinusoids(used, d_model, positions.layout)
+        # float16 rounds by 2.4e-4; float32 angles of position 1000 are wrong by 6e-5
+        if not (np.abs(difference) < 1e-3).all():
+            raise UnsupportedFeature(f"{name} is not the table of {positions.layout} sinusoids")

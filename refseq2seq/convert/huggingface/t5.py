@@ -1,0 +1,154 @@
+"""T5 and its descendants: T5 1.0 and 1.1, Flan and ByT5 (model_type "t5"), mT5, UMT5.
+
+RMS norms before each sublayer and at the end, no biases, scores that are not scaled, and
+learned biases for buckets of relative positions. Read from transformers 5.23.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from ...config import (
+    AttentionConfig,
+    BucketedPositions,
+    FeedForwardConfig,
+    ModelConfig,
+    NormConfig,
+    StackConfig,
+)
+from ...params import Params
+from ...presets import plain_attention
+from ..table import UnsupportedFeature, convert_params, numbered
+from .common import Arrays, Fields, SpecialTokens, activation, table, token_tables
+
+# What older files leave out; the class of the config fills it in.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "t5": {"feed_forward_proj": "relu"},
+    "mt5": {"feed_forward_proj": "gated-gelu"},
+    "umt5": {"feed_forward_proj": "gated-gelu"},
+}
+
+# Ours -> theirs. {ff} is 1 in the encoder, and 2 in the decoder, whose 1 is cross-attention.
+STACK = {
+    "embedding": "embed_tokens.weight",
+    "relative_bias.*": "block.*.layer.0.SelfAttention.relative_attention_bias.weight",
+    "layers.*.self_norms.before.gain": "block.*.layer.0.layer_norm.weight",
+    "layers.*.self_attention.w_q": "block.*.layer.0.SelfAttention.q.weight",
+    "layers.*.self_attention.w_k": "block.*.layer.0.SelfAttention.k.weight",
+    "layers.*.self_attention.w_v": "block.*.layer.0.SelfAttention.v.weight",
+    "layers.*.self_attention.w_o": "block.*.layer.0.SelfAttention.o.weight",
+    "layers.*.cross_norms.before.gain": "block.*.layer.1.layer_norm.weight",
+    "layers.*.cross_attention.w_q": "block.*.layer.1.EncDecAttention.q.weight",
+    "layers.*.cross_attention.w_k": "block.*.layer.1.EncDecAttention.k.weight",
+    "layers.*.cross_attention.w_v": "block.*.layer.1.EncDecAttention.v.weight",
+    "layers.*.cross_attention.w_o": "block.*.layer.1.EncDecAttention.o.weight",
+    "layers.*.feed_forward_norms.before.gain": "block.*.layer.{ff}.layer_norm.weight",
+    "layers.*.feed_forward.w_in": "block.*.layer.{ff}.DenseReluDense.wi.weight",
+    "layers.*.feed_forward.w_out": "block.*.layer.{ff}.DenseReluDense.wo.weight",
+    "final_norm.gain": "final_layer_norm.weight",
+}
+GATED = {
+    "layers.*.feed_forward.w_gate": "block.*.layer.{ff}.DenseReluDense.wi_0.weight",
+    "layers.*.feed_forward.w_in": "block.*.layer.{ff}.DenseReluDense.wi_1.weight",
+}
+SHARED = "shared.weight"
+ENCODER = "encoder.embed_tokens.weight"
+DECODER = "decoder.embed_tokens.weight"
+HEAD = "lm_head.weight"
+TOKEN_TABLES = (SHARED, ENCODER, DECODER, HEAD)
+# In the files of T5 1.0 and read by nobody: cross-attention has no relative positions.
+UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
+
+
+def completed(json_fields: dict[str, Any]) -> Fields:
+    """The fields of a config.json, and those that its class makes of them when it reads them."""
+    c = Fields(
+        {
+            "is_encoder_decoder": True,
+            "num_decoder_layers": None,
+            "relative_attention_max_distance": 128,
+        }
+        | DEFAULTS[json_fields["model_type"]]
+        | json_fields
+    )
+    c["num_decoder_layers"] = c["num_decoder_layers"] or c["num_layers"]
+    gate, _, act = c["feed_forward_proj"].rpartition("-")
+    if gate not in ("", "gated"):
+        raise UnsupportedFeature(f"feed_forward_proj = {c['feed_forward_proj']!r}")
+    made = {
+        "is_gated_act": gate == "gated",
+        "dense_act_fn": "gelu_new" if (gate, act) == ("gated", "gelu") else act,
+        "scale_decoder_outputs": c.get("tie_word_embeddings") is not False,
+    }
+    # Since transformers 5 these models tie their tables whenever the arrays do not differ.
+    return Fields(made | c | {"tie_word_embeddings": True})
+
+
+def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> tuple[ModelConfig, Params]:
+    """Configuration and parameters of a model of this family."""
+    tables = token_tables(
+        arrays, encoder=ENCODER, decoder=DECODER, unembedding=HEAD, tied=TOKEN_TABLES
+    )
+    config = ModelConfig(
+        encoder=_stack(c, c["num_layers"], is_decoder=False),
+        decoder=_stack(c, c["num_decoder_layers"], is_decoder=True),
+        tied_embeddings=tables.tied_embeddings,
+        tied_logits=tables.tied_logits,
+        logits_scale=c["d_model"] ** -0.5 if _scales_logits(c) else 1.0,
+        logits_bias=False,
+        **tokens,
+    )
+    rows = STACK | GATED if c["is_gated_act"] else STACK
+    names = {f"encoder.{ours}": f"encoder.{theirs.format(ff=1)}" for ours, theirs in rows.items()}
+    names |= {f"decoder.{ours}": f"decoder.{theirs.format(ff=2)}" for ours, theirs in rows.items()}
+    names |= {
+        "encoder.embedding": tables.encoder,
+        "decoder.embedding": tables.decoder,
+        "unembedding": tables.unembedding,
+    }
+    unused = {*TOKEN_TABLES, *UNUSED}
+    params = convert_params(config, numbered(config, table(names)), arrays, unused)
+    return config, params
+
+
+def _scales_logits(c: Fields) -> bool:
+    """Whether the last hidden state is divided by sqrt(d_model), as T5 1.0 was trained."""
+    if c["model_type"] == "t5":
+        return bool(c["scale_decoder_outputs"])
+    return c["model_type"] == "umt5" and bool(c["tie_word_embeddings"])
+
+
+def _stack(c: Fields, n_layers: int, is_decoder: bool) -> StackConfig:
+    return StackConfig(
+        vocab_size=c["vocab_size"],
+        d_model=c["d_model"],
+        n_layers=n_layers,
+        embedding_scale=1.0,
+        embedding_norm="none",
+        positions=None,
+        relative_positions=BucketedPositions(
+            n_buckets=c["relative_attention_num_buckets"],
+            max_distance=c["relative_attention_max_distance"],
+            bidirectional=not is_decoder,
+            per_layer=c["model_type"] == "umt5",
+            scale=1.0,
+        ),
+        n_memory_tokens=0,
+        norm=NormConfig(
+            kind="rms_norm", eps=float(c["layer_norm_epsilon"]), gain="vector", bias=False
+        ),
+        norm_positions=("before",),
+        final_norm=True,
+        self_attention=_attention(c),
+        cross_attention=_attention(c) if is_decoder else None,
+        feed_forward=FeedForwardConfig(
+            d_ff=c["d_ff"],
+            activation=activation(c, "dense_act_fn"),
+            gated=c["is_gated_act"],
+            biases=(),
+            hidden_norm=None,
+        ),
+    )
+
+
+def _attention(c: Fields) -> AttentionConfig:
+    return replace(plain_attention(c["num_heads"], c["d_kv"]), scale=1.0)

@@ -1,0 +1,307 @@
+"""From ``torch.nn.Transformer`` of PyTorch 2.13, and what its users put around it.
+
+nn.Transformer is the layers only. The tables of token vectors, the positions and the last
+product are its users' own, so they are arguments here.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from ..config import (
+    Activation,
+    FeedForwardConfig,
+    LearnedPositions,
+    ModelConfig,
+    NormConfig,
+    SinusoidalPositions,
+    StackConfig,
+)
+from ..model import Model
+from ..presets import plain_attention
+from .table import Table, UnsupportedFeature, convert_params, numbered, same, transposed
+
+ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu_erf"}
+
+OPTIONS = (
+    "d_model",
+    "nhead",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "dim_feedforward",
+    "activation",
+    "layer_norm_eps",
+    "norm_first",
+    "bias",
+)
+
+# The parts that nn.Transformer itself is made of.
+PARTS = {
+    "Transformer",
+    "TransformerEncoder",
+    "TransformerDecoder",
+    "TransformerEncoderLayer",
+    "TransformerDecoderLayer",
+    "ModuleList",
+    "MultiheadAttention",
+    "NonDynamicallyQuantizableLinear",
+    "Linear",
+    "LayerNorm",
+    "Dropout",
+}
+
+
+def from_pytorch(
+    transformer: Any,
+    options: Mapping[str, Any] | None = None,
+    *,
+    source_embedding: Any,
+    target_embedding: Any,
+    unembedding: Any,
+    embedding_scale: float,
+    source_positions: Any,
+    target_positions: Any,
+    decoder_start_id: int,
+    eos_ids: Sequence[int],
+    pad_id: int,
+) -> Model:
+    """The model of an nn.Transformer between embeddings and an unembedding.
+
+    Arrays may be NumPy's, PyTorch's, or in a module that holds them, and are shaped as
+    PyTorch shapes them. Tables that are equal are tied.
+
+    Parameters
+    ----------
+    transformer : nn.Transformer, or mapping of names to arrays
+        The mapping has the names of its ``state_dict()``.
+    options : mapping, with a mapping of arrays only
+        The arguments of nn.Transformer: d_model, nhead, num_encoder_layers,
+        num_decoder_layers, dim_feedforward, activation ("relu" or "gelu"), layer_norm_eps,
+        norm_first, bias.
+    source_embedding, target_embedding : nn.Embedding, or array (vocab_size, d_model)
+    unembedding : nn.Linear, array (vocab_size, d_model), or pair of that and a bias
+    embedding_scale : float
+        Multiplies the token vectors, before positions are added: sqrt(d_model) in the
+        paper and in PyTorch's tutorials, 1.0 for none.
+    source_positions, target_positions : table, SinusoidalPositions or None
+        Of a table, nn.Embedding or array (n_positions, d_model), row p is added at
+        position p, counted from 0.
+    decoder_start_id, eos_ids, pad_id : int, sequence of int, int
+
+    Returns
+    -------
+    Model
+        bfloat16 arrays are widened to float32.
+
+    Raises
+    ------
+    UnsupportedFeature
+        If a part of the transformer is not PyTorch's own, or its layers differ.
+    ValueError
+        If an array is missing, has no place or another shape; by name.
+    """
+    if isinstance(transformer, Mapping):
+        if options is None:
+            raise TypeError("arrays need options: the arguments of nn.Transformer")
+        layers = {name: _to_numpy(x) for name, x in transformer.items()}
+    elif options is not None:
+        raise TypeError("options are for a mapping of arrays; a module brings its own")
+    else:
+        layers, options = _read_module(transformer)
+    if missing := [name for name in OPTIONS if name not in options]:
+        raise ValueError(f"options lacks {', '.join(missing)}")
+    around = {
+        "source_embedding": _weight("source_embedding", source_embedding),
+        "target_embedding": _weight("target_embedding", target_embedding),
+        **_read_unembedding(unembedding),
+    }
+    positions: list[LearnedPositions | SinusoidalPositions | None] = []
+    for name, given in (
+        ("source_positions", source_positions),
+        ("target_positions", target_positions),
+    ):
+        if given is None or isinstance(given, SinusoidalPositions):
+            positions.append(given)
+        else:
+            around[name] = _weight(name, given)
+            n_positions = len(around[name])
+            positions.append(LearnedPositions(n_positions=n_positions, offset=0, scale=1.0))
+    source, target = around["source_embedding"], around["target_embedding"]
+    config = ModelConfig(
+        encoder=_stack(options, "encoder", len(source), embedding_scale, positions[0]),
+        decoder=_stack(options, "decoder", len(target), embedding_scale, positions[1]),
+        tied_embeddings=np.array_equal(source, target),
+        tied_logits=np.array_equal(around["unembedding"], target),
+        logits_scale=1.0,
+        logits_bias="unembedding.bias" in around,
+        decoder_start_id=decoder_start_id,
+        eos_ids=tuple(eos_ids),
+        pad_id=pad_id,
+    )
+    table = numbered(config, _table("before" if options["norm_first"] else "after"))
+    return Model(config=config, params=convert_params(config, table, layers | around, around))
+
+
+def _stack(
+    options: Mapping[str, Any],
+    side: Literal["encoder", "decoder"],
+    vocab_size: int,
+    embedding_scale: float,
+    positions: LearnedPositions | SinusoidalPositions | None,
+) -> StackConfig:
+    if options["activation"] not in ACTIVATIONS:
+        raise UnsupportedFeature(
+            f"activation = {options['activation']!r}: supported are {list(ACTIVATIONS)}"
+        )
+    d_model, n_heads, bias = options["d_model"], options["nhead"], options["bias"]
+    attention = plain_attention(
+        n_heads, d_model // n_heads, biases=("q", "k", "v", "o") if bias else ()
+    )
+    return StackConfig(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        n_layers=options[f"num_{side}_layers"],
+        embedding_scale=embedding_scale,
+        embedding_norm="none",
+        positions=positions,
+        relative_positions=None,
+        n_memory_tokens=0,
+        norm=NormConfig(kind="layer_norm", eps=options["layer_norm_eps"], gain="vector", bias=bias),
+        norm_positions=("before",) if options["norm_first"] else ("after",),
+        final_norm=True,  # even after post-norm layers
+        self_attention=attention,
+        cross_attention=attention if side == "decoder" else None,
+        feed_forward=FeedForwardConfig(
+            d_ff=options["dim_feedforward"],
+            activation=ACTIVATIONS[options["activation"]],
+            gated=False,
+            biases=("in", "out") if bias else (),
+            hidden_norm=None,
+        ),
+    )
+
+
+def _table(place: Literal["before", "after"]) -> Table:
+    """Our parameters and theirs; ``place`` is that of the norms."""
+    return {
+        "encoder.embedding": ("source_embedding", same),
+        "encoder.positions": ("source_positions", same),
+        **_attention("encoder.layers.*.self_attention", "encoder.layers.*.self_attn"),
+        **_norm(f"encoder.layers.*.self_norms.{place}", "encoder.layers.*.norm1"),
+        **_feed_forward("encoder.layers.*"),
+        **_norm(f"encoder.layers.*.feed_forward_norms.{place}", "encoder.layers.*.norm2"),
+        **_norm("encoder.final_norm", "encoder.norm"),
+        "decoder.embedding": ("target_embedding", same),
+        "decoder.positions": ("target_positions", same),
+        **_attention("decoder.layers.*.self_attention", "decoder.layers.*.self_attn"),
+        **_norm(f"decoder.layers.*.self_norms.{place}", "decoder.layers.*.norm1"),
+        **_attention("decoder.layers.*.cross_attention", "decoder.layers.*.multihead_attn"),
+        **_norm(f"decoder.layers.*.cross_norms.{place}", "decoder.layers.*.norm2"),
+        **_feed_forward("decoder.layers.*"),
+        **_norm(f"decoder.layers.*.feed_forward_norms.{place}", "decoder.layers.*.norm3"),
+        **_norm("decoder.final_norm", "decoder.norm"),
+        "unembedding": ("unembedding", transposed),
+        "logits_bias": ("unembedding.bias", same),
+    }
+
+
+def _attention(ours: str, theirs: str) -> Table:
+    return {
+        f"{ours}.w_q": (f"{theirs}.in_proj_weight", lambda w: np.split(w, 3)[0].T),
+        f"{ours}.b_q": (f"{theirs}.in_proj_bias", lambda b: np.split(b, 3)[0]),
+        f"{ours}.w_k": (f"{theirs}.in_proj_weight", lambda w: np.split(w, 3)[1].T),
+        f"{ours}.b_k": (f"{theirs}.in_proj_bias", lambda b: np.split(b, 3)[1]),
+        f"{ours}.w_v": (f"{theirs}.in_proj_weight", lambda w: np.split(w, 3)[2].T),
+        f"{ours}.b_v": (f"{theirs}.in_proj_bias", lambda b: np.split(b, 3)[2]),
+        f"{ours}.w_o": (f"{theirs}.out_proj.weight", transposed),
+        f"{ours}.b_o": (f"{theirs}.out_proj.bias", same),
+    }
+
+
+def _feed_forward(layer: str) -> Table:
+    return {
+        f"{layer}.feed_forward.w_in": (f"{layer}.linear1.weight", transposed),
+        f"{layer}.feed_forward.b_in": (f"{layer}.linear1.bias", same),
+        f"{layer}.feed_forward.w_out": (f"{layer}.linear2.weight", transposed),
+        f"{layer}.feed_forward.b_out": (f"{layer}.linear2.bias", same),
+    }
+
+
+def _norm(ours: str, theirs: str) -> Table:
+    return {
+        f"{ours}.gain": (f"{theirs}.weight", same),
+        f"{ours}.bias": (f"{theirs}.bias", same),
+    }
+
+
+def _read_module(transformer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of an nn.Transformer, and the arguments that it was made with."""
+    import torch
+
+    if not isinstance(transformer, torch.nn.Transformer):
+        raise TypeError(
+            f"transformer must be an nn.Transformer or a mapping, got {type(transformer).__name__}"
+        )
+    for name, part in transformer.named_modules():
+        kind = type(part)
+        if not kind.__module__.startswith("torch.nn.modules.") or kind.__name__ not in PARTS:
+            raise UnsupportedFeature(f"transformer.{name} is a {kind.__qualname__}")
+    encoder, decoder = transformer.encoder, transformer.decoder
+    layers = [*encoder.layers, *decoder.layers]
+    attentions = [layer.self_attn for layer in layers]
+    attentions += [layer.multihead_attn for layer in decoder.layers]
+    norms = [m for m in transformer.modules() if type(m) is torch.nn.LayerNorm]
+    if any(attention.add_zero_attn for attention in attentions):
+        raise UnsupportedFeature("add_zero_attn")
+    functions = {torch.nn.functional.relu: "relu", torch.nn.functional.gelu: "gelu"}
+    options = {
+        "d_model": transformer.d_model,
+        "nhead": _only("nhead", [attention.num_heads for attention in attentions]),
+        "num_encoder_layers": len(encoder.layers),
+        "num_decoder_layers": len(decoder.layers),
+        "dim_feedforward": _only("dim_feedforward", [x.linear1.out_features for x in layers]),
+        "activation": _only(
+            "activation", [functions.get(x.activation, x.activation) for x in layers]
+        ),
+        "layer_norm_eps": _only("layer_norm_eps", [norm.eps for norm in norms]),
+        "norm_first": _only("norm_first", [layer.norm_first for layer in layers]),
+        "bias": _only("bias", [layer.linear1.bias is not None for layer in layers]),
+    }
+    return {name: _to_numpy(x) for name, x in transformer.state_dict().items()}, options
+
+
+def _only(option: str, values: Iterable[Any]) -> Any:
+    """The value that all layers have."""
+    different = list(dict.fromkeys(values))
+    if len(different) > 1:
+        raise UnsupportedFeature(f"layers that differ: {option} is {different}")
+    return different[0]
+
+
+def _read_unembedding(given: Any) -> dict[str, np.ndarray]:
+    weight, bias = given if isinstance(given, tuple) else (given, None)
+    if hasattr(given, "in_features"):  # nn.Linear
+        weight, bias = given.weight, given.bias
+    arrays = {"unembedding": _weight("unembedding", weight)}
+    return arrays if bias is None else arrays | {"unembedding.bias": _to_numpy(bias)}
+
+
+def _weight(name: str, given: Any) -> np.ndarray:
+    """The table in a module, or given as an array: (number of rows, d_model)."""
+    if hasattr(given, "num_embeddings"):  # nn.Embedding
+        if given.max_norm is not None:
+            raise UnsupportedFeature(f"{name}: max_norm = {given.max_norm}")
+        given = given.weight
+    table = _to_numpy(given)
+    if table.ndim != 2:
+        raise ValueError(f"{name} must have two dimensions, (rows, d_model), got {table.shape}")
+    return table
+
+
+def _to_numpy(x: Any) -> np.ndarray:
+    """PyTorch's tensor, or an array, as NumPy's; bfloat16, which NumPy has not, as float32."""
+    if not hasattr(x, "detach"):
+        return np.asarray(x)
+    x = x.detach().cpu()
+    return np.asarray(x.float() if str(x.dtype) == "torch.bfloat16" else x)

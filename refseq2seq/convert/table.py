@@ -1,0 +1,91 @@
+"""What the converters share: a table from our names to theirs, and the checks around it."""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+
+from ..backend import Array
+from ..config import ModelConfig
+from ..params import Params, build_params, param_shapes
+
+Transform = Callable[[Array], Array]
+"""From an array as the other library stores it to the same parameter as we do."""
+
+Table = Mapping[str, tuple[str, Transform]]
+"""Our name -> (their name, transform). Nothing else renames, transposes or offsets."""
+
+
+class UnsupportedFeature(ValueError):
+    """A model uses a feature, named in the message, that refseq2seq does not implement."""
+
+
+def same(x: Array) -> Array:
+    """The array as it is."""
+    return x
+
+
+def transposed(x: Array) -> Array:
+    """PyTorch's ``Linear`` stores (d_out, d_in); we store (d_in, d_out)."""
+    return x.T
+
+
+def numbered(config: ModelConfig, table: Table) -> Table:
+    """The rows that ``config`` needs of a table in which ``*`` stands for a layer's number."""
+    rows = {}
+    for ours in param_shapes(config):
+        number = re.search(r"(?<=\.)\d+(?=\.|$)", ours)
+        if number is None:
+            rows[ours] = table[ours]
+        else:
+            theirs, transform = table[f"{ours[: number.start()]}*{ours[number.end() :]}"]
+            rows[ours] = theirs.replace("*", number[0]), transform
+    return rows
+
+
+def convert_params(
+    config: ModelConfig,
+    table: Table,
+    arrays: Mapping[str, np.ndarray],
+    unused: Collection[str] = (),
+) -> Params:
+    """The parameters of ``config``, copied from another library's arrays.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    table : Table
+    arrays : mapping of their names to arrays
+    unused : collection of str
+        Their names for what the model has but generation does not need.
+
+    Raises
+    ------
+    ValueError
+        Naming an array that is missing, of the wrong shape or dtype, or left over.
+    """
+    used: dict[str, str] = {}  # their name -> dtype
+
+    def array(ours: str, shape: tuple[int, ...]) -> Array:
+        theirs, transform = table[ours]
+        if theirs not in arrays:
+            raise ValueError(f"there is no array {theirs}, from which {ours} is made")
+        stored = np.asarray(arrays[theirs])
+        if stored.dtype.name not in ("float16", "float32", "float64"):
+            raise ValueError(f"{theirs} must be float16, float32 or float64, got {stored.dtype}")
+        x = transform(stored)
+        if x.shape != shape:
+            raise ValueError(
+                f"{theirs} has shape {stored.shape}, which makes {x.shape} for {ours}; "
+                f"the options ask for {shape}"
+            )
+        used[theirs] = stored.dtype.name
+        return np.array(x, order="C")  # a copy: training on must not change our model
+
+    params = build_params(config, array)
+    if left := sorted(arrays.keys() - used.keys() - set(unused)):
+        raise ValueError(f"arrays that the options do not account for: {', '.join(left)}")
+    if len(set(used.values())) > 1:
+        by_dtype = {dtype: name for name, dtype in used.items()}
+        raise ValueError(f"the arrays must have one dtype, got {by_dtype}")
+    return params

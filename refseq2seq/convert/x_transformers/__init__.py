@@ -1,0 +1,97 @@
+"""From x-transformers 2.31: a live module, or its arrays and its constructor's options.
+
+    model = from_x_transformers(module, decoder_start_id=1, eos_ids=(2,))
+
+A live module is first reduced to arrays and options (`module`, the only part that
+needs torch). The options become a `ModelConfig` (`options`, `config`), and one table
+makes its parameters of the arrays (`arrays`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...config import ModelConfig
+from ...model import Model
+from ...text import Vocabulary
+from ..table import convert_params, transposed
+from .arrays import read_otherwise, stack_table
+from .config import logits_scale, stack_config
+from .options import SHARED, Side
+
+__all__ = ["from_x_transformers"]
+
+
+def from_x_transformers(
+    module: Any,
+    options: Mapping[str, Any] | None = None,
+    *,
+    decoder_start_id: int,
+    eos_ids: Sequence[int],
+    pad_id: int | None = None,
+    source_vocabulary: Vocabulary | None = None,
+    target_vocabulary: Vocabulary | None = None,
+) -> Model:
+    """The model that an encoder-decoder of x-transformers 2.31 is, with its float dtype.
+
+    Parameters
+    ----------
+    module : XTransformer, pair of TransformerWrapper, or mapping of names to NumPy arrays
+        The pair is (encoder, decoder); its decoder may be in an AutoregressiveWrapper.
+        The mapping has the names of ``XTransformer.state_dict()``.
+    options : mapping, with a mapping of arrays only
+        The keyword arguments given to XTransformer. What TransformerWrapper takes and it
+        does not, such as ``tie_embedding``, has its prefixes ``enc_`` and ``dec_`` as
+        well, and so has ``dim`` where encoder and decoder differ.
+    decoder_start_id : int
+        Begins every target; x-transformers leaves it to the caller of ``generate``.
+    eos_ids : sequence of int
+    pad_id : int, optional
+        By default the module's ``pad_value``, which is 0 unless it was set.
+    source_vocabulary, target_vocabulary : Vocabulary, optional
+
+    Returns
+    -------
+    Model
+        bfloat16 parameters are widened to float32.
+
+    Raises
+    ------
+    UnsupportedFeature
+        Naming an option that is not implemented.
+    ValueError
+        Naming an array that is missing, misshapen or left over.
+    """
+    if isinstance(module, Mapping):
+        if options is None:
+            raise TypeError("arrays need options: the keyword arguments given to XTransformer")
+        arrays = module
+    elif options is not None:
+        raise TypeError("options are for a mapping of arrays; a module brings its own")
+    else:
+        from .module import read_module
+
+        arrays, options = read_module(module)
+    shared = SHARED | {name: options[name] for name in SHARED.keys() & options.keys()}
+    encoder, decoder = Side.of("enc_", options), Side.of("dec_", options)
+    config = ModelConfig(
+        encoder=stack_config(encoder, arrays),
+        decoder=stack_config(decoder, arrays),
+        tied_embeddings=shared["tie_token_emb"],
+        tied_logits=decoder["tie_embedding"],
+        logits_scale=logits_scale(decoder),
+        logits_bias=False,
+        decoder_start_id=decoder_start_id,
+        eos_ids=tuple(eos_ids),
+        pad_id=shared["pad_value"] if pad_id is None else pad_id,
+    )
+    table = {
+        **stack_table(encoder, arrays),
+        **stack_table(decoder, arrays),
+        "unembedding": ("decoder.net.to_logits.weight", transposed),
+    }
+    return Model(
+        config=config,
+        params=convert_params(config, table, arrays, read_otherwise(config, arrays)),
+        source_vocabulary=source_vocabulary,
+        target_vocabulary=target_vocabulary,
+    )

@@ -1,0 +1,257 @@
+"""A live module of x-transformers 2.31 as arrays and options.
+
+Nothing that a module does may be overlooked, so this takes two steps. The options that
+are implemented are read off the module. Then a second module is built with these, and
+the two are compared down to the last class, parameter shape, buffer and attribute: where
+they differ, the module was given an option that is not implemented, or was altered.
+"""
+
+import inspect
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from x_transformers import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, XTransformer
+from x_transformers import x_transformers as xt
+
+from ..table import UnsupportedFeature
+
+# Attributes that matter only to training, to speed, or to arguments that are never given.
+WITHOUT_EFFECT = {
+    "training",
+    "dropout",
+    "layer_dropouts",
+    "cross_attn_tokens_dropout",
+    "emb_frac_gradient",
+    "train_max_recycle_steps",
+    "train_max_looped_steps",
+    "max_mem_len",
+    "shift_mem_down",
+    "create_causal_mask",
+    "sdp_context_manager",
+}
+
+
+def read_module(module: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and options, by the names that an XTransformer has for them.
+
+    Parameters
+    ----------
+    module : XTransformer, or pair (encoder, decoder) of TransformerWrapper
+        The decoder may be in an AutoregressiveWrapper.
+
+    Raises
+    ------
+    UnsupportedFeature
+        Naming the part of the module that is not implemented.
+    """
+    encoder, decoder = _pair(module)
+    options: dict[str, Any] = {}
+    if type(decoder) is AutoregressiveWrapper:
+        options["pad_value"], decoder = decoder.pad_value, decoder.net
+    arrays: dict[str, np.ndarray] = {}
+    for prefix, name, wrapper in (("enc_", "encoder", encoder), ("dec_", "decoder.net", decoder)):
+        if type(wrapper) is not TransformerWrapper:
+            raise UnsupportedFeature(
+                f"{name} is a {type(wrapper).__qualname__}; only TransformerWrapper is implemented"
+            )
+        of_wrapper, of_layers = _read_wrapper(wrapper, name), _read_layers(wrapper, name)
+        _check_same(name, wrapper, _build(prefix, of_wrapper, of_layers))
+        options |= {prefix + option: value for option, value in (of_wrapper | of_layers).items()}
+        arrays |= {f"{name}.{key}": _to_numpy(x) for key, x in wrapper.state_dict().items()}
+    options["tie_token_emb"] = decoder.token_emb is encoder.token_emb
+    return arrays, options
+
+
+def _pair(module: Any) -> tuple[Any, Any]:
+    if type(module) is XTransformer:
+        return module.encoder, module.decoder
+    if isinstance(module, tuple) and len(module) == 2:
+        return module
+    raise TypeError(
+        "module must be an XTransformer, a pair (encoder, decoder) of TransformerWrapper, or "
+        f"a mapping of names to arrays; got {type(module).__qualname__}"
+    )
+
+
+def _to_numpy(x: torch.Tensor) -> np.ndarray:
+    x = x.detach().cpu()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def _read_wrapper(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
+    options = {
+        "num_tokens": wrapper.num_tokens,
+        "max_seq_len": wrapper.max_seq_len,
+        "num_memory_tokens": wrapper.num_memory_tokens,
+        "use_abs_pos_emb": type(wrapper.pos_emb) is not xt.always,
+        "scaled_sinu_pos_emb": type(wrapper.pos_emb) is xt.ScaledSinusoidalEmbedding,
+        "post_emb_norm": type(wrapper.post_emb_norm) is xt.LayerNorm,
+    }
+    if name != "encoder" and type(wrapper.to_logits) is FunctionType:
+        if inspect.getclosurevars(wrapper.to_logits).nonlocals["self"] is not wrapper:
+            raise UnsupportedFeature(
+                f"{name} is a copy that still uses the embedding of its original for tied logits"
+            )
+        options |= {"tie_embedding": True, "tie_embedding_scale": wrapper.tie_embedding_scale}
+    return options
+
+
+def _read_layers(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
+    layers = wrapper.attn_layers
+    block = ("a", "f") if name == "encoder" else ("a", "c", "f")
+    depth = len(layers.layer_types) // len(block)
+    if depth < 1 or tuple(layers.layer_types) != block * depth:
+        raise UnsupportedFeature(
+            f"{name}.attn_layers.layer_types is {layers.layer_types}; only {block} again and again "
+            "is implemented: not cross_attend in an encoder nor its absence in a decoder, "
+            "only_cross, only_attn, macaron, custom_layers, par_ratio or sandwich_coef"
+        )
+    norm = next(norm for norm in [*layers.layers[0][0], xt.SimpleRMSNorm(1)] if norm is not None)
+    has_offset = (xt.LayerNorm, xt.RMSNorm, xt.ScaleNorm)
+    options = {
+        "dim": layers.dim,
+        "depth": depth,
+        "heads": layers.attn_heads,
+        "layers_execute_order": tuple(layers.layers_execute_order),
+        "use_scalenorm": type(norm) is xt.ScaleNorm,
+        "use_rmsnorm": type(norm) is xt.RMSNorm,
+        "use_simple_rmsnorm": type(norm) is xt.SimpleRMSNorm,
+        "norm_add_unit_offset": norm.unit_offset if isinstance(norm, has_offset) else True,
+        "pre_norm": layers.pre_norm,
+        "pre_norm_has_final_norm": type(layers.final_norm) is not xt.Identity,
+        "pre_and_post_norm": layers.pre_and_post_norm,
+        "sandwich_norm": layers.sandwich_norm,
+        "disable_abs_pos_emb": layers.disable_abs_pos_emb,
+    }
+    options |= _read_relative_positions(layers)
+    for place, part in zip(block, layers.layers, strict=False):
+        if place == "f":
+            options |= _read_feed_forward(_first(xt.FeedForward, part), layers.dim)
+        else:
+            prefix = "attn_" if place == "a" else "cross_attn_"
+            options |= _read_attention(_first(xt.Attention, part), prefix)
+    return options
+
+
+def _first(kind: type, part: nn.Module) -> Any:
+    """The part of that class, within whatever wraps it."""
+    return next(inner for inner in part.modules() if isinstance(inner, kind))
+
+
+def _read_relative_positions(layers: Any) -> dict[str, Any]:
+    if type(layers.rel_pos) is xt.AlibiPositionalBias:
+        options = {"alibi_pos_bias": True, "alibi_num_heads": layers.rel_pos.heads}
+    elif type(layers.rel_pos) is xt.RelativePositionBias:
+        options = {
+            "rel_pos_bias": True,
+            "rel_pos_num_buckets": layers.rel_pos.num_buckets,
+            "rel_pos_max_distance": layers.rel_pos.max_distance,
+        }
+    else:
+        options = {}
+    if layers.rotary_pos_emb is not None:
+        # The last of n frequencies is 10000^(-2(n - 1)/d), where d is 2n or 2n - 1.
+        frequencies = layers.rotary_pos_emb.inv_freq
+        n, last = len(frequencies), frequencies[-1].item()
+        d = min((2 * n - 1, 2 * n), key=lambda d: abs(10000.0 ** (-2 * (n - 1) / d) - last))
+        options |= {"rotary_pos_emb": True, "rotary_emb_dim": d}
+    return options
+
+
+def _read_attention(attention: xt.Attention, prefix: str) -> dict[str, Any]:
+    heads, kv_heads = attention.heads, attention.kv_heads
+    options = {
+        "dim_head": attention.to_q.out_features // heads,
+        "dim_context": attention.to_k.in_features,
+        "kv_heads": kv_heads,
+        "value_dim_head": attention.to_v.out_features // kv_heads,
+        "project_out": type(attention.to_out) is not nn.Identity,
+        "num_mem_kv": attention.num_mem_kv,
+        "qk_norm": attention.qk_norm,
+        "qk_norm_scale": attention.qk_norm_scale,
+        "qk_norm_dim_scale": attention.qk_norm_dim_scale,
+        "qk_rmsnorm": attention.q_rmsnorm is not None,
+        "gate_values": attention.to_v_gate is not None,
+        "gate_values_headwise": attention.gate_values_headwise,
+        "gate_value_heads": attention.to_v_head_gate is not None,
+        "head_scale": attention.head_scale,
+        "flash": attention.attend.flash,
+    }
+    return {prefix + option: value for option, value in options.items()}
+
+
+def _read_feed_forward(feed_forward: xt.FeedForward, dim: int) -> dict[str, Any]:
+    into, *_ = parts = list(feed_forward.ff)
+    glu = type(into) is xt.GLU
+    activation = into.act if glu else into[-1]
+    out = [part for part in parts if type(part) is nn.Linear][-1]
+    return {
+        "ff_mult": (out.in_features + 0.5) / dim,  # it is rounded down
+        "ff_glu": glu,
+        "ff_swish": type(activation) is nn.SiLU,
+        "ff_relu_squared": type(activation) is xt.ReluSquared,
+        "ff_post_act_ln": any(type(part) is xt.LayerNorm for part in parts),
+        "ff_no_bias": out.bias is None,
+    }
+
+
+def _build(prefix: str, of_wrapper: dict[str, Any], of_layers: dict[str, Any]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
+        if prefix == "enc_":
+            layers = Encoder(verbose=False, **of_layers)
+        else:
+            layers = Decoder(verbose=False, cross_attend=True, **of_layers)
+        return TransformerWrapper(
+            attn_layers=layers, return_only_embed=prefix == "enc_", **of_wrapper
+        )
+
+
+def _check_same(name: str, module: nn.Module, implemented: nn.Module) -> None:
+    found, expected = dict(_traits(module)), dict(_traits(implemented))
+    for path in found | expected:
+        if name == "encoder" and path.startswith("to_logits"):
+            continue  # it is asked for embeddings
+        a, b = found.get(path), expected.get(path)
+        if not _equal(a, b):
+            raise UnsupportedFeature(
+                f"x-transformers' {name}.{path} is {a}, which is not implemented; only {b} is"
+            )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and torch.equal(a.cpu(), b.to(a.dtype))
+    return type(a) is type(b) and a == b
+
+
+def _traits(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """All that says what a module computes, by name: a string, or a buffer's tensor."""
+    for path, part in module.named_modules(remove_duplicate=False):
+        if type(part) is nn.Dropout:
+            continue
+        at = f"{path}." if path else ""
+        yield f"{at}class", f"{type(part).__module__}.{type(part).__qualname__}"
+        for name, value in vars(part).items():
+            if name == "_parameters":
+                for parameter, x in value.items():
+                    if x is not None:
+                        yield f"{at}{parameter}", f"a parameter of shape {tuple(x.shape)}"
+            elif name == "_buffers":
+                for buffer, x in value.items():
+                    if x is not None and buffer != "bias":  # ALiBi's of its last call
+                        yield f"{at}{buffer}", x
+            elif name not in WITHOUT_EFFECT | {"_modules"} and value is not None:
+                yield f"{at}{name}", _text(value)
+
+
+def _text(value: Any) -> str:
+    """The value in words; equal values, and only they, have equal ones."""
+    if type(value) is FunctionType:
+        return f"{value.__module__}.{value.__qualname__}"
+    if type(value) is xt.always:
+        return f"always {value.val!r}"
+    return repr(value)

@@ -1,0 +1,174 @@
+"""A model in the middle of decoding: its memory of the source, its cache of the target.
+
+A loop asks it one question, the logits after a target that grows by a token each time, and
+gives it one order, to let its rows continue others. Contrastive decoding answers the same
+question from several models at once, so that loops need not know of it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .backend import Array, array_namespace
+from .model import Memory, Model, decode, encode, new_cache, remember
+from .request import Request
+from .sampling import check_number, keep
+from .trace import Tap
+
+
+class Decoder(Protocol):
+    """What a loop needs of a model."""
+
+    def next_logits(self, target: np.ndarray, tap: Tap) -> Array:
+        """Logits (batch, vocab_size) after ``target`` (batch, n), a token longer each time."""
+
+    def reorder(self, rows: np.ndarray) -> None:
+        """Let row i continue the target of row ``rows[i]``; both have the same source."""
+
+
+class ModelDecoder:
+    """One model, with a cache of ``capacity`` tokens, or without one when that is None."""
+
+    def __init__(self, model: Model, memory: Memory, capacity: int | None) -> None:
+        self._model = model
+        self._memory = memory
+        self._cache = None if capacity is None else new_cache(model, memory.batch, capacity)
+
+    def next_logits(self, target: np.ndarray, tap: Tap) -> Array:
+        fed = self._cache[0].length if self._cache else 0
+        tokens = target[:, fed:]
+        with np.errstate(invalid="ignore"):  # NaN goes through; the loop reports it by row
+            return decode(self._model, tokens, self._memory, cache=self._cache, tap=tap)[:, -1]
+
+    def reorder(self, rows: np.ndarray) -> None:
+        for layer in self._cache or ():
+            layer.reorder(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amateur:
+    r"""A weaker model whose preferences are taken from an expert's.
+
+    .. math:: s = w_e s_e - w_a s_a \quad\text{where}\quad
+        s_e \ge \max s_e + \log \alpha, \qquad -\infty \text{ elsewhere}
+
+    Make one with `amateur` or `amateur_of_li`.
+    """
+
+    model: Model
+    alpha: float  # tokens less than alpha times as probable as the expert's best are out
+    expert_weight: float
+    amateur_weight: float
+    reads_source: bool  # False = takes the expert's encoding, as in x-transformers
+
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha, 0, 1, low_open=True)
+
+
+def amateur(
+    model: Model, *, alpha: float = 0.1, beta: float = 0.5, reads_source: bool = True
+) -> Amateur:
+    """(1 + beta) expert - beta amateur (O'Brien and Lewis 2023, Algorithm 2; x-transformers).
+
+    Parameters
+    ----------
+    model : Model
+        With the expert's target vocabulary.
+    alpha, beta : float
+    reads_source : bool
+        True encodes the source with the amateur's own encoder. False gives its decoder
+        the expert's encoding, which must have the same width: what x-transformers does.
+    """
+    return Amateur(
+        model=model,
+        alpha=alpha,
+        expert_weight=1 + beta,
+        amateur_weight=beta,
+        reads_source=reads_source,
+    )
+
+
+def amateur_of_li(model: Model, *, alpha: float = 0.1, reads_source: bool = True) -> Amateur:
+    """Expert minus amateur (Li et al. 2022, eq. 3), which as logits differs by a constant."""
+    return Amateur(
+        model=model, alpha=alpha, expert_weight=1.0, amateur_weight=1.0, reads_source=reads_source
+    )
+
+
+class ContrastiveDecoder:
+    """An expert and its amateurs. Each amateur corrects what the ones before it left."""
+
+    def __init__(self, expert: Decoder, amateurs: Sequence[tuple[Amateur, Decoder]]) -> None:
+        self._expert = expert
+        self._amateurs = amateurs
+
+    def next_logits(self, target: np.ndarray, tap: Tap) -> Array:
+        logits = self._expert.next_logits(target, tap)
+        for i, (how, decoder) in enumerate(self._amateurs):
+            theirs = decoder.next_logits(target, tap.at(f"amateur.{i}"))
+            logits = contrast(logits, theirs, how)
+        return tap("contrast", logits)
+
+    def reorder(self, rows: np.ndarray) -> None:
+        self._expert.reorder(rows)
+        for _, decoder in self._amateurs:
+            decoder.reorder(rows)
+
+
+def contrast(expert: Array, amateur: Array, how: Amateur) -> Array:
+    """Logits of the expert corrected by those of an amateur, both (batch, vocab_size)."""
+    plausible = expert >= array_namespace(expert).max(expert, axis=-1, keepdims=True) + math.log(
+        how.alpha
+    )
+    return keep(how.expert_weight * expert - how.amateur_weight * amateur, plausible)
+
+
+def start_decoder(
+    model: Model,
+    request: Request,
+    *,
+    amateurs: Sequence[Amateur],
+    copies: int,
+    use_cache: bool,
+    tap: Tap,
+) -> Decoder:
+    """Encode the request's sources, once, and give the decoder, each row ``copies`` times."""
+    capacity = request.end if use_cache else None
+    rows = np.repeat(np.arange(request.batch), copies)
+
+    def decoder(model: Model, memory: Memory) -> Decoder:
+        memory = memory if copies == 1 else memory.take(model.xp.asarray(rows))
+        return ModelDecoder(model, memory, capacity)
+
+    with np.errstate(invalid="ignore"):
+        memory = encode(model, request.source, request.source_mask, tap=tap)
+    expert = decoder(model, memory)
+    if not amateurs:
+        return expert
+    contrasted = []
+    for i, how in enumerate(amateurs):
+        _check_amateur(how, model)
+        at = tap.at(f"amateur.{i}")
+        if how.reads_source:
+            theirs = encode(how.model, request.source, request.source_mask, tap=at)
+        else:
+            theirs = remember(how.model, memory.hidden, memory.mask, tap=at)
+        contrasted.append((how, decoder(how.model, theirs)))
+    return ContrastiveDecoder(expert, contrasted)
+
+
+def _check_amateur(how: Amateur, expert: Model) -> None:
+    ours, theirs = expert.config, how.model.config
+    if theirs.decoder.vocab_size != ours.decoder.vocab_size:
+        raise ValueError(
+            f"an amateur must have the expert's target vocabulary of {ours.decoder.vocab_size} "
+            f"tokens, got {theirs.decoder.vocab_size}"
+        )
+    if not how.reads_source and theirs.encoder.d_model != ours.encoder.d_model:
+        raise ValueError(
+            f"an amateur that takes the expert's encoding must have its width "
+            f"{ours.encoder.d_model}, got {theirs.encoder.d_model}"
+        )

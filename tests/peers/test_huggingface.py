@@ -1,0 +1,425 @@
+"""Live against Hugging Face transformers: the same logits, the same tokens, the same samples.
+
+transformers computes some things in float32 whatever the model's dtype: T5's norms, the
+tables of sinusoids, and the logits that `generate` chooses from. To compare to 1e-12, the
+first two are replaced by their float64 selves; how far the peer is from them as it ships
+is measured by a test of its own. The third is what `rs.like.huggingface` does too.
+"""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
+pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
+
+import torch
+from hf_models import (
+    CASES,
+    EOS,
+    PAD,
+    Batch,
+    assert_same_model,
+    generated,
+    logits,
+    make_exact,
+    random_batch,
+    random_model,
+)
+
+import refseq2seq as rs
+from refseq2seq import constraints
+from refseq2seq.convert import UnsupportedFeature, from_huggingface
+from refseq2seq.convert.huggingface import FAMILIES
+from refseq2seq.params import named_arrays
+
+N_MODELS, N_NEW = 30, 9
+EPS32 = 2.0**-23
+
+
+def closeness(ours, theirs):
+    """The greatest difference, relative to the greatest logit."""
+    assert np.isfinite(ours).all()
+    assert np.isfinite(theirs).all()
+    assert ours.shape == theirs.shape
+    return abs(ours - theirs).max() / abs(theirs).max()
+
+
+def mismatches(steps, theirs, is_tie):
+    """How many rows differ, each of them only from a step on at which ``is_tie`` holds."""
+    ours = rs.Generation.from_steps(steps, pad_id=PAD).tokens
+    width = max(ours.shape[1], theirs.shape[1])
+    ours, theirs = (
+        np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=PAD) for x in (ours, theirs)
+    )
+    rows = np.flatnonzero((ours != theirs).any(axis=1))
+    for row in rows:
+        first = int((ours[row] != theirs[row]).argmax())
+        assert is_tie(steps[first], row), f"row {row}: {ours[row]} is not {theirs[row]}"
+    return len(rows)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_greedy_tokens(name, capsys):
+    worst, near_ties, ended = 0.0, 0, 0
+    for seed in range(N_MODELS):
+        theirs = random_model(name, seed)
+        ours = from_huggingface(theirs)
+        batch = random_batch(theirs, seed, left=CASES[name].left_padding and seed % 2 == 1)
+        computed = rs.forward(ours, batch.source, batch.target, batch.mask)
+        worst = max(worst, closeness(computed, logits(theirs, batch)))
+        expected = generated(
+            theirs, batch, do_sample=False, max_new_tokens=N_NEW, use_cache=seed % 5 != 0
+        )
+        for use_cache in (True, False):
+            steps = list(
+                rs.decode_steps(
+                    ours,
+                    batch.source,
+                    source_mask=batch.mask,
+                    max_new_tokens=N_NEW,
+                    choose=rs.like.huggingface(),
+                    use_cache=use_cache,
+                )
+            )
+            # Both choose from logits rounded to float32, which a tie may round apart.
+            near_ties += mismatches(
+                steps,
+                expected,
+                lambda step, row: step.margin[row] <= 2 * EPS32 * abs(step.logits[row]).max(),
+            )
+        ended += int(steps[-1].finished.sum())
+    with capsys.disabled():
+        print(f"\n{name}: logits within {worst:.1e}, {near_ties} of 180 rows at near-ties", end=" ")
+    assert worst < 1e-12
+    assert ended > 5, "the test must see ends"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_samples_under_the_same_noise(name, capsys):
+    near_ties = 0
+    for seed in range(N_MODELS):
+        theirs = random_model(name, seed)
+        ours = from_huggingface(theirs)
+        batch = random_batch(theirs, seed)
+        options = {
+            "do_sample": True,
+            "temperature": (0.7, 1.0, 1.8)[seed % 3],
+            "top_k": (5, 0, 11)[seed % 3],
+            "top_p": (0.9, 1.0, 0.6, 0.8)[seed % 4],
+        }
+        torch.manual_seed(seed)
+        expected = generated(theirs, batch, max_new_tokens=N_NEW, **options)
+        torch.manual_seed(seed)
+        shape = (len(batch.source), ours.config.decoder.vocab_size)
+        noise = np.stack([torch.empty(shape).exponential_().numpy() for _ in range(N_NEW)])
+        steps = list(
+            rs.decode_steps(
+                ours,
+                batch.source,
+                source_mask=batch.mask,
+                max_new_tokens=N_NEW,
+                choose=rs.like.huggingface(**options, pick=partial(rs.exponential_race, noise)),
+            )
+        )
+
+        def is_tie(step, row, noise=noise):
+            """The two leaders of the race are nearer than float32 can tell apart."""
+            probs = np.exp(step.scores[row].astype("float64") - step.scores[row].max())
+            second, first = np.sort(probs / noise[step.index, row])[-2:]
+            return first / second - 1 < 64 * EPS32
+
+        near_ties += mismatches(steps, expected, is_tie)
+    with capsys.disabled():
+        print(f"\n{name}: {near_ties} of 90 rows at near-ties", end=" ")
+
+
+@pytest.mark.parametrize("name", ["T5 1.0", "BART", "Marian", "M2M100", "Blenderbot-small"])
+def test_prefixes(name):
+    for seed in range(4):
+        theirs = random_model(name, seed)
+        ours = from_huggingface(theirs)
+        batch = random_batch(theirs, seed)
+        start = np.full((3, 1), ours.config.decoder_start_id)
+        prefix = np.concatenate([start, batch.target[:, :3]], axis=1)
+        expected = generated(
+            theirs, batch, max_new_tokens=N_NEW, decoder_input_ids=torch.tensor(prefix)
+        )
+        out = rs.generate(
+            ours,
+            batch.source,
+            source_mask=batch.mask,
+            prefix=prefix,
+            max_new_tokens=N_NEW,
+            choose=rs.like.huggingface(),
+        )
+        assert np.array_equal(out.tokens, expected[:, prefix.shape[1] - 1 :])
+
+
+@pytest.mark.parametrize("name", ["T5 1.0", "mT5", "UMT5", "Marian", "Pegasus", "M2M100"])
+def test_the_float32_inside_float64_models_as_they_ship(name):
+    """Their norms and sinusoids alone make this difference: nothing else of theirs does."""
+    theirs = random_model(name, 0, exact=False)
+    batch = random_batch(theirs, 0)
+    computed = rs.forward(from_huggingface(theirs), batch.source, batch.target, batch.mask)
+    assert 1e-10 < closeness(computed, logits(theirs, batch)) < 1e-5
+    make_exact(theirs)
+    assert closeness(computed, logits(theirs, batch)) < 1e-12
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32(name):
+    """As most people run them. 30 ulps: an inner product of 24 terms, a few layers deep."""
+    theirs = random_model(name, 1).float()
+    ours = from_huggingface(theirs)
+    batch = random_batch(theirs, 1)
+    computed = rs.forward(ours, batch.source, batch.target, batch.mask)
+    assert computed.dtype == np.float32
+    assert closeness(computed, logits(theirs, batch)) < 30 * EPS32
+
+
+@pytest.mark.parametrize("name", ["BART", "T5 1.1"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_held_exactly(name, dtype):
+    theirs = random_model(name, 2).to(getattr(torch, dtype))
+    widened = from_huggingface(theirs)
+    assert widened.dtype == np.float32
+    expected = dict(named_arrays(from_huggingface(theirs.double()).params))
+    for path, x in named_arrays(widened.params):
+        assert np.array_equal(x.astype("float64"), expected[path]), path
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_native_format_holds_them_bit_for_bit(name, tmp_path):
+    model = from_huggingface(random_model(name, 3))
+    rs.save(model, tmp_path / "model.npz")
+    loaded = rs.load(tmp_path / "model.npz")
+    assert_same_model(loaded, model)
+    batch = random_batch(random_model(name, 3), 3)
+    assert np.array_equal(
+        rs.forward(loaded, batch.source, batch.target, batch.mask),
+        rs.forward(model, batch.source, batch.target, batch.mask),
+    )
+
+
+def test_converted_arrays_are_copies():
+    theirs = random_model("BART", 0)
+    ours = from_huggingface(theirs)
+    before = {name: x.copy() for name, x in named_arrays(ours.params)}
+    with torch.no_grad():
+        for x in theirs.parameters():
+            x.add_(1)
+    for name, x in named_arrays(ours.params):
+        assert np.array_equal(x, before[name])
+
+
+def test_key_biases_are_theirs():
+    """No output shows them: softmax does not see what is added to all scores of a query."""
+    theirs = random_model("BART", 0)
+    ours = from_huggingface(theirs).params
+    encoder, decoder = theirs.model.encoder.layers[0], theirs.model.decoder.layers[0]
+    for attention, params in (
+        (encoder.self_attn, ours.encoder.layers[0].self_attention),
+        (decoder.self_attn, ours.decoder.layers[0].self_attention),
+        (decoder.encoder_attn, ours.decoder.layers[0].cross_attention),
+    ):
+        assert np.array_equal(params.b_k, attention.k_proj.bias.detach().numpy())
+
+
+# Arrays and a config, as somebody without PyTorch has them
+
+
+def plain(theirs):
+    arrays = {name: x.numpy() for name, x in theirs.state_dict().items()}
+    return arrays, theirs.config.to_dict()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_field_of_the_config_is_needed_or_does_not_matter(name):
+    theirs = random_model(name, 0)
+    arrays, config = plain(theirs)
+    model = from_huggingface(arrays, config)
+    assert_same_model(model, from_huggingface(theirs))
+    needed = set()
+    for field in config:
+        others = {key: value for key, value in config.items() if key != field}
+        try:
+            without = from_huggingface(arrays, others)
+        except ValueError as error:
+            refusal = str(error)
+            needed.add(field)
+        else:
+            refusal = field
+            assert_same_model(without, model)
+        assert field in refusal
+    assert {"vocab_size", "d_model", "eos_token_id", "model_type"} <= needed
+
+
+def changed(value):
+    """Other values of the same type; the strings that matter are activations."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1]
+    if isinstance(value, float):
+        return [2 * value + 0.25]
+    activations = ["relu", "gelu", "silu", "swish", "gelu_new", "tanh", "quick_gelu"]
+    return activations if value in activations else []
+
+
+REFUSED = {
+    ("is_encoder_decoder", False),
+    *(
+        (field, name)
+        for field in ("dense_act_fn", "activation_function")
+        for name in ("tanh", "quick_gelu")
+    ),
+}
+
+
+def with_field(theirs, field, value):
+    """The same arrays in a model with another config."""
+    config = type(theirs.config).from_dict(theirs.config.to_dict() | {field: value})
+    altered = type(theirs)(config)
+    altered.lm_head.weight = torch.nn.Parameter(altered.lm_head.weight.clone())
+    altered.load_state_dict(theirs.state_dict(), assign=True)
+    altered = altered.double().eval()
+    make_exact(altered)
+    return altered
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_field_that_changes_their_numbers_changes_ours(name):
+    """Whatever is changed in the config: the same numbers again, or a refusal."""
+    theirs = random_model(name, 0)
+    batch = random_batch(theirs, 0)
+    # no token is a pad token, now or after the change: M2M100 looks for them
+    source, target = np.maximum(batch.source, PAD + 2), np.maximum(batch.target, PAD + 2)
+    batch = Batch(source, np.ones_like(batch.mask), target)
+    reference = logits(theirs, batch)
+    effective = set()
+    for field, value in theirs.config.to_dict().items():
+        for other in changed(value):
+            try:
+                altered = with_field(theirs, field, other)
+                expected = logits(altered, batch)
+            except Exception:  # transformers does not take it, in one way or another
+                continue
+            if abs(expected - reference).max() > 1e-9:
+                effective.add(field)
+            if (field, other) in REFUSED:
+                with pytest.raises(UnsupportedFeature, match=f"{field} = '?{other}"):
+                    from_huggingface(altered)
+                continue
+            ours = from_huggingface(altered)
+            computed = rs.forward(ours, batch.source, batch.target, batch.mask)
+            assert closeness(computed, expected) < 1e-12, f"{field} = {other}"
+    assert effective >= ({"dense_act_fn"} if CASES[name].is_t5 else {"scale_embedding"})
+
+
+# Refusals
+
+
+def test_missing_unexpected_and_misshapen_arrays_are_named():
+    arrays, config = plain(random_model("BART", 0))
+    name = "model.decoder.layers.0.encoder_attn.k_proj.weight"
+    with pytest.raises(ValueError, match=name):
+        from_huggingface({key: x for key, x in arrays.items() if key != name}, config)
+    with pytest.raises(ValueError, match=rf"{name}.*\(12, 11\)|{name}.*\(24, 23\)"):
+        from_huggingface(arrays | {name: arrays[name][:, 1:]}, config)
+    with pytest.raises(ValueError, match=r"classification_head\.dense\.weight"):
+        from_huggingface(arrays | {"classification_head.dense.weight": arrays[name]}, config)
+    with pytest.raises(ValueError, match=rf"{name}.*int8"):
+        from_huggingface(arrays | {name: arrays[name].astype("int8")}, config)
+
+
+def test_unknown_families_and_options_are_named():
+    arrays, config = plain(random_model("BART", 0))
+    with pytest.raises(UnsupportedFeature, match="whisper"):
+        from_huggingface(arrays, config | {"model_type": "whisper"})
+    with pytest.raises(UnsupportedFeature, match="activation_function = 'tanh'"):
+        from_huggingface(arrays, config | {"activation_function": "tanh"})
+    with pytest.raises(UnsupportedFeature, match="normalize_before = True"):
+        from_huggingface(arrays, config | {"normalize_before": True})
+    with pytest.raises(UnsupportedFeature, match="quantization_config"):
+        from_huggingface(arrays, config | {"quantization_config": {}})
+    assert_same_model(
+        from_huggingface(arrays, config | {"normalize_before": False}),
+        from_huggingface(arrays, config),
+    )
+
+
+def test_a_table_that_is_not_sinusoids_is_refused():
+    arrays, config = plain(random_model("Marian", 0))
+    name = "model.encoder.embed_positions.weight"
+    with pytest.raises(UnsupportedFeature, match=name):
+        from_huggingface(arrays | {name: np.roll(arrays[name], 1, axis=0)}, config)
+    arrays, config = plain(random_model("Marian", 0))
+    config |= {"d_model": 13}
+    with pytest.raises(UnsupportedFeature, match="d_model = 13"):
+        from_huggingface(arrays, config)
+
+
+def test_what_is_not_a_model_is_refused():
+    arrays, config = plain(random_model("BART", 0))
+    with pytest.raises(TypeError, match="Linear"):
+        from_huggingface(torch.nn.Linear(2, 3))
+    with pytest.raises(TypeError, match="config"):
+        from_huggingface(arrays)
+    with pytest.raises(TypeError, match="config"):
+        from_huggingface(random_model("BART", 0), config)
+    headless = random_model("BART", 0).model
+    with pytest.raises(UnsupportedFeature, match="BartModel has no language-model head"):
+        from_huggingface(headless)
+
+
+# Special tokens
+
+
+def test_special_tokens_come_from_the_generation_config():
+    theirs = random_model("BART", 0)
+    assert from_huggingface(theirs).config.eos_ids == EOS
+    theirs.generation_config.decoder_start_token_id = 31
+    theirs.generation_config.eos_token_id = 7
+    theirs.generation_config.pad_token_id = 6
+    config = from_huggingface(theirs).config
+    assert (config.decoder_start_id, config.eos_ids, config.pad_id) == (31, (7,), 6)
+    theirs.generation_config.decoder_start_token_id = None
+    theirs.generation_config.bos_token_id = 30
+    theirs.generation_config.pad_token_id = None
+    config = from_huggingface(theirs).config
+    assert (config.decoder_start_id, config.eos_ids, config.pad_id) == (30, (7,), 7)
+    theirs.generation_config.bos_token_id = None
+    with pytest.raises(ValueError, match="decoder_start_token_id"):
+        from_huggingface(theirs)
+    given = from_huggingface(theirs, generation_config={"decoder_start_token_id": 29})
+    assert given.config.decoder_start_id == 29
+
+
+def test_rules_about_tokens_are_announced():
+    """generate applies what it is told; told what the warning says, it is transformers'."""
+    theirs = random_model("M2M100", 4)
+    theirs.generation_config.forced_bos_token_id = 9
+    theirs.generation_config.suppress_tokens = [20, 21, 22, 23, 24, 25, 26, 27, 28]
+    with (
+        pytest.warns(UserWarning, match=r"constraints\.forced_bos\(9\)") as caught,
+        pytest.warns(UserWarning, match=r"constraints\.suppress\(\[20, 21"),
+    ):
+        ours = from_huggingface(theirs)
+    assert caught[0].filename == __file__
+    batch = random_batch(theirs, 4)
+    choose = rs.greedy(
+        constraints.forced_bos(9), constraints.suppress([20, 21, 22, 23, 24, 25, 26, 27, 28])
+    )
+    out = rs.generate(
+        ours, batch.source, source_mask=batch.mask, max_new_tokens=N_NEW, choose=choose
+    )
+    assert np.array_equal(out.tokens, generated(theirs, batch, max_new_tokens=N_NEW))
+    silent = {"forced_bos_token_id": None, "suppress_tokens": None}
+    from_huggingface(theirs, generation_config=silent)
+
+
+def test_every_family_is_tried():
+    assert {CASES[name].config.model_type for name in CASES} == set(FAMILIES)
+    assert isinstance(random_batch(random_model("BART", 0), 0), Batch)

@@ -1,0 +1,405 @@
+"""Directories of Hugging Face models, written by transformers and read without it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
+pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
+pytest.importorskip("safetensors", reason="needs safetensors: pip install '.[huggingface]'")
+pytest.importorskip("tokenizers", reason="needs tokenizers: pip install '.[huggingface]'")
+pytest.importorskip("sentencepiece", reason="needs sentencepiece: pip install '.[huggingface]'")
+
+import sentencepiece
+import tokenizers
+import torch
+import transformers
+from hf_models import CASES, assert_same_model, logits, random_batch, random_model
+from safetensors.numpy import load_file, save_file
+
+import refseq2seq as rs
+from refseq2seq.cli import main
+from refseq2seq.convert import UnsupportedFeature, from_huggingface
+
+WEIGHTS, CONFIG, GENERATION = "model.safetensors", "config.json", "generation_config.json"
+
+
+def edit_json(path, change):
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def without(*names):
+    return lambda fields: {name: x for name, x in fields.items() if name not in names}
+
+
+WRITTEN = {
+    **{name: (name, torch.float64, {}) for name in CASES},
+    "in shards": ("BART", torch.float64, {"max_shard_size": "20KB"}),
+    "float32": ("Marian", torch.float32, {}),
+    "float16": ("T5 1.1", torch.float16, {}),
+    "bfloat16": ("M2M100", torch.bfloat16, {}),
+    "bfloat16 in shards": ("T5 1.0", torch.bfloat16, {"max_shard_size": "5KB"}),
+}
+
+READ = """
+import sys
+import refseq2seq as rs
+for directory in sys.argv[1:]:
+    rs.save(rs.load(directory), directory + "/read.npz")
+print(sorted({"torch", "transformers", "ml_dtypes", "jax"} & sys.modules.keys()))
+"""
+
+
+def test_a_directory_gives_the_live_model_bit_for_bit_and_needs_no_torch(tmp_path):
+    live = {}
+    for name, (case, dtype, options) in WRITTEN.items():
+        theirs = random_model(case, 5).to(dtype)
+        theirs.save_pretrained(tmp_path / name, **options)
+        live[name] = from_huggingface(theirs)
+    assert (tmp_path / "in shards" / "model.safetensors.index.json").exists()
+    assert (tmp_path / "bfloat16 in shards" / "model.safetensors.index.json").exists()
+    run = subprocess.run(
+        [sys.executable, "-c", READ, *(str(tmp_path / name) for name in WRITTEN)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "[]"
+    for name, model in live.items():
+        read = rs.load(tmp_path / name / "read.npz")
+        assert_same_model(read, model)
+        batch = random_batch(random_model(WRITTEN[name][0], 5), 5)
+        assert np.array_equal(
+            rs.forward(read, batch.source, batch.target, batch.mask),
+            rs.forward(model, batch.source, batch.target, batch.mask),
+        )
+
+
+def test_generation_config_file(tmp_path):
+    random_model("BART", 0).save_pretrained(tmp_path)
+    settings = {"decoder_start_token_id": 31, "eos_token_id": 7, "forced_bos_token_id": 0}
+    (tmp_path / GENERATION).write_text(json.dumps(settings))
+    with pytest.warns(UserWarning, match=r"constraints\.forced_bos\(0\)"):
+        config = from_huggingface(tmp_path).config
+    assert (config.decoder_start_id, config.eos_ids, config.pad_id) == (31, (7,), 7)
+    (tmp_path / GENERATION).unlink()  # as files were written once: all in config.json
+    edit_json(tmp_path / CONFIG, lambda fields: fields | {"decoder_start_token_id": 30})
+    config = from_huggingface(tmp_path).config
+    assert (config.decoder_start_id, config.pad_id) == (30, 1)
+
+
+# Files of older releases, which leave out what their class fills in
+
+
+def of_its_time(name, seed, path, change_config, change_arrays=lambda arrays: arrays):
+    random_model(name, seed).float().save_pretrained(path)
+    edit_json(path / CONFIG, change_config)
+    arrays = dict(change_arrays(load_file(path / WEIGHTS)))
+    save_file(arrays, path / WEIGHTS, metadata={"format": "pt"})
+    theirs = CASES[name].model.from_pretrained(path).eval()
+    batch = random_batch(theirs, seed)
+    ours = from_huggingface(path)
+    difference = logits(theirs, batch) - rs.forward(ours, batch.source, batch.target, batch.mask)
+    assert abs(difference).max() < 1e-5 * abs(logits(theirs, batch)).max()
+    return theirs, ours
+
+
+def with_array(name, like):
+    def change(arrays):
+        x = np.random.default_rng(0).standard_normal(arrays[like].shape)
+        return arrays | {name: x.astype("float32")}
+
+    return change
+
+
+T5_LATER = ("is_gated_act", "dense_act_fn", "scale_decoder_outputs", "tie_word_embeddings")
+
+
+def test_t5_as_first_published(tmp_path):
+    def change(fields):
+        later = ("feed_forward_proj", "relative_attention_max_distance", "num_decoder_layers")
+        fields = without(*T5_LATER, *later)(fields)
+        return fields | {"num_layers": 2}
+
+    def arrays(x):
+        shape = x["decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"].shape
+        unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+        return x | {unused: np.ones(shape, "float32")}
+
+    seed = next(
+        seed
+        for seed in range(99)
+        if (c := random_model("T5 1.0", seed).config).num_layers == c.num_decoder_layers == 2
+    )
+    _, ours = of_its_time("T5 1.0", seed, tmp_path, change, arrays)
+    assert ours.config.logits_scale == ours.config.decoder.d_model**-0.5
+    assert ours.config.decoder.relative_positions.max_distance == 128
+
+
+def test_t5_1_1_as_published(tmp_path):
+    def change(fields):
+        return without(*T5_LATER)(fields) | {"tie_word_embeddings": False}
+
+    _, ours = of_its_time(
+        "T5 1.1", 0, tmp_path, change, with_array("lm_head.weight", "shared.weight")
+    )
+    assert ours.config.logits_scale == 1.0
+    assert not ours.config.tied_logits
+
+
+def test_t5_that_says_itself_what_its_class_would_make(tmp_path):
+    of_its_time("T5 1.0", 0, tmp_path, lambda fields: fields | {"scale_decoder_outputs": False})
+
+
+@pytest.mark.parametrize("name", ["mT5", "UMT5"])
+def test_multilingual_t5_as_published(name, tmp_path):
+    """UMT5 was trained without scaled logits; transformers 5 scales them all the same."""
+
+    def change(fields):
+        fields = without(*T5_LATER, "feed_forward_proj")(fields)
+        return fields | {"tie_word_embeddings": False}
+
+    theirs, ours = of_its_time(
+        name, 0, tmp_path, change, with_array("lm_head.weight", "shared.weight")
+    )
+    assert not ours.config.tied_logits
+    scaled = name == "UMT5"
+    assert ours.config.logits_scale == (theirs.config.d_model**-0.5 if scaled else 1.0)
+
+
+def test_marian_as_first_published(tmp_path):
+    def change(fields):
+        later = ("share_encoder_decoder_embeddings", "decoder_vocab_size", "tie_word_embeddings")
+        return without(*later)(fields) | {
+            "normalize_before": False,
+            "normalize_embedding": False,
+            "add_final_layer_norm": False,
+            "static_position_embeddings": True,
+        }
+
+    def arrays(x):
+        table = random_model("Marian", 0).model.encoder.embed_positions.weight.float().numpy()
+        return x | {
+            f"model.{side}.embed_positions.weight": table for side in ("encoder", "decoder")
+        }
+
+    of_its_time("Marian", 0, tmp_path, change, arrays)
+
+
+@pytest.mark.parametrize("kept", ["lm_head", "model.decoder.embed_tokens"])
+def test_a_tied_table_may_be_stored_under_any_of_its_names(kept, tmp_path):
+    def rename(arrays):
+        return without("model.shared.weight")(arrays) | {
+            f"{kept}.weight": arrays["model.shared.weight"]
+        }
+
+    _, ours = of_its_time("BART", 0, tmp_path, lambda fields: fields, rename)
+    assert ours.config.tied_embeddings
+    assert ours.config.tied_logits
+
+
+def test_a_missing_logits_bias_is_none(tmp_path):
+    _, ours = of_its_time("BART", 0, tmp_path, lambda fields: fields, without("final_logits_bias"))
+    assert not ours.config.logits_bias
+
+
+def test_tables_that_are_not_tied_must_all_be_there(tmp_path):
+    random_model("BART, untied", 0).save_pretrained(tmp_path)
+    arrays = load_file(tmp_path / WEIGHTS)
+    save_file(without("lm_head.weight")(arrays), tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"lm_head\.weight"):
+        from_huggingface(tmp_path)
+
+
+# What cannot be read
+
+
+def test_a_pickle_is_never_read(tmp_path):
+    random_model("BART", 0).save_pretrained(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=WEIGHTS):
+        from_huggingface(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"never opened")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin.*save_pretrained"):
+        rs.load(tmp_path)
+
+
+@pytest.mark.parametrize("package", ["safetensors", "tokenizers", "sentencepiece"])
+def test_a_missing_package_is_named_with_its_extra(package, tmp_path, monkeypatch):
+    random_model("T5 1.0", 0).save_pretrained(tmp_path)
+    if package == "tokenizers":
+        (tmp_path / "tokenizer.json").write_text("{}")
+    if package == "sentencepiece":
+        (tmp_path / "spiece.model").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"{package}.*refseq2seq\[huggingface\]"):
+        from_huggingface(tmp_path)
+
+
+def test_broken_directories(tmp_path):
+    with pytest.raises(FileNotFoundError, match=CONFIG):
+        from_huggingface(tmp_path)
+    random_model("BART", 0).save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    sound = index.read_text()
+    edit_json(index, without("weight_map"))
+    with pytest.raises(ValueError, match="weight_map"):
+        from_huggingface(tmp_path)
+    index.write_text(sound)
+    edit_json(index, lambda x: x | {"weight_map": {"a": "../elsewhere.safetensors"}})
+    with pytest.raises(ValueError, match="elsewhere"):
+        from_huggingface(tmp_path)
+    index.write_text(sound)
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=shard.name):
+        from_huggingface(tmp_path)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=shard.name):
+        from_huggingface(tmp_path)
+    (tmp_path / CONFIG).write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json.*object"):
+        from_huggingface(tmp_path)
+    (tmp_path / CONFIG).write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json.*JSON"):
+        from_huggingface(tmp_path)
+    (tmp_path / CONFIG).write_text('{"model_type": "bert"}')
+    with pytest.raises(UnsupportedFeature, match="bert"):
+        from_huggingface(tmp_path)
+
+
+# Text
+
+SENTENCES = [
+    "the cat sat on the mat",
+    "a dog ate the cat's hat",
+    "that is what the man said at last",
+    "so she went to the sea and saw the sun",
+] * 5
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    """A SentencePiece model as T5 has them: pad 0, end 1, unknown 2."""
+    prefix = tmp_path_factory.mktemp("spm") / "spiece"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES),
+        model_prefix=str(prefix),
+        vocab_size=31,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return prefix.with_suffix(".model").read_bytes()
+
+
+TEXTS = ["the cat said", "a man", "  two   spaces ", "the zebra", "?"]
+
+
+def assert_same_text(ours, theirs):
+    for text in TEXTS:
+        ids = theirs(text).input_ids
+        assert ours.encode(text) == ids, text
+        assert ours.decode(np.array([*ids, ids[-1]])) == theirs.decode(
+            ids, skip_special_tokens=True
+        )
+    known = [i for i, symbol in enumerate(ours.symbols) if symbol]
+    assert [ours.symbols[i] for i in known] == theirs.convert_ids_to_tokens(known)
+
+
+def test_sentencepiece_of_t5(pieces, tmp_path):
+    random_model("T5 1.0", 0).save_pretrained(tmp_path)
+    (tmp_path / "spiece.model").write_bytes(pieces)
+    ours = rs.load(tmp_path)
+    assert ours.source_vocabulary is ours.target_vocabulary
+    processor = sentencepiece.SentencePieceProcessor(model_proto=pieces)
+    scored = [
+        (processor.id_to_piece(i), processor.get_score(i))
+        for i in range(processor.get_piece_size())
+    ]
+    theirs = transformers.T5Tokenizer(vocab=scored, extra_ids=0)
+    assert_same_text(ours.source_vocabulary, theirs)
+    assert ours.source_vocabulary.decode([40, 10**6]) == ""  # T5's vocabulary is padded
+
+
+def test_sentencepiece_of_marian(pieces, tmp_path):
+    random_model("Marian", 0).save_pretrained(tmp_path)
+    for name in ("source.spm", "target.spm"):
+        (tmp_path / name).write_bytes(pieces)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=pieces)
+    names = [processor.id_to_piece(i) for i in range(3, processor.get_piece_size())]
+    names = ["</s>", "<unk>", *sorted(names)[::-1], ">>fr<<", "<pad>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    ours = rs.load(tmp_path)
+    with pytest.warns(UserWarning, match="sacremoses"):
+        theirs = transformers.MarianTokenizer.from_pretrained(tmp_path)
+    assert_same_text(ours.source_vocabulary, theirs)
+    in_french = ours.source_vocabulary.encode(">>fr<< the cat")
+    assert in_french == theirs(">>fr<< the cat").input_ids
+    assert in_french[0] == names.index(">>fr<<")
+
+
+def test_bytes_of_byt5(tmp_path):
+    random_model("T5 1.1", 0).save_pretrained(tmp_path)
+    theirs = transformers.ByT5Tokenizer()
+    theirs.save_pretrained(tmp_path)
+    ours = rs.load(tmp_path).source_vocabulary
+    for text in [*TEXTS, "naïve 東京"]:
+        assert ours.encode(text) == theirs(text).input_ids
+        assert ours.decode(ours.encode(text)) == theirs.decode(
+            theirs(text).input_ids, skip_special_tokens=True
+        )
+    assert ours.symbols[3 + ord("a")] == "a"
+    assert ours.decode([3 + 0xE6, 3 + ord("x"), 300]) == "x"
+
+
+@pytest.fixture
+def with_tokenizer_json(tmp_path):
+    """BART with a tokenizer of words that puts <s> and </s> around them, truncates and pads."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", *sorted(set(" ".join(SENTENCES).split()))]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.add_special_tokens(words[:4])
+    tokenizer.enable_truncation(max_length=4)
+    tokenizer.enable_padding(length=9, pad_id=1, pad_token="<pad>")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    random_model("BART", 0).save_pretrained(tmp_path)
+    return tmp_path, words
+
+
+def test_tokenizer_json(with_tokenizer_json):
+    path, words = with_tokenizer_json
+    ours = rs.load(path).target_vocabulary
+    expected = [0, *(words.index(word) for word in ("the", "cat", "sat", "on")), 3, 2]
+    assert ours.encode("the cat sat on zebras") == expected
+    assert ours.decode(np.array(expected)) == "the cat sat on"
+    assert list(ours.symbols) == words
+
+
+def test_from_text_to_text(with_tokenizer_json, capsys, tmp_path):
+    path, words = with_tokenizer_json
+    model = rs.load(path)
+    source = [[0, words.index("the"), words.index("cat"), 2]]
+    tokens = rs.generate(model, source, max_new_tokens=5).tokens[0]
+    special = range(4)
+    expected = " ".join(words[i] for i in tokens if i not in special and i < len(words))
+    assert rs.generate_text(model, ["the cat"], max_new_tokens=5) == [expected]
+    command = ["generate", "--model", str(path), "--max-new-tokens", "5", "the cat"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"{expected}\n"
+    assert main([*command, "--steps"]) == 0
+    assert words[tokens[0]] in capsys.readouterr().out
+    assert main(["info", str(path)]) == 0
+    with pytest.raises(TypeError, match="JsonTokenizer"):
+        rs.save(model, tmp_path / "model.npz")

@@ -1,0 +1,413 @@
+"""Live against ``torch.nn.Transformer``: the same logits, the same greedy tokens."""
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
+
+import torch
+from torch import nn
+
+import refseq2seq as rs
+from refseq2seq.config import SinusoidalPositions
+from refseq2seq.convert import UnsupportedFeature, from_pytorch
+from refseq2seq.convert.pytorch import OPTIONS
+from refseq2seq.params import named_arrays
+
+N_MODELS, N_NEW, ROOM = 30, 7, 19
+START, EOS, PAD = 1, (2, 5, 11, 17), 0
+TOKENS = {"decoder_start_id": START, "eos_ids": EOS, "pad_id": PAD}
+
+
+@dataclass
+class Network:
+    """nn.Transformer and what its users put around it."""
+
+    transformer: nn.Transformer
+    source_embedding: nn.Embedding
+    target_embedding: nn.Embedding
+    unembedding: nn.Linear
+    scale: float
+    positions: torch.Tensor | None  # (ROOM, d_model)
+
+    def logits(self, source, target, mask):
+        def embed(table, ids):
+            x = table(torch.tensor(ids)) * self.scale
+            return x if self.positions is None else x + self.positions[: ids.shape[1]]
+
+        n, padding = target.shape[1], torch.tensor(~mask)
+        source = embed(self.source_embedding, source)
+        target = embed(self.target_embedding, target)
+        if not self.transformer.batch_first:
+            source, target = source.transpose(0, 1), target.transpose(0, 1)
+        with torch.no_grad():
+            hidden = self.transformer(
+                source,
+                target,
+                tgt_mask=torch.ones(n, n, dtype=torch.bool).triu(1),
+                src_key_padding_mask=padding,
+                memory_key_padding_mask=padding,
+            )
+            hidden = hidden if self.transformer.batch_first else hidden.transpose(0, 1)
+            return self.unembedding(hidden).numpy()
+
+    def greedy(self, source, mask):
+        """New tokens of each row up to its end, all computed anew at each step."""
+        target = np.full((len(source), 1), START)
+        for _ in range(N_NEW):
+            best = self.logits(source, target, mask)[:, -1].argmax(axis=-1)
+            target = np.concatenate([target, best[:, None]], axis=1)
+        rows = []
+        for row in target[:, 1:]:
+            ends = np.flatnonzero(np.isin(row, EOS))
+            rows.append(row[: ends[0] + 1] if len(ends) else row)
+        return rows
+
+
+def sinusoids(d_model):
+    """The paper's: sin and cos in turns."""
+    table = np.zeros((ROOM, d_model))
+    for p in range(ROOM):
+        for i in range(d_model):
+            angle = p / 10000 ** (2 * (i // 2) / d_model)
+            table[p, i] = math.cos(angle) if i % 2 else math.sin(angle)
+    return table
+
+
+def random_network(seed, **options):
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    n_heads = int(rng.integers(1, 4))
+    d_model = n_heads * 2 * int(rng.integers(2, 5))
+    transformer = nn.Transformer(
+        **{
+            "d_model": d_model,
+            "nhead": n_heads,
+            "num_encoder_layers": int(rng.integers(1, 4)),
+            "num_decoder_layers": int(rng.integers(1, 4)),
+            "dim_feedforward": int(rng.integers(5, 30)),
+            "layer_norm_eps": float(rng.choice([1e-5, 1e-2])),
+        }
+        | options
+    )
+    source_embedding = nn.Embedding(31, d_model)
+    target_embedding = source_embedding if seed % 3 == 0 else nn.Embedding(37, d_model)
+    unembedding = nn.Linear(d_model, target_embedding.num_embeddings, bias=seed % 2 == 0)
+    around = nn.ModuleList([source_embedding, target_embedding, unembedding])
+    for module in (transformer, around):
+        for path, x in module.named_parameters():
+            normal = torch.randn_like(x)
+            if x.ndim == 1:
+                is_gain = "norm" in path and path.endswith("weight")
+                x.data = normal / 4 + (1 if is_gain else 0)
+            else:
+                x.data = normal / x.shape[1] ** 0.5 * (3 if module is around else 1)
+    if seed % 4 == 0:
+        unembedding.weight = target_embedding.weight
+    kinds = {
+        0: lambda: None,
+        1: lambda: torch.randn(ROOM, d_model),
+        2: lambda: torch.tensor(sinusoids(d_model)),
+    }
+    positions = kinds[seed % 3]()
+    transformer.double().eval()
+    around.double()
+    return Network(
+        transformer,
+        source_embedding,
+        target_embedding,
+        unembedding,
+        math.sqrt(d_model) if seed % 2 else 1.0,
+        None if positions is None else positions.double(),
+    )
+
+
+def convert(net: Network, seed: int, **changes: Any) -> rs.Model:
+    interleaved = SinusoidalPositions(layout="interleaved", offset=0, scale=1.0)
+    positions = interleaved if seed % 3 == 2 else net.positions
+    arguments = {
+        "source_embedding": net.source_embedding,
+        "target_embedding": net.target_embedding,
+        "unembedding": net.unembedding,
+        "embedding_scale": net.scale,
+        "source_positions": positions,
+        "target_positions": positions,
+    }
+    transformer = changes.pop("transformer", net.transformer)
+    options = changes.pop("options", None)
+    return from_pytorch(transformer, options, **arguments | TOKENS | changes)
+
+
+def random_batch(net, seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, ROOM))
+    lengths = rng.integers(1, n + 1, size=3)
+    lengths[0] = n
+    mask = np.arange(n) < lengths[:, None]
+    source = rng.integers(net.source_embedding.num_embeddings, size=mask.shape)
+    target = rng.integers(net.target_embedding.num_embeddings, size=(3, int(rng.integers(1, ROOM))))
+    return source, target, mask
+
+
+VARIANTS = {
+    "defaults": {},
+    "norm_first": {"norm_first": True},
+    "no biases": {"bias": False},
+    "no biases, norm_first": {"bias": False, "norm_first": True},
+    "gelu": {"activation": "gelu"},
+    "batch_first": {"batch_first": True},
+    "batch_first, norm_first, gelu": {
+        "batch_first": True,
+        "norm_first": True,
+        "activation": "gelu",
+    },
+}
+
+
+# nn.Transformer warns where it takes its fast path in evaluation, and where it does not.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
+]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_and_greedy_tokens(name, capsys):
+    worst, near_ties, ended = 0.0, 0, 0
+    for seed in range(N_MODELS):
+        net = random_network(seed, **VARIANTS[name])
+        model = convert(net, seed)
+        source, target, mask = random_batch(net, seed)
+        theirs = net.logits(source, target, mask)
+        ours = rs.forward(model, source, target, mask)
+        assert np.isfinite(theirs).all()
+        assert np.isfinite(ours).all()
+        worst = max(worst, abs(ours - theirs).max() / abs(theirs).max())
+        expected = net.greedy(source, mask)
+        for use_cache in (True, False):
+            steps = list(
+                rs.decode_steps(
+                    model, source, source_mask=mask, max_new_tokens=N_NEW, use_cache=use_cache
+                )
+            )
+            out = rs.Generation.from_steps(steps, PAD)
+            ended += int(out.finished.sum())
+            for row, length in enumerate(out.lengths):
+                tokens = out.tokens[row, :length]
+                if not np.array_equal(tokens, expected[row]):
+                    n = min(len(tokens), len(expected[row]))
+                    first = int((tokens[:n] != expected[row][:n]).argmax())
+                    scale = abs(steps[first].logits[row]).max()
+                    assert steps[first].margin[row] < 1e-12 * scale
+                    near_ties += 1
+    with capsys.disabled():
+        print(f"\n{name}: logits within {worst:.1e}, {near_ties} of 180 rows at near-ties", end=" ")
+    assert worst < 1e-12
+    assert ended > 20, "the test must see ends"
+
+
+def test_tables_that_are_equal_are_tied():
+    assert convert(random_network(0), 0).config.tied_embeddings
+    assert convert(random_network(0), 0).config.tied_logits
+    assert not convert(random_network(1), 1).config.tied_embeddings
+    assert not convert(random_network(1), 1).config.tied_logits
+
+
+def plain(net):
+    arrays = {name: x.numpy() for name, x in net.transformer.state_dict().items()}
+    layer = net.transformer.encoder.layers[0]
+    options = {
+        "d_model": net.transformer.d_model,
+        "nhead": net.transformer.nhead,
+        "num_encoder_layers": len(net.transformer.encoder.layers),
+        "num_decoder_layers": len(net.transformer.decoder.layers),
+        "dim_feedforward": layer.linear1.out_features,
+        "activation": "relu",
+        "layer_norm_eps": layer.norm1.eps,
+        "norm_first": layer.norm_first,
+        "bias": layer.linear1.bias is not None,
+    }
+    return arrays, options
+
+
+def plain_around(net):
+    bias = net.unembedding.bias
+    weight = net.unembedding.weight.detach().numpy()
+    return {
+        "source_embedding": net.source_embedding.weight.detach().numpy(),
+        "target_embedding": net.target_embedding.weight.detach().numpy(),
+        "unembedding": weight if bias is None else (weight, bias.detach().numpy()),
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_arrays_and_options_give_the_same_model(seed, tmp_path):
+    net = random_network(seed, norm_first=seed % 2 == 1)
+    arrays, options = plain(net)
+    model = convert(net, seed)
+    rs.save(model, tmp_path / "model.npz")
+    same = [
+        convert(net, seed, transformer=arrays, options=options, **plain_around(net)),
+        rs.load(tmp_path / "model.npz"),
+    ]
+    if net.positions is not None and seed % 3 == 1:  # positions in a module
+        table = nn.Embedding.from_pretrained(net.positions)
+        same.append(convert(net, seed, source_positions=table, target_positions=table))
+    for other in same:
+        assert other.config == model.config
+        expected = dict(named_arrays(model.params))
+        found = dict(named_arrays(other.params))
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[path], expected[path]) for path in found)
+
+
+def test_key_biases_are_theirs():
+    """No output shows them: softmax does not see what is added to all scores of a query."""
+    net = random_network(1)
+    model, d = convert(net, 1), net.transformer.d_model
+    theirs, ours = net.transformer.decoder.layers[0], model.params.decoder.layers[0]
+    for attention, params in (
+        (theirs.self_attn, ours.self_attention),
+        (theirs.multihead_attn, ours.cross_attention),
+        (
+            net.transformer.encoder.layers[0].self_attn,
+            model.params.encoder.layers[0].self_attention,
+        ),
+    ):
+        expected = attention.in_proj_bias.detach().numpy()[d : 2 * d]
+        assert np.array_equal(params.b_k, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_dtypes(dtype):
+    net = random_network(1)
+    for module in (net.transformer, net.source_embedding, net.target_embedding, net.unembedding):
+        module.to(getattr(torch, dtype))
+    net.positions = net.positions.to(getattr(torch, dtype))
+    model = convert(net, 1)
+    assert model.dtype.name == ("float32" if dtype == "bfloat16" else dtype)
+    expected = net.source_embedding.weight.detach().double().numpy()
+    assert np.array_equal(model.params.encoder.embedding.astype("float64"), expected)
+
+
+def test_arrays_are_copies():
+    net = random_network(1)
+    model = convert(net, 1)
+    before = model.params.encoder.layers[0].self_norms.after.gain.copy()
+    with torch.no_grad():
+        net.transformer.encoder.layers[0].norm1.weight.add_(1)
+    assert np.array_equal(model.params.encoder.layers[0].self_norms.after.gain, before)
+
+
+# Refusals
+
+
+def test_every_option_of_the_constructor_is_read_or_changes_nothing():
+    read = {*OPTIONS, "custom_encoder", "custom_decoder"}  # the last two are refused below
+    harmless = {"dropout", "batch_first", "device", "dtype"}
+    assert set(inspect.signature(nn.Transformer).parameters) == read | harmless
+    net = random_network(1)
+    arrays, options = plain(net)
+    for option in OPTIONS:
+        others = {name: x for name, x in options.items() if name != option}
+        with pytest.raises(ValueError, match=option):
+            convert(net, 1, transformer=arrays, options=others)
+
+
+class Changed(nn.TransformerEncoderLayer):
+    """A layer with a forward of its own."""
+
+
+def custom(layer):
+    return nn.TransformerEncoder(layer, 1, nn.LayerNorm(8), enable_nested_tensor=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"custom_encoder": custom(Changed(8, 2, 16))}, r"encoder\.layers\.0 is a Changed"),
+        ({"custom_encoder": nn.Identity()}, "encoder is a Identity"),
+        ({"custom_encoder": custom(nn.TransformerEncoderLayer(8, 2, 13))}, r"\[13, 16\]"),
+        ({"custom_encoder": custom(nn.TransformerEncoderLayer(8, 4, 16))}, "nhead"),
+        ({"custom_encoder": custom(nn.TransformerEncoderLayer(8, 2, 16, norm_first=True))}, "norm"),
+        ({"custom_encoder": custom(nn.TransformerEncoderLayer(8, 2, 16, bias=False))}, "bias"),
+        ({"activation": nn.functional.silu}, "silu"),
+        ({"activation": nn.ReLU()}, "ReLU"),
+    ],
+)
+def test_what_is_not_pytorchs_own_is_refused(options, message):
+    sizes = {"d_model": 8, "nhead": 2, "dim_feedforward": 16}
+    net = Network(
+        nn.Transformer(**sizes, num_encoder_layers=1, num_decoder_layers=1, **options),
+        nn.Embedding(5, 8),
+        nn.Embedding(5, 8),
+        nn.Linear(8, 5),
+        1.0,
+        None,
+    )
+    with pytest.raises(UnsupportedFeature, match=message):
+        convert(net, 0)
+
+
+def test_what_is_set_afterwards_is_refused():
+    net = random_network(1)
+    net.transformer.encoder.layers[0].norm1.eps = 0.5
+    with pytest.raises(UnsupportedFeature, match="layer_norm_eps"):
+        convert(net, 1)
+    net = random_network(1)
+    net.transformer.decoder.layers[0].self_attn.add_zero_attn = True
+    with pytest.raises(UnsupportedFeature, match="add_zero_attn"):
+        convert(net, 1)
+    net = random_network(1)
+    net.source_embedding.max_norm = 1.0
+    with pytest.raises(UnsupportedFeature, match=r"source_embedding: max_norm = 1\.0"):
+        convert(net, 1)
+
+
+def test_arrays_that_do_not_fit_are_named():
+    net = random_network(1)
+    arrays, options = plain(net)
+    name = "decoder.layers.0.multihead_attn.in_proj_weight"
+
+    def changed(changes, **more):
+        return convert(net, 1, transformer=arrays | changes, options=options, **more)
+
+    less = {key: x for key, x in arrays.items() if key != name}
+    with pytest.raises(ValueError, match=name):
+        convert(net, 1, transformer=less, options=options)
+    with pytest.raises(ValueError, match=name):
+        changed({name: arrays[name][:, 1:]})
+    with pytest.raises(ValueError, match=r"encoder\.layers\.9\.norm1\.weight"):
+        changed({"encoder.layers.9.norm1.weight": np.ones(3)})
+    with pytest.raises(ValueError, match="source_positions"):
+        changed({}, source_positions=net.positions[:, 1:])
+    with pytest.raises(ValueError, match="target_embedding"):
+        changed({}, target_embedding=np.ones(7))
+    with pytest.raises(ValueError, match="unembedding"):
+        changed({}, unembedding=np.ones((5, 3)))
+
+
+def test_what_is_not_a_transformer_is_refused():
+    net = random_network(1)
+    with pytest.raises(TypeError, match="Linear"):
+        convert(net, 1, transformer=nn.Linear(2, 3))
+    with pytest.raises(TypeError, match="options"):
+        convert(net, 1, transformer=plain(net)[0])
+    with pytest.raises(TypeError, match="options"):
+        convert(net, 1, options=plain(net)[1])
+    arrays, options = plain(net)
+    with pytest.raises(UnsupportedFeature, match="activation = 'silu'"):
+        convert(net, 1, transformer=arrays, options=options | {"activation": "silu"})
+
+
+def test_positions_end_with_their_table():
+    net = random_network(1)
+    model = convert(net, 1)
+    assert model.config.encoder.max_length == ROOM
+    with pytest.raises(ValueError, match=str(ROOM)):
+        rs.encode(model, np.zeros((1, ROOM + 1), dtype=int))

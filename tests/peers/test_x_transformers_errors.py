@@ -1,0 +1,160 @@
+"""What a conversion from x-transformers refuses, beside options."""
+
+import copy
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
+pytest.importorskip("x_transformers", reason="needs x-transformers: pip install '.[peers]'")
+
+import torch
+from x_transformers import TransformerWrapper
+from xt_networks import CONVENTIONS, Network, both, random_network
+
+import refseq2seq as rs
+from refseq2seq.convert import UnsupportedFeature, from_x_transformers
+
+QUERY = "encoder.attn_layers.layers.0.1.to_q.weight"
+
+
+def network_with(**options: object) -> Network:
+    return random_network(np.random.default_rng(0), options)
+
+
+def refused(network: Network, part: str) -> None:
+    with pytest.raises(UnsupportedFeature, match=part):
+        network.convert()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda a: a.pop(QUERY),
+            f"no array {QUERY}, from which encoder.layers.0.self_attention.w_q",
+        ),
+        (lambda a: a.update({QUERY: a[QUERY][1:]}), f"{QUERY} has shape"),
+        (lambda a: a.update(extra=a[QUERY]), "do not account for: extra"),
+        (lambda a: a.update({QUERY: a[QUERY].astype("float64")}), "one dtype"),
+        (lambda a: a.update({QUERY: a[QUERY].astype("int64")}), f"{QUERY} must be float16"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(change, message):
+    network = network_with()
+    arrays = network.arrays()
+    change(arrays)
+    with pytest.raises(ValueError, match=message):
+        from_x_transformers(arrays, network.options, **CONVENTIONS)
+
+
+def test_arrays_that_contradict_the_options_are_named():
+    network = network_with(**both(rotary_pos_emb=True, num_tokens=13))
+    arrays = network.arrays()
+    with pytest.raises(ValueError, match="tie_token_emb is True, but encoder"):
+        from_x_transformers(arrays, network.options | {"tie_token_emb": True}, **CONVENTIONS)
+    name = "decoder.net.attn_layers.rotary_pos_emb.inv_freq"
+    arrays[name] = arrays[name] * np.float32(0.9)
+    with pytest.raises(ValueError, match=f"{name} has other frequencies"):
+        from_x_transformers(arrays, network.options, **CONVENTIONS)
+
+
+@pytest.mark.parametrize("name", ["dim", "enc_depth", "dec_num_tokens", "dec_max_seq_len"])
+def test_an_option_that_is_needed_is_named(name):
+    network = network_with()
+    options = {key: value for key, value in network.options.items() if key != name}
+    with pytest.raises(ValueError, match=name):
+        from_x_transformers(network.arrays(), options, **CONVENTIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"dec_attn_kv_heads": (1, 2)}, "dec_attn_kv_heads"),
+        ({"dec_cross_attn_kv_heads": (1, 2)}, "dec_cross_attn_kv_heads"),
+        ({"dec_cross_heads": 2}, "dec_cross_heads"),
+        ({"heads": 2}, "heads"),
+        ({"dec_layers_execute_order": (0, 2, 1)}, "dec_layers_execute_order"),
+        ({"dec_num_memory_tokens": 2}, "dec_num_memory_tokens"),
+        (both(post_emb_norm=True, use_rmsnorm=True), "enc_post_emb_norm"),
+        (both(rotary_pos_emb=True, alibi_pos_bias=True), "enc_alibi_pos_bias"),
+        (both(attn_qk_norm=True, attn_qk_rmsnorm=True), "enc_attn_qk_rmsnorm"),
+        (both(attn_gate_values=True, attn_gate_value_heads=True), "enc_attn_gate_value_heads"),
+    ],
+)
+def test_combinations_that_are_not_implemented_are_named(options, named):
+    network = network_with()
+    with pytest.raises(UnsupportedFeature, match=f" {named} "):
+        from_x_transformers(network.arrays(), network.options | options, **CONVENTIONS)
+
+
+def test_a_module_that_was_altered_is_refused():
+    network = network_with()
+    network.encoder.attn_layers.layers[0][1].register_forward_hook(lambda *_: None)
+    refused(network, "_forward_hooks")
+    network = network_with()
+    network.decoder.net.attn_layers.layers[0][1].attend.attn_fn = torch.nn.functional.softmax
+    refused(network, "attn_fn")
+    network = network_with()
+    network.decoder.net.attn_layers.layers[0][1].scale = 0.3
+    refused(network, "layers.0.1.scale")
+    network = network_with(**both(rotary_pos_emb=True))
+    network.decoder.net.attn_layers.rotary_pos_emb.inv_freq.mul_(0.9)
+    refused(network, "rotary_pos_emb.inv_freq")
+    network = network_with(dec_depth=2)
+    layers = network.decoder.net.attn_layers.layers
+    layers[5][1] = torch.nn.Identity()
+    refused(network, "layers.5.1.class")
+
+
+def test_a_subclass_is_refused():
+    network = network_with()
+    network.encoder.__class__ = type("Mine", (TransformerWrapper,), {})
+    refused(network, "encoder is a Mine")
+
+
+def test_a_copy_whose_logits_use_the_original_is_refused():
+    network = network_with(dec_tie_embedding=True)
+    network.module = copy.deepcopy(network.module)
+    refused(network, "embedding of its original")
+
+
+@pytest.mark.parametrize("module", [None, "model.pt", torch.nn.Linear(2, 3), (1, 2, 3)])
+def test_something_else_than_a_module_is_a_type_error(module):
+    with pytest.raises(TypeError, match="must be an XTransformer, a pair"):
+        from_x_transformers(module, **CONVENTIONS)
+
+
+def test_options_go_with_arrays_only():
+    network = network_with()
+    with pytest.raises(TypeError, match="arrays need options"):
+        from_x_transformers(network.arrays(), **CONVENTIONS)
+    with pytest.raises(TypeError, match="a module brings its own"):
+        from_x_transformers(network.module, network.options, **CONVENTIONS)
+
+
+def test_pad_id_is_the_modules_pad_value():
+    network = network_with(pad_value=3)
+    assert network.convert().config.pad_id == network.convert_arrays().config.pad_id == 3
+    model = from_x_transformers(network.module, pad_id=4, **CONVENTIONS)
+    assert model.config.pad_id == 4
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "bfloat16"])
+def test_the_dtype_is_kept_and_bfloat16_widened(dtype):
+    network = network_with(**both(rotary_pos_emb=True))
+    network.module.to(getattr(torch, dtype))
+    model = network.convert()
+    assert model.dtype == ("float32" if dtype == "bfloat16" else dtype)
+    stored = network.decoder.net.to_logits.weight.detach().double().numpy()
+    np.testing.assert_array_equal(model.params.unembedding, stored.T)
+
+
+def test_training_on_does_not_change_the_converted_model():
+    network = network_with()
+    model = network.convert()
+    before = rs.forward(model, [[3, 4]], [[1, 5]])
+    with torch.no_grad():
+        for parameter in network.module.parameters():
+            parameter.zero_()
+    np.testing.assert_array_equal(rs.forward(model, [[3, 4]], [[1, 5]]), before)

@@ -1,0 +1,225 @@
+"""Random networks of x-transformers, for the tests beside this file."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from x_transformers import (
+    AutoregressiveWrapper,
+    Decoder,
+    Encoder,
+    TransformerWrapper,
+    XTransformer,
+)
+from x_transformers import x_transformers as xt
+from x_transformers.attend import Attend
+
+import refseq2seq as rs
+
+START, EOS = 1, 2
+CONVENTIONS = {"decoder_start_id": START, "eos_ids": (EOS,)}
+
+# Of what TransformerWrapper takes, what XTransformer passes on to it; and what it does not.
+PASSED_ON = {
+    "num_tokens", "max_seq_len", "emb_dropout", "scaled_sinu_pos_emb", "use_abs_pos_emb",
+    "num_memory_tokens",
+}  # fmt: skip
+HELD_BACK = {
+    "embed_num_tokens", "emb_dim", "max_mem_len", "shift_mem_down", "post_emb_norm",
+    "memory_tokens_interspersed_every", "tie_embedding", "tie_embedding_scale", "logits_dim",
+    "return_only_embed", "num_output_heads", "l2norm_embed", "recycling",
+    "train_max_recycle_steps", "looped", "max_looped_steps", "emb_frac_gradient",
+    "attn_z_loss_weight", "average_pool_embed", "use_cls_token", "num_cls_tokens", "attn_pool",
+    "num_pooled_tokens", "attn_pool_depth", "dim_pooled_tokens", "squeeze_out_last_dim",
+    "token_emb", "mixture_of_softmax", "mixture_of_softmax_k", "sigsoftmax_logits",
+    "ff_deep_embed", "to_logits", "add_continuous_pred_head", "input_not_include_cache",
+}  # fmt: skip
+
+
+def both(**options: Any) -> dict[str, Any]:
+    """The options for the encoder and for the decoder."""
+    return {f"{side}{name}": value for side in ("enc_", "dec_") for name, value in options.items()}
+
+
+@dataclass
+class Network:
+    """A module as the converter takes it, and the two parts of it that run."""
+
+    module: Any
+    options: dict[str, Any]
+    encoder: TransformerWrapper
+    decoder: AutoregressiveWrapper
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        return [self.encoder, self.decoder]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The state dict that an XTransformer of these parts has, in NumPy."""
+        return {
+            f"{name}.{key}": x.numpy().copy()
+            for name, part in (("encoder", self.encoder), ("decoder", self.decoder))
+            for key, x in part.state_dict().items()
+        }
+
+    def convert(self) -> rs.Model:
+        """Ours, from the live module."""
+        return rs.convert.from_x_transformers(self.module, **CONVENTIONS)
+
+    def convert_arrays(self) -> rs.Model:
+        """Ours, from the arrays and options, which is quicker."""
+        return rs.convert.from_x_transformers(self.arrays(), self.options, **CONVENTIONS)
+
+    @torch.no_grad()
+    def logits(self, source: np.ndarray, mask: np.ndarray | None, target: np.ndarray) -> np.ndarray:
+        mask = None if mask is None else torch.as_tensor(mask)
+        memory = self.encoder(torch.as_tensor(source), mask=mask, return_embeddings=True)
+        target = torch.as_tensor(target)
+        return self.decoder.net(target, context=memory, context_mask=mask).numpy()
+
+    @torch.no_grad()
+    def generate(
+        self, source: np.ndarray, mask: np.ndarray | None, prompts: Any, n: int, **options: Any
+    ) -> np.ndarray:
+        mask = None if mask is None else torch.as_tensor(mask)
+        memory = self.encoder(torch.as_tensor(source), mask=mask, return_embeddings=True)
+        if isinstance(prompts, list):
+            prompts = [torch.as_tensor(prompt) for prompt in prompts]
+        else:
+            prompts = torch.as_tensor(prompts)
+        return self.decoder.generate(
+            prompts, n, context=memory, context_mask=mask, **{"eos_token": EOS} | options
+        ).numpy()
+
+    def in_float64(self) -> rs.Model:
+        """Ours in float64; this network too, even where it is float32 in any case."""
+        for part in self.parts:
+            part.double()
+        model = self.convert_arrays()
+        for part in self.parts:
+            for inner in part.modules():
+                if isinstance(inner, Attend) and inner.attn_fn.keywords.get("dtype") is not None:
+                    inner.attn_fn = partial(nn.functional.softmax, dim=-1)
+                if isinstance(inner, xt.RotaryEmbedding):
+                    inner.inv_freq = _frequencies(inner.inv_freq, 10000.0)
+                if isinstance(inner, xt.ScaledSinusoidalEmbedding):
+                    inner.inv_freq = _frequencies(inner.inv_freq, 10000.0)
+        return model
+
+
+def _frequencies(rounded: torch.Tensor, base: float) -> torch.Tensor:
+    """base^(-2j/d) in float64; d, even or odd, is known from the rounded ones."""
+    n = len(rounded)
+    j = torch.arange(n, dtype=torch.float64)
+    candidates = [base ** (-2 * j / d) for d in (2 * n, 2 * n - 1)]
+    return min(candidates, key=lambda exact: (exact - rounded).abs().max().item())
+
+
+def random_network(rng: np.random.Generator, options: dict[str, Any]) -> Network:
+    """A small network with these options, the other sizes and all parameters random."""
+    sizes: dict[str, Any] = {"dim": int(rng.choice([10, 14, 22]))}
+    for side in ("enc_", "dec_"):
+        sizes |= {
+            f"{side}num_tokens": int(rng.choice([11, 13, 17])),
+            f"{side}max_seq_len": 16,
+            f"{side}depth": 1 + int(rng.random() < 0.3),
+            f"{side}heads": int(rng.choice([2, 3])),
+            f"{side}attn_dim_head": int(rng.choice([6, 7, 8])),
+            f"{side}verbose": False,
+        }
+    options = sizes | options
+    if "enc_dim" in options:
+        del options["dim"]
+    torch.manual_seed(int(rng.integers(2**31)))
+    network = _build(options)
+    with torch.no_grad():  # nothing may stay at 0 or 1, where a mistake would not show
+        for part in network.parts:
+            part.eval()
+            for parameter in part.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return network
+
+
+def _build(options: dict[str, Any]) -> Network:
+    sides = {
+        prefix: {n.removeprefix(prefix): v for n, v in options.items() if n.startswith(prefix)}
+        for prefix in ("enc_", "dec_")
+    }
+    if not any(side.keys() & (HELD_BACK | {"dim"}) for side in sides.values()):
+        module = XTransformer(**options)
+        return Network(module, options, module.encoder, module.decoder)
+    wrappers = []
+    for prefix, kind in (("enc_", Encoder), ("dec_", Decoder)):
+        side = {"dim": options["dim"]} | sides[prefix] if "dim" in options else sides[prefix]
+        of_wrapper = {name: side.pop(name) for name in side.keys() & (PASSED_ON | HELD_BACK)}
+        layers = kind(**side) if prefix == "enc_" else kind(cross_attend=True, **side)
+        wrappers.append(TransformerWrapper(attn_layers=layers, **of_wrapper))
+    encoder, decoder = wrappers
+    decoder = AutoregressiveWrapper(decoder)
+    return Network((encoder, decoder), options, encoder, decoder)
+
+
+@dataclass
+class Batch:
+    """What is decoded: sources, the mask of their real tokens, and targets to force."""
+
+    source: np.ndarray  # (3, n_source)
+    mask: np.ndarray | None  # (3, n_source)
+    target: np.ndarray  # (3, n_target), START first, no EOS
+
+
+def random_batch(rng: np.random.Generator, options: dict[str, Any], padding: str) -> Batch:
+    """Rows of different lengths, padded ``"right"`` or ``"left"``, or sometimes not at all."""
+    n = int(rng.integers(2, 10))
+    source = rng.integers(0, options["enc_num_tokens"], (3, n))
+    lengths = np.array([n, *rng.integers(1, n + 1, 2)])
+    mask = np.arange(n) < lengths[:, None]
+    if padding == "left":
+        mask = mask[:, ::-1].copy()
+    target = rng.integers(EOS + 1, options["dec_num_tokens"], (3, int(rng.integers(2, 8))))
+    target[:, 0] = START
+    return Batch(source, mask if rng.random() < 0.8 else None, target)
+
+
+def close(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> None:
+    """Equal to ``tolerance`` relative to the largest logit: rounding acts on whole vectors."""
+    assert ours.dtype == theirs.dtype
+    assert np.isfinite(theirs).all()
+    np.testing.assert_allclose(
+        ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max(), equal_nan=False
+    )
+
+
+def check_greedy(network: Network, model: rs.Model, batch: Batch, prefix: Any, n_new: int) -> int:
+    """The same greedy tokens. Returns how many rows differ from a near-tie on.
+
+    Where tokens first differ, both have decoded the same prefix; so our margin between the
+    two is at most the sum of the errors of two logits on either side. Their difference, on
+    the very tokens we decoded, bounds that error; 4 of it is the margin of a near-tie.
+    """
+    theirs = network.generate(batch.source, batch.mask, prefix, n_new, temperature=0.0)
+    steps = list(
+        rs.decode_steps(
+            model, batch.source, source_mask=batch.mask, prefix=prefix, max_new_tokens=n_new
+        )
+    )
+    ours = rs.Generation.from_steps(steps, pad_id=0).tokens
+    n = max(ours.shape[1], theirs.shape[1])
+    a, b = (np.pad(x, ((0, 0), (0, n - x.shape[1]))) for x in (ours, theirs))
+    near_ties = 0
+    for row in np.flatnonzero((a != b).any(axis=1)):
+        column = (a[row] != b[row]).argmax()
+        emitted = [step for step in steps if step.emitted[row]]
+        start = prefix[row]
+        target = np.concatenate([start, a[row, :column]])[None]
+        here = slice(row, row + 1)
+        source_mask = None if batch.mask is None else batch.mask[here]
+        want = network.logits(batch.source[here], source_mask, target)
+        got = rs.forward(model, batch.source[here], target, source_mask)
+        error = np.abs(got - want).max()
+        assert emitted[column].margin[row] <= 4 * error, (ours, theirs)
+        near_ties += 1
+    return near_ties

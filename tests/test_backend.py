@@ -1,0 +1,300 @@
+"""NumPy or CuPy. CuPy's part is played by stand-ins here, so that no device is needed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+import refseq2seq as rs
+from refseq2seq.backend import CudaLibrariesMissing, CuPyNotInstalled, NoCudaDevice
+from refseq2seq.params import named_arrays
+
+CONFIG = rs.presets.vaswani(
+    d_model=6,
+    vocab_size=7,
+    n_layers=1,
+    n_heads=2,
+    d_ff=5,
+    decoder_start_id=1,
+    eos_ids=(2,),
+    pad_id=0,
+)
+MODEL = rs.Model.random(CONFIG, seed=0)
+
+
+class DeviceArray:
+    """As CuPy's: no way to the host but ``get``."""
+
+    def __init__(self, host):
+        self.host = np.array(host)
+        self.shape, self.dtype, self.ndim = self.host.shape, self.host.dtype, self.host.ndim
+
+    @property
+    def T(self):  # noqa: N802 - NumPy's name
+        return DeviceArray(self.host.T)
+
+    def __matmul__(self, other):
+        return DeviceArray(self.host @ other.host)
+
+    def __array__(self, *args, **options):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def get(self):
+        return self.host.copy()
+
+
+DeviceArray.__module__ = "cupy"
+
+
+class CUDARuntimeError(RuntimeError):
+    """Has the name of CuPy's."""
+
+
+def raising(error):
+    def function(*args):
+        raise error
+
+    return function
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """A CuPy in which everything works."""
+    module = ModuleType("cupy")
+    module.__version__ = "14.1.1"
+    module.is_available = lambda: True
+    module.cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1))
+    module.asarray = lambda x: x if isinstance(x, DeviceArray) else DeviceArray(x)
+    module.ones = lambda shape: DeviceArray(np.ones(shape))
+    module.exp = lambda x: DeviceArray(np.exp(x.host))
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    return module
+
+
+def the_error():
+    """What moving to CuPy raises: the same for one array and for a model."""
+    with pytest.raises(rs.BackendError) as of_array:
+        rs.to_cupy(np.ones(3))
+    with pytest.raises(rs.BackendError) as of_model:
+        MODEL.to("cupy")
+    assert type(of_array.value) is type(of_model.value)
+    assert str(of_array.value) == str(of_model.value)
+    return of_array.value
+
+
+# Which library an array belongs to
+
+
+class Subclass(np.ndarray):
+    pass
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.ones(3),
+        np.array(1.0),
+        np.ones((2, 3))[:, ::2].T,
+        np.ones(3).view(Subclass),
+        np.ma.ones(3),
+        MODEL.exact().params.unembedding,
+    ],
+    ids=["array", "0-d", "view", "subclass", "masked", "exact"],
+)
+def test_numpy_arrays_and_subclasses_belong_to_numpy(x):
+    assert rs.array_namespace(x) is np
+
+
+def test_an_array_may_say_itself_where_it_belongs():
+    namespace = ModuleType("elsewhere")
+    assert rs.array_namespace(SimpleNamespace(__array_namespace__=lambda: namespace)) is namespace
+
+
+def test_cupy_arrays_belong_to_cupy(cupy):
+    assert rs.array_namespace(DeviceArray([1.0])) is cupy
+
+
+@pytest.mark.parametrize("x", [[1.0], (1.0,), 1.0, 1, None, "array", range(3), memoryview(b"a")])
+def test_what_is_no_array_is_refused(x):
+    with pytest.raises(TypeError, match=f"NumPy or CuPy array, got {type(x).__name__}"):
+        rs.array_namespace(x)
+
+
+# Moving arrays and models
+
+
+def test_to_numpy(cupy):
+    x = np.ones(3)
+    assert rs.to_numpy(x) is x
+    assert type(rs.to_numpy(x.view(Subclass))) is np.ndarray
+    np.testing.assert_array_equal(rs.to_numpy([1, 2]), np.array([1, 2]), strict=True)
+    np.testing.assert_array_equal(rs.to_numpy(DeviceArray(x)), x, strict=True)
+
+
+def test_a_model_goes_to_cupy_and_comes_back(cupy):
+    there = MODEL.to("cupy")
+    assert all(type(x) is DeviceArray for _, x in named_arrays(there.params))
+    assert there.params.encoder.embedding is there.params.decoder.embedding  # still tied
+    assert there.xp is cupy
+    assert there.dtype == np.float32
+    assert [n for n, _ in named_arrays(there.params)] == [n for n, _ in named_arrays(MODEL.params)]
+    back = there.to("cupy").to("numpy")
+    for (name, x), (_, original) in zip(
+        named_arrays(back.params), named_arrays(MODEL.params), strict=True
+    ):
+        np.testing.assert_array_equal(x, original, strict=True, err_msg=name)
+    assert back.xp is np
+
+
+def test_to_numpy_ends_exact_arithmetic():
+    assert all(type(x) is np.ndarray for _, x in named_arrays(MODEL.exact().to("numpy").params))
+
+
+@pytest.mark.parametrize("backend", ["torch", "CuPy", "", None, np])
+def test_other_backends_are_refused(backend):
+    message = f"backend must be 'numpy' or 'cupy', got {backend!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        MODEL.to(backend)
+
+
+def test_exact_arithmetic_is_numpys_only(cupy):
+    with pytest.raises(TypeError, match=r"model\.to\('numpy'\)\.exact\(\)"):
+        MODEL.to("cupy").exact()
+
+
+# Three ways in which CuPy cannot be used, and three cures
+
+
+def test_cupy_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    error = the_error()
+    assert type(error) is CuPyNotInstalled
+    assert "pip install 'refseq2seq[cuda12]' or 'refseq2seq[cuda13]'" in str(error)
+    assert isinstance(error.__cause__, ImportError)
+
+
+def test_cupy_is_broken(monkeypatch):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "cupy":
+                raise ImportError("CuPy is not correctly installed: libstdc++ is too old")
+
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    error = the_error()
+    assert type(error) is CuPyNotInstalled
+    assert "libstdc++ is too old" in str(error)
+
+
+def test_no_driver(cupy):
+    cupy.is_available = lambda: False
+    reason = CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+    cupy.cuda.runtime.getDeviceCount = raising(reason)
+    error = the_error()
+    assert type(error) is NoCudaDevice
+    assert "CuPy 14.1.1 is installed" in str(error)
+    assert str(reason) in str(error)
+    assert "NVIDIA driver" in str(error)
+
+
+def test_no_device(cupy):
+    cupy.is_available = lambda: False
+    cupy.cuda.runtime.getDeviceCount = lambda: 0
+    error = the_error()
+    assert type(error) is NoCudaDevice
+    assert "it counts 0 devices" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        # The types and the words of CuPy 14.2.
+        ("matmul", ImportError('Failure finding "libcublasLt.so.13 or libcublasLt.so.12"')),
+        ("exp", RuntimeError('Failure finding "libnvrtc.so.13 or libnvrtc.so.12"\n')),
+        ("ones", OSError("libnvrtc-builtins.so: cannot open shared object file")),
+    ],
+)
+def test_no_cuda_libraries(cupy, monkeypatch, function, reason):
+    if function == "matmul":
+        monkeypatch.setattr(DeviceArray, "__matmul__", raising(reason))
+    else:
+        setattr(cupy, function, raising(reason))
+    error = the_error()
+    assert type(error) is CudaLibrariesMissing
+    assert str(reason).strip() in str(error)
+    assert "pip install 'refseq2seq[cuda12]' or 'refseq2seq[cuda13]'" in str(error)
+    assert error.__cause__ is reason
+
+
+def test_the_three_errors_are_distinct_runtime_errors():
+    errors = {CuPyNotInstalled, NoCudaDevice, CudaLibrariesMissing}
+    assert len(errors) == 3
+    assert all(issubclass(e, rs.BackendError) and issubclass(e, RuntimeError) for e in errors)
+    assert not any(issubclass(a, b) for a in errors for b in errors - {a})
+
+
+# What an import brings
+
+
+def test_importing_the_package_imports_numpy_and_nothing_else():
+    """Not even where it is installed, and not inside a ``try``."""
+    program = """
+import sys
+import numpy, numpy.random
+before = set(sys.modules)
+asked = []
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        asked.append(name.partition(".")[0])
+sys.meta_path.insert(0, Watch())
+import refseq2seq
+new = {name.partition(".")[0] for name in sys.modules.keys() - before} | set(asked)
+known = {*sys.stdlib_module_names, "numpy", "org"}  # the standard library looks for Jython's
+print(*sorted(new - known))
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.split() == ["refseq2seq"]
+    assert out.stderr == ""
+
+
+def test_only_the_backend_knows_cupy():
+    package = Path(rs.__file__).parent
+    importing = re.compile(r"^\s*(import|from) cupy", re.MULTILINE)
+    files = [path for path in package.rglob("*.py") if importing.search(path.read_text("utf-8"))]
+    assert [path.name for path in files] == ["backend.py"]
+
+
+# The real CuPy, where it is installed
+
+
+@pytest.fixture
+def real_cupy():
+    return pytest.importorskip("cupy", reason="CuPy is not installed")
+
+
+def test_the_real_cupy_without_a_device(real_cupy):
+    if real_cupy.is_available():
+        pytest.skip("there is a CUDA device")
+    error = the_error()
+    assert type(error) is NoCudaDevice
+    assert f"CuPy {real_cupy.__version__} is installed" in str(error)
+
+
+@pytest.mark.gpu
+def test_the_real_cupy_computes_what_numpy_computes(real_cupy):
+    if not real_cupy.is_available():
+        pytest.skip("there is no CUDA device")
+    model = MODEL.astype("float64")
+    source, target = [[3, 4, 5], [6]], [[1, 3], [1, 4]]
+    logits = rs.forward(model.to("cupy"), source, target)
+    assert isinstance(logits, real_cupy.ndarray)
+    host = rs.to_numpy(logits)
+    assert np.isfinite(host).all()
+    # Sums of some 10 terms of size 1, in another order: some 10 units in the last place.
+    np.testing.assert_allclose(host, rs.forward(model, source, target), atol=1e-13, rtol=1e-13)

@@ -1,0 +1,122 @@
+"""Vocabularies: what a text's symbols are, and what is refused by name."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import refseq2seq as rs
+
+LETTERS = rs.Vocabulary(
+    symbols=("<pad>", "a", "b", "'", "é", "\N{PILE OF POO}"),
+    separator="",
+    special=("<pad>",),
+    replacements=(("A", "a"), ("2", "ab"), ("-", "")),
+)
+WORDS = rs.Vocabulary(
+    symbols=("<s>", "AH", "B", "</s>", "K"),
+    separator=" ",
+    special=("<s>", "</s>"),
+    replacements=(),
+)
+
+
+def test_the_id_of_a_symbol_is_its_place():
+    assert LETTERS.encode("a'bé\N{PILE OF POO}") == [1, 3, 2, 4, 5]
+    assert LETTERS.decode([1, 3, 2, 4, 5]) == "a'bé\N{PILE OF POO}"
+    assert WORDS.encode("B AH K") == [2, 1, 4]
+    assert WORDS.decode([2, 1, 4]) == "B AH K"
+    assert (len(LETTERS), len(WORDS)) == (6, 5)
+
+
+@given(ids=st.lists(st.sampled_from([1, 2, 4]), max_size=7))
+def test_encode_undoes_decode(ids):
+    assert LETTERS.encode(LETTERS.decode(ids)) == ids
+    assert WORDS.encode(WORDS.decode(ids)) == ids
+
+
+@pytest.mark.parametrize("vocabulary", [LETTERS, WORDS])
+def test_an_empty_text_has_no_symbols(vocabulary):
+    assert vocabulary.encode("") == []
+    assert vocabulary.decode([]) == ""
+
+
+def test_replacements_are_made_once_and_before_symbols_are_looked_up():
+    assert LETTERS.encode("bA2-a") == [2, 1, 1, 2, 1]
+    swap = dataclasses.replace(LETTERS, replacements=(("a", "b"), ("b", "a")))
+    assert swap.encode("aab") == [2, 2, 1]
+    assert LETTERS.decode([1, 2]) == "ab"  # and not undone
+
+
+def test_special_symbols_are_neither_written_nor_read():
+    assert WORDS.decode([0, 2, 3, 1, 3]) == "B AH"
+    with pytest.raises(rs.UnknownSymbolError, match="'</s>'"):
+        WORDS.encode("B </s>")
+
+
+def test_ids_may_be_an_array_of_any_integers():
+    for dtype in (np.int64, np.int32, np.uint8):
+        assert WORDS.decode(np.array([2, 1], dtype=dtype)) == "B AH"
+
+
+def test_unknown_symbols_are_named_each_once_beside_the_known_ones():
+    with pytest.raises(
+        rs.UnknownSymbolError,
+        match=r"^'xaBx' has unknown symbols: 'B', 'x'\. Known are: a b ' é \N{PILE OF POO}$",
+    ):
+        LETTERS.encode("xaBx")
+    with pytest.raises(rs.UnknownSymbolError, match=r"unknown symbols: ''\. Known are: AH B K$"):
+        WORDS.encode("B  AH")  # nothing stands between the two spaces
+    assert issubclass(rs.UnknownSymbolError, ValueError)
+
+
+def test_a_long_vocabulary_is_not_listed_in_the_error():
+    symbols = tuple(chr(0x4E00 + i) for i in range(61))
+    many = rs.Vocabulary(symbols=symbols, separator="", special=(), replacements=())
+    with pytest.raises(rs.UnknownSymbolError, match=r"Known are: 61 symbols$"):
+        many.encode("x")
+
+
+@pytest.mark.parametrize("text", [None, 3, b"ab", ["a"]])
+def test_what_is_no_text_is_refused(text):
+    with pytest.raises(TypeError, match=f"a text must be a string, got {type(text).__name__}"):
+        LETTERS.encode(text)
+
+
+@pytest.mark.parametrize("ids", [[5], [1, -1], np.array([2**40])])
+def test_an_id_out_of_range_is_refused(ids):
+    with pytest.raises(ValueError, match=f"the vocabulary has ids 0 to 4, got {ids[-1]}"):
+        WORDS.decode(ids)
+
+
+@pytest.mark.parametrize("ids", [[1.0], ["1"], [None], np.array([1.5]), np.array([[1, 2]])])
+def test_an_id_that_is_no_integer_is_refused(ids):
+    with pytest.raises(TypeError):
+        WORDS.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"symbols": ("a", "b", "a")}, ValueError, "symbols must all be different"),
+        ({"special": ("<eos>",)}, ValueError, r"special must be among the symbols, got .*<eos>"),
+        ({"replacements": (("ab", "c"),)}, ValueError, "pairs of a character and a text"),
+        ({"replacements": (("a",),)}, ValueError, "pairs of a character and a text"),
+        ({"replacements": (("a", "b", "c"),)}, ValueError, "pairs of a character and a text"),
+        ({"symbols": ["a"]}, TypeError, "Vocabulary.symbols must be a tuple, got list"),
+        ({"symbols": ("<s>", "</s>", 3)}, TypeError, "Vocabulary.symbols must be str, got int"),
+        ({"separator": None}, TypeError, "Vocabulary.separator must be str"),
+    ],
+)
+def test_a_vocabulary_that_makes_no_sense_is_refused(changes, kind, message):
+    with pytest.raises(kind, match=message):
+        dataclasses.replace(WORDS, **changes)
+
+
+@pytest.mark.parametrize("vocabulary", [LETTERS, WORDS])
+def test_to_json_types_and_back(vocabulary):
+    fields = vocabulary.to_dict()
+    assert rs.Vocabulary.from_dict(fields) == vocabulary
+    assert set(fields) == {"symbols", "separator", "special", "replacements"}
