@@ -4,6 +4,8 @@
     refseq2seq generate < words.txt > pronunciations.txt
     refseq2seq generate oracle --steps
     refseq2seq info
+
+Mistakes of the user are one line on standard error, never a traceback.
 """
 
 import argparse

@@ -159,7 +159,7 @@ def allowed_tokens(function: Callable[[int, np.ndarray], Iterable[int]]) -> Proc
 def _ban(banned: Callable[[State, int], Iterable[int]]) -> Processor:
     def process(scores: Array, state: State) -> Array:
         allowed = np.ones(scores.shape, dtype=bool)
-        for row in np.flatnonzero(state.emitting):
+        for row in np.flatnonzero(state.emitting).tolist():
             ids = list(banned(state, row))
             allowed[row, _in_vocabulary("a ban", ids, scores.shape[-1])] = False
         if allowed.all():

@@ -1,8 +1,10 @@
 """The encoder-decoder Transformer: encode, decode, forward. Read from top to bottom.
 
-memory = encode(model, source)             once per source
-logits = decode(model, target, memory)     all positions at once, or step by step
-logits = forward(model, source, target)    the two in a row: teacher forcing
+    memory = encode(model, source)             once per source
+    logits = decode(model, target, memory)     all positions at once, or step by step
+    logits = forward(model, source, target)    the two in a row: teacher forcing
+
+No flag forks a function twice: what a model does not have is None, and passes.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Each relation draws what it needs and returns two arrays. `test_model.py` holds 
 up to rounding, `test_exact.py` to the last bit.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -18,10 +20,7 @@ def chunks(data, model):
     cuts = sorted(data.draw(st.sets(st.integers(0, n), max_size=3)) | {0, n})
     memory = rs.encode(model, *source)
     cache = rs.new_cache(model, source.batch, capacity=n + data.draw(st.integers(0, 3)))
-    pieces = [
-        rs.decode(model, target[:, a:b], memory, cache=cache)
-        for a, b in zip(cuts, cuts[1:], strict=False)
-    ]
+    pieces = [rs.decode(model, target[:, a:b], memory, cache=cache) for a, b in pairwise(cuts)]
     return np.concatenate(pieces, axis=1), rs.decode(model, target, memory)
 
 
@@ -56,9 +55,7 @@ def padding(data, model):
         row[data.draw(st.permutations(range(n)))[: len(tokens)]] = True
     tokens = np.zeros(mask.shape, dtype=int)
     tokens[mask] = np.concatenate(source.rows)
-    unpadded = [
-        rs.forward(model, [row], target[i : i + 1]) for i, row in enumerate(source.rows)
-    ]
+    unpadded = [rs.forward(model, [row], target[i : i + 1]) for i, row in enumerate(source.rows)]
     return rs.forward(model, tokens, target, mask), np.concatenate(unpadded)
 
 

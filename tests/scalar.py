@@ -6,7 +6,6 @@ padding and no cache: a sequence is a list of tokens or of vectors, a vector a l
 floats, and each sum is `math.fsum`, which rounds once. Slow, and meant to be.
 """
 
-import math
 from functools import partial
 from math import cos, erfc, exp, fsum, log, pi, sin, sqrt, tanh
 
@@ -45,21 +44,22 @@ def encode(model: Model, source):
     memory_tokens = p["memory_tokens"] or []
     xs, first = memory_tokens + xs, -len(memory_tokens)
     for i, layer in enumerate(p["layers"]):
-        xs = residual(c, layer["self_norms"], xs, partial(
-            self_attention, c, p, i, first=first, causal=False))
+        xs = residual(
+            c, layer["self_norms"], xs, partial(self_attention, c, p, i, first=first, causal=False)
+        )
         xs = residual(c, layer["feed_forward_norms"], xs, partial(feed_forward, c, layer))
-    return [norm(c.norm, p["final_norm"], x) for x in xs][len(memory_tokens):]
+    return [norm(c.norm, p["final_norm"], x) for x in xs][len(memory_tokens) :]
 
 
 def decode(model: Model, target, memory):
-    """Logits after each target token; the token at t sees the targets up to t, and all of memory."""
+    """Logits after each target token: that at t sees targets up to t, and all of memory."""
     c, p = model.config.decoder, _lists(model.params.decoder)
     xs = [embed(c, p, token, t) for t, token in enumerate(target)]
     for i, layer in enumerate(p["layers"]):
-        xs = residual(c, layer["self_norms"], xs, partial(
-            self_attention, c, p, i, first=0, causal=True))
-        xs = residual(c, layer["cross_norms"], xs, partial(
-            cross_attention, c, layer, memory))
+        xs = residual(
+            c, layer["self_norms"], xs, partial(self_attention, c, p, i, first=0, causal=True)
+        )
+        xs = residual(c, layer["cross_norms"], xs, partial(cross_attention, c, layer, memory))
         xs = residual(c, layer["feed_forward_norms"], xs, partial(feed_forward, c, layer))
     xs = [norm(c.norm, p["final_norm"], x) for x in xs]
     unembedding, bias = _lists(model.params.unembedding), _lists(model.params.logits_bias)
@@ -105,13 +105,22 @@ def self_attention(c, p, i, xs, *, first, causal):
 
     q_at = k_at = [first + s for s in range(len(xs))]
     return multi_head(
-        c.self_attention, p["layers"][i]["self_attention"], xs, xs, seen, bias, turn, q_at, k_at)
+        c.self_attention, p["layers"][i]["self_attention"], xs, xs, seen, bias, turn, q_at, k_at
+    )
 
 
 def cross_attention(c, layer, memory, xs):
     return multi_head(
-        c.cross_attention, layer["cross_attention"], xs, memory,
-        seen=lambda s: range(len(memory)), bias=lambda head, s, t: 0.0, turn=None, q_at=None, k_at=None)
+        c.cross_attention,
+        layer["cross_attention"],
+        xs,
+        memory,
+        seen=lambda s: range(len(memory)),
+        bias=lambda head, s, t: 0.0,
+        turn=None,
+        q_at=None,
+        k_at=None,
+    )
 
 
 def multi_head(c, p, xs, memory, seen, bias, turn, q_at, k_at):
@@ -123,8 +132,12 @@ def multi_head(c, p, xs, memory, seen, bias, turn, q_at, k_at):
     for s, x in enumerate(xs):
         heads = []
         for h in range(c.n_heads):
-            g = h // (c.n_heads // c.n_kv_heads) if c.kv_head_order == "grouped" else h % c.n_kv_heads
-            q = head_norm(c, p["q_norm"], h, qs[s][h * c.d_k:(h + 1) * c.d_k])
+            g = (
+                h // (c.n_heads // c.n_kv_heads)
+                if c.kv_head_order == "grouped"
+                else h % c.n_kv_heads
+            )
+            q = head_norm(c, p["q_norm"], h, qs[s][h * c.d_k : (h + 1) * c.d_k])
             q = turn(q_at[s], q) if turn else q
             keys, values, biases = [], [], []
             for m in range(c.n_memory_kv):
@@ -132,9 +145,9 @@ def multi_head(c, p, xs, memory, seen, bias, turn, q_at, k_at):
                 values.append(p["memory_v"][g][m])
                 biases.append(0.0)
             for t in seen(s):
-                k = head_norm(c, p["k_norm"], g, ks[t][g * c.d_k:(g + 1) * c.d_k])
+                k = head_norm(c, p["k_norm"], g, ks[t][g * c.d_k : (g + 1) * c.d_k])
                 keys.append(turn(k_at[t], k) if turn else k)
-                values.append(vs[t][g * c.d_v:(g + 1) * c.d_v])
+                values.append(vs[t][g * c.d_v : (g + 1) * c.d_v])
                 biases.append(bias(h, s, t))
             scores = [c.scale * dot(q, k) + b for k, b in zip(keys, biases, strict=True)]
             weights = softmax(scores)
@@ -254,7 +267,9 @@ def norm(c, p, x):
         "l2_norm": lambda: max(sqrt(squares), c.eps) / sqrt(d),
         "std_norm": lambda: sqrt(squares / (d - 1)) + c.eps,
     }[c.kind]()
-    gain = p["gain"] if isinstance(p["gain"], list) else [1.0 if p["gain"] is None else p["gain"]] * d
+    gain = (
+        p["gain"] if isinstance(p["gain"], list) else [1.0 if p["gain"] is None else p["gain"]] * d
+    )
     bias = p["bias"] or [0.0] * d
     return [z / divisor * g + b for z, g, b in zip(x, gain, bias, strict=True)]
 

@@ -150,7 +150,9 @@ def test_token_ids_are_only_names():
         model.config, model.params, lambda x: x[np.argsort(names)] if x.shape[0] == 29 else x
     )
     actual = rs.forward(
-        dataclasses.replace(model, params=renamed), [names[row].tolist() for row in SOURCE], names[TARGET]
+        dataclasses.replace(model, params=renamed),
+        [names[row].tolist() for row in SOURCE],
+        names[TARGET],
     )
     assert row_error(actual[..., names], rs.forward(model, SOURCE, TARGET)) < 1e-13
 
@@ -166,7 +168,7 @@ def effect(model, **replaced):
 
 @every_arrangement
 def test_every_array_counts(config):
-    """Except biases of keys: they add the same to all scores of a query, if nothing comes between."""
+    """Except biases of keys: they add the same to all scores of a query."""
     model = rs.Model.random(config, 0, "float64")
     sign = np.random.default_rng(0)
 
@@ -318,14 +320,16 @@ def test_a_memory_can_be_taken_apart():
 def test_the_source_is_encoded_and_projected_once(monkeypatch):
     """Keys and values of the source: once per decoder layer, however many steps follow."""
     config = arrangements.x_transformers
-    model, projected, encoded = rs.Model.random(config, 0), [], []
+    model, projected = rs.Model.random(config, 0), []
     monkeypatch.setattr(
         "refseq2seq.model.keys_values",
         lambda p, c, x: projected.append(p) or keys_values(p, c, x),
     )
     trace = rs.Trace("*cross_attention.?", "encoder.embed", "step.*.decoder.embed")
     rs.generate(model, SOURCE, max_new_tokens=5, eos_ids=(), tap=trace)
-    assert [id(p) for p in projected] == [id(p.cross_attention) for p in model.params.decoder.layers]
+    assert [id(p) for p in projected] == [
+        id(p.cross_attention) for p in model.params.decoder.layers
+    ]
     names = [name for name in trace if name.endswith((".k", ".v"))]
     assert names == [f"decoder.layers.{i}.cross_attention.{x}" for i in range(3) for x in "kv"]
     assert [trace[f"step.{i}.decoder.embed"].shape[1] for i in range(5)] == [1] * 5
@@ -372,7 +376,11 @@ MEMORY = rs.encode(MODEL, SOURCE)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: rs.encode(MODEL, [[29]]), ValueError, "source holds token id 29 at row 0, place 0"),
+        (
+            lambda: rs.encode(MODEL, [[29]]),
+            ValueError,
+            "source holds token id 29 at row 0, place 0",
+        ),
         (lambda: rs.encode(MODEL, [[3, -1]]), ValueError, "source holds token id -1"),
         (lambda: rs.encode(MODEL, [[3.0]]), TypeError, "source must hold integer token ids"),
         (lambda: rs.encode(MODEL, [3, 4]), ValueError, "source must have one list"),
@@ -393,7 +401,11 @@ MEMORY = rs.encode(MODEL, SOURCE)
         (lambda: rs.decode(MODEL, [[1]], MEMORY), ValueError, "target has 1 rows, the memory 2"),
         (lambda: rs.decode(MODEL, [[1] * 18] * 2, MEMORY), ValueError, "has 18 tokens.*most 17"),
         (lambda: rs.forward(MODEL, SOURCE, [[1]]), ValueError, "target has 1 rows, the memory 2"),
-        (lambda: rs.forward(MODEL, SOURCE, np.ones((2, 1, 1), int)), ValueError, "target must have"),
+        (
+            lambda: rs.forward(MODEL, SOURCE, np.ones((2, 1, 1), int)),
+            ValueError,
+            "target must have",
+        ),
         (lambda: MODEL.astype("float8"), ValueError, "dtype must be float16, float32 or float64"),
         (lambda: MODEL.astype("int32"), ValueError, "dtype must be .* got 'int32'"),
         (lambda: MODEL.astype(None), ValueError, "dtype must be .* got None"),

@@ -12,7 +12,9 @@ from refseq2seq import ops
 
 U = 2.0**-53  # half a unit in the last place of 1
 numbers = st.floats(-9, 9)
-rows = arrays(np.float64, array_shapes(min_dims=1, max_dims=3, min_side=2, max_side=7), elements=numbers)
+rows = arrays(
+    np.float64, array_shapes(min_dims=1, max_dims=3, min_side=2, max_side=7), elements=numbers
+)
 norms = pytest.mark.parametrize("norm", ops.NORMS.values(), ids=ops.NORMS)
 
 
@@ -73,7 +75,9 @@ def test_softmax_is_a_distribution_and_ignores_a_constant(x, shift):
 @given(x=rows)
 def test_softmax_keeps_order(x):
     p = ops.softmax(x)
-    assert (np.sign(p[..., :, None] - p[..., None, :]) * (x[..., :, None] - x[..., None, :]) >= 0).all()
+    assert (
+        np.sign(p[..., :, None] - p[..., None, :]) * (x[..., :, None] - x[..., None, :]) >= 0
+    ).all()
 
 
 @given(data=st.data())

@@ -62,7 +62,7 @@ def test_a_mask_of_real_tokens_only_is_no_mask():
 
 def test_what_is_given_is_kept():
     given_ids, given_mask = np.array([[3, 99]]), np.array([[True, False]])
-    ids, mask = as_tokens("source", given_ids, 11, given_mask)
+    ids, _ = as_tokens("source", given_ids, 11, given_mask)
     ids[:] = 0
     assert given_ids.tolist() == [[3, 99]]
     assert given_mask.tolist() == [[True, False]]

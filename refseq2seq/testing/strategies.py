@@ -18,7 +18,7 @@ implementation under test does not have are left out with ``map``:
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -121,9 +121,7 @@ def stacks(
         vocab_size=vocab_size or draw(st.sampled_from((5, 7, 11, 13))),
         d_model=d_model,
         embedding_scale=draw(st.sampled_from((1.0, math.sqrt(d_model)))),
-        relative_positions=draw(
-            relative_positions(n_heads=attention.n_heads, d_k=attention.d_k)
-        ),
+        relative_positions=draw(relative_positions(n_heads=attention.n_heads, d_k=attention.d_k)),
         n_memory_tokens=0 if cross else draw(st.integers(0, 2)),
         self_attention=attention,
         cross_attention=draw(attentions()) if cross else None,
@@ -161,7 +159,7 @@ def norms() -> st.SearchStrategy[NormConfig]:
 
 
 def absolute_positions() -> st.SearchStrategy[LearnedPositions | SinusoidalPositions | None]:
-    """What is added to embeddings: tables for 11 to 17 tokens, three kinds of sinusoids, nothing."""
+    """What is added to embeddings: tables for 11 to 17 tokens, three sinusoids, nothing."""
     return _ABSOLUTE_POSITIONS
 
 
@@ -186,7 +184,7 @@ def relative_positions(
     )
 
 
-def _subsets(*names: str) -> st.SearchStrategy[tuple[str, ...]]:
+def _subsets(*names: str) -> st.SearchStrategy[tuple[Any, ...]]:
     """Any of the names, in the given order."""
     chosen = st.lists(st.booleans(), min_size=len(names), max_size=len(names))
     return chosen.map(
@@ -203,7 +201,7 @@ _NORMS = st.builds(
     gain=st.sampled_from(("vector", "scalar", "none")),
     bias=st.booleans(),
 )
-_ATTENTION = st.fixed_dictionaries(
+_ATTENTION: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "kv_head_order": st.sampled_from(("grouped", "tiled")),
         "d_k": st.sampled_from((2, 3, 5)),
@@ -215,7 +213,7 @@ _ATTENTION = st.fixed_dictionaries(
         "head_scale": st.booleans(),
     }
 )
-_FEED_FORWARD = st.fixed_dictionaries(
+_FEED_FORWARD: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "d_ff": st.sampled_from((2, 3, 5, 11)),
         "activation": st.sampled_from(("relu", "relu_squared", "silu", "gelu_erf", "gelu_tanh")),
@@ -245,7 +243,7 @@ _BUCKETED_POSITIONS = st.builds(
     per_layer=st.booleans(),
     scale=st.sampled_from((1.0, 1.5)),
 )
-_STACK = st.fixed_dictionaries(
+_STACK: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "n_layers": st.integers(1, 3),
         "embedding_norm": st.sampled_from(("none", "before_positions", "after_positions")),
