@@ -66,7 +66,7 @@ def _read_safetensors(path: Path) -> Arrays:
     except ImportError as error:
         raise missing_extra("safetensors", path) from error
     try:
-        entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+        entries = deserialize(path.read_bytes())
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     return {name: _array(name, entry).reshape(entry["shape"]) for name, entry in entries}
