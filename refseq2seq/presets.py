@@ -24,7 +24,7 @@ def plain_attention(n_heads: int, d_k: int, biases: tuple[Projection, ...] = ())
         kv_head_order="grouped",
         d_k=d_k,
         d_v=d_k,
-        scale=1 / math.sqrt(d_k),
+        scale=_inverse_root("d_k", d_k),
         biases=biases,
         qk_norm=None,
         n_memory_kv=0,
@@ -64,7 +64,7 @@ def x_transformers(
             embedding_scale=1.0,
             embedding_norm="none",
             positions=LearnedPositions(
-                n_positions=n_positions, offset=0, scale=1 / math.sqrt(d_model)
+                n_positions=n_positions, offset=0, scale=_inverse_root("d_model", d_model)
             ),
             relative_positions=None,
             n_memory_tokens=0,
@@ -113,7 +113,7 @@ def vaswani(
     gives no eps (1e-5 here, as in PyTorch) and d_k = d_model / n_heads. Its projections
     have no biases in equation form; like every implementation, this one has them.
     """
-    if d_model % n_heads:
+    if n_heads < 1 or d_model % n_heads:
         raise ValueError(f"n_heads must divide d_model = {d_model}, got {n_heads}")
     d_k = d_model // n_heads
 
@@ -153,3 +153,9 @@ def vaswani(
         eos_ids=eos_ids,
         pad_id=pad_id,
     )
+
+
+def _inverse_root(name: str, size: int) -> float:
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}")
+    return 1 / math.sqrt(size)

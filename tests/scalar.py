@@ -93,19 +93,16 @@ def feed_forward(c, layer, xs):
 
 def self_attention(c, p, i, xs, *, first, causal):
     """The vector at s stands at position first + s; ``causal`` hides those that come later."""
-    relative, tables = c.relative_positions, p["relative_bias"]
+    how, tables = c.relative_positions, p["relative_bias"]
     table = tables[i if len(tables) > 1 else 0] if tables else None
-    turn = partial(rotate, relative) if isinstance(relative, RotaryPositions) else None
-
-    def seen(s):
-        return range(s + 1 if causal else len(xs))
-
-    def bias(head, s, t):
-        return score_bias(relative, table, head, t - s)
-
-    q_at = k_at = [first + s for s in range(len(xs))]
     return multi_head(
-        c.self_attention, p["layers"][i]["self_attention"], xs, xs, seen, bias, turn, q_at, k_at
+        c.self_attention,
+        p["layers"][i]["self_attention"],
+        xs,
+        xs,
+        seen=lambda s: range(s + 1 if causal else len(xs)),
+        bias=lambda head, s, t: score_bias(how, table, head, t - s),
+        turn=lambda s, x: rotate(how, first + s, x) if isinstance(how, RotaryPositions) else x,
     )
 
 
@@ -117,50 +114,45 @@ def cross_attention(c, layer, memory, xs):
         memory,
         seen=lambda s: range(len(memory)),
         bias=lambda head, s, t: 0.0,
-        turn=None,
-        q_at=None,
-        k_at=None,
+        turn=lambda s, x: x,
     )
 
 
-def multi_head(c, p, xs, memory, seen, bias, turn, q_at, k_at):
-    """Vaswani et al. 2017, section 3.2.2; the head's columns of a projection are contiguous."""
+def multi_head(c, p, xs, memory, *, seen, bias, turn):
+    """Vaswani et al. 2017, section 3.2.2, with learned key-value pairs, gates and scales.
+
+    The query at s sees the keys at ``seen(s)``; ``turn`` is how positions rotate.
+    """
     qs = [affine(x, p["w_q"], p["b_q"]) for x in xs]
     ks = [affine(m, p["w_k"], p["b_k"]) for m in memory]
     vs = [affine(m, p["w_v"], p["b_v"]) for m in memory]
+    share = c.n_heads // c.n_kv_heads
+
+    def head(s, h):
+        g = h // share if c.kv_head_order == "grouped" else h % c.n_kv_heads
+        q = turn(s, head_norm(c, p["q_norm"], h, _block(qs[s], h, c.d_k)))
+        keys = [p["memory_k"][g][m] for m in range(c.n_memory_kv)]
+        keys += [turn(t, head_norm(c, p["k_norm"], g, _block(ks[t], g, c.d_k))) for t in seen(s)]
+        values = [p["memory_v"][g][m] for m in range(c.n_memory_kv)]
+        values += [_block(vs[t], g, c.d_v) for t in seen(s)]
+        biases = [0.0] * c.n_memory_kv + [bias(h, s, t) for t in seen(s)]
+        weights = softmax([c.scale * dot(q, k) + b for k, b in zip(keys, biases, strict=True)])
+        scale = 1.0 if p["head_scale"] is None else p["head_scale"][h][0][0]
+        return [scale * dot(weights, column) for column in zip(*values, strict=True)]
+
     ys = []
     for s, x in enumerate(xs):
-        heads = []
-        for h in range(c.n_heads):
-            g = (
-                h // (c.n_heads // c.n_kv_heads)
-                if c.kv_head_order == "grouped"
-                else h % c.n_kv_heads
-            )
-            q = head_norm(c, p["q_norm"], h, qs[s][h * c.d_k : (h + 1) * c.d_k])
-            q = turn(q_at[s], q) if turn else q
-            keys, values, biases = [], [], []
-            for m in range(c.n_memory_kv):
-                keys.append(p["memory_k"][g][m])
-                values.append(p["memory_v"][g][m])
-                biases.append(0.0)
-            for t in seen(s):
-                k = head_norm(c, p["k_norm"], g, ks[t][g * c.d_k : (g + 1) * c.d_k])
-                keys.append(turn(k_at[t], k) if turn else k)
-                values.append(vs[t][g * c.d_v : (g + 1) * c.d_v])
-                biases.append(bias(h, s, t))
-            scores = [c.scale * dot(q, k) + b for k, b in zip(keys, biases, strict=True)]
-            weights = softmax(scores)
-            head = [dot(weights, column) for column in zip(*values, strict=True)]
-            if p["head_scale"] is not None:
-                head = [y * p["head_scale"][h][0][0] for y in head]
-            heads += head
+        y = [number for h in range(c.n_heads) for number in head(s, h)]
         if c.gate != "none":
             gates = [sigmoid(z) for z in affine(x, p["w_gate"], p["b_gate"])]
-            width = 1 if c.gate == "per_value" else c.d_v
-            heads = [y * gates[j // width] for j, y in enumerate(heads)]
-        ys.append(affine(heads, p["w_o"], p["b_o"]))
+            width = {"per_value": 1, "per_head": c.d_v}[c.gate]
+            y = [number * gates[j // width] for j, number in enumerate(y)]
+        ys.append(affine(y, p["w_o"], p["b_o"]))
     return ys
+
+
+def _block(x, i, width):
+    return x[i * width : (i + 1) * width]
 
 
 # Positions.

@@ -217,7 +217,7 @@ def test_sigmoid_keeps_its_digits_in_both_tails(x):
 
 @pytest.mark.parametrize("f", [ops.sigmoid, *ops.ACTIVATIONS.values()])
 def test_activations_do_not_overflow(f):
-    for dtype, big in ("float16", 39.0), ("float32", 1e12), ("float64", 1e100):  # cubes fit
+    for dtype, big in ("float16", 200.0), ("float32", 1e15), ("float64", 1e150):  # squares fit
         y = f(np.array([-big, big], dtype=dtype))
         assert y[0] == 0
         assert np.isfinite(y).all()

@@ -105,6 +105,21 @@ def test_a_module_that_was_altered_is_refused():
     layers = network.decoder.net.attn_layers.layers
     layers[5][1] = torch.nn.Identity()
     refused(network, "layers.5.1.class")
+    network = network_with()
+    network.encoder.attn_layers.layers[0][1] = torch.nn.Identity()
+    refused(network, "a layer has no Attention")
+
+
+@pytest.mark.parametrize("option", ["alibi_pos_bias", "rel_pos_bias", "rotary_pos_emb"])
+def test_a_module_that_was_used_copied_and_set_to_training_is_the_same(option):
+    network = network_with(**both(**{option: True}))
+    model = network.convert()
+    ids = np.array([[3, 4, 5]])
+    network.generate(ids, None, ids, 3, temperature=0.0)
+    network.module = copy.deepcopy(network.module).train()
+    again = network.convert()
+    assert again.config == model.config
+    np.testing.assert_array_equal(rs.forward(again, ids, ids), rs.forward(model, ids, ids))
 
 
 def test_a_subclass_is_refused():

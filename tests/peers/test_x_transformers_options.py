@@ -13,10 +13,10 @@ pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
 pytest.importorskip("x_transformers", reason="needs x-transformers: pip install '.[peers]'")
 
 import torch
-from test_x_transformers import CASES, close
+from test_x_transformers import CASES
 from torch import nn
 from x_transformers import x_transformers as xt
-from xt_networks import CONVENTIONS, both, random_batch, random_network
+from xt_networks import CONVENTIONS, both, close, random_batch, random_network
 
 import refseq2seq as rs
 from refseq2seq.convert.x_transformers.options import DEFAULTS, SHARED, WITHOUT_EFFECT
@@ -336,4 +336,4 @@ def test_an_option_without_effect_has_none(name):
     model = network.in_float64()
     batch = random_batch(rng, network.options, "right")
     got = rs.forward(model, batch.source, batch.target, batch.mask)
-    close(got, network.logits(batch.source, batch.mask, batch.target), 1e-12)
+    close(got, network.logits(batch.source, batch.mask, batch.target))

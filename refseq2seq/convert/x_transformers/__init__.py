@@ -68,8 +68,13 @@ def from_x_transformers(
     elif options is not None:
         raise TypeError("options are for a mapping of arrays; a module brings its own")
     else:
-        from .module import read_module
-
+        try:
+            from .module import read_module
+        except ImportError as error:
+            raise ImportError(
+                f"{type(module).__qualname__} is no mapping of arrays, and a live module needs "
+                f"torch and x-transformers: pip install 'refseq2seq[peers]' ({error})"
+            ) from error
         arrays, options = read_module(module)
     shared = SHARED | {name: options[name] for name in SHARED.keys() & options.keys()}
     encoder, decoder = Side.of("enc_", options), Side.of("dec_", options)

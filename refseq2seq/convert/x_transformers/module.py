@@ -139,7 +139,10 @@ def _read_layers(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
 
 def _first(kind: type, part: nn.Module) -> Any:
     """The part of that class, within whatever wraps it."""
-    return next(inner for inner in part.modules() if isinstance(inner, kind))
+    for inner in part.modules():
+        if isinstance(inner, kind):
+            return inner
+    raise UnsupportedFeature(f"a layer has no {kind.__qualname__}, only {part}")
 
 
 def _read_relative_positions(layers: Any) -> dict[str, Any]:
@@ -254,4 +257,4 @@ def _text(value: Any) -> str:
         return f"{value.__module__}.{value.__qualname__}"
     if type(value) is xt.always:
         return f"always {value.val!r}"
-    return repr(value)
+    return repr(sorted(value) if type(value) is set else value)

@@ -1,0 +1,168 @@
+"""Taps: the names and shapes of all that can be seen, and what a tap may change."""
+
+import arrangements
+import numpy as np
+import pytest
+
+import refseq2seq as rs
+
+MODEL = rs.Model.random(arrangements.rich, 0, "float64")
+SOURCE, TARGET = [[3, 4, 5, 6], [7, 8, 9]], [[1, 5, 6], [1, 2, 3]]
+
+# 2 rows; 4 source tokens behind 2 memory tokens; 3 target tokens; attention to 2 learned pairs
+# besides. Widths are in arrangements.rich: encoder 13, decoder 11, vocabulary 23.
+SELF_ENCODER = {
+    "q": (2, 6, 6, 5),
+    "k": (2, 3, 6, 5),
+    "v": (2, 3, 6, 7),
+    "scores": (2, 6, 6, 8),
+    "weights": (2, 6, 6, 8),
+    "heads": (2, 6, 6, 7),
+    "out": (2, 6, 13),
+}
+SELF_DECODER = {
+    "q": (2, 6, 3, 7),
+    "k": (2, 3, 3, 7),
+    "v": (2, 3, 3, 5),
+    "scores": (2, 6, 3, 5),
+    "weights": (2, 6, 3, 5),
+    "heads": (2, 6, 3, 5),
+    "out": (2, 3, 11),
+}
+CROSS = {
+    "q": (2, 6, 3, 3),
+    "scores": (2, 6, 3, 6),
+    "weights": (2, 6, 3, 6),
+    "heads": (2, 6, 3, 5),
+    "out": (2, 3, 11),
+}
+
+
+def under(prefix, names):
+    return {f"{prefix}.{name}": shape for name, shape in names.items()}
+
+
+def expected_taps():
+    """Every tap of `forward`, in order of execution."""
+    taps = {"encoder.embed": (2, 4, 13)}
+    for i in range(2):
+        layer = f"encoder.layers.{i}"
+        taps |= under(f"{layer}.self_attention", SELF_ENCODER)
+        taps |= {f"{layer}.after_self_attention": (2, 6, 13)}
+        taps |= under(f"{layer}.feed_forward", {"hidden": (2, 6, 17), "out": (2, 6, 13)})
+        taps |= {f"{layer}.after_feed_forward": (2, 6, 13)}
+    taps |= {"encoder.final": (2, 6, 13)}
+    for i in range(2):
+        taps |= under(f"decoder.layers.{i}.cross_attention", {"k": (2, 3, 4, 3), "v": (2, 3, 4, 5)})
+    taps |= {"decoder.embed": (2, 3, 11)}
+    for i in range(2):
+        layer = f"decoder.layers.{i}"
+        taps |= under(f"{layer}.self_attention", SELF_DECODER)
+        taps |= {f"{layer}.after_self_attention": (2, 3, 11)}
+        taps |= under(f"{layer}.cross_attention", CROSS)
+        taps |= {f"{layer}.after_cross_attention": (2, 3, 11)}
+        taps |= under(f"{layer}.feed_forward", {"hidden": (2, 3, 19), "out": (2, 3, 11)})
+        taps |= {f"{layer}.after_feed_forward": (2, 3, 11)}
+    return taps | {"decoder.final": (2, 3, 11), "logits": (2, 3, 23)}
+
+
+def test_every_tap_with_its_shape_in_order():
+    trace = rs.Trace()
+    rs.forward(MODEL, SOURCE, TARGET, tap=trace)
+    found = {name: x.shape for name, x in trace.items()}
+    assert found == expected_taps()
+    assert list(found) == list(expected_taps())
+
+
+def test_watching_changes_nothing():
+    logits = rs.forward(MODEL, SOURCE, TARGET)
+    trace = rs.Trace()
+    np.testing.assert_array_equal(rs.forward(MODEL, SOURCE, TARGET, tap=trace), logits)
+    np.testing.assert_array_equal(trace["logits"], logits)
+    np.testing.assert_array_equal(rs.forward(MODEL, SOURCE, TARGET, tap=rs.no_tap), logits)
+
+
+@pytest.mark.parametrize("name", expected_taps())
+def test_what_a_tap_returns_is_what_is_used(name):
+    """A fault put in anywhere shows in the logits, and nowhere before it was put in."""
+    sign = np.random.default_rng(0)
+
+    def fault(at, x):
+        return x + sign.choice([-0.1, 0.1], x.shape) if at == name else x
+
+    sound, faulty = rs.Trace(), rs.Trace()
+    rs.forward(MODEL, SOURCE, TARGET, tap=sound)
+
+    def faulty_and_seen(at, x):
+        return faulty(at, fault(at, x))
+
+    rs.forward(MODEL, SOURCE, TARGET, tap=rs.FunctionTap(faulty_and_seen))
+    differ = [at for at in sound if not np.array_equal(sound[at], faulty[at])]
+    assert differ[0] == name
+    assert np.isfinite(faulty["logits"]).all()
+    assert np.abs(faulty["logits"] - sound["logits"]).max() > 1e-6
+
+
+def test_a_tap_may_replace_the_weights_of_attention():
+    """Uniform weights: every head is the mean of the values."""
+
+    def uniform(name, x):
+        return np.full_like(x, 1 / x.shape[-1]) if name.endswith("cross_attention.weights") else x
+
+    model, trace = rs.Model.random(arrangements.x_transformers, 0, "float64"), rs.Trace("decoder.*")
+
+    def seen(name, x):
+        x = uniform(name, x)
+        return trace(name, x)
+
+    rs.forward(model, [[3, 4, 5]], [[1, 5]], tap=rs.FunctionTap(seen))
+    for i in range(3):
+        values = trace[f"decoder.layers.{i}.cross_attention.v"].mean(axis=2, keepdims=True)
+        heads = trace[f"decoder.layers.{i}.cross_attention.heads"]
+        assert np.isfinite(values).all()
+        assert np.abs(heads - values).max() < 1e-14
+
+
+def test_steps_have_names_of_their_own():
+    trace = rs.Trace("*logits", "*.scores", "*embed")
+    steps = list(rs.decode_steps(MODEL, SOURCE, max_new_tokens=3, eos_ids=(), tap=trace))
+    assert [name for name in trace if name.endswith(".logits")] == [
+        f"step.{i}.logits" for i in range(3)
+    ]
+    for step in steps:
+        np.testing.assert_array_equal(trace[f"step.{step.index}.logits"][:, -1], step.logits)
+    assert trace["encoder.embed"].shape == (2, 4, 13)
+    for i in range(3):
+        assert trace[f"step.{i}.decoder.embed"].shape == (2, 1, 11)
+        # the new token sees the targets so far and two learned pairs
+        assert trace[f"step.{i}.decoder.layers.0.self_attention.scores"].shape == (2, 6, 1, i + 3)
+
+
+# Trace itself
+
+
+def test_a_trace_is_a_mapping_in_order():
+    trace, x, y = rs.Trace(), np.ones(2), np.zeros(3)
+    assert trace("b", x) is x
+    assert trace.at("decoder").at("layers.0")("a", y) is y
+    assert list(trace) == ["b", "decoder.layers.0.a"]
+    assert trace["b"] is x
+    assert trace["decoder.layers.0.a"] is y
+    assert len(trace) == 2
+    assert repr(trace) == "<Trace of 2 arrays>"
+    with pytest.raises(KeyError):
+        trace["c"]
+
+
+def test_a_trace_keeps_what_its_patterns_match():
+    trace = rs.Trace("*.scores", "decoder.?.q")
+    for name in ("encoder.0.scores", "decoder.0.q", "decoder.10.q", "scores", "decoder.0.k"):
+        trace(name, np.ones(1))
+    assert list(trace) == ["encoder.0.scores", "decoder.0.q"]
+
+
+def test_a_trace_serves_one_computation():
+    trace = rs.Trace("logits")
+    rs.forward(MODEL, SOURCE, TARGET, tap=trace)
+    with pytest.raises(ValueError, match="logits has passed already: use one Trace"):
+        rs.forward(MODEL, SOURCE, TARGET, tap=trace)
