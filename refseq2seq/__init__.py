@@ -29,7 +29,7 @@ from .decoding import (
     generate,
     generate_text,
 )
-from .model import Memory, Model, decode, encode, forward, new_cache
+from .model import Memory, Model, decode, encode, forward, new_cache, remember
 from .params import random_params
 from .sampling import (
     Chooser,
@@ -102,6 +102,7 @@ __all__ = [
     "no_tap",
     "presets",
     "random_params",
+    "remember",
     "repetition_penalty",
     "sample",
     "save",

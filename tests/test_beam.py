@@ -1,0 +1,238 @@
+"""Beam search against enumeration of every target, greedy decoding, and its own rules."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import refseq2seq as rs
+from refseq2seq.beam import best_places
+
+EOS, LONGEST = 2, 4
+
+
+def tiny(seed, vocab_size=5, eos_ids=(EOS,), dtype="float64"):
+    config = rs.presets.x_transformers(
+        d_model=12,
+        source_vocab_size=7,
+        target_vocab_size=vocab_size,
+        n_source_positions=9,
+        n_target_positions=11,
+        encoder_layers=1,
+        decoder_layers=2,
+        n_heads=2,
+        d_k=5,
+        decoder_start_id=1,
+        eos_ids=eos_ids,
+        pad_id=0,
+    )
+    return rs.Model.random(config, seed, dtype)
+
+
+def enumerated(model, source, penalty, prefix=(1,)):
+    """Every target that can end, with its score by teacher forcing: the best one."""
+    vocab_size = model.config.decoder.vocab_size
+    best = (-np.inf, ())
+    for n in range(1, LONGEST + 1):
+        tokens = np.array(list(itertools.product(range(vocab_size), repeat=n)))
+        open_before = (tokens[:, :-1] != EOS).all(axis=1)
+        ends = tokens[:, -1] == EOS if n < LONGEST else np.ones(len(tokens), dtype=bool)
+        tokens = tokens[open_before & ends]
+        target = np.concatenate([np.tile(prefix, (len(tokens), 1)), tokens], axis=1)
+        logits = rs.forward(model, [source] * len(tokens), target[:, :-1])[:, len(prefix) - 1 :]
+        probs = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        probs /= probs.sum(axis=-1, keepdims=True)
+        chosen = np.take_along_axis(probs, tokens[..., None], axis=-1)[..., 0]
+        scores = np.log(chosen).sum(axis=1) / penalty(n)
+        place = scores.argmax()
+        best = max(best, (scores[place], tuple(tokens[place].tolist())))
+    return best
+
+
+PENALTIES = [0.0, 1.0, -0.5, 2.5, rs.gnmt_penalty(0.6)]
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("seed", range(4))
+def test_enough_beams_find_the_best_target_of_all(seed, penalty):
+    model, source = tiny(seed), [[3, 4, 5], [6, 1]]
+    out = rs.beam_search(
+        model,
+        source,
+        beams=5**LONGEST,
+        length_penalty=penalty,
+        early_stopping="never",
+        max_new_tokens=LONGEST,
+    )
+    divide = penalty if callable(penalty) else lambda n: n**penalty
+    for row, ids in enumerate(source):
+        score, tokens = enumerated(model, ids, divide)
+        assert tuple(out.tokens[row, 0, : out.lengths[row, 0]].tolist()) == tokens
+        assert out.scores[row, 0] == pytest.approx(score, rel=1e-12)
+
+
+@given(seed=st.integers(0, 99), n=st.integers(1, 8))
+def test_one_beam_that_stops_at_once_is_greedy(seed, n):
+    model, source = tiny(seed, 11), [[3, 4, 5], [6]]
+    greedy = rs.generate(model, source, max_new_tokens=n)
+    beam = rs.beam_search(model, source, beams=1, early_stopping=True, max_new_tokens=n)
+    assert beam.lengths[:, 0].tolist() == greedy.lengths.tolist()
+    for row, length in enumerate(greedy.lengths):
+        assert (beam.tokens[row, 0, :length] == greedy.tokens[row, :length]).all()
+        np.testing.assert_allclose(
+            beam.log_probs[row, 0, :length], greedy.log_probs[row, :length], rtol=1e-12
+        )
+
+
+searches = {
+    "beams": st.integers(1, 7),
+    "length_penalty": st.sampled_from(PENALTIES),
+    "early_stopping": st.sampled_from([True, False, "never"]),
+    "max_new_tokens": st.integers(1, 7),
+}
+
+
+@given(seed=st.integers(0, 99), options=st.fixed_dictionaries(searches))
+def test_scores_are_those_of_teacher_forcing(seed, options):
+    model, source = tiny(seed, 7), [[3, 4, 5], [6, 2]]
+    beams = options["beams"]
+    out = rs.beam_search(model, source, n_best=beams, **options)
+    penalty = options["length_penalty"]
+    divide = penalty if callable(penalty) else lambda n: n**penalty
+    assert (np.diff(out.scores[np.isfinite(out.scores).all(axis=1)], axis=1) <= 0).all()
+    for row, k in itertools.product(range(2), range(beams)):
+        n = out.lengths[row, k]
+        if out.scores[row, k] == -np.inf:
+            assert n == 0
+            continue
+        tokens = out.tokens[row, k, :n]
+        target = np.array([[1, *tokens]])
+        logits = rs.forward(model, [source[row]], target[:, :-1])[0]
+        probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+        log_probs = np.log(probs[np.arange(n), tokens])
+        np.testing.assert_allclose(out.log_probs[row, k, :n], log_probs, rtol=1e-11)
+        assert out.scores[row, k] == pytest.approx(log_probs.sum() / divide(n), rel=1e-11)
+        assert EOS not in tokens[:-1]
+        assert tokens[-1] == EOS or n == options["max_new_tokens"]
+        assert (out.tokens[row, k, n:] == 0).all()
+    found = [
+        tuple(t[:n])
+        for t, n, s in zip(out.tokens[0].tolist(), out.lengths[0], out.scores[0], strict=True)
+        if s > -np.inf
+    ]
+    assert len(set(found)) == len(found)
+
+
+@given(seed=st.integers(0, 99), options=st.fixed_dictionaries(searches), data=st.data())
+@settings(max_examples=15)
+def test_bit_for_bit_with_or_without_cache_alone_or_in_a_batch(seed, options, data):
+    model = tiny(seed, 7).exact()
+    source = [[3, 4, 5], [6, 2, 1, 5], [4]]
+    prefix = [[1, *data.draw(st.lists(st.integers(0, 6), max_size=3))] for _ in source]
+    options |= {"n_best": options["beams"]}
+    batch = rs.beam_search(model, source, prefix=prefix, **options)
+    uncached = rs.beam_search(model, source, prefix=prefix, use_cache=False, **options)
+    for field in ("tokens", "lengths", "scores", "log_probs", "margin"):
+        assert np.array_equal(getattr(batch, field), getattr(uncached, field))
+    for row in range(3):
+        alone = rs.beam_search(
+            model, source[row : row + 1], prefix=prefix[row : row + 1], **options
+        )
+        n = alone.tokens.shape[2]
+        assert np.array_equal(batch.tokens[row, :, :n], alone.tokens[0])
+        assert np.array_equal(batch.scores[row], alone.scores[0])
+        assert batch.margin[row] == alone.margin[0]
+
+
+@pytest.mark.parametrize("eos_ids", [(), (2,), (2, 4), (0, 2, 4)])
+def test_several_ends_leave_live_beams(eos_ids):
+    model = tiny(5, 7)
+    for step in rs.beam_steps(model, [[3, 4]], beams=3, eos_ids=eos_ids, max_new_tokens=6):
+        assert step.candidates.scores.shape == (1, max(2, 1 + len(eos_ids)) * 3)
+        assert not np.isin(step.live.tokens[0, :, : step.index + 1], eos_ids).any() or step.done[0]
+
+
+def test_steps_show_the_tree():
+    model, n = tiny(3, 7), 5
+    previous = None
+    for step in rs.beam_steps(model, [[3, 4], [5]], beams=3, eos_ids=(), max_new_tokens=n):
+        c, rows = step.candidates, np.arange(2)[:, None]
+        assert (np.diff(c.scores, axis=1) <= 0).all()
+        if not step.done.any():
+            assert np.array_equal(step.live.scores, c.scores[rows, step.survivors])
+            parents = c.beams[rows, step.survivors]
+            now = step.live.tokens[:, :, step.index]
+            assert np.array_equal(now, c.tokens[rows, step.survivors])
+            if previous is not None:
+                before = previous.live.tokens[rows, parents][:, :, : step.index]
+                assert np.array_equal(step.live.tokens[:, :, : step.index], before)
+        assert step.finishing.any() == (step.index == n - 1)
+        previous = step
+    assert previous.index == n - 1
+
+
+def test_more_beams_may_find_a_worse_target():
+    """No property: what a wider beam keeps can crowd out the history that ends best."""
+    model = tiny(100, 7)
+    sharper = dataclasses.replace(model.params, unembedding=3 * model.params.unembedding)
+    model = dataclasses.replace(model, params=sharper)
+    one, two, three = (
+        rs.beam_search(
+            model, [[3, 4]], beams=b, length_penalty=0.0, eos_ids=(), max_new_tokens=8
+        ).scores[0, 0]
+        for b in (1, 2, 3)
+    )
+    assert two < one - 0.1 < three - 0.1
+
+
+def test_processors_act_on_log_probabilities():
+    model = tiny(1, 7)
+    plain = rs.beam_search(model, [[3, 4]], beams=3, max_new_tokens=5, n_best=3)
+    used = set(plain.tokens[0, 0].tolist()) - {EOS}
+    banned = rs.suppress(sorted(used))
+    out = rs.beam_search(model, [[3, 4]], beams=3, max_new_tokens=5, processors=[banned])
+    assert not used & set(out.tokens[0, 0, : out.lengths[0, 0]].tolist())
+    everything = [rs.suppress(range(7))]
+    with pytest.raises(rs.NonFiniteLogitsError, match="left no token for row 0"):
+        rs.beam_search(model, [[3, 4]], processors=everything)
+
+
+@given(
+    scores=hnp.arrays(
+        np.float64,
+        st.tuples(st.integers(1, 3), st.integers(1, 30)),
+        elements=st.sampled_from([-np.inf, -2.0, -1.0, 0.0, 1.0]) | st.floats(-9, 9),
+    ),
+    data=st.data(),
+)
+def test_best_places_are_those_of_a_stable_sort(scores, data):
+    n = data.draw(st.integers(1, scores.shape[1]))
+    for row, places in zip(scores.tolist(), best_places(scores, n).tolist(), strict=True):
+        assert places == sorted(range(len(row)), key=lambda i: (-row[i], i))[:n]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beams": 0}, "beams must be an int of at least 1, got 0"),
+        ({"beams": 2.0}, "beams must be an int"),
+        ({"beams": 2, "n_best": 3}, "n_best must be from 1 to beams = 2, got 3"),
+        ({"early_stopping": "soon"}, "early_stopping must be True, False or 'never'"),
+        ({"length_penalty": lambda n: 0.0}, "length_penalty must give positive finite"),
+        ({"max_new_tokens": 99}, "the model's table serves 11"),
+    ],
+)
+def test_bad_requests(options, message):
+    with pytest.raises(ValueError, match=message):
+        rs.beam_search(tiny(0), [[3]], **options)
+
+
+def test_logits_that_are_not_finite_are_reported():
+    model = tiny(0)
+    model.params.unembedding[0, 3] = np.nan
+    with pytest.raises(rs.NonFiniteLogitsError, match="row 0 are NaN or infinite"):
+        rs.beam_search(model, [[3]])
