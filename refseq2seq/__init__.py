@@ -35,6 +35,8 @@ from .sampling import (
     Chooser,
     State,
     draw_uniforms,
+    epsilon,
+    eta,
     exponential_race,
     greedy,
     min_p,
@@ -44,7 +46,9 @@ from .sampling import (
     top_a,
     top_k,
     top_p,
+    typical,
 )
+from .scoring import Scores, score
 from .text import UnknownSymbolError, Vocabulary
 from .trace import FunctionTap, Trace, no_tap
 
@@ -63,6 +67,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "NonFiniteLogitsError",
+    "Scores",
     "State",
     "Step",
     "Trace",
@@ -85,6 +90,8 @@ __all__ = [
     "encode",
     "encoder_no_repeat_ngram",
     "encoder_repetition_penalty",
+    "epsilon",
+    "eta",
     "exponential_race",
     "forced_bos",
     "forced_eos",
@@ -106,6 +113,7 @@ __all__ = [
     "repetition_penalty",
     "sample",
     "save",
+    "score",
     "suppress",
     "temperature",
     "to_cupy",
@@ -113,4 +121,5 @@ __all__ = [
     "top_a",
     "top_k",
     "top_p",
+    "typical",
 ]

@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -21,17 +21,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .backend import BackendError, to_numpy
+from .beam import BeamStep, EarlyStopping, beam_search, beam_steps
 from .checkpoint import load
 from .config import AlibiPositions, BucketedPositions, RotaryPositions, StackConfig
-from .decoding import Generation, Step, decode_steps, generate
+from .constraints import no_repeat_ngram, repetition_penalty
+from .decoding import Step, decode_steps, generate
 from .model import Model
 from .ops import softmax
 from .params import param_shapes
-from .sampling import Chooser, Processor, greedy, min_p, sample, temperature, top_a, top_k, top_p
+from .sampling import Processor, greedy, min_p, sample, temperature, top_a, top_k, top_p
 from .text import UnknownSymbolError
 
 SHOWN = 5  # candidates per step of --steps
-SAMPLE_ID = 2**32  # row id = input line + sample * this: a sample does not depend on how many
+EARLY_STOPPING: dict[str | None, EarlyStopping] = {"true": True, "false": False, "never": "never"}
 
 
 class Line(NamedTuple):
@@ -70,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(command)
     command.add_argument("--batch-size", type=_count, default=32, metavar="N")
     command.add_argument("--max-new-tokens", type=_count, metavar="N")
+    command.add_argument("--min-new-tokens", type=_count, default=0, metavar="N")
+    command.add_argument("--repetition-penalty", type=float, metavar="R")
+    command.add_argument("--no-repeat-ngram", type=_count, metavar="N")
     shown = command.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="one JSON object per input line")
     shown.add_argument("--steps", action="store_true", help="a table of the decoding steps")
@@ -82,6 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument("--seed", type=int, metavar="SEED", help="0 by default")
     sampling.add_argument(
         "--num-samples", type=_count, default=1, metavar="N", help="per line, separated by tabs"
+    )
+
+    search = command.add_argument_group("beam search", "instead of sampling")
+    search.add_argument("--beams", type=_count, metavar="B")
+    search.add_argument("--n-best", type=_count, metavar="N", help="per line, separated by tabs")
+    search.add_argument("--length-penalty", type=float, metavar="A", help="1 by default")
+    search.add_argument(
+        "--early-stopping", choices=["true", "false", "never"], help="false by default"
     )
 
     command = commands.add_parser("info", help="show what a checkpoint is")
@@ -107,35 +120,56 @@ def _count_or_fraction(text: str) -> int | float:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    choose = _chooser(options)
+    method = _method(options)
     model = _model(options)
     lines = _lines(options)
     for batch in _batches(lines, 1 if options.steps else options.batch_size):
         if options.steps:
-            _print_steps(model, batch[0], choose, options)
+            _print_steps(model, batch[0], method, options)
         else:
-            _print_outputs(model, batch, choose, options)
+            _print_outputs(model, batch, method, options)
         sys.stdout.flush()
 
 
-def _chooser(options: argparse.Namespace) -> Chooser:
-    """Greedy, unless an option of sampling is given."""
-    processors: list[Processor] = [
-        processor(value)
-        for processor, value in (
-            (temperature, options.temperature),
-            (top_k, options.top_k),
-            (top_p, options.top_p),
-            (min_p, options.min_p),
-            (top_a, options.top_a),
-        )
-        if value is not None
-    ]
-    if processors or options.num_samples > 1:
-        return sample(*processors)
-    if options.seed is not None:
+def _method(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that say how tokens are chosen: of `beam_steps`, or of `decode_steps`."""
+    penalties = _processors(
+        (repetition_penalty, options.repetition_penalty),
+        (no_repeat_ngram, options.no_repeat_ngram),
+    )
+    filters = _processors(
+        (temperature, options.temperature),
+        (top_k, options.top_k),
+        (top_p, options.top_p),
+        (min_p, options.min_p),
+        (top_a, options.top_a),
+    )
+    samples = bool(filters) or options.num_samples > 1
+    length = {"max_new_tokens": options.max_new_tokens, "min_new_tokens": options.min_new_tokens}
+    searches = {
+        "n_best": options.n_best,
+        "length_penalty": options.length_penalty,
+        "early_stopping": EARLY_STOPPING.get(options.early_stopping),
+    }
+    searches = {name: value for name, value in searches.items() if value is not None}
+    if options.beams is None and searches:
+        options.usage_error(f"--{next(iter(searches)).replace('_', '-')} needs --beams")
+    if options.seed is not None and not samples:
         options.usage_error("--seed needs something to sample: for example --temperature 1")
-    return greedy()
+    if options.beams is not None:
+        if samples:
+            options.usage_error("--beams searches, the options of sampling draw: choose one")
+        return {"beams": options.beams, "processors": penalties, **searches, **length}
+    return {
+        "choose": sample(*penalties, *filters) if samples else greedy(*penalties),
+        "num_return_sequences": options.num_samples,
+        "seed": options.seed or 0,
+        **length,
+    }
+
+
+def _processors(*settings: tuple[Callable[[Any], Processor], Any]) -> list[Processor]:
+    return [processor(value) for processor, value in settings if value is not None]
 
 
 def _model(options: argparse.Namespace) -> Model:
@@ -176,24 +210,43 @@ def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
 
 
 def _print_outputs(
-    model: Model, batch: list[Line], choose: Chooser, options: argparse.Namespace
+    model: Model, batch: list[Line], method: dict[str, Any], options: argparse.Namespace
 ) -> None:
     """One output line for each of the batch; an empty input line gives an empty one."""
     lines = [line for line in batch if line.text]
-    outputs: dict[int, list[dict[str, Any]]] = {}
-    if lines:
-        n = options.num_samples
-        source = [ids for line in lines for ids in [_encoded(model, line)] * n]
-        row_ids = [line.number + SAMPLE_ID * j for line in lines for j in range(n)]
-        out = generate(model, source, choose=choose, row_ids=row_ids, **_loop_options(options))
-        for i, line in enumerate(lines):
-            outputs[line.number] = [_output(model, out, i * n + j) for j in range(n)]
+    outputs = dict(zip(lines, _outputs(model, lines, method), strict=True)) if lines else {}
     for line in batch:
-        samples = outputs.get(line.number, [])
+        samples = outputs.get(line, [])
         if options.json:
             print(json.dumps({"input": line.text, "samples": samples}, ensure_ascii=False))
         else:
             print("\t".join(sample["text"] for sample in samples))
+
+
+def _outputs(model: Model, lines: list[Line], method: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The samples, or the hypotheses with their scores, of each line."""
+    source = [_encoded(model, line) for line in lines]
+    if "beams" in method:
+        found = beam_search(model, source, **method)
+        places = [(row, k) for row in range(len(lines)) for k in range(found.scores.shape[1])]
+        flat = [
+            _output(model, found.tokens[p], found.log_probs[p], found.lengths[p])
+            | {"score": float(found.scores[p])}
+            for p in places
+            if found.scores[p] > -np.inf
+        ]
+        counts = (found.scores > -np.inf).sum(axis=1).tolist()
+    else:
+        out = generate(model, source, row_ids=[line.number for line in lines], **method)
+        flat = [
+            _output(model, tokens, log_probs, n) | {"finished": bool(finished)}
+            for tokens, log_probs, n, finished in zip(
+                out.tokens, out.log_probs, out.lengths, out.finished, strict=True
+            )
+        ]
+        counts = [method["num_return_sequences"]] * len(lines)
+    remaining = iter(flat)
+    return [list(islice(remaining, n)) for n in counts]
 
 
 def _encoded(model: Model, line: Line) -> list[int]:
@@ -203,45 +256,72 @@ def _encoded(model: Model, line: Line) -> list[int]:
         raise UnknownSymbolError(f"line {line.number + 1}: {error}") from error
 
 
-def _loop_options(options: argparse.Namespace) -> dict[str, Any]:
-    return {"max_new_tokens": options.max_new_tokens, "seed": options.seed or 0}
-
-
-def _output(model: Model, out: Generation, row: int) -> dict[str, Any]:
-    n = out.lengths[row]
+def _output(model: Model, tokens: np.ndarray, log_probs: np.ndarray, n: int) -> dict[str, Any]:
     return {
-        "text": model.target_vocabulary.decode(out.tokens[row, :n]),  # type: ignore[union-attr]
-        "tokens": out.tokens[row, :n].tolist(),
-        "log_probs": out.log_probs[row, :n].tolist(),
-        "finished": bool(out.finished[row]),
+        "text": model.target_vocabulary.decode(tokens[:n]),  # type: ignore[union-attr]
+        "tokens": tokens[:n].tolist(),
+        "log_probs": log_probs[:n].tolist(),
     }
 
 
-def _print_steps(model: Model, line: Line, choose: Chooser, options: argparse.Namespace) -> None:
-    """The loop as it runs: per step the choice, its log-probability, and the best candidates."""
-    for j in range(options.num_samples):
-        print(line.text)
-        if not line.text:
-            return
-        print(f"  step  {'chosen':8} {'log-prob':>8}  candidates after the filters")
-        total = 0.0
-        for step in decode_steps(
-            model,
-            [_encoded(model, line)],
-            choose=choose,
-            row_ids=[line.number + SAMPLE_ID * j],
-            **_loop_options(options),
-        ):
-            total += step.log_probs[0]
-            symbol = _symbol(model, step.tokens[0])
-            candidates = "  ".join(_candidates(model, step))
-            print(f"  {step.index:4}  {symbol:8} {step.log_probs[0]:8.3f}  {candidates}")
-            sys.stdout.flush()
-        print(f"  {'sum':4}  {'':8} {total:8.3f}")
+def _print_steps(
+    model: Model, line: Line, method: dict[str, Any], options: argparse.Namespace
+) -> None:
+    """The loop as it runs."""
+    print(line.text)
+    if not line.text:
+        return
+    source = [_encoded(model, line)]
+    if "beams" in method:
+        search = {name: value for name, value in method.items() if name != "n_best"}
+        _print_beam_steps(model, beam_steps(model, source, **search))
+        return
+    steps = decode_steps(model, source, row_ids=[line.number], **method)
+    if options.num_samples == 1:
+        _print_token_steps(model, steps, 0)
+    else:
+        kept = list(steps)
+        for row in range(options.num_samples):
+            _print_token_steps(model, (step for step in kept if step.emitted[row]), row)
 
 
-def _candidates(model: Model, step: Step) -> Iterator[str]:
-    probs = to_numpy(softmax(step.scores[0].astype("float64")))
+def _print_token_steps(model: Model, steps: Iterable[Step], row: int) -> None:
+    """Per step the choice, its log-probability, and the best candidates."""
+    print(f"  step  {'chosen':8} {'log-prob':>8}  candidates after the filters")
+    total = 0.0
+    for step in steps:
+        total += step.log_probs[row]
+        symbol = _symbol(model, step.tokens[row])
+        candidates = "  ".join(_candidates(model, step, row))
+        print(f"  {step.index:4}  {symbol:8} {step.log_probs[row]:8.3f}  {candidates}")
+        sys.stdout.flush()
+    print(f"  {'sum':4}  {'':8} {total:8.3f}")
+
+
+def _print_beam_steps(model: Model, steps: Iterable[BeamStep]) -> None:
+    """Per step the live beams with their sums of log-probabilities, and what has finished."""
+    for step in steps:
+        print(f"  step {step.index}")
+        n = step.live.lengths[0, 0]
+        for tokens, score in zip(step.live.tokens[0], step.live.scores[0], strict=True):
+            if score > -np.inf:
+                symbols = " ".join(_symbol(model, token) for token in tokens[:n])
+                print(f"    {score:8.3f}  {symbols}")
+        c = step.candidates
+        for place in np.flatnonzero(step.finishing[0]):
+            print(
+                f"    {c.scores[0, place]:8.3f}  finished with {_symbol(model, c.tokens[0, place])}"
+            )
+        sys.stdout.flush()
+    print("  pool, by normalised score")
+    pool = step.pool
+    for tokens, length, score in zip(pool.tokens[0], pool.lengths[0], pool.scores[0], strict=True):
+        if score > -np.inf:
+            print(f"    {score:8.3f}  {' '.join(_symbol(model, t) for t in tokens[:length])}")
+
+
+def _candidates(model: Model, step: Step, row: int) -> Iterator[str]:
+    probs = to_numpy(softmax(step.scores[row].astype("float64")))
     for token in np.argsort(-probs, kind="stable")[:SHOWN]:
         if probs[token] > 0:
             yield f"{_symbol(model, token):4} {probs[token]:.3f}"

@@ -23,6 +23,8 @@ from .sampling import Chooser, State, draw_uniforms, greedy, minimum_length
 from .tokens import Tokens
 from .trace import Tap, no_tap
 
+SAMPLE_ID = 2**32  # sample j of a source has the source's row id plus j times this
+
 
 class NonFiniteLogitsError(ValueError):
     """No token can be chosen: the model's logits, or the processors' scores, are not finite."""
@@ -114,6 +116,7 @@ def decode_steps(
     eos_ids: Sequence[int] | None = None,
     stop: Callable[[Step], Any] | None = None,
     choose: Chooser | None = None,
+    num_return_sequences: int = 1,
     seed: int = 0,
     row_ids: Sequence[int] | None = None,
     uniforms: Array | None = None,
@@ -147,10 +150,15 @@ def decode_steps(
         rows where it is True.
     choose : Chooser
         `greedy()` by default.
+    num_return_sequences : int
+        How many targets to draw for each source, which is encoded once. Every batch below
+        then counts ``len(source) * num_return_sequences`` rows, those of a source together.
     seed : int
         Of the uniform numbers, for a chooser that samples.
     row_ids : sequence of int, optional
-        The name by which each row draws its uniforms; 0, 1, 2, ... by default.
+        The name, below 2^32, by which each source's row draws its uniforms; 0, 1, 2, ... by
+        default. Sample number j of a source draws by the name plus j * 2^32, so that it
+        does not depend on how many there are.
     uniforms : array, shape (batch, max_new_tokens), optional
         Used instead of drawn ones: column t for a row's new token number t, from 0. There
         may be more columns.
@@ -186,13 +194,19 @@ def decode_steps(
     if request.min_new_tokens:
         early_eos = minimum_length(request.min_new_tokens, request.eos_ids)
         choose = replace(choose, processors=(early_eos, *choose.processors))
-    draw = _uniforms_of(request, seed, row_ids, uniforms)
-    return _loop(model, request, choose, draw, stop, amateurs, use_cache, tap)
+    if not isinstance(num_return_sequences, int | np.integer) or num_return_sequences < 1:
+        raise ValueError(
+            f"num_return_sequences must be an int of at least 1, got {num_return_sequences!r}"
+        )
+    copies = int(num_return_sequences)
+    draw = _uniforms_of(request, copies, seed, row_ids, uniforms)
+    return _loop(model, request, copies, choose, draw, stop, amateurs, use_cache, tap)
 
 
 def _loop(
     model: Model,
     request: Request,
+    copies: int,
     choose: Chooser,
     draw: Callable[[np.ndarray], np.ndarray],
     stop: Callable[[Step], Any] | None,
@@ -201,8 +215,9 @@ def _loop(
     tap: Tap,
 ) -> Iterator[Step]:
     decoder = start_decoder(
-        model, request, amateurs=amateurs, copies=1, use_cache=use_cache, tap=tap
+        model, request, amateurs=amateurs, copies=copies, use_cache=use_cache, tap=tap
     )
+    request = request.repeated(copies)
     target = np.full((request.batch, request.end), model.config.pad_id, dtype=np.int64)
     target[:, : request.start] = request.prefix[:, : request.start]
     n = request.start  # target tokens so far, the same for every row
@@ -222,7 +237,7 @@ def _loop(
             tokens=target[:, :n],
             n_new=n_new,
             emitting=emitted,
-            rows=np.arange(request.batch),
+            rows=np.arange(request.batch) // copies,
             source=request.source,
             source_mask=request.source_mask,
             uniforms=partial(draw, n_new),
@@ -293,23 +308,26 @@ def _check_finite(
 
 
 def _uniforms_of(
-    request: Request, seed: int, row_ids: Sequence[int] | None, given: Array | None
+    request: Request, copies: int, seed: int, row_ids: Sequence[int] | None, given: Array | None
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The function from n_new (batch,) to the uniform numbers of that step, (batch,).
+    """The function from n_new (rows,) to the uniform numbers of that step, (rows,).
 
     Numbers are drawn when the first are asked for: a greedy generation draws none.
     """
-    shape = (request.batch, request.max_new_tokens)
-    row_ids = range(request.batch) if row_ids is None else row_ids
-    if len(row_ids) != request.batch:
-        raise ValueError(f"row_ids has {len(row_ids)} entries, source has {request.batch} rows")
+    names = range(request.batch) if row_ids is None else row_ids
+    if len(names) != request.batch:
+        raise ValueError(f"row_ids has {len(names)} entries, source has {request.batch} rows")
+    if copies > 1 and max(names) >= SAMPLE_ID:
+        raise ValueError(f"row_ids must be below 2**32 for several samples, got {max(names)}")
+    row_names = [name + SAMPLE_ID * j for name in names for j in range(copies)]
+    shape = (len(row_names), request.max_new_tokens)
     if given is not None:
         table = cache(partial(_checked_uniforms, given, shape))
         table()  # complain now, not at the first draw
     else:
-        draw_uniforms(seed, row_ids, 0)
-        table = cache(partial(draw_uniforms, seed, row_ids, request.max_new_tokens))
-    rows = np.arange(request.batch)
+        draw_uniforms(seed, row_names, 0)
+        table = cache(partial(draw_uniforms, seed, row_names, request.max_new_tokens))
+    rows = np.arange(len(row_names))
     return lambda n_new: table()[rows, np.minimum(n_new, request.max_new_tokens - 1)]
 
 

@@ -1,8 +1,8 @@
 """What decoding is asked for: checked at once, on the host, before the first step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -37,6 +37,14 @@ class Request:
     def end(self) -> int:
         """The most tokens that any target can have, prefix included."""
         return int(self.n_prefix.max()) + self.max_new_tokens
+
+    def repeated(self, copies: int) -> Self:
+        """The request with each row ``copies`` times, one after the other."""
+        if copies == 1:
+            return self
+        names = ("source", "source_mask", "prefix", "n_prefix")
+        rows = np.repeat(np.arange(self.batch), copies)
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def forced(self, n: int, otherwise: int) -> tuple[np.ndarray, np.ndarray]:
         """Which rows still have a prefix token at place ``n``, and that token.

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, array_namespace
-from .ops import softmax
+from .ops import log_softmax, softmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +279,88 @@ def top_a(ratio: float, power: float = 2.0) -> Processor:
     return process
 
 
+def typical(mass: float) -> Processor:
+    """Keep the tokens whose surprise is nearest to the expected one, until they add up to mass
+    (locally typical sampling; Meister et al. 2023, eq. 9).
+
+    The surprise of a token is -log of its probability; what is expected is the entropy.
+
+    Parameters
+    ----------
+    mass : float
+        In (0, 1]. The best token need not stay; at least one does.
+
+    Notes
+    -----
+    Of tokens equally near, the lowest ids are kept; Hugging Face keeps all that are as near
+    as the last one kept.
+    """
+    check_number("typical's mass", mass, 0, 1, low_open=True)
+
+    def process(scores: Array, state: State) -> Array:
+        if mass == 1:
+            return scores
+        log_probs = log_softmax(scores)
+        distance = array_namespace(scores).abs(-log_probs - entropy(log_probs))
+        return keep(scores, probability_before(scores, -distance) < mass)
+
+    return process
+
+
+def epsilon(cutoff: float) -> Processor:
+    """Keep tokens at least as probable as ``cutoff``, and the best (Hewitt et al. 2022, sec. 3).
+
+    Parameters
+    ----------
+    cutoff : float
+        In [0, 1].
+    """
+    check_number("epsilon's cutoff", cutoff, 0, 1)
+    cutoff = float(cutoff)
+
+    def process(scores: Array, state: State) -> Array:
+        return keep(scores, (softmax(scores) >= cutoff) | _is_best(scores))
+
+    return process
+
+
+def eta(cutoff: float) -> Processor:
+    """Keep tokens at least as probable as min(cutoff, sqrt(cutoff) exp(-entropy)), and the best
+    (eta-sampling; Hewitt et al. 2022, eq. 6): the flatter the distribution, the lower the bar.
+
+    Parameters
+    ----------
+    cutoff : float
+        In [0, 1].
+    """
+    check_number("eta's cutoff", cutoff, 0, 1)
+    cutoff = float(cutoff)
+
+    def process(scores: Array, state: State) -> Array:
+        xp = array_namespace(scores)
+        bar = math.sqrt(cutoff) * xp.exp(-entropy(log_softmax(scores)))
+        return keep(scores, (softmax(scores) >= xp.minimum(bar, cutoff)) | _is_best(scores))
+
+    return process
+
+
+def entropy(log_probs: Array) -> Array:
+    """The entropy in nats of distributions over the last axis, which is kept with length 1.
+
+    Examples
+    --------
+    >>> entropy(np.log(np.array([0.5, 0.5]))) / math.log(2)
+    array([1.])
+    """
+    xp = array_namespace(log_probs)
+    finite = xp.where(log_probs == -math.inf, 0.0, log_probs)  # 0 log 0 is 0
+    return -xp.sum(xp.exp(log_probs) * finite, axis=-1, keepdims=True)
+
+
+def _is_best(scores: Array) -> Array:
+    return scores == array_namespace(scores).max(scores, axis=-1, keepdims=True)
+
+
 def minimum_length(n: int, eos_ids: Sequence[int] | np.ndarray) -> Processor:
     """Remove the tokens ``eos_ids`` from rows that have fewer than ``n`` new tokens.
 
@@ -312,10 +394,11 @@ def ranks(scores: Array) -> Array:
     return xp.argsort(xp.argsort(-scores, axis=-1, kind="stable"), axis=-1)
 
 
-def probability_before(scores: Array) -> Array:
+def probability_before(scores: Array, preference: Array | None = None) -> Array:
     """The probability of all tokens that go before each one, in the order of `ranks`.
 
-    float64, so that the sum's own error stays far below any probability of interest.
+    Ranked by ``preference``, which is the scores themselves by default. float64, so that
+    the sum's own error stays far below any probability of interest.
 
     Examples
     --------
@@ -323,7 +406,8 @@ def probability_before(scores: Array) -> Array:
     array([[0.5 , 0.  , 0.75]])
     """
     xp = array_namespace(scores)
-    order = xp.argsort(-scores, axis=-1, kind="stable")
+    preference = scores if preference is None else preference
+    order = xp.argsort(-preference, axis=-1, kind="stable")
     probs = xp.take_along_axis(softmax(scores.astype("float64")), order, axis=-1)
     up_to = xp.cumsum(probs, axis=-1)
     before = xp.concat([xp.zeros_like(up_to[:, :1]), up_to[:, :-1]], axis=-1)

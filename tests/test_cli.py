@@ -131,6 +131,38 @@ def test_max_new_tokens_and_dtype(call):
     assert call("generate", "oracle", "--dtype", "float64")[1] == "AO R AH K AH L\n"
 
 
+def test_beams_are_those_of_beam_search(call):
+    model = rs.load("g2p")
+    options = {"beams": 3, "n_best": 2, "length_penalty": 0.5, "early_stopping": "never"}
+    source = [model.source_vocabulary.encode(word) for word in ("read", "colonel")]
+    out = rs.beam_search(model, source, **options)
+    arguments = [str(x) for name, v in options.items() for x in (f"--{name.replace('_', '-')}", v)]
+    status, stdout, _ = call("generate", "read", "colonel", "--json", *arguments)
+    assert status == 0
+    for row, line in enumerate(stdout.splitlines()):
+        samples = json.loads(line)["samples"]
+        assert [sample["score"] for sample in samples] == out.scores[row].tolist()
+        for k, sample in enumerate(samples):
+            assert sample["tokens"] == out.tokens[row, k, : out.lengths[row, k]].tolist()
+    plain = call("generate", "read", "--beams", "3", "--n-best", "2")[1]
+    assert plain == "R EH D\tR IY D\n"
+
+
+def test_steps_show_the_beams(call):
+    lines = call("generate", "read", "--beams", "2", "--steps")[1].splitlines()
+    assert lines[:3] == ["read", "  step 0", "      -0.103  R"]
+    assert [line.split(maxsplit=1)[1] for line in lines[-2:]] == ["R EH D </s>", "R IY D </s>"]
+
+
+def test_penalties_reach_greedy_and_beams(call):
+    plain = call("generate", "mississippi")[1]
+    assert len(set(plain.split())) < len(plain.split())
+    for extra in ([], ["--beams", "2"]):
+        tokens = call("generate", "mississippi", "--no-repeat-ngram", "1", *extra)[1].split()
+        assert len(set(tokens)) == len(tokens)
+    assert call("generate", "mississippi", "--repetition-penalty", "9")[1] != plain
+
+
 def test_info_names_the_model(call):
     status, stdout, _ = call("info")
     assert status == 0
@@ -172,6 +204,9 @@ def test_a_mistake_is_one_line_and_status_1(call, arguments, message):
         ["generate", "--top-k", "x"],
         ["generate", "cat", "--batch-size", "0"],
         ["generate", "cat", "--seed", "1"],
+        ["generate", "cat", "--n-best", "2"],
+        ["generate", "cat", "--beams", "2", "--temperature", "1"],
+        ["generate", "cat", "--beams", "2", "--early-stopping", "soon"],
         ["generate", "cat", "--input", "words.txt"],
         ["generate", "cat", "--json", "--steps"],
         ["nonsense"],

@@ -1021,3 +1021,28 @@ def test_no_text_and_empty_text_are_refused(texts):
 def test_what_is_no_text_is_refused(text):
     with pytest.raises(TypeError, match=f"a text must be a string, got {type(text).__name__}"):
         rs.generate_text(text_model(), [text], max_new_tokens=7)
+
+
+def test_several_samples_of_a_source_are_encoded_once_and_do_not_depend_on_their_number():
+    model, source = learned_model(), [[3], [4, 5]]
+    trace = rs.Trace("encoder.*")
+    options = {"choose": rs.sample(rs.temperature(2.0)), "max_new_tokens": 5, "seed": 7}
+    many = rs.generate(model, source, num_return_sequences=3, tap=trace, **options)
+    few = rs.generate(model, source, num_return_sequences=2, **options)
+    one = rs.generate(model, source, **options)
+    assert len(trace["encoder.embed"]) == 2
+    assert len(many.tokens) == 6
+
+    def row(out, i):
+        return out.tokens[i, : out.lengths[i]].tolist()
+
+    for i in range(2):
+        assert row(many, 3 * i) == row(few, 2 * i) == row(one, i)
+        assert row(many, 3 * i + 1) == row(few, 2 * i + 1)
+    named = rs.generate(model, source[1:], row_ids=[1], num_return_sequences=3, **options)
+    assert [row(named, j) for j in range(3)] == [row(many, 3 + j) for j in range(3)]
+    for bad in (0, 1.5):
+        with pytest.raises(ValueError, match="num_return_sequences must be an int"):
+            rs.generate(model, source, num_return_sequences=bad)
+    with pytest.raises(ValueError, match="must be below"):
+        rs.generate(model, source, row_ids=[0, 2**32], num_return_sequences=2, **options)

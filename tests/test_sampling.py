@@ -1,5 +1,6 @@
 """Processors and choosers: each rule against its definition, at its exact boundaries."""
 
+import itertools
 import math
 import re
 from fractions import Fraction
@@ -737,3 +738,51 @@ def test_a_processor_must_be_callable(make):
 def test_a_seed_or_row_id_that_is_no_64_bit_word_is_refused_by_name(seed, row_ids, name):
     with pytest.raises(ValueError, match=f"{name} must be integers from 0 to"):
         rs.draw_uniforms(seed, row_ids, 3)
+
+
+def surprises(p):
+    entropy = math.fsum(-x * math.log(x) for x in p if x)
+    return [abs(-math.log(x) - entropy) if x else math.inf for x in p], entropy
+
+
+distributions = st.lists(st.floats(0.01, 1), min_size=1, max_size=9).map(
+    lambda w: [x / math.fsum(w) for x in w]
+)
+
+
+@given(p=distributions, mass=st.floats(0.05, 0.99))
+def test_typical_keeps_the_nearest_to_the_entropy(p, mass):
+    far, _ = surprises(p)
+    order = sorted(range(len(p)), key=lambda i: (far[i], i))
+    gaps = [far[b] - far[a] for a, b in itertools.pairwise(order)]
+    before = [math.fsum(p[j] for j in order[:k]) for k in range(len(p))]
+    assume(all(gap == 0 or gap > 1e-9 for gap in gaps))
+    assume(all(abs(x - mass) > 1e-9 for x in before))
+    expected = {i for i, x in zip(order, before, strict=True) if x < mass}
+    assume(len(p) == 1 or min(gaps) > 0)
+    out = rs.typical(mass)(np.log(np.array([p])), state())
+    assert set(np.flatnonzero(out[0] > -math.inf).tolist()) == expected
+
+
+@given(p=distributions, cutoff=st.floats(0.001, 1))
+def test_epsilon_and_eta_keep_what_is_probable_enough_and_the_best(p, cutoff):
+    _, entropy = surprises(p)
+    bars = {
+        rs.epsilon: cutoff,
+        rs.eta: min(cutoff, math.sqrt(cutoff) * math.exp(-entropy)),
+    }
+    for make, bar in bars.items():
+        assume(all(abs(x - bar) > 1e-9 for x in p))
+        expected = {i for i, x in enumerate(p) if x >= bar or x == max(p)}
+        assume(sum(abs(x - max(p)) < 1e-9 for x in p) == 1)
+        out = make(cutoff)(np.log(np.array([p])), state())
+        assert set(np.flatnonzero(out[0] > -math.inf).tolist()) == expected
+
+
+@pytest.mark.parametrize("make", [rs.typical, rs.epsilon, rs.eta])
+def test_the_newer_filters_check_their_numbers_and_pass_over_removed_tokens(make):
+    scores = np.array([[0.0, -math.inf, 1.0]])
+    assert not np.isnan(make(0.5)(scores, state())).any()
+    for bad in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="must be in"):
+            make(bad)
