@@ -28,12 +28,13 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from .backend import Array, array_namespace, to_numpy
+from .constraints import rules_of
 from .decoder import Amateur, start_decoder
 from .decoding import NonFiniteLogitsError
 from .model import Model
 from .ops import log_softmax
 from .request import Request, as_request
-from .sampling import Processor, State, minimum_length
+from .sampling import Processor, State
 from .tokens import Tokens
 from .trace import Tap, no_tap
 
@@ -219,8 +220,7 @@ def beam_steps(
     request = as_request(
         model, source, source_mask, prefix, max_new_tokens, min_new_tokens, eos_ids
     )
-    if request.min_new_tokens:
-        processors = (minimum_length(request.min_new_tokens, request.eos_ids), *processors)
+    processors = (*rules_of(request, model.config), *processors)
     divisors = _divisors(length_penalty, request.max_new_tokens)
     return _search(
         model, request, int(beams), divisors, early_stopping, processors, amateurs, use_cache, tap

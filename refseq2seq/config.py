@@ -254,7 +254,9 @@ class ModelConfig(Config):
     ``tied_embeddings``: encoder and decoder share one table. ``tied_logits``: the
     unembedding is the decoder's table transposed. ``logits_scale`` multiplies the last
     hidden state before the unembedding. ``decoder_start_id`` begins a target,
-    any of ``eos_ids`` ends it, ``pad_id`` follows.
+    any of ``eos_ids`` ends it, ``pad_id`` follows. ``forced_bos_id`` is the first new token
+    whatever the logits, ``forced_eos_id`` the last one that fits; ``suppressed_ids`` are never
+    chosen, ``begin_suppressed_ids`` not as the first token that is free.
     """
 
     encoder: StackConfig
@@ -266,6 +268,10 @@ class ModelConfig(Config):
     decoder_start_id: int
     eos_ids: tuple[int, ...]
     pad_id: int
+    forced_bos_id: int | None
+    forced_eos_id: int | None
+    suppressed_ids: tuple[int, ...]
+    begin_suppressed_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -279,9 +285,13 @@ class ModelConfig(Config):
             ("decoder_start_id", (self.decoder_start_id,)),
             ("eos_ids", self.eos_ids),
             ("pad_id", (self.pad_id,)),
+            ("forced_bos_id", (self.forced_bos_id,)),
+            ("forced_eos_id", (self.forced_eos_id,)),
+            ("suppressed_ids", self.suppressed_ids),
+            ("begin_suppressed_ids", self.begin_suppressed_ids),
         ):
             for token in ids:
-                if not 0 <= token < self.decoder.vocab_size:
+                if token is not None and not 0 <= token < self.decoder.vocab_size:
                     raise ValueError(
                         f"ModelConfig.{name} must be in the decoder's vocabulary, "
                         f"0 to {self.decoder.vocab_size - 1}, got {token}"
@@ -318,7 +328,7 @@ def _check(where: str, annotation: Any, value: Any) -> None:
             raise TypeError(f"{where} must be a tuple, got {type(value).__name__}")
         for member in value:
             _check(where, members[0], member)
-    elif annotation is int:
+    elif annotation is int or (int in members and value is not None):
         if type(value) is not int:
             raise TypeError(f"{where} must be an int, got {type(value).__name__}")
         if value < 0:

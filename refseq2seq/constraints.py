@@ -10,9 +10,27 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from .backend import Array, array_namespace
-from .sampling import Processor, State, check_number, keep
+from .config import ModelConfig
+from .request import Request
+from .sampling import Processor, State, check_number, keep, minimum_length
 
 TokenIds = Sequence[int] | np.ndarray
+
+
+def rules_of(request: Request, c: ModelConfig) -> list[Processor]:
+    """The processors that a request and a model's own rules ask for, before any others."""
+    rules: list[Processor] = []
+    if request.min_new_tokens:
+        rules.append(minimum_length(request.min_new_tokens, request.eos_ids))
+    if c.suppressed_ids:
+        rules.append(suppress(c.suppressed_ids))
+    if c.begin_suppressed_ids:
+        rules.append(begin_suppress(c.begin_suppressed_ids, after=int(c.forced_bos_id is not None)))
+    if c.forced_bos_id is not None:
+        rules.append(forced_bos(c.forced_bos_id))
+    if c.forced_eos_id is not None:
+        rules.append(forced_eos(c.forced_eos_id, request.max_new_tokens))
+    return rules
 
 
 def repetition_penalty(penalty: float) -> Processor:
@@ -95,10 +113,10 @@ def suppress(ids: TokenIds) -> Processor:
     return _ban(lambda state, row: ids)
 
 
-def begin_suppress(ids: TokenIds) -> Processor:
-    """Ban tokens as the first new one of a row."""
+def begin_suppress(ids: TokenIds, *, after: int = 0) -> Processor:
+    """Ban tokens as the new one number ``after`` of a row, counted from 0: the first by default."""
     ids = _checked_ids("begin_suppress's ids", ids)
-    return _ban(lambda state, row: ids if state.n_new[row] == 0 else ())
+    return _ban(lambda state, row: ids if state.n_new[row] == after else ())
 
 
 def bad_words(sequences: Sequence[TokenIds]) -> Processor:

@@ -15,11 +15,12 @@ from typing import Any, Self
 import numpy as np
 
 from .backend import Array, array_namespace, to_numpy
+from .constraints import rules_of
 from .decoder import Amateur, start_decoder
 from .model import Model
 from .ops import logsumexp
 from .request import Request, as_request
-from .sampling import Chooser, State, draw_uniforms, greedy, minimum_length
+from .sampling import Chooser, State, draw_uniforms, greedy
 from .tokens import Tokens
 from .trace import Tap, no_tap
 
@@ -191,9 +192,8 @@ def decode_steps(
         raise TypeError(f"choose must be a Chooser, such as rs.greedy(), got {choose!r}")
     if stop is not None and not callable(stop):
         raise TypeError(f"stop must be a function of a Step, got {stop!r}")
-    if request.min_new_tokens:
-        early_eos = minimum_length(request.min_new_tokens, request.eos_ids)
-        choose = replace(choose, processors=(early_eos, *choose.processors))
+    rules = rules_of(request, model.config)
+    choose = replace(choose, processors=(*rules, *choose.processors))
     if not isinstance(num_return_sequences, int | np.integer) or num_return_sequences < 1:
         raise ValueError(
             f"num_return_sequences must be an int of at least 1, got {num_return_sequences!r}"

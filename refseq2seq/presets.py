@@ -92,6 +92,10 @@ def x_transformers(
         decoder_start_id=decoder_start_id,
         eos_ids=eos_ids,
         pad_id=pad_id,
+        forced_bos_id=None,
+        forced_eos_id=None,
+        suppressed_ids=(),
+        begin_suppressed_ids=(),
     )
 
 
@@ -152,6 +156,10 @@ def vaswani(
         decoder_start_id=decoder_start_id,
         eos_ids=eos_ids,
         pad_id=pad_id,
+        forced_bos_id=None,
+        forced_eos_id=None,
+        suppressed_ids=(),
+        begin_suppressed_ids=(),
     )
 
 

@@ -117,6 +117,10 @@ rich = ModelConfig(
     decoder_start_id=1,
     eos_ids=(2,),
     pad_id=0,
+    forced_bos_id=None,
+    forced_eos_id=None,
+    suppressed_ids=(),
+    begin_suppressed_ids=(),
 )
 
 t5_like = ModelConfig(
@@ -165,6 +169,10 @@ t5_like = ModelConfig(
     decoder_start_id=0,
     eos_ids=(2,),
     pad_id=0,
+    forced_bos_id=None,
+    forced_eos_id=None,
+    suppressed_ids=(),
+    begin_suppressed_ids=(),
 )
 
 ALL = {"x_transformers": x_transformers, "vaswani": vaswani, "rich": rich, "t5_like": t5_like}

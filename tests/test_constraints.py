@@ -1,5 +1,6 @@
 """Processors that look at the history or the source, against what they say, by hand."""
 
+import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -122,3 +123,29 @@ def test_in_the_loop():
 def test_bad_settings(make, error):
     with pytest.raises(error):
         make()
+
+
+def test_the_models_own_rules_go_before_all_others():
+    model = rs.load("g2p")
+    end = model.config.eos_ids[0]
+    rules = {
+        "forced_bos_id": 7,
+        "forced_eos_id": end,
+        "suppressed_ids": (4, 11),
+        "begin_suppressed_ids": (12,),
+    }
+    ruled = dataclasses.replace(model, config=dataclasses.replace(model.config, **rules))
+    source = [model.source_vocabulary.encode(word) for word in ("cat", "abracadabra")]
+    steps = list(rs.decode_steps(ruled, source, max_new_tokens=4))
+    assert steps[0].tokens.tolist() == [7, 7]
+    assert (steps[1].scores[:, [4, 11, 12]] == -np.inf).all()
+    assert (steps[2].scores[:, [4, 11]] == -np.inf).all()
+    assert (steps[2].scores[:, 12] > -np.inf).all()
+    out = rs.generate(ruled, source, max_new_tokens=4)
+    beam = rs.beam_search(ruled, source, beams=2, max_new_tokens=4)
+    for found in (out.tokens[:, :4], beam.tokens[:, 0]):
+        assert (found[:, 0] == 7).all()
+        assert found[1, 3] == end
+    assert rs.ModelConfig.from_dict(ruled.config.to_dict()) == ruled.config
+    with pytest.raises(ValueError, match="forced_bos_id must be in the decoder's vocabulary"):
+        dataclasses.replace(model.config, forced_bos_id=42)

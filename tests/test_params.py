@@ -86,6 +86,10 @@ CONFIG = rs.ModelConfig(
     decoder_start_id=1,
     eos_ids=(2,),
     pad_id=0,
+    forced_bos_id=None,
+    forced_eos_id=None,
+    suppressed_ids=(),
+    begin_suppressed_ids=(),
 )
 TIED = rs.presets.vaswani(
     d_model=6,

@@ -73,6 +73,10 @@ def test_x_transformers_as_it_comes():
         "decoder_start_id": 1,
         "eos_ids": [2],
         "pad_id": 0,
+        "forced_bos_id": None,
+        "forced_eos_id": None,
+        "suppressed_ids": [],
+        "begin_suppressed_ids": [],
     }
 
 
@@ -120,6 +124,10 @@ def test_vaswani_as_in_the_paper():
         "decoder_start_id": 1,
         "eos_ids": [2],
         "pad_id": 0,
+        "forced_bos_id": None,
+        "forced_eos_id": None,
+        "suppressed_ids": [],
+        "begin_suppressed_ids": [],
     }
 
 

@@ -138,6 +138,10 @@ def from_pytorch(
         decoder_start_id=decoder_start_id,
         eos_ids=tuple(eos_ids),
         pad_id=pad_id,
+        forced_bos_id=None,
+        forced_eos_id=None,
+        suppressed_ids=(),
+        begin_suppressed_ids=(),
     )
     table = numbered(config, _table("before" if options["norm_first"] else "after"))
     return Model(config=config, params=convert_params(config, table, layers | around, around))

@@ -85,7 +85,8 @@ class Source(NamedTuple):
 def configs(draw: st.DrawFn) -> ModelConfig:
     """Conventions of a whole model, in every combination that can be computed.
 
-    Encoder and decoder differ in everything, except where tied tables make them agree.
+    Encoder and decoder differ in everything, except where tied tables make them agree. No
+    token is forced or suppressed: the choice is left to the logits.
     """
     tied = draw(st.booleans())
     encoder = draw(stacks(cross=False))
@@ -107,6 +108,10 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         decoder_start_id=draw(ids),
         eos_ids=tuple(draw(st.lists(ids, max_size=2, unique=True))),
         pad_id=draw(ids),
+        forced_bos_id=None,
+        forced_eos_id=None,
+        suppressed_ids=(),
+        begin_suppressed_ids=(),
     )
 
 

@@ -217,7 +217,7 @@ def logits(model: Any, batch: Batch) -> np.ndarray:
 
 def generated(model: Any, batch: Batch, **options: Any) -> np.ndarray:
     """New tokens, of transformers, without the settings that some families bring along."""
-    neutral = {"forced_eos_token_id": None, "encoder_no_repeat_ngram_size": None}
+    neutral = {"encoder_no_repeat_ngram_size": None}
     out = model.generate(
         torch.tensor(batch.source),
         attention_mask=torch.tensor(batch.mask, dtype=torch.long),

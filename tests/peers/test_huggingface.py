@@ -6,6 +6,7 @@ first two are replaced by their float64 selves; how far the peer is from them as
 is measured by a test of its own. The third is what `rs.like.huggingface` does too.
 """
 
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -29,7 +30,6 @@ from hf_models import (
 )
 
 import refseq2seq as rs
-from refseq2seq import constraints
 from refseq2seq.convert import UnsupportedFeature, from_huggingface
 from refseq2seq.convert.huggingface import FAMILIES
 from refseq2seq.params import named_arrays
@@ -251,7 +251,9 @@ def test_a_field_of_the_config_is_needed_or_does_not_matter(name):
             needed.add(field)
         else:
             refusal = field
-            assert_same_model(without, model)
+            rule = {"forced_eos_id": None} if field == "forced_eos_token_id" else {}
+            ruled = dataclasses.replace(model.config, **rule)  # no field, no rule
+            assert_same_model(without, dataclasses.replace(model, config=ruled))
         assert field in refusal
     assert {"vocab_size", "d_model", "eos_token_id", "model_type"} <= needed
 
@@ -397,27 +399,27 @@ def test_special_tokens_come_from_the_generation_config():
     assert given.config.decoder_start_id == 29
 
 
-def test_rules_about_tokens_are_announced():
-    """generate applies what it is told; told what the warning says, it is transformers'."""
+def test_rules_about_tokens_are_applied():
     theirs = random_model("M2M100", 4)
     theirs.generation_config.forced_bos_token_id = 9
+    theirs.generation_config.forced_eos_token_id = 3
     theirs.generation_config.suppress_tokens = [20, 21, 22, 23, 24, 25, 26, 27, 28]
-    with (
-        pytest.warns(UserWarning, match=r"constraints\.forced_bos\(9\)") as caught,
-        pytest.warns(UserWarning, match=r"constraints\.suppress\(\[20, 21"),
-    ):
-        ours = from_huggingface(theirs)
-    assert caught[0].filename == __file__
+    theirs.generation_config.begin_suppress_tokens = [4, 5, 6, 7]
+    theirs.generation_config.bad_words_ids = [[10]]
+    ours = from_huggingface(theirs)
     batch = random_batch(theirs, 4)
-    choose = rs.greedy(
-        constraints.forced_bos(9), constraints.suppress([20, 21, 22, 23, 24, 25, 26, 27, 28])
-    )
-    out = rs.generate(
-        ours, batch.source, source_mask=batch.mask, max_new_tokens=N_NEW, choose=choose
-    )
-    assert np.array_equal(out.tokens, generated(theirs, batch, max_new_tokens=N_NEW))
-    silent = {"forced_bos_token_id": None, "suppress_tokens": None}
-    from_huggingface(theirs, generation_config=silent)
+    out = rs.generate(ours, batch.source, source_mask=batch.mask, max_new_tokens=N_NEW)
+    assert (out.tokens[:, 0] == 9).all()
+    expected = generated(theirs, batch, max_new_tokens=N_NEW)
+    assert np.array_equal(out.tokens, expected)
+    rules = "forced_bos_token_id forced_eos_token_id suppress_tokens begin_suppress_tokens"
+    none = dict.fromkeys([*rules.split(), "bad_words_ids"])
+    free = from_huggingface(theirs, generation_config=none)
+    assert free.config.forced_bos_id is None
+    theirs.generation_config.bad_words_ids = [[10, 11]]
+    with pytest.warns(UserWarning, match=r"bad_words\(\[\[10, 11\]\]\)") as caught:
+        from_huggingface(theirs)
+    assert caught[0].filename == __file__
 
 
 def test_every_family_is_tried():

@@ -83,8 +83,8 @@ def test_generation_config_file(tmp_path):
     random_model("BART", 0).save_pretrained(tmp_path)
     settings = {"decoder_start_token_id": 31, "eos_token_id": 7, "forced_bos_token_id": 0}
     (tmp_path / GENERATION).write_text(json.dumps(settings))
-    with pytest.warns(UserWarning, match=r"constraints\.forced_bos\(0\)"):
-        config = from_huggingface(tmp_path).config
+    config = from_huggingface(tmp_path).config
+    assert (config.forced_bos_id, config.forced_eos_id) == (0, None)
     assert (config.decoder_start_id, config.eos_ids, config.pad_id) == (31, (7,), 7)
     (tmp_path / GENERATION).unlink()  # as files were written once: all in config.json
     edit_json(tmp_path / CONFIG, lambda fields: fields | {"decoder_start_token_id": 30})

@@ -26,14 +26,6 @@ FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
 
 SPECIAL_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
 
-# Settings that say which tokens a model was meant to emit, and our processor for each.
-TOKEN_RULES = {
-    "forced_bos_token_id": "forced_bos",
-    "suppress_tokens": "suppress",
-    "begin_suppress_tokens": "begin_suppress",
-    "bad_words_ids": "bad_words",
-}
-
 
 def from_huggingface(
     model: Any,
@@ -71,12 +63,14 @@ def from_huggingface(
     Warns
     -----
     UserWarning
-        If the generation config says which tokens to begin with or never to emit.
-        `refseq2seq.generate` does what its arguments say, and takes no more from the model
-        than start, end and pad: no number of beams, no lengths, no penalties.
+        If the generation config bans a sequence of several tokens (``bad_words_ids``).
 
     Notes
     -----
+    Of the generation config, the model takes its tokens: start, end, pad, forced, suppressed.
+    `refseq2seq.generate` takes everything else from its arguments: no number of beams, no
+    lengths, no penalties.
+
     transformers computes T5's norms, the sinusoids of Marian, Pegasus and M2M100, and the
     logits that it chooses from in float32, whatever the model's dtype; here everything is
     in the model's dtype. Sinusoids have no last position here.
@@ -99,13 +93,12 @@ def from_huggingface(
         raise UnsupportedFeature(f"is_encoder_decoder = {fields['is_encoder_decoder']}")
     tokens = _special_tokens(settings)
     ours, params = _family(fields).convert(fields, _in_one_dtype(arrays), tokens)
-    for name, processor in TOKEN_RULES.items():
-        if settings.get(name) not in (None, []):
-            warnings.warn(
-                f"the generation config has {name} = {settings[name]}, which generate applies "
-                f"when it is told to: choose=greedy(constraints.{processor}({settings[name]}))",
-                stacklevel=2,
-            )
+    if words := [word for word in settings.get("bad_words_ids") or () if len(word) > 1]:
+        warnings.warn(
+            f"the generation config has bad_words_ids = {words}, which generate applies when it "
+            f"is told to: choose=greedy(bad_words({words}))",
+            stacklevel=2,
+        )
     return Model(config=ours, params=params, **vocabularies)
 
 
@@ -166,4 +159,18 @@ def _special_tokens(settings: Fields) -> SpecialTokens:
     for name, token in (("decoder_start_token_id", start), ("pad_token_id", pad)):
         if token is None:
             raise ValueError(f"the model sets no {name}: give one in generation_config=")
-    return SpecialTokens(decoder_start_id=start, eos_ids=eos_ids, pad_id=pad)
+    forced_eos = settings.get("forced_eos_token_id")
+    if isinstance(forced_eos, list):
+        if len(forced_eos) > 1:
+            raise UnsupportedFeature(f"forced_eos_token_id = {forced_eos}: more than one")
+        (forced_eos,) = forced_eos
+    banned = [word[0] for word in settings.get("bad_words_ids") or () if len(word) == 1]
+    return SpecialTokens(
+        decoder_start_id=start,
+        eos_ids=eos_ids,
+        pad_id=pad,
+        forced_bos_id=settings.get("forced_bos_token_id"),
+        forced_eos_id=forced_eos,
+        suppressed_ids=(*(settings.get("suppress_tokens") or ()), *banned),
+        begin_suppressed_ids=tuple(settings.get("begin_suppress_tokens") or ()),
+    )

@@ -27,6 +27,10 @@ class SpecialTokens(TypedDict):
     decoder_start_id: int
     eos_ids: tuple[int, ...]
     pad_id: int
+    forced_bos_id: int | None
+    forced_eos_id: int | None
+    suppressed_ids: tuple[int, ...]
+    begin_suppressed_ids: tuple[int, ...]
 
 
 ACTIVATIONS: dict[str, Activation] = {

@@ -88,6 +88,10 @@ def from_x_transformers(
         decoder_start_id=decoder_start_id,
         eos_ids=tuple(eos_ids),
         pad_id=shared["pad_value"] if pad_id is None else pad_id,
+        forced_bos_id=None,
+        forced_eos_id=None,
+        suppressed_ids=(),
+        begin_suppressed_ids=(),
     )
     table = {
         **stack_table(encoder, arrays),
