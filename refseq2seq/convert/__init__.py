@@ -1,8 +1,21 @@
-"""Models of other libraries as ours: from a live module, or from its arrays and options."""
+"""Models of other libraries as ours: from a live module, or from its arrays and options.
+
+A library that has no converter here brings its arrays with `convert_params`: see
+``docs/your-own-model.md``.
+"""
 
 from .huggingface import from_huggingface
 from .pytorch import from_pytorch
-from .table import UnsupportedFeature
+from .table import UnsupportedFeature, convert_params, numbered, same, transposed
 from .x_transformers import from_x_transformers
 
-__all__ = ["UnsupportedFeature", "from_huggingface", "from_pytorch", "from_x_transformers"]
+__all__ = [
+    "UnsupportedFeature",
+    "convert_params",
+    "from_huggingface",
+    "from_pytorch",
+    "from_x_transformers",
+    "numbered",
+    "same",
+    "transposed",
+]
