@@ -1,0 +1,163 @@
+"""Record what the pinned peers compute, so that the default suite needs none of them.
+
+    python tests/vectors/record.py
+
+needs the ``peers`` extra. A file holds a random model of a peer in float64 (parameters that
+float16 holds exactly), its options, a batch, and the logits and greedy tokens that the peer
+itself gave. `tests/test_vectors.py` reads them.
+"""
+
+import json
+import sys
+import zlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "peers"))
+
+import hf_models
+import test_pytorch as pt
+import test_x_transformers as xt
+import torch
+from xt_networks import START, random_network
+from xt_networks import random_batch as xt_batch
+
+N_NEW = 7
+X_TRANSFORMERS = {
+    "defaults": {},
+    **{
+        name: xt.CASES[name]
+        for name in (
+            "tie_token_emb", "rotary", "alibi", "relative bias", "sinusoids", "no positions",
+            "rmsnorm", "scalenorm", "simple_rmsnorm", "no unit offset", "post-norm", "sandwich",
+            "swiglu", "relu squared", "no biases", "post_act_ln", "qk_norm, learned", "kv_heads",
+            "memory kv", "memory tokens", "gate_values", "head_scale", "tied layers",
+            "tie_embedding",
+        )
+    },
+}  # fmt: skip
+
+
+def halved(modules: list[torch.nn.Module]) -> None:
+    """Round parameters to float16, in place: the files then hold them exactly, and small."""
+    for module in modules:
+        for x in module.parameters():
+            if x.requires_grad:  # sinusoids are a parameter too, in some families
+                x.data = x.data.half().double()
+
+
+def stored(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As float16 where that loses nothing."""
+    small = {}
+    for name, x in arrays.items():
+        with np.errstate(over="ignore"):
+            half = x.astype(np.float16) if x.dtype == np.float64 else x
+        small[f"array.{name}"] = half if np.array_equal(half, x) else x
+    return small
+
+
+def write(kind: str, name: str, about: dict[str, Any], **values: Any) -> None:
+    """One file, without a pickle."""
+    arrays = stored(values.pop("arrays"))
+    words = "".join(c if c.isalnum() else "-" for c in f"{kind}-{name}".lower())
+    about = {"peer": kind, "case": name, "version": version(kind).partition("+")[0], **about}
+    np.savez_compressed(HERE / f"{words}.npz", about=json.dumps(about), **arrays, **values)
+
+
+def record_x_transformers() -> None:
+    for name, options in X_TRANSFORMERS.items():
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        network = random_network(rng, options)
+        halved(network.parts)
+        batch = xt_batch(rng, network.options, "right")
+        network.in_float64()
+        prompts = np.full((len(batch.source), 1), START)
+        write(
+            "x-transformers",
+            name,
+            {"options": network.options},
+            arrays=network.arrays(),
+            source=batch.source,
+            mask=np.ones(batch.source.shape, bool) if batch.mask is None else batch.mask,
+            target=batch.target,
+            logits=network.logits(batch.source, batch.mask, batch.target),
+            tokens=network.generate(batch.source, batch.mask, prompts, N_NEW, temperature=0.0),
+        )
+
+
+def record_huggingface() -> None:
+    for name in hf_models.CASES:
+        model = hf_models.random_model(name, 1)
+        halved([model])
+        batch = hf_models.random_batch(model, 1)
+        config = json.loads(model.config.to_json_string(use_diff=False))
+        write(
+            "transformers",
+            name,
+            {"options": config},
+            arrays={key: x.numpy() for key, x in model.state_dict().items()},
+            source=batch.source,
+            mask=batch.mask,
+            target=batch.target,
+            logits=hf_models.logits(model, batch),
+            tokens=hf_models.generated(model, batch, max_new_tokens=N_NEW),
+        )
+
+
+def record_pytorch() -> None:
+    for seed, (name, options) in enumerate(pt.VARIANTS.items(), start=1):
+        net = pt.random_network(3 * seed + 1, **options)  # a table of positions
+        around = [net.source_embedding, net.target_embedding, net.unembedding]
+        halved([net.transformer, *around])
+        net.positions = net.positions.half().double()
+        source, target, mask = pt.random_batch(net, seed)
+        rows = net.greedy(source, mask)
+        tokens = np.full((len(rows), N_NEW), pt.PAD)
+        for row, found in zip(tokens, rows, strict=True):
+            row[: len(found)] = found
+        bias = {} if net.unembedding.bias is None else {"around.bias": net.unembedding.bias}
+        arrays = {
+            **net.transformer.state_dict(),
+            "around.source": net.source_embedding.weight,
+            "around.target": net.target_embedding.weight,
+            "around.unembedding": net.unembedding.weight,
+            "around.positions": net.positions,
+            **bias,
+        }
+        layer = net.transformer.encoder.layers[0]
+        sizes = {
+            "d_model": net.transformer.d_model,
+            "nhead": net.transformer.nhead,
+            "num_encoder_layers": net.transformer.encoder.num_layers,
+            "num_decoder_layers": net.transformer.decoder.num_layers,
+            "dim_feedforward": layer.linear1.out_features,
+            "layer_norm_eps": layer.norm1.eps,
+        }
+        given = {"activation": "relu", "norm_first": False, "bias": True} | options
+        given.pop("batch_first", None)  # a layout of activations, not of the model
+        about = {"options": sizes | given, "scale": net.scale}
+        write(
+            "torch",
+            name,
+            about,
+            arrays={key: x.detach().numpy() for key, x in arrays.items()},
+            source=source,
+            mask=mask,
+            target=target,
+            logits=net.logits(source, target, mask),
+            tokens=tokens,
+        )
+
+
+if __name__ == "__main__":
+    for old in HERE.glob("*.npz"):
+        old.unlink()
+    record_x_transformers()
+    record_huggingface()
+    record_pytorch()
+    files = list(HERE.glob("*.npz"))
+    print(f"{len(files)} files, {sum(f.stat().st_size for f in files):,} bytes")
