@@ -361,6 +361,59 @@ def _is_best(scores: Array) -> Array:
     return scores == array_namespace(scores).max(scores, axis=-1, keepdims=True)
 
 
+def gumbel_top_k(
+    k: int, *processors: Processor, seed: int = 0, noise: Array | None = None
+) -> Processor:
+    """Keep k tokens drawn from softmax(processors(scores)) without replacement.
+
+    They are the best k after Gumbel noise is added (Vieira 2014; Kool, van Hoof and Welling
+    2019, section 2.3); their scores stay as they are. In beam search with k = beams this gives
+    the stochastic beams of x-transformers, which draws each beam's continuations so, and ranks
+    all of them by their own log-probabilities.
+
+    Parameters
+    ----------
+    k : int
+        At least 1; a vocabulary smaller than that is kept whole.
+    *processors : Processor
+        Such as a filter and a temperature: x-transformers filters first.
+    seed : int
+        Of the noise: Philox with the key (seed, place of the source), and the counter
+        (0, new tokens so far, place among the rows of that source, 1).
+    noise : array, shape (n_steps, rows, vocab_size), optional
+        Gumbel noise to use instead; ``noise[t]`` serves new token number t.
+    """
+    check_number("gumbel_top_k's k", k, 1, math.inf)
+
+    def process(scores: Array, state: State) -> Array:
+        keys = scores
+        for processor in processors:
+            keys = processor(keys, state)
+        now = _gumbel(seed, state, scores.shape[-1]) if noise is None else _at(noise, state)
+        return keep(scores, ranks(keys + array_namespace(scores).asarray(now)) < k)
+
+    return process
+
+
+def _gumbel(seed: int, state: State, vocab_size: int) -> np.ndarray:
+    noise = np.empty((len(state.rows), vocab_size))
+    for i, (row, t) in enumerate(zip(state.rows.tolist(), state.n_new.tolist(), strict=True)):
+        place = i - int(np.argmax(state.rows == row))
+        key = np.array([seed, row], dtype=np.uint64)
+        counter = np.array([0, t, place, 1], dtype=np.uint64)
+        uniform = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(vocab_size)
+        noise[i] = -np.log(-np.log(uniform + 2.0**-54))  # never log 0
+    return noise
+
+
+def _at(noise: Array, state: State) -> Array:
+    t = np.where(state.emitting, state.n_new, 0)
+    if t.max() >= len(noise):
+        raise ValueError(f"there is noise for {len(noise)} new tokens only")
+    xp = array_namespace(noise)
+    return noise[xp.asarray(t), xp.arange(len(t))]
+
+
 def minimum_length(n: int, eos_ids: Sequence[int] | np.ndarray) -> Processor:
     """Remove the tokens ``eos_ids`` from rows that have fewer than ``n`` new tokens.
 

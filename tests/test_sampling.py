@@ -1,5 +1,6 @@
 """Processors and choosers: each rule against its definition, at its exact boundaries."""
 
+import dataclasses
 import itertools
 import math
 import re
@@ -786,3 +787,41 @@ def test_the_newer_filters_check_their_numbers_and_pass_over_removed_tokens(make
     for bad in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="must be in"):
             make(bad)
+
+
+def test_gumbel_top_k_draws_without_replacement():
+    """The first of two, and the ordered pair, with their exact probabilities."""
+    p = np.array([0.5, 0.3, 0.2])
+    n = 6000
+    rng = np.random.default_rng(5)
+    noise = -np.log(-np.log(rng.random((1, n, 3))))
+    scores = np.log(np.tile(p, (n, 1)))
+    pair = rs.gumbel_top_k(2, noise=noise)(scores, state(batch=n)) > -math.inf
+    out_of = {  # the one left out, from both orders of the other two
+        i: sum(p[a] * p[b] / (1 - p[a]) for a, b in itertools.permutations({0, 1, 2} - {i}))
+        for i in range(3)
+    }
+    for i, probability in out_of.items():
+        spread = math.sqrt(probability * (1 - probability) / n)
+        assert abs((~pair[:, i]).mean() - probability) < 4 * spread
+    assert (pair.sum(axis=1) == 2).all()
+
+
+def test_gumbel_top_k_by_its_seed():
+    scores = np.zeros((3, 50))
+    now = dataclasses.replace(state(batch=3), rows=np.array([0, 0, 4]))
+    first = rs.gumbel_top_k(5, seed=1)(scores, now)
+    assert np.array_equal(first, rs.gumbel_top_k(5, seed=1)(scores, now))
+    assert not np.array_equal(first, rs.gumbel_top_k(5, seed=2)(scores, now))
+    later = dataclasses.replace(now, n_new=np.ones(3, dtype=int))
+    assert not np.array_equal(first, rs.gumbel_top_k(5, seed=1)(scores, later))
+    assert len({tuple(row) for row in first.tolist()}) == 3
+    alone = dataclasses.replace(state(batch=1), rows=np.array([4]))
+    assert np.array_equal(rs.gumbel_top_k(5, seed=1)(scores[:1], alone), first[2:])
+    assert set(first[first > -math.inf].tolist()) == {0.0}
+    only = rs.gumbel_top_k(5, rs.top_k(2), seed=1)(np.arange(50.0)[None], state())
+    assert set(np.flatnonzero(only[0] > -math.inf).tolist()) >= {48, 49}
+    with pytest.raises(ValueError, match="gumbel_top_k's k"):
+        rs.gumbel_top_k(0)
+    with pytest.raises(ValueError, match="noise for 1 new tokens only"):
+        rs.gumbel_top_k(1, noise=np.zeros((1, 3, 50)))(scores, later)

@@ -211,3 +211,68 @@ def test_the_same_hypotheses_and_scores_as_ctranslate2(name, tmp_path, monkeypat
     with capsys.disabled():
         print(f"\n{name}: {equal} rows equal, {near} at near-ties", end=" ")
     assert near <= 0.05 * (equal + near)
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_the_beams_of_x_transformers(stochastic, monkeypatch):
+    """Without an end, for one source at a time: more it cannot do with an encoder."""
+    pytest.importorskip("x_transformers", reason="needs x-transformers: pip install '.[peers]'")
+    from x_transformers import autoregressive_wrapper
+    from xt_networks import START, random_network
+    from xt_networks import random_batch as xt_batch
+
+    beams = 3
+    for seed in range(N_SEEDS):
+        rng = np.random.default_rng(seed)
+        network = random_network(rng, {})
+        batch = xt_batch(rng, network.options, "right")
+        model = network.in_float64()
+        drawn = []
+
+        def gumbel_noise(logits, drawn=drawn):
+            uniform = torch.rand_like(logits).clamp(min=1e-12)
+            drawn.append(-torch.log(-torch.log(uniform)))
+            return drawn[-1]
+
+        monkeypatch.setattr(autoregressive_wrapper, "gumbel_noise", gumbel_noise)
+        source = torch.as_tensor(batch.source[:1])
+        with torch.no_grad():
+            memory = network.encoder(source, return_embeddings=True)
+            found, scores = network.decoder.beam_search(
+                torch.full((1, 1), START),
+                N_NEW,
+                beams=beams,
+                stochastic=stochastic,
+                temperature=0.7,
+                filter_logits_fn="top_k",
+                filter_kwargs={"k": 6},
+                context=memory,
+                return_beams_and_scores=True,
+            )
+        proposed = []
+        if stochastic:
+            noise = np.zeros((N_NEW, beams, drawn[0].shape[-1]))
+            for t, x in enumerate(drawn):
+                noise[t, : len(x)] = x.numpy()
+            # After its first step it has the beams in the order of the draw, we by score.
+            logits = rs.forward(model, batch.source[:1], [[START]])[0, 0]
+            best = np.argsort(-logits)[:6]
+            order = best[np.argsort(-(logits[best] / 0.7 + noise[0, 0, best]))[:beams]]
+            noise[1] = noise[1, np.argsort(-logits[order])]
+            filters = rs.top_k(6), rs.temperature(0.7)
+            proposed = [rs.gumbel_top_k(beams, *filters, noise=noise)]
+        ours = rs.beam_search(
+            model,
+            batch.source[:1],
+            beams=beams,
+            n_best=beams,
+            length_penalty=0.0,
+            eos_ids=(),
+            max_new_tokens=N_NEW,
+            processors=proposed,
+        )
+        assert ours.margin[0] > 1e-9
+        assert np.array_equal(ours.tokens[0], found.numpy().reshape(beams, -1))
+        np.testing.assert_allclose(
+            ours.scores[0], scores.numpy().reshape(-1), rtol=1e-5, equal_nan=False
+        )
