@@ -14,6 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import refseq2seq as rs
 from refseq2seq import like
 
 torch = pytest.importorskip("torch", reason="the peers need PyTorch: pip install '.[peers]'")
@@ -250,3 +251,32 @@ def test_beyond_16_equals_pytorch_sorts_them_as_it_likes():
         options = {"top_k": 0, "top_p": 0.01}
         assert stay(theirs_huggingface, n, **options) == stay(ours_huggingface, n, **options)
         assert stay(ours_huggingface, n, **options) == [n - 1]
+
+
+NEWER = {
+    "typical": (rs.typical, transformers.TypicalLogitsWarper, [0.2, 0.7, 0.95]),
+    "epsilon": (rs.epsilon, transformers.EpsilonLogitsWarper, [0.003, 0.05, 0.3]),
+    "eta": (rs.eta, transformers.EtaLogitsWarper, [0.003, 0.05, 0.3]),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NEWER)
+@given(seed=st.integers(0, 2**32), level=st.integers(0, 2))
+def test_typical_epsilon_and_eta_as_in_huggingface(name, dtype, seed, level):
+    ours, theirs, levels = NEWER[name]
+    logits = random_logits(seed, dtype)
+
+    def filtered(x):
+        return ours(levels[level])(x, None)
+
+    assume(is_stable(filtered, logits))
+    expected = theirs(levels[level])(None, torch.from_numpy(logits)).numpy()
+    assert np.array_equal(filtered(logits), expected)
+
+
+def test_of_tokens_equally_typical_huggingface_keeps_all():
+    logits = np.log(np.full((1, 4), 0.25))
+    kept = transformers.TypicalLogitsWarper(0.5)(None, torch.from_numpy(logits)).numpy()
+    assert ids(kept[0]) == [0, 1, 2, 3]
+    assert ids(rs.typical(0.5)(logits, None)[0]) == [0, 1]
