@@ -1,9 +1,13 @@
 """refseq2seq: reference implementation of encoder-decoder Transformer generation.
 
-Importing it imports NumPy and nothing else.
+Importing it imports NumPy and nothing else. ``refseq2seq.convert`` and ``refseq2seq.testing``
+are imported when they are first used.
 """
 
-from . import backend, config, convert, like, presets
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import backend, config, like, presets
 from .backend import BackendError, array_namespace, to_cupy, to_numpy
 from .beam import BeamSearch, BeamStep, beam_search, beam_steps, gnmt_penalty
 from .checkpoint import CheckpointError, load, save
@@ -29,29 +33,34 @@ from .decoding import (
     generate,
     generate_text,
 )
-from .model import Memory, Model, decode, encode, forward, new_cache, remember
-from .params import random_params
-from .sampling import (
-    Chooser,
-    State,
-    draw_uniforms,
+from .filters import (
     epsilon,
     eta,
-    exponential_race,
-    greedy,
     gumbel_top_k,
     min_p,
     minimum_length,
-    sample,
     temperature,
     top_a,
     top_k,
     top_p,
     typical,
 )
+from .model import Memory, Model, decode, encode, forward, new_cache, remember
+from .params import random_params
+from .sampling import (
+    Chooser,
+    State,
+    draw_uniforms,
+    exponential_race,
+    greedy,
+    sample,
+)
 from .scoring import Scores, score
 from .text import UnknownSymbolError, Vocabulary
 from .trace import FunctionTap, Trace, no_tap
+
+if TYPE_CHECKING:
+    from . import convert, testing
 
 __version__ = "0.1.0"
 
@@ -118,6 +127,7 @@ __all__ = [
     "score",
     "suppress",
     "temperature",
+    "testing",
     "to_cupy",
     "to_numpy",
     "top_a",
@@ -125,3 +135,9 @@ __all__ = [
     "top_p",
     "typical",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("convert", "testing"):
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -87,6 +87,7 @@ def self_attention(
     -------
     array, shape (batch, n, d_model)
     """
+    x = tap("input", x)
     q, (k, v) = queries(p, c, x), keys_values(p, c, x)
     if rotate is not None:
         q, k = rotate(q), rotate(k)
@@ -120,6 +121,7 @@ def cross_attention(
     -------
     array, shape (batch, n_target, d_model)
     """
+    x = tap("input", x)
     q = tap("q", queries(p, c, x))
     return attend(p, c, x, q, k, v, mask=mask, bias=None, tap=tap)
 

@@ -290,6 +290,8 @@ def _search(
         considered, gap = _candidates(log_probs, live.scores, n_considered)
         _check_finite(considered, emitted)
         considered = _in_prefix(considered, live, forced, given)
+        seen = {name: at(f"candidates.{name}", x) for name, x in considered._asdict().items()}
+        considered = Candidates(**seen)
         last = n_new + 1 == request.max_new_tokens
         ends = emitted[:, None] & (np.isin(considered.tokens, request.eos_ids) | last[:, None])
         in_top = np.arange(considered.tokens.shape[1]) < n_beams
@@ -301,6 +303,7 @@ def _search(
         normalised = extended.scores / divisors[extended.lengths]
         hypotheses = replace(extended, scores=np.where(finishing, normalised, -np.inf))
         pool = pool.best(n_beams, hypotheses)
+        pool = replace(pool, scores=at("pool.scores", pool.scores))
         live = extended.take(survivors)
         live = replace(live, scores=np.where(ends[rows, survivors], -np.inf, live.scores))
         parents = considered.beams[rows, survivors]

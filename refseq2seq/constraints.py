@@ -11,8 +11,9 @@ import numpy as np
 
 from .backend import Array, array_namespace
 from .config import ModelConfig
+from .filters import check_number, keep, minimum_length
 from .request import Request
-from .sampling import Processor, State, check_number, keep, minimum_length
+from .sampling import Processor, State
 
 TokenIds = Sequence[int] | np.ndarray
 

@@ -13,9 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from .backend import Array, array_namespace
+from .filters import check_number, keep
 from .model import Memory, Model, decode, encode, new_cache, remember
 from .request import Request
-from .sampling import check_number, keep
 from .trace import Tap
 
 

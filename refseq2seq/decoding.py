@@ -247,9 +247,10 @@ def _loop(
             for process in choose.processors:
                 scores = process(scores, state)
             scores = at("scores", scores)
-            chosen = choose.pick(scores, state)
+            chosen = at("chosen", choose.pick(scores, state))
             tokens, log_probs, best, margin = _read(logits, scores, chosen, given, emitted)
         _check_finite(log_probs, best, forced, emitted)
+        log_probs = at("log_probs", log_probs)
 
         # One token more.
         target[:, n] = tokens

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from operator import index
 from typing import Any, Literal
 
-from . import sampling
+from . import filters
 from .backend import Array, array_namespace
+from .filters import check_number, keep
 from .ops import softmax
-from .sampling import Chooser, Processor, State, check_number, greedy, keep, sample
+from .sampling import Chooser, Processor, State, greedy, sample
 
 XTransformersFilter = Literal["top_k", "top_p", "top_a", "min_p"]
 
@@ -53,11 +54,11 @@ def x_transformers(
         filter_logits_fn = _X_TRANSFORMERS_FILTERS[filter_logits_fn](**(filter_kwargs or {}))
     elif filter_kwargs:
         raise TypeError("filter_kwargs are for a filter given by name; a processor has its own")
-    return pick(filter_logits_fn, sampling.temperature(temperature))
+    return pick(filter_logits_fn, filters.temperature(temperature))
 
 
 def _x_transformers_top_k(*, frac_num_tokens: float = 0.1, k: int | None = None) -> Processor:
-    return sampling.top_k(float(frac_num_tokens) if k is None else index(k))
+    return filters.top_k(float(frac_num_tokens) if k is None else index(k))
 
 
 def _x_transformers_top_p(*, thres: float = 0.9) -> Processor:
@@ -77,11 +78,11 @@ def _x_transformers_top_p(*, thres: float = 0.9) -> Processor:
 
 
 def _x_transformers_top_a(*, min_p_pow: float = 2.0, min_p_ratio: float = 0.02) -> Processor:
-    return sampling.top_a(min_p_ratio, min_p_pow)
+    return filters.top_a(min_p_ratio, min_p_pow)
 
 
 def _x_transformers_min_p(*, min_p: float = 0.1) -> Processor:
-    return sampling.min_p(min_p)
+    return filters.min_p(min_p)
 
 
 _X_TRANSFORMERS_FILTERS: dict[Any, Callable[..., Processor]] = {
@@ -123,13 +124,13 @@ def huggingface(
         return greedy(_to_float32)
     processors: list[Processor] = [_to_float32]
     if temperature != 1:
-        processors.append(sampling.temperature(temperature))
+        processors.append(filters.temperature(temperature))
     if top_k != 0:
-        processors.append(sampling.top_k(top_k, keep_ties=True))
+        processors.append(filters.top_k(top_k, keep_ties=True))
     if top_p != 1:
         processors.append(_huggingface_top_p(top_p))
     if min_p is not None:
-        processors.append(sampling.min_p(min_p))
+        processors.append(filters.min_p(min_p))
     return pick(*processors)
 
 

@@ -343,9 +343,12 @@ def normalize(p: NormParams | None, c: NormConfig, x: Array) -> Array:
 
 def feed_forward(p: FeedForwardParams, c: FeedForwardConfig, x: Array, tap: Tap = no_tap) -> Array:
     """activation(x W_in + b_in) W_out + b_out, or its gated form (Shazeer 2020, eq. 5-6)."""
-    hidden, activation = linear(x, p.w_in, p.b_in), ACTIVATIONS[c.activation]
-    gate = linear(x, p.w_gate, p.b_gate) if c.gated else None
-    hidden = activation(hidden) if gate is None else activation(gate) * hidden
+    x, activation = tap("input", x), ACTIVATIONS[c.activation]
+    hidden = tap("projected", linear(x, p.w_in, p.b_in))
+    if c.gated:
+        hidden = activation(tap("gate", linear(x, p.w_gate, p.b_gate))) * hidden
+    else:
+        hidden = activation(hidden)
     if c.hidden_norm is not None:
         hidden = normalize(p.hidden_norm, c.hidden_norm, hidden)
     return tap("out", linear(tap("hidden", hidden), p.w_out, p.b_out))
@@ -353,11 +356,11 @@ def feed_forward(p: FeedForwardParams, c: FeedForwardConfig, x: Array, tap: Tap 
 
 def embed(p: StackParams, c: StackConfig, ids: Array, positions: Array, tap: Tap) -> Array:
     """Token embeddings, scaled, plus positions, normalised where the model has a norm."""
-    x = p.embedding[ids] * c.embedding_scale
+    x = tap("tokens", p.embedding[ids] * c.embedding_scale)
     if c.embedding_norm == "before_positions":
         x = normalize(p.embedding_norm, c.norm, x)
     if c.positions is not None:
-        x = x + position_embedding(c.positions, p.positions, positions, like=x)
+        x = x + tap("positions", position_embedding(c.positions, p.positions, positions, like=x))
     if c.embedding_norm == "after_positions":
         x = normalize(p.embedding_norm, c.norm, x)
     return tap("embed", x)

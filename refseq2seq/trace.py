@@ -6,11 +6,15 @@ array that the computation goes on with: the same one, to watch, or another, to 
 fault does. ``tap.at("decoder.layers.0")`` is the tap that puts this prefix before names.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import Any, Protocol, Self
+from zipfile import BadZipFile
 
-from .backend import Array
+import numpy as np
+
+from .backend import Array, to_numpy
 
 
 class Tap(Protocol):
@@ -110,3 +114,27 @@ class Trace(Mapping[str, Array]):
 
     def __repr__(self) -> str:
         return f"<Trace of {len(self)} arrays>"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the arrays to an ``.npz`` file, uncompressed, under their names and in order."""
+        arrays: dict[str, Any] = {name: to_numpy(x) for name, x in self.items()}
+        with open(path, "wb") as file:
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The trace that `save` wrote, on the host.
+
+        Raises
+        ------
+        ValueError
+            If the file is no ``.npz``, or would have to be unpickled.
+        """
+        trace = cls()
+        try:
+            with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as archive:
+                for name in archive.files:
+                    trace(name, archive[name])
+        except (BadZipFile, EOFError, ValueError) as error:
+            raise ValueError(f"{path} is not an .npz file of numbers: {error}") from error
+        return trace

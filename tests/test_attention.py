@@ -310,7 +310,7 @@ def test_taps_see_what_the_output_is_made_of():
     c = plain_attention(n_heads=3, d_k=2, biases=("q", "k", "v", "o"))
     p, trace = random_attention(c, 11), rs.Trace()
     y = self_attention(p, c, X, rotate=None, bias=None, mask=None, tap=trace)
-    assert list(trace) == ["q", "k", "v", "scores", "weights", "heads", "out"]
+    assert list(trace) == ["input", "q", "k", "v", "scores", "weights", "heads", "out"]
     assert_close(trace["scores"], trace["q"] @ trace["k"].swapaxes(-1, -2) / math.sqrt(2), 1e-13)
     assert_close(trace["weights"].sum(axis=-1), np.ones((2, 3, 5)), 8 * U)
     assert_close(trace["heads"], trace["weights"] @ trace["v"], 1e-13)

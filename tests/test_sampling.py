@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import refseq2seq as rs
-from refseq2seq import sampling
+from refseq2seq import filters, sampling
 
 ALMOST_1 = math.nextafter(1, 0)
 
@@ -78,7 +78,8 @@ def base_two(monkeypatch):
         weights = np.exp2(x)
         return weights / weights.sum(axis=-1, keepdims=True)
 
-    monkeypatch.setattr(sampling, "softmax", softmax)
+    for module in (filters, sampling):
+        monkeypatch.setattr(module, "softmax", softmax)
 
 
 @st.composite
@@ -447,7 +448,7 @@ def test_min_p_and_top_a_by_hand():
 
 def test_minimum_length_removes_eos_from_rows_that_are_short():
     scores = distinct_scores(3, batch=3, vocab_size=5)
-    after = sampling.minimum_length(2, np.array([4, 1]))(scores, state(n_new=[0, 1, 2]))
+    after = filters.minimum_length(2, np.array([4, 1]))(scores, state(n_new=[0, 1, 2]))
     expected = scores.copy()
     expected[:2, [1, 4]] = -math.inf
     np.testing.assert_array_equal(after, expected)

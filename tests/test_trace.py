@@ -12,6 +12,7 @@ SOURCE, TARGET = [[3, 4, 5, 6], [7, 8, 9]], [[1, 5, 6], [1, 2, 3]]
 # 2 rows; 4 source tokens behind 2 memory tokens; 3 target tokens; attention to 2 learned pairs
 # besides. Widths are in arrangements.rich: encoder 13, decoder 11, vocabulary 23.
 SELF_ENCODER = {
+    "input": (2, 6, 13),
     "q": (2, 6, 6, 5),
     "k": (2, 3, 6, 5),
     "v": (2, 3, 6, 7),
@@ -21,6 +22,7 @@ SELF_ENCODER = {
     "out": (2, 6, 13),
 }
 SELF_DECODER = {
+    "input": (2, 3, 11),
     "q": (2, 6, 3, 7),
     "k": (2, 3, 3, 7),
     "v": (2, 3, 3, 5),
@@ -30,6 +32,7 @@ SELF_DECODER = {
     "out": (2, 3, 11),
 }
 CROSS = {
+    "input": (2, 3, 11),
     "q": (2, 6, 3, 3),
     "scores": (2, 6, 3, 6),
     "weights": (2, 6, 3, 6),
@@ -42,18 +45,25 @@ def under(prefix, names):
     return {f"{prefix}.{name}": shape for name, shape in names.items()}
 
 
+def feed_forward(n, d_model, d_ff):
+    inner = dict.fromkeys(("projected", "gate", "hidden"), (2, n, d_ff))
+    return {"input": (2, n, d_model), **inner, "out": (2, n, d_model)}
+
+
 def expected_taps():
     """Every tap of `forward`, in order of execution."""
-    taps = {"encoder.embed": (2, 4, 13)}
+    taps = {"encoder.tokens": (2, 4, 13), "encoder.positions": (2, 4, 13)}
+    taps |= {"encoder.embed": (2, 4, 13)}
     for i in range(2):
         layer = f"encoder.layers.{i}"
         taps |= under(f"{layer}.self_attention", SELF_ENCODER)
         taps |= {f"{layer}.after_self_attention": (2, 6, 13)}
-        taps |= under(f"{layer}.feed_forward", {"hidden": (2, 6, 17), "out": (2, 6, 13)})
+        taps |= under(f"{layer}.feed_forward", feed_forward(6, 13, 17))
         taps |= {f"{layer}.after_feed_forward": (2, 6, 13)}
     taps |= {"encoder.final": (2, 6, 13)}
     for i in range(2):
         taps |= under(f"decoder.layers.{i}.cross_attention", {"k": (2, 3, 4, 3), "v": (2, 3, 4, 5)})
+    taps |= {"decoder.tokens": (2, 3, 11), "decoder.positions": (3, 11)}
     taps |= {"decoder.embed": (2, 3, 11)}
     for i in range(2):
         layer = f"decoder.layers.{i}"
@@ -61,7 +71,7 @@ def expected_taps():
         taps |= {f"{layer}.after_self_attention": (2, 3, 11)}
         taps |= under(f"{layer}.cross_attention", CROSS)
         taps |= {f"{layer}.after_cross_attention": (2, 3, 11)}
-        taps |= under(f"{layer}.feed_forward", {"hidden": (2, 3, 19), "out": (2, 3, 11)})
+        taps |= under(f"{layer}.feed_forward", feed_forward(3, 11, 19))
         taps |= {f"{layer}.after_feed_forward": (2, 3, 11)}
     return taps | {"decoder.final": (2, 3, 11), "logits": (2, 3, 23)}
 
@@ -166,3 +176,28 @@ def test_a_trace_serves_one_computation():
     rs.forward(MODEL, SOURCE, TARGET, tap=trace)
     with pytest.raises(ValueError, match="logits has passed already: use one Trace"):
         rs.forward(MODEL, SOURCE, TARGET, tap=trace)
+
+
+def test_a_trace_comes_back_from_its_file(tmp_path):
+    trace = rs.Trace()
+    rs.forward(MODEL, SOURCE, TARGET, tap=trace)
+    trace.save(tmp_path / "trace.npz")
+    again = rs.Trace.load(tmp_path / "trace.npz")
+    assert list(again) == list(trace)
+    for name, x in trace.items():
+        np.testing.assert_array_equal(again[name], x, strict=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.npz"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 nothing"])
+def test_a_file_that_is_no_trace_is_refused(tmp_path, content):
+    path = tmp_path / "trace.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"trace\.npz"):
+        rs.Trace.load(path)
+
+
+def test_an_array_of_objects_is_refused(tmp_path):
+    np.savez(tmp_path / "trace.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match=r"trace\.npz"):
+        rs.Trace.load(tmp_path / "trace.npz")

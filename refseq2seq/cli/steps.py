@@ -1,0 +1,61 @@
+"""The loop as it runs, for a reader: ``refseq2seq generate --steps``."""
+
+import sys
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from ..backend import to_numpy
+from ..beam import BeamStep
+from ..decoding import Step
+from ..model import Model
+from ..ops import softmax
+
+SHOWN = 5  # candidates per step
+
+
+def print_token_steps(model: Model, steps: Iterable[Step], row: int) -> None:
+    """Per step the choice, its log-probability, and the best candidates."""
+    print(f"  step  {'chosen':8} {'log-prob':>8}  candidates after the filters")
+    total = 0.0
+    for step in steps:
+        total += step.log_probs[row]
+        symbol = _symbol(model, step.tokens[row])
+        candidates = "  ".join(_candidates(model, step, row))
+        print(f"  {step.index:4}  {symbol:8} {step.log_probs[row]:8.3f}  {candidates}")
+        sys.stdout.flush()
+    print(f"  {'sum':4}  {'':8} {total:8.3f}")
+
+
+def print_beam_steps(model: Model, steps: Iterable[BeamStep]) -> None:
+    """Per step the live beams with their sums of log-probabilities, and what has finished."""
+    for step in steps:
+        print(f"  step {step.index}")
+        n = step.live.lengths[0, 0]
+        for tokens, score in zip(step.live.tokens[0], step.live.scores[0], strict=True):
+            if score > -np.inf:
+                symbols = " ".join(_symbol(model, token) for token in tokens[:n])
+                print(f"    {score:8.3f}  {symbols}")
+        c = step.candidates
+        for place in np.flatnonzero(step.finishing[0]):
+            print(
+                f"    {c.scores[0, place]:8.3f}  finished with {_symbol(model, c.tokens[0, place])}"
+            )
+        sys.stdout.flush()
+    print("  pool, by normalised score")
+    pool = step.pool
+    for tokens, length, score in zip(pool.tokens[0], pool.lengths[0], pool.scores[0], strict=True):
+        if score > -np.inf:
+            print(f"    {score:8.3f}  {' '.join(_symbol(model, t) for t in tokens[:length])}")
+
+
+def _candidates(model: Model, step: Step, row: int) -> Iterator[str]:
+    probs = to_numpy(softmax(step.scores[row].astype("float64")))
+    for token in np.argsort(-probs, kind="stable")[:SHOWN]:
+        if probs[token] > 0:
+            yield f"{_symbol(model, token):4} {probs[token]:.3f}"
+
+
+def _symbol(model: Model, token: int) -> str:
+    symbols = model.target_vocabulary.symbols  # type: ignore[union-attr]
+    return symbols[token] if token < len(symbols) else f"<{token}>"  # T5 pads its vocabulary

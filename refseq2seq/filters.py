@@ -1,0 +1,330 @@
+"""Filters: processors that reshape the distribution of the next token, each with its rule.
+
+    sample(temperature(0.7), top_k(50), top_p(0.9))
+
+They compose in the order written. Libraries disagree about order, ties and boundaries: each
+filter says what it does, and `refseq2seq.like` has the pipelines of the peers.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, array_namespace
+from .ops import log_softmax, softmax
+from .sampling import Processor, State
+
+
+def temperature(t: float) -> Processor:
+    """Divide the scores by t: below 1 sharpens the distribution, above 1 flattens it.
+
+    Parameters
+    ----------
+    t : float
+        Positive and finite. The limit t -> 0 is `greedy`, which is what x-transformers
+        does at 0.
+    """
+    check_number("temperature", t, 0, math.inf, low_open=True, high_open=True)
+    t = float(t)
+    return lambda scores, state: scores / t
+
+
+def top_k(k: int | float, *, keep_ties: bool = False) -> Processor:
+    """Keep the k best scores (Fan, Lewis and Dauphin 2018, section 5).
+
+    Parameters
+    ----------
+    k : int or float
+        An int counts tokens, at least 1; a vocabulary smaller than that is kept whole. A
+        float in (0, 1] is the fraction of the vocabulary, rounded up to a count.
+    keep_ties : bool
+        By default exactly k tokens stay; of those with equal scores, the lowest ids.
+        True keeps all that equal the k-th best, as Hugging Face does. PyTorch's `topk`, in
+        x-transformers, keeps exactly k and does not say which.
+    """
+    if isinstance(k, float | np.floating):
+        check_number("top_k's fraction", k, 0, 1, low_open=True)
+        k = float(k)
+    elif not isinstance(k, int | np.integer) or isinstance(k, bool):
+        raise TypeError(f"top_k's k must be an int or a float fraction, got {type(k).__name__}")
+    elif k < 1:
+        raise ValueError(f"top_k's k must be at least 1, got {k}")
+
+    def process(scores: Array, state: State) -> Array:
+        xp, vocab_size = array_namespace(scores), scores.shape[-1]
+        count = min(math.ceil(k * vocab_size) if isinstance(k, float) else int(k), vocab_size)
+        if keep_ties:
+            return keep(scores, scores >= xp.sort(scores, axis=-1)[..., -count, None])
+        return keep(scores, ranks(scores) < count)
+
+    return process
+
+
+def top_p(p: float) -> Processor:
+    """Keep the smallest set of best tokens whose probabilities add up to at least p
+    (nucleus sampling; Holtzman et al. 2020, section 3.1).
+
+    Parameters
+    ----------
+    p : float
+        In (0, 1]; 1 keeps everything.
+
+    Notes
+    -----
+    A token stays if the probabilities of those before it, best first and lowest id first
+    among equals, add up to less than p; so the best always stays. x-transformers also
+    keeps one more where the sum is exactly p; Hugging Face adds up from the worst, and
+    so keeps the highest ids among equals. `refseq2seq.like` has both rules.
+    """
+    check_number("top_p's p", p, 0, 1, low_open=True)
+
+    def process(scores: Array, state: State) -> Array:
+        if p == 1:
+            return scores
+        return keep(scores, probability_before(scores) < p)
+
+    return process
+
+
+def min_p(ratio: float) -> Processor:
+    """Keep tokens at least ``ratio`` times as probable as the best one (Nguyen et al. 2024).
+
+    Parameters
+    ----------
+    ratio : float
+        In [0, 1]. A token exactly at the limit stays, as in Hugging Face and x-transformers.
+    """
+    check_number("min_p's ratio", ratio, 0, 1)
+    ratio = float(ratio)
+
+    def process(scores: Array, state: State) -> Array:
+        probs = softmax(scores)
+        best = array_namespace(scores).max(probs, axis=-1, keepdims=True)
+        return keep(scores, probs >= ratio * best)
+
+    return process
+
+
+def top_a(ratio: float, power: float = 2.0) -> Processor:
+    """Keep tokens whose probability is at least ratio * (best probability) ** power.
+
+    The surer the model, the fewer stay. From x-transformers, whose default ratio is 0.02.
+
+    Parameters
+    ----------
+    ratio : float
+        In [0, 1]. A token exactly at the limit stays.
+    power : float
+        At least 1, so that the best token always stays.
+    """
+    check_number("top_a's ratio", ratio, 0, 1)
+    check_number("top_a's power", power, 1, math.inf, high_open=True)
+    ratio, power = float(ratio), float(power)
+
+    def process(scores: Array, state: State) -> Array:
+        probs = softmax(scores)
+        best = array_namespace(scores).max(probs, axis=-1, keepdims=True)
+        return keep(scores, probs >= best**power * ratio)
+
+    return process
+
+
+def typical(mass: float) -> Processor:
+    """Keep the tokens whose surprise is nearest to the expected one, until they add up to mass
+    (locally typical sampling; Meister et al. 2023, eq. 9).
+
+    The surprise of a token is -log of its probability; what is expected is the entropy.
+
+    Parameters
+    ----------
+    mass : float
+        In (0, 1]. The best token need not stay; at least one does.
+
+    Notes
+    -----
+    Of tokens equally near, the lowest ids are kept; Hugging Face keeps all that are as near
+    as the last one kept.
+    """
+    check_number("typical's mass", mass, 0, 1, low_open=True)
+
+    def process(scores: Array, state: State) -> Array:
+        if mass == 1:
+            return scores
+        log_probs = log_softmax(scores)
+        distance = array_namespace(scores).abs(-log_probs - entropy(log_probs))
+        return keep(scores, probability_before(scores, -distance) < mass)
+
+    return process
+
+
+def epsilon(cutoff: float) -> Processor:
+    """Keep tokens at least as probable as ``cutoff``, and the best (Hewitt et al. 2022, sec. 3).
+
+    Parameters
+    ----------
+    cutoff : float
+        In [0, 1].
+    """
+    check_number("epsilon's cutoff", cutoff, 0, 1)
+    cutoff = float(cutoff)
+
+    def process(scores: Array, state: State) -> Array:
+        return keep(scores, (softmax(scores) >= cutoff) | _is_best(scores))
+
+    return process
+
+
+def eta(cutoff: float) -> Processor:
+    """Keep tokens at least as probable as min(cutoff, sqrt(cutoff) exp(-entropy)), and the best
+    (eta-sampling; Hewitt et al. 2022, eq. 6): the flatter the distribution, the lower the bar.
+
+    Parameters
+    ----------
+    cutoff : float
+        In [0, 1].
+    """
+    check_number("eta's cutoff", cutoff, 0, 1)
+    cutoff = float(cutoff)
+
+    def process(scores: Array, state: State) -> Array:
+        xp = array_namespace(scores)
+        bar = math.sqrt(cutoff) * xp.exp(-entropy(log_softmax(scores)))
+        return keep(scores, (softmax(scores) >= xp.minimum(bar, cutoff)) | _is_best(scores))
+
+    return process
+
+
+def entropy(log_probs: Array) -> Array:
+    """The entropy in nats of distributions over the last axis, which is kept with length 1.
+
+    Examples
+    --------
+    >>> entropy(np.log(np.array([0.5, 0.5]))) / math.log(2)
+    array([1.])
+    """
+    xp = array_namespace(log_probs)
+    finite = xp.where(log_probs == -math.inf, 0.0, log_probs)  # 0 log 0 is 0
+    return -xp.sum(xp.exp(log_probs) * finite, axis=-1, keepdims=True)
+
+
+def _is_best(scores: Array) -> Array:
+    return scores == array_namespace(scores).max(scores, axis=-1, keepdims=True)
+
+
+def gumbel_top_k(
+    k: int, *processors: Processor, seed: int = 0, noise: Array | None = None
+) -> Processor:
+    """Keep k tokens drawn from softmax(processors(scores)) without replacement.
+
+    They are the best k after Gumbel noise is added (Vieira 2014; Kool, van Hoof and Welling
+    2019, section 2.3); their scores stay as they are. In beam search with k = beams this gives
+    the stochastic beams of x-transformers, which draws each beam's continuations so, and ranks
+    all of them by their own log-probabilities.
+
+    Parameters
+    ----------
+    k : int
+        At least 1; a vocabulary smaller than that is kept whole.
+    *processors : Processor
+        Such as a filter and a temperature: x-transformers filters first.
+    seed : int
+        Of the noise: Philox with the key (seed, place of the source), and the counter
+        (0, new tokens so far, place among the rows of that source, 1).
+    noise : array, shape (n_steps, rows, vocab_size), optional
+        Gumbel noise to use instead; ``noise[t]`` serves new token number t.
+    """
+    check_number("gumbel_top_k's k", k, 1, math.inf)
+
+    def process(scores: Array, state: State) -> Array:
+        keys = scores
+        for processor in processors:
+            keys = processor(keys, state)
+        now = _gumbel(seed, state, scores.shape[-1]) if noise is None else _at(noise, state)
+        return keep(scores, ranks(keys + array_namespace(scores).asarray(now)) < k)
+
+    return process
+
+
+def _gumbel(seed: int, state: State, vocab_size: int) -> np.ndarray:
+    noise = np.empty((len(state.rows), vocab_size))
+    for i, (row, t) in enumerate(zip(state.rows.tolist(), state.n_new.tolist(), strict=True)):
+        place = i - int(np.argmax(state.rows == row))
+        key = np.array([seed, row], dtype=np.uint64)
+        counter = np.array([0, t, place, 1], dtype=np.uint64)
+        uniform = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(vocab_size)
+        noise[i] = -np.log(-np.log(uniform + 2.0**-54))  # never log 0
+    return noise
+
+
+def _at(noise: Array, state: State) -> Array:
+    t = np.where(state.emitting, state.n_new, 0)
+    if t.max() >= len(noise):
+        raise ValueError(f"there is noise for {len(noise)} new tokens only")
+    xp = array_namespace(noise)
+    return noise[xp.asarray(t), xp.arange(len(t))]
+
+
+def minimum_length(n: int, eos_ids: Sequence[int] | np.ndarray) -> Processor:
+    """Remove the tokens ``eos_ids`` from rows that have fewer than ``n`` new tokens.
+
+    What ``min_new_tokens`` of `refseq2seq.decode_steps` puts before all other processors.
+    """
+
+    def process(scores: Array, state: State) -> Array:
+        early = state.n_new < n
+        if not early.any():
+            return scores
+        is_eos = np.isin(np.arange(scores.shape[-1]), eos_ids)
+        return keep(scores, array_namespace(scores).asarray(~(early[:, None] & is_eos)))
+
+    return process
+
+
+def keep(scores: Array, kept: Array) -> Array:
+    """The scores where ``kept`` is True, -inf elsewhere."""
+    return array_namespace(scores).where(kept, scores, -math.inf)
+
+
+def ranks(scores: Array) -> Array:
+    """How many tokens go before each one, best first, lowest id first among equals.
+
+    Examples
+    --------
+    >>> ranks(np.array([[1.0, 3.0, 1.0]]))
+    array([[1, 0, 2]])
+    """
+    xp = array_namespace(scores)
+    return xp.argsort(xp.argsort(-scores, axis=-1, kind="stable"), axis=-1)
+
+
+def probability_before(scores: Array, preference: Array | None = None) -> Array:
+    """The probability of all tokens that go before each one, in the order of `ranks`.
+
+    Ranked by ``preference``, which is the scores themselves by default. float64, so that
+    the sum's own error stays far below any probability of interest.
+
+    Examples
+    --------
+    >>> probability_before(np.log(np.array([[0.25, 0.5, 0.25]]))).round(12)
+    array([[0.5 , 0.  , 0.75]])
+    """
+    xp = array_namespace(scores)
+    preference = scores if preference is None else preference
+    order = xp.argsort(-preference, axis=-1, kind="stable")
+    probs = xp.take_along_axis(softmax(scores.astype("float64")), order, axis=-1)
+    up_to = xp.cumsum(probs, axis=-1)
+    before = xp.concat([xp.zeros_like(up_to[:, :1]), up_to[:, :-1]], axis=-1)
+    return xp.take_along_axis(before, xp.argsort(order, axis=-1), axis=-1)
+
+
+def check_number(
+    name: str, x: Any, low: float, high: float, low_open: bool = False, high_open: bool = False
+) -> None:
+    """Raise unless ``x`` is a number in the interval; ``name`` is what the error calls it."""
+    if isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number, got {type(x).__name__}")
+    if not (low < x if low_open else low <= x) or not (x < high if high_open else x <= high):
+        interval = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
+        raise ValueError(f"{name} must be in {interval}, got {x}")

@@ -1,0 +1,129 @@
+"""The table of named quantities: all that passes, with its shape, in the order of the table."""
+
+import re
+
+import arrangements
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import refseq2seq as rs
+from refseq2seq.quantities import BY_NAME, QUANTITIES, quantity, sources
+from refseq2seq.testing import strategies
+
+
+def traced(computation):
+    trace = rs.Trace()
+    computation(trace)
+    return trace
+
+
+def everything():
+    """Traces that together have every quantity."""
+    model = rs.Model.random(arrangements.rich, 0, "float64")
+    forward = traced(lambda tap: rs.forward(model, [[3, 4]], [[1, 5]], tap=tap))
+
+    def drained(steps):
+        return lambda tap: list(
+            steps(model, [[3, 4]], max_new_tokens=3, amateurs=[rs.amateur(model)], tap=tap)
+        )
+
+    return forward, traced(drained(rs.decode_steps)), traced(drained(rs.beam_steps))
+
+
+def table_name(name):
+    bare = re.sub(r"^(step\.\d+\.)?(amateur\.\d+\.)?", "", name)
+    return re.sub(r"layers\.\d+", "layers.*", bare)
+
+
+def test_the_table_has_all_that_passes_and_nothing_else():
+    passed = {table_name(name) for trace in everything() for name in trace}
+    assert passed == {row.name for row in QUANTITIES}
+    assert len(BY_NAME) == len(QUANTITIES)
+
+
+def test_quantities_pass_in_the_order_of_the_table():
+    forward, *_ = everything()
+    place = {row.name: i for i, row in enumerate(QUANTITIES)}
+    for layer in "01":
+        of_layer = [n for n in forward if f"layers.{layer}." in n or "layers" not in n]
+        places = [place[table_name(name)] for name in of_layer]
+        assert places == sorted(places)
+
+
+@given(data=st.data())
+def test_shapes_are_those_of_the_table(data):
+    model = data.draw(strategies.models())
+    source = data.draw(strategies.sources(model))
+    target = data.draw(strategies.targets(model, source.batch))
+    trace = traced(lambda tap: rs.forward(model, *source[:1], target, source.mask, tap=tap))
+    c = model.config
+    for name, x in trace.items():
+        stack = c.decoder if name.startswith(("decoder", "logits")) else c.encoder
+        attention = stack.cross_attention if "cross" in name else stack.self_attention
+        n_source = max(map(len, source.rows)) if source.mask is None else source.mask.shape[1]
+        of_source = n_source if re.search(r"embed|tokens|positions", name) else None
+        n_encoded = n_source + c.encoder.n_memory_tokens
+        n_own = target.shape[1] if stack is c.decoder else of_source or n_encoded
+        sizes = {
+            "batch": source.batch,
+            "n_target": target.shape[1],
+            "n_source": n_source if "cross_attention" in name else n_own,
+            "n_so_far": n_own,
+            "d_model": stack.d_model,
+            "d_ff": stack.feed_forward.d_ff,
+            "d_k": attention.d_k,
+            "d_v": attention.d_v,
+            "n_heads": attention.n_heads,
+            "n_kv_heads": attention.n_kv_heads,
+            "vocab_size": c.decoder.vocab_size,
+        }
+        symbols = re.findall(r"\w+", quantity(name).shape)
+        expected = [sizes[symbol] for symbol in symbols]
+        if quantity(name).shape.startswith("([batch,]") and x.ndim < len(expected):
+            expected = expected[1:]
+        if name.endswith(("scores", "weights")):
+            expected[-1] += attention.n_memory_kv  # learned pairs come first
+        assert x.shape == tuple(expected), name
+
+
+def test_a_source_passes_before_what_is_computed_from_it():
+    for trace in everything():
+        names = list(trace)
+        for i, name in enumerate(names):
+            found = sources(name, names)
+            assert all(source in names[:i] for source in found), name
+            roots = ("tokens", "positions")
+            assert found or name.endswith(roots), name
+
+
+def test_the_last_layer_is_the_source_of_the_final_norm():
+    forward, *_ = everything()
+    assert sources("decoder.final", forward) == ["decoder.layers.1.after_feed_forward"]
+    assert sources("decoder.layers.1.self_attention.input", forward) == [
+        "decoder.layers.0.after_feed_forward"
+    ]
+
+
+def test_a_change_shows_in_what_the_table_says_is_computed_from_it():
+    """The arrows of the table are real: change one quantity, and its dependents change."""
+    model = rs.Model.random(arrangements.rich, 0, "float64")
+    sound = traced(lambda tap: rs.forward(model, [[3, 4]], [[1, 5]], tap=tap))
+    for changed in sound:
+
+        def fault(name, x, changed=changed):
+            return x + np.linspace(0.1, 0.3, x.size).reshape(x.shape) if name == changed else x
+
+        faulty = rs.Trace()
+        tap = rs.FunctionTap(lambda name, x, f=fault, t=faulty: t(name, f(name, x)))
+        rs.forward(model, [[3, 4]], [[1, 5]], tap=tap)
+        for name in sound:
+            if changed in sources(name, sound):
+                assert not np.array_equal(sound[name], faulty[name]), (changed, name)
+
+
+def test_what_is_no_quantity_is_refused():
+    for name in ("decoder.layers.0.cross_attention.x", "step.x.logits", "", "encoder.layers.embed"):
+        with pytest.raises(KeyError):
+            quantity(name)
