@@ -1,0 +1,42 @@
+"""Every executed page can be downloaded as a notebook, which Jupyter opens and runs."""
+
+from pathlib import Path
+from typing import Any
+
+import jupytext
+from sphinx.application import Sphinx
+
+FOLDER = "_notebooks"
+
+
+def is_notebook(page: Path) -> bool:
+    """Whether a Markdown page names a kernel, which is what makes MyST-NB run it."""
+    return page.suffix == ".md" and "kernelspec:" in page.read_text(encoding="utf-8")[:400]
+
+
+def name_the_notebook(
+    app: Sphinx, docname: str, _template: str, context: dict[str, Any], _doctree: Any
+) -> None:
+    """Give the page's template the path of its notebook."""
+    page = Path(app.srcdir, docname + ".md")
+    if page.is_file() and is_notebook(page):
+        context["notebook"] = f"{FOLDER}/{docname}.ipynb"
+
+
+def write_notebooks(app: Sphinx, error: Exception | None) -> None:
+    """Convert the pages once the site is built."""
+    if error is not None or app.builder.format != "html":
+        return
+    for docname in app.env.found_docs:
+        page = Path(app.srcdir, docname + ".md")
+        if page.is_file() and is_notebook(page):
+            target = Path(app.outdir, FOLDER, docname + ".ipynb")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            jupytext.write(jupytext.read(page), target)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Sphinx calls this."""
+    app.connect("html-page-context", name_the_notebook)
+    app.connect("build-finished", write_notebooks)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
