@@ -8,6 +8,8 @@ Nothing that a page needs comes from a network.
 import sys
 from pathlib import Path
 
+from sphinxcontrib import katex
+
 import refseq2seq
 
 DOCS = Path(__file__).parent
@@ -31,6 +33,7 @@ extensions = [
 exclude_patterns = ["_build", "_static/katex/README.md", "g2p"]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
 default_role = "any"  # `name` in a docstring is a link to it
+nitpick_ignore = [("any", "torch.multinomial"), ("any", "torch.multinomial(probs, 1)"), ("any", "topk")]
 suppress_warnings = ["toc.not_readable", "toc.empty_glob", "toc.not_included"]
 
 # Markdown and notebooks
@@ -47,6 +50,9 @@ nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # they would come from a netwo
 html_math_renderer = "katex"
 katex_prerender = True
 katex_css_path = "katex/katex.min.css"
+# Of its two ways to start the renderer, the one that waits until somebody listens
+katex.KaTeXServer.start_server_process = katex.KaTeXServer.start_network_socket
+katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0
 
 # Docstrings
 autodoc_typehints = "none"  # the docstrings say types and shapes

@@ -142,7 +142,7 @@ def score_bias(
     Notes
     -----
     ALiBi (Press et al. 2022) is written there for causal attention; here, as in
-    x-transformers, the distance is symmetric: -slope |q - k|. T5's bias (Raffel et al.
+    x-transformers, the distance is symmetric: ``-slope |q - k|``. T5's bias (Raffel et al.
     2020, section 2.1) is a table entry per head and bucket.
     """
     xp = array_namespace(q_positions)

@@ -99,8 +99,20 @@ def field_comments(record: type) -> dict[str, str]:
     return {name: comment for name, comment in comments.items() if name in fields}
 
 
+def literal_examples(
+    _app: Sphinx, what: str, _name: str, _object: Any, _options: Any, lines: list[str]
+) -> None:
+    """Examples that module docstrings indent, for readers of the code, become literal blocks."""
+    if what == "module":
+        for i in range(len(lines) - 1, 0, -1):
+            begins = lines[i].startswith("    ") and not lines[i - 1]
+            if begins and not lines[i - 2].startswith("    "):
+                lines[i:i] = ["::", ""]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls this."""
     app.add_directive("quantities", Quantities)
     app.add_directive("fields", Fields)
+    app.connect("autodoc-process-docstring", literal_examples)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
