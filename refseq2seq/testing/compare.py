@@ -1,0 +1,306 @@
+"""The first quantity in which two computations differ, and by how much.
+
+Quantities are compared in the order in which the reference computed them. The first that
+differs is where to look: what it is computed from agrees, and what comes after it differs
+because it does.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array, to_numpy
+from ..quantities import sources as sources_of
+from .rounding import FORMATS, step_at
+
+RMS_SPREADS = 2.0
+"""How many spreads the root mean square of a row's errors may be."""
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """A quantity, and how far from it another implementation may be.
+
+    The last axis of ``sigma`` has length 1: what is allowed is allowed to a whole row.
+    """
+
+    value: np.ndarray
+    sigma: np.ndarray  # the unit of what is allowed: a spread, see `spread`
+    where: np.ndarray  # boolean, shape of value; False = means nothing, is not compared
+    dtype: str  # of the other implementation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The first quantity that is not what it should be. ``str()`` is a readable report."""
+
+    name: str
+    step: int | None  # of a decoding loop
+    shape: tuple[int, ...]
+    other_shape: tuple[int, ...]
+    reason: str  # "values", "shape" or "not finite"
+    dtype: str  # the ulp are its
+    max_ulp: float = math.inf  # greatest error, in ulp of the greatest magnitude of its row
+    max_relative: float = math.inf  # the same, relative to that magnitude
+    spreads: float | None = None  # greatest error, in spreads of its row, where they are known
+    rms_spreads: float | None = None  # greatest root mean square of the errors of a row
+    limit: float  # what was allowed: spreads, or without them relative to the row
+    place: tuple[int, ...] = ()  # of the worst element
+    pairs: tuple[tuple[tuple[int, ...], float, float], ...] = ()  # (place, reference, other)
+    sources: tuple[tuple[str, bool], ...]  # what it is computed from; True = compared, agrees
+    agreed: int  # how many quantities before it were compared, and agree
+
+    def __str__(self) -> str:
+        step = "" if self.step is None else f", of step {self.step}"
+        return "\n".join(
+            [
+                f"{self.name} differs; the {self.agreed} quantities compared before it agree",
+                f"  shape    {self.shape}{step}",
+                *(f"  {line}" for line in self._story()),
+                *(
+                    f"  computed from {name} ({'agrees' if agrees else 'not compared'})"
+                    for name, agrees in self.sources
+                ),
+            ]
+        )
+
+    def _story(self) -> list[str]:
+        """What was found, what was allowed, and the worst places."""
+        if self.reason == "shape":
+            return [f"found    {self.other_shape}"]
+        story = ["found    NaN, or infinity where the other has a number"]
+        if self.reason == "values":
+            story = [
+                f"found    {self.max_relative:.2g} of the greatest magnitude of its row, "
+                f"or {self.max_ulp:.3g} ulp of {self.dtype}"
+            ]
+        if self.spreads is None:
+            story.append(f"allowed  {self.limit:.2g} of it")
+        else:
+            story.append(
+                f"         {self.spreads:.3g} spreads (allowed {self.limit:g}), and "
+                f"{self.rms_spreads:.3g} in a row's root mean square (allowed {RMS_SPREADS:g})"
+            )
+        story.append(f"{'place':20}{'reference':>17}{'other':>17}{'difference':>12}")
+        for place, expected, actual in self.pairs:
+            at, apart = str(place).replace(" ", ""), _apart(actual, expected)
+            story.append(f"{at:20}{expected:17.9g}{actual:17.9g}{apart:12.2e}")
+        return story
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them; numbers that are not finite are strings."""
+        return {name: _as_json(value) for name, value in asdict(self).items()}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_as_json(member) for member in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def row_ulp(actual: Array, expected: Array, dtype: str | None = None) -> float:
+    r"""The greatest error in units in the last place of the greatest magnitude of its row.
+
+    .. math:: \max_{r, j} \frac{|a_{rj} - e_{rj}|}{\mathrm{ulp}(\max_i |e_{ri}|)}
+
+    For single operations. Counted in ulp of its own element an error says nothing where
+    terms cancel: sums of rounded terms are thousands of those off near 0.
+
+    Parameters
+    ----------
+    actual, expected : array, shape (..., n)
+    dtype : "float16", "bfloat16", "tf32", "float32" or "float64", optional
+        Whose ulp; by default the coarser dtype of the two.
+
+    Returns
+    -------
+    float
+        Infinite where something is NaN, or infinite in one of them only.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
+    Examples
+    --------
+    >>> row_ulp(np.array([1.0, 3.0 + 2**-20]), np.array([1.0, 3.0]), "float32")
+    4.0
+    """
+    dtype = dtype or _coarser(actual, expected)
+    a, e = as_float64(actual), as_float64(expected)
+    if a.shape != e.shape:
+        raise ValueError(f"actual has shape {a.shape}, expected {e.shape}")
+    if not _finite_alike(a, e).all():
+        return math.inf
+    return _greatest(_error(a, e) / step_at(row_magnitude(e), dtype))
+
+
+def first_difference(
+    reference: Mapping[str, Any],
+    other: Mapping[str, Array],
+    *,
+    z: float = 6.0,
+    rtol: float | None = None,
+) -> Difference | None:
+    """The first quantity of ``other`` that is not what ``reference`` says.
+
+    Parameters
+    ----------
+    reference : Spread, or mapping of arrays such as a Trace
+        Compared in this order. A `Spread` knows how far each quantity may be off.
+    other : mapping of arrays
+        Names as in ``reference``, all or some. Tensors of PyTorch are taken too.
+    z : float
+        With a Spread: how many spreads an element may be off. The root mean square of a
+        row may be 2.
+    rtol : float, optional
+        Without one: how far an element may be off, relative to the greatest magnitude of
+        its row, the last axis; by default the square root of the machine epsilon of the
+        coarser dtype. Integers must be equal.
+
+    Returns
+    -------
+    Difference or None
+        None if all agree: in shape, in where they are not finite, and in value.
+
+    Raises
+    ------
+    ValueError
+        If ``other`` has names that ``reference`` has not, or none at all.
+
+    Examples
+    --------
+    >>> import refseq2seq as rs
+    >>> model, sound, faulty = rs.load("g2p"), rs.Trace(), rs.Trace()
+    >>> _ = rs.forward(model, [[5, 6]], [[1, 7]], tap=sound)
+    >>> def fault(name, x):
+    ...     return faulty(name, x * 1.01 if name == "decoder.layers.0.cross_attention.q" else x)
+    >>> _ = rs.forward(model, [[5, 6]], [[1, 7]], tap=rs.FunctionTap(fault))
+    >>> first_difference(sound, faulty).name
+    'decoder.layers.0.cross_attention.q'
+    """
+    unknown = [name for name in other if name not in reference]
+    if unknown:
+        raise ValueError(f"the reference has no {', '.join(map(repr, unknown[:5]))}")
+    names = [name for name in reference if name in other]
+    if not names:
+        raise ValueError("other has none of the quantities of the reference")
+    for i, name in enumerate(names):
+        found = _difference(reference[name], other[name], z, rtol)
+        if found is not None:
+            step = re.match(r"step\.(\d+)\.", name)
+            return Difference(
+                name=name,
+                step=int(step[1]) if step else None,
+                sources=_sources(name, list(reference), names[:i]),
+                agreed=i,
+                **found,
+            )
+    return None
+
+
+def _difference(
+    expected: Expected | Array, actual: Array, z: float, rtol: float | None
+) -> dict[str, Any] | None:
+    """What is wrong with ``actual``, as fields of a `Difference`, or None."""
+    derived = isinstance(expected, Expected)
+    if not derived:
+        dtype = _coarser(expected, actual)
+        z = math.sqrt(FORMATS[dtype].eps) if rtol is None else rtol
+        value = as_float64(expected)
+        expected = Expected(value, row_magnitude(value), np.ones(value.shape, bool), dtype)
+    e, a = expected.value, as_float64(actual)
+    found = {"shape": e.shape, "other_shape": a.shape, "dtype": expected.dtype, "limit": z}
+    if a.shape != e.shape:
+        return found | {"reason": "shape"}
+    a = np.where(expected.where, a, e)
+    same = _finite_alike(a, e)
+    if not same.all():
+        return found | {"reason": "not finite"} | _worst(a, e, np.where(same, 0.0, np.inf))
+    error = _error(a, e)
+    spreads, rms = _ratio(error, expected.sigma), _rms(error, expected)
+    if _greatest(spreads) <= z and not (derived and _greatest(rms) > RMS_SPREADS):
+        return None
+    if derived:
+        found |= {"spreads": _greatest(spreads), "rms_spreads": _greatest(rms)}
+    magnitude = row_magnitude(e)
+    return (
+        found
+        | _worst(a, e, spreads)
+        | {
+            "reason": "values",
+            "max_ulp": _greatest(error / step_at(magnitude, expected.dtype)),
+            "max_relative": _greatest(_ratio(error, magnitude)),
+        }
+    )
+
+
+def _worst(a: np.ndarray, e: np.ndarray, badness: np.ndarray) -> dict[str, Any]:
+    """The five worst places, and both values there."""
+    order = np.argsort(-badness, axis=None, kind="stable")[:5]
+    places = [tuple(int(i) for i in np.unravel_index(flat, e.shape)) for flat in order]
+    pairs = tuple((place, float(e[place]), float(a[place])) for place in places)
+    return {"place": places[0], "pairs": pairs}
+
+
+def _sources(name: str, among: list[str], agreed: list[str]) -> tuple[tuple[str, bool], ...]:
+    try:
+        found = sources_of(name, among)
+    except KeyError:  # a name of the caller's own
+        return ()
+    return tuple((source, source in agreed) for source in found)
+
+
+def _finite_alike(a: np.ndarray, e: np.ndarray) -> np.ndarray:
+    """Where both are finite, or the same infinity."""
+    return (np.isfinite(a) & np.isfinite(e)) | (a == e)
+
+
+def _error(a: np.ndarray, e: np.ndarray) -> np.ndarray:
+    """|a - e|, and 0 where both are the same infinity."""
+    return np.abs(np.where(a == e, 0.0, a) - np.where(a == e, 0.0, e))
+
+
+def row_magnitude(e: np.ndarray) -> np.ndarray:
+    """The greatest finite magnitude of each row, with a last axis of length 1."""
+    finite = np.where(np.isfinite(e), np.abs(e), 0.0)
+    return np.max(finite, axis=-1, keepdims=True, initial=0.0) if e.ndim else finite
+
+
+def _rms(error: np.ndarray, expected: Expected) -> np.ndarray:
+    """The root mean square of each row's errors, in spreads."""
+    n = np.maximum(np.sum(expected.where, axis=-1, keepdims=True), 1)
+    return _ratio(np.sqrt(np.sum(error**2, axis=-1, keepdims=True) / n), expected.sigma)
+
+
+def _ratio(error: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """error / unit; 0 where there is no error, infinite where none is allowed."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(error == 0, 0.0, error / unit)
+
+
+def _greatest(x: np.ndarray) -> float:
+    return float(np.max(x, initial=0.0))
+
+
+def _apart(actual: float, expected: float) -> float:
+    return actual - expected if math.isfinite(expected) else math.nan
+
+
+def _coarser(*arrays: Array) -> str:
+    """The dtype with the greater steps; float64 for integers, which it holds exactly."""
+    names = {str(x.dtype).rpartition(".")[2] for x in arrays if hasattr(x, "dtype")}
+    return max(names & FORMATS.keys(), key=lambda name: FORMATS[name].eps, default="float64")
+
+
+def as_float64(x: Array) -> np.ndarray:
+    """``x`` on the host, in float64, which holds every format exactly."""
+    if hasattr(x, "detach"):  # a tensor of PyTorch, whose bfloat16 NumPy does not have
+        x = x.detach().cpu()
+        x = x.double().numpy() if x.is_floating_point() else x.numpy()
+    return to_numpy(x).astype(np.float64)
