@@ -1,7 +1,7 @@
 """refseq2seq: reference implementation of encoder-decoder Transformer generation.
 
-Importing it imports NumPy and nothing else. ``refseq2seq.convert`` and ``refseq2seq.testing``
-are imported when they are first used.
+Importing it imports NumPy and nothing else. ``refseq2seq.convert``, ``refseq2seq.explain`` and
+``refseq2seq.testing`` are imported when they are first used.
 """
 
 import importlib
@@ -60,7 +60,7 @@ from .text import UnknownSymbolError, Vocabulary
 from .trace import FunctionTap, Trace, no_tap
 
 if TYPE_CHECKING:
-    from . import convert, testing
+    from . import convert, explain, testing
 
 __version__ = "0.1.0"
 
@@ -102,6 +102,7 @@ __all__ = [
     "encoder_repetition_penalty",
     "epsilon",
     "eta",
+    "explain",
     "exponential_race",
     "forced_bos",
     "forced_eos",
@@ -138,6 +139,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "testing"):
+    if name in ("convert", "explain", "testing"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
     refseq2seq generate oracle transformer seq2seq
     refseq2seq generate < words.txt > pronunciations.txt
     refseq2seq generate oracle --steps
+    refseq2seq explain oracle --html oracle.html
     refseq2seq info
 
 Mistakes of the user are one line on standard error, never a traceback. Each module of this
@@ -14,9 +15,9 @@ import os
 import sys
 
 from ..backend import BackendError
-from . import generate, info
+from . import explain, generate, info
 
-COMMANDS = (generate, info)
+COMMANDS = (generate, explain, info)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -32,7 +32,17 @@ def model_of(options: argparse.Namespace) -> Model:
 
 
 def add_method_options(command: argparse.ArgumentParser) -> None:
-    """How long, and how tokens are chosen: `method_of` reads these."""
+    """How long, how many, and how tokens are chosen: `method_of` reads these."""
+    sampling, search = add_choice_options(command)
+    sampling.add_argument(
+        "--num-samples", type=count, default=1, metavar="N", help="per line, separated by tabs"
+    )
+    search.add_argument("--n-best", type=count, metavar="N", help="per line, separated by tabs")
+
+
+def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
+    """The same for one output of one input: the groups of sampling and of beam search."""
+    command.set_defaults(num_samples=1, n_best=None)
     command.add_argument("--max-new-tokens", type=count, metavar="N")
     command.add_argument("--min-new-tokens", type=count, default=0, metavar="N")
     command.add_argument("--repetition-penalty", type=float, metavar="R")
@@ -44,32 +54,18 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
     sampling.add_argument("--min-p", type=float, metavar="R")
     sampling.add_argument("--top-a", type=float, metavar="R")
     sampling.add_argument("--seed", type=int, metavar="SEED", help="0 by default")
-    sampling.add_argument(
-        "--num-samples", type=count, default=1, metavar="N", help="per line, separated by tabs"
-    )
-
     search = command.add_argument_group("beam search", "instead of sampling")
     search.add_argument("--beams", type=count, metavar="B")
-    search.add_argument("--n-best", type=count, metavar="N", help="per line, separated by tabs")
     search.add_argument("--length-penalty", type=float, metavar="A", help="1 by default")
     search.add_argument(
         "--early-stopping", choices=["true", "false", "never"], help="false by default"
     )
+    return sampling, search
 
 
 def method_of(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments that say how tokens are chosen: of `beam_steps`, or of `decode_steps`."""
-    penalties = _processors(
-        (repetition_penalty, options.repetition_penalty),
-        (no_repeat_ngram, options.no_repeat_ngram),
-    )
-    filters = _processors(
-        (temperature, options.temperature),
-        (top_k, options.top_k),
-        (top_p, options.top_p),
-        (min_p, options.min_p),
-        (top_a, options.top_a),
-    )
+    penalties, filters = [*penalties_of(options).values()], [*filters_of(options).values()]
     samples = bool(filters) or options.num_samples > 1
     length = {"max_new_tokens": options.max_new_tokens, "min_new_tokens": options.min_new_tokens}
     searches = {
@@ -94,8 +90,27 @@ def method_of(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _processors(*settings: tuple[Callable[[Any], Processor], Any]) -> list[Processor]:
-    return [processor(value) for processor, value in settings if value is not None]
+def penalties_of(options: argparse.Namespace) -> dict[str, Processor]:
+    """What acts before the filters, and in beam search too, by the words that ask for it."""
+    return _processors(
+        ("repetition penalty", repetition_penalty, options.repetition_penalty),
+        ("no repeated n-gram", no_repeat_ngram, options.no_repeat_ngram),
+    )
+
+
+def filters_of(options: argparse.Namespace) -> dict[str, Processor]:
+    """The filters of sampling in their order, by the words that ask for them."""
+    return _processors(
+        ("temperature", temperature, options.temperature),
+        ("top-k", top_k, options.top_k),
+        ("top-p", top_p, options.top_p),
+        ("min-p", min_p, options.min_p),
+        ("top-a", top_a, options.top_a),
+    )
+
+
+def _processors(*settings: tuple[str, Callable[[Any], Processor], Any]) -> dict[str, Processor]:
+    return {f"{word} {value}": make(value) for word, make, value in settings if value is not None}
 
 
 def count(text: str) -> int:

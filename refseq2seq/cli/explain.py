@@ -1,0 +1,52 @@
+"""``refseq2seq explain``: one page that shows how a text is decoded."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..explain import page
+from .options import (
+    add_choice_options,
+    add_model_options,
+    filters_of,
+    method_of,
+    model_of,
+    penalties_of,
+)
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser("explain", help="write a page that shows how a text is decoded")
+    command.set_defaults(run=_explain, usage_error=command.error)
+    command.add_argument("text", metavar="TEXT")
+    command.add_argument(
+        "--html",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the page to write",
+    )
+    add_model_options(command)
+    add_choice_options(command)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    method = method_of(options)
+    filters = filters_of(options)
+    names = (
+        "seed",
+        "beams",
+        "length_penalty",
+        "early_stopping",
+        "max_new_tokens",
+        "min_new_tokens",
+    )
+    html = page(
+        model_of(options),
+        options.text,
+        processors=penalties_of(options) | filters,
+        draws=bool(filters),
+        **{name: method[name] for name in names if name in method},
+    )
+    options.html.write_text(html, encoding="utf-8")

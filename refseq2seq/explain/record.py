@@ -1,0 +1,203 @@
+"""What a page shows: the steps of `refseq2seq.decode_steps`, with what a tap sees in them."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array, to_numpy
+from ..beam import EarlyStopping, LengthPenalty
+from ..decoding import Step, decode_steps
+from ..model import Model
+from ..ops import softmax
+from ..sampling import Chooser, Processor, State, greedy, sample
+from ..tokens import Tokens
+from ..trace import Trace
+from .tree import search
+
+SHOWN = 8  # candidates of each step, best first by the model's own probabilities
+
+
+def record(
+    model: Model,
+    text: str,
+    *,
+    processors: Mapping[str, Processor] | None = None,
+    draws: bool = False,
+    seed: int = 0,
+    beams: int | None = None,
+    length_penalty: LengthPenalty = 1.0,
+    early_stopping: EarlyStopping = False,
+    **length: Any,
+) -> dict[str, Any]:
+    """Decode one text and keep what can be seen.
+
+    Parameters
+    ----------
+    model : Model
+        With vocabularies.
+    text : str
+    processors : mapping of labels to processors, optional
+        Applied in order; the candidates are kept before and after each.
+    draws : bool
+        True samples, False takes the best.
+    seed : int
+        Of the uniform numbers, for a model that draws.
+    beams : int, optional
+        Search first, keep the tree, and let the steps follow the best hypothesis.
+    length_penalty, early_stopping
+        Of the search, as in `refseq2seq.beam_steps`.
+    **length
+        ``max_new_tokens`` and ``min_new_tokens``, as in `refseq2seq.decode_steps`.
+
+    Returns
+    -------
+    dict
+        Of JSON's types. ``steps`` have the numbers of `refseq2seq.Step`: ``log_prob`` and
+        ``sum`` in nats, ``margin`` (None if only one token was left), the candidates'
+        probabilities by stage, and the attention weights ``[layer][head][key]`` of the
+        newest token.
+
+    Raises
+    ------
+    ValueError
+        If the model has no vocabularies or the text is empty.
+    """
+    if model.source_vocabulary is None or model.target_vocabulary is None:
+        raise ValueError("the model has no vocabularies: it cannot read or write text")
+    if not text:
+        raise ValueError("the text is empty: there is nothing to encode")
+    source = [model.source_vocabulary.encode(text)]
+    stages: list[tuple[str, Array]] = []
+    watched = [_watched("the model's rules", _unchanged, stages)]
+    watched += [_watched(label, process, stages) for label, process in (processors or {}).items()]
+    choose, tree = sample(*watched) if draws else greedy(*watched), None
+    if beams is not None:
+        tree = search(
+            model,
+            source,
+            beams=beams,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            processors=[*(processors or {}).values()],
+            **length,
+        )
+        choose = Chooser(tuple(watched), _follow(tree["best"]))
+    trace = Trace("*attention.weights")
+    steps = decode_steps(model, source, choose=choose, seed=seed, tap=trace, **length)
+    recorded = list(_steps(model, steps, stages))
+    return {
+        "text": text,
+        "output": model.target_vocabulary.decode([step["token"] for step in recorded]),
+        "source": [symbol(model.source_vocabulary.symbols, token) for token in source[0]],
+        "start": symbol(model.target_vocabulary.symbols, model.config.decoder_start_id),
+        "steps": _without_idle_rules(recorded),
+        **_attention(model, source, trace, len(recorded)),
+        "tree": tree,
+    }
+
+
+def _steps(
+    model: Model, steps: Iterator[Step], stages: list[tuple[str, Array]]
+) -> Iterator[dict[str, Any]]:
+    symbols = model.target_vocabulary.symbols  # type: ignore[union-attr]
+    total = 0.0
+    for step in steps:
+        token, log_prob = int(step.tokens[0]), float(step.log_probs[0])
+        total += log_prob
+        margin = float(step.margin[0])
+        yield {
+            "token": token,
+            "symbol": symbol(symbols, token),
+            "log_prob": log_prob,
+            "sum": total,
+            "margin": margin if math.isfinite(margin) else None,
+            **_candidates(symbols, token, [("the model", step.logits), *stages]),
+        }
+        stages.clear()
+
+
+def _candidates(symbols: Any, chosen: int, stages: list[tuple[str, Array]]) -> dict[str, Any]:
+    """The most probable tokens and the chosen one, with their probabilities at each stage."""
+    probs = [to_numpy(softmax(scores[0].astype("float64"))) for _, scores in stages]
+    best = np.argsort(-probs[0], kind="stable")[:SHOWN].tolist()
+    shown = best if chosen in best else [*best, chosen]
+    return {
+        "candidates": [{"token": i, "symbol": symbol(symbols, i)} for i in shown],
+        "stages": [
+            {"label": label, "probs": p[shown].tolist(), "kept": int((p > 0).sum())}
+            for (label, _), p in zip(stages, probs, strict=True)
+        ],
+    }
+
+
+def _attention(model: Model, source: Tokens, trace: Trace, n_steps: int) -> dict[str, Any]:
+    """Weights ``[layer][head]`` of the encoder, and of each step's newest token, with labels."""
+    c = model.config
+    letters = [symbol(model.source_vocabulary.symbols, i) for i in source[0]]  # type: ignore[union-attr]
+    encoder, decoder = c.encoder, c.decoder
+
+    def learned(n: int) -> list[str]:
+        return [f"·{i + 1}" for i in range(n)]
+
+    def newest(name: str) -> list[Any]:
+        return [
+            [
+                _rounded(trace[f"step.{t}.decoder.layers.{i}.{name}.weights"][0, :, -1])
+                for i in range(decoder.n_layers)
+            ]
+            for t in range(n_steps)
+        ]
+
+    return {
+        "encoder_attention": [
+            _rounded(trace[f"encoder.layers.{i}.self_attention.weights"][0])
+            for i in range(encoder.n_layers)
+        ],
+        "encoder_keys": learned(encoder.self_attention.n_memory_kv + encoder.n_memory_tokens)
+        + letters,
+        "encoder_queries": learned(encoder.n_memory_tokens) + letters,
+        "cross_attention": newest("cross_attention"),
+        "cross_keys": learned(decoder.cross_attention.n_memory_kv) + letters,  # type: ignore[union-attr]
+        "self_attention": newest("self_attention"),
+        "self_learned": learned(decoder.self_attention.n_memory_kv),
+    }
+
+
+def _watched(label: str, process: Processor, stages: list[tuple[str, Array]]) -> Processor:
+    """The same processor, which also notes what it gives."""
+
+    def watched(scores: Array, state: State) -> Array:
+        after = process(scores, state)
+        stages.append((label, after))
+        return after
+
+    return watched
+
+
+def _unchanged(scores: Array, state: State) -> Array:
+    return scores
+
+
+def _follow(tokens: list[int]) -> Callable[[Array, State], Array]:
+    """A pick that follows given tokens, whatever the scores."""
+    return lambda scores, state: np.asarray(tokens)[state.n_new]
+
+
+def _without_idle_rules(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out the stage of the model's rules (forced or suppressed tokens) if it has none."""
+    if all(step["stages"][0]["probs"] == step["stages"][1]["probs"] for step in steps):
+        for step in steps:
+            del step["stages"][1]
+    return steps
+
+
+def symbol(symbols: Any, token: int) -> str:
+    """How a token is shown; a table may be longer than its vocabulary, as T5's is."""
+    return symbols[token] if token < len(symbols) else f"<{token}>"
+
+
+def _rounded(weights: Array) -> list[Any]:
+    """Weights for a picture: four decimals keep the page small."""
+    return np.round(to_numpy(weights).astype(np.float64), 4).tolist()

@@ -1,0 +1,81 @@
+"""The tree of a beam search: every candidate that was considered, and what became of it."""
+
+from typing import Any
+
+from ..beam import BeamStep, beam_steps
+from ..model import Model
+from ..tokens import Tokens
+
+
+def search(model: Model, source: Tokens, *, beams: int, **options: Any) -> dict[str, Any]:
+    """Search for the targets of one source, and keep its candidates as nodes.
+
+    Takes the arguments of `refseq2seq.beam_steps`.
+
+    Returns
+    -------
+    dict
+        ``nodes``: step, parent (a place in the list, -1 for the start), symbol, log_prob,
+        score (a sum of log-probabilities in nats) and fate: "lives", "ends" or "out".
+        ``hypotheses``: text and normalised score, best first. ``best``: its tokens;
+        ``path``: its nodes.
+    """
+    nodes: list[dict[str, Any]] = []
+    live = [-1] * beams  # the node that each live beam is
+    for step in beam_steps(model, source, beams=beams, **options):
+        live = _grow(model, nodes, live, step)
+    pool, vocabulary = step.pool, model.target_vocabulary
+    found = [
+        (pool.tokens[0, k, : pool.lengths[0, k]].tolist(), float(pool.scores[0, k]))
+        for k in range(beams)
+        if pool.lengths[0, k]
+    ]
+    best = found[0][0]
+    return {
+        "beams": beams,
+        "nodes": nodes,
+        "hypotheses": [
+            {"text": vocabulary.decode(tokens), "score": score}  # type: ignore[union-attr]
+            for tokens, score in found
+        ],
+        "best": best,
+        "path": _path(nodes, best),
+    }
+
+
+def _grow(model: Model, nodes: list[dict[str, Any]], live: list[int], step: BeamStep) -> list[int]:
+    """Add a step's candidates; the nodes of the beams that live on."""
+    symbols = model.target_vocabulary.symbols  # type: ignore[union-attr]
+    c, place_of = step.candidates, {}
+    survivors = step.survivors[0].tolist()
+    for place in range(c.tokens.shape[1]):
+        score, token = float(c.scores[0, place]), int(c.tokens[0, place])
+        if score == -float("inf"):
+            continue
+        ends, lives = bool(step.finishing[0, place]), place in survivors and not step.done[0]
+        place_of[place] = len(nodes)
+        nodes.append(
+            {
+                "step": step.index,
+                "parent": live[int(c.beams[0, place])],
+                "token": token,
+                "symbol": symbols[token] if token < len(symbols) else f"<{token}>",
+                "log_prob": float(c.log_probs[0, place]),
+                "score": score,
+                "fate": "ends" if ends else "lives" if lives else "out",
+            }
+        )
+    return [place_of.get(place, -1) for place in survivors]
+
+
+def _path(nodes: list[dict[str, Any]], tokens: list[int]) -> list[int]:
+    """The nodes of a hypothesis, from the first token to the last."""
+    path, parent = [], -1
+    for index, token in enumerate(tokens):
+        parent = next(
+            i
+            for i, node in enumerate(nodes)
+            if (node["step"], node["parent"], node["token"]) == (index, parent, token)
+        )
+        path.append(parent)
+    return path
