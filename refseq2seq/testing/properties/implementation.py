@@ -1,0 +1,223 @@
+"""What a property is given: an implementation made of functions, and one random trial of it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...backend import to_numpy
+
+PADDING = ("right", "left", "between")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """An encoder-decoder as a few functions of NumPy arrays, whatever is behind them.
+
+    ``encode(source, mask) -> memory`` takes token ids (batch, n) and a boolean mask (batch, n),
+    True = real token, or None when all are real; what it returns is only handed back.
+    ``logits(memory, target) -> (batch, n, target_vocab_size)`` is teacher forcing: floats, on
+    the host or in CuPy, before any softmax. The rest is optional; properties that need what is
+    not given do not apply.
+
+    Parameters
+    ----------
+    encode, logits : function
+    source_vocab_size, target_vocab_size : int
+        Any id below them may come, in any place.
+    start_id : int
+        What every target begins with.
+    begin : function ``memory -> function tokens (batch, k) -> logits (batch, k, vocab)``
+        Decoding with a cache: each call goes on where the one before it ended. Targets are
+        fed from their start token on.
+    generate : function ``(source, mask, max_new_tokens) -> token ids``
+        Greedy: (batch, n) or a list per row. New tokens only, without the start token; EOS
+        kept. No token forced or forbidden.
+    eos_ids : tuple of int
+        What ends a row in ``generate``.
+    pad_id : int, optional
+        What ``generate`` puts after the end of a row; None when that is not promised.
+    max_source_length, max_target_length : int, optional
+        The most tokens that a source and a target can have; none by default.
+    padding : tuple of "right", "left", "between"
+        Where masked places may stand; ``()`` if the encoder takes no mask.
+    """
+
+    encode: Callable[[np.ndarray, np.ndarray | None], Any]
+    logits: Callable[[Any, np.ndarray], Any]
+    source_vocab_size: int
+    target_vocab_size: int
+    start_id: int
+    begin: Callable[[Any], Callable[[np.ndarray], Any]] | None = None
+    generate: Callable[[np.ndarray, np.ndarray | None, int], Any] | None = None
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+    max_source_length: int | None = None
+    max_target_length: int | None = None
+    padding: tuple[str, ...] = PADDING
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.padding) - set(PADDING):
+            raise ValueError(f"padding must be some of {PADDING}, got {sorted(unknown)}")
+        for name in ("source_vocab_size", "target_vocab_size"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+        for name in ("max_source_length", "max_target_length"):
+            if (most := getattr(self, name)) is not None and most < 3:
+                raise ValueError(f"{name} must be at least 3 to try anything, got {most}")
+
+    def lacks(self, need: str) -> bool:
+        """Whether it is without a function or a number ``need``, or padding on that side."""
+        return need not in self.padding if need in PADDING else getattr(self, need) in (None, ())
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Two results of an implementation that a property holds to be equal, or different."""
+
+    actual: np.ndarray
+    expected: np.ndarray
+    inputs: dict[str, Any]  # what makes them, to be shown
+    differ: str = ""  # what must make a difference in some trial; "" when they must be equal
+    slack: float = 1.0  # how many times the tolerance is allowed
+
+    def distance(self) -> float:
+        """The greatest difference, as a part of its row's greatest magnitude; NaN is infinite."""
+        return float(self._distances().max(initial=0.0))
+
+    def explain(self) -> str:
+        """Where the two are furthest apart, and the values there."""
+        if self.actual.shape != self.expected.shape:
+            return f"shapes {self.actual.shape} and {self.expected.shape}"
+        distances = self._distances()
+        place = tuple(int(i) for i in np.unravel_index(distances.argmax(), distances.shape))
+        a, b = self.actual[place], self.expected[place]
+        return f"{a!s} and {b!s} at {place}, {distances[place]:.2g} of the row's greatest"
+
+    def _distances(self) -> np.ndarray:
+        if self.actual.shape != self.expected.shape:
+            return np.array([np.inf])
+        a, b = self.actual.astype("float64"), self.expected.astype("float64")
+        finite = np.isfinite(a) & np.isfinite(b)
+        a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
+        scale = np.maximum(np.abs(a), np.abs(b)).max(axis=-1, keepdims=True, initial=0.0)
+        apart = np.abs(a - b) / np.where(scale > 0, scale, 1.0)
+        return np.where(finite, apart, np.inf)
+
+
+class Trial:
+    """Random sources and targets, small in the first trials, and what is computed from them.
+
+    ``source`` (batch, n) has no padding; ``rows`` are as many sources of different lengths.
+    Every target begins with the start token.
+    """
+
+    def __init__(self, subject: Implementation, index: int, rng: np.random.Generator) -> None:
+        self.subject = subject
+        self.rng = rng
+        self.batch = 2 + index % 2
+        longest = 3 + index
+        self.most_source = min(longest, subject.max_source_length or longest)
+        self.most_target = min(longest, subject.max_target_length or longest)
+        self.source = self.source_tokens(self.batch, int(rng.integers(2, self.most_source + 1)))
+        self.target = self.target_tokens(self.batch, int(rng.integers(3, self.most_target + 1)))
+        lengths = rng.integers(1, self.most_source, self.batch)
+        lengths[0] = self.most_source - 1  # room for padding, and never all alike in most trials
+        self.rows = [self.source_tokens(1, int(n))[0] for n in lengths]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What most claims are about."""
+        return {"source": self.source, "target": self.target}
+
+    def source_tokens(self, batch: int, n: int) -> np.ndarray:
+        """Random source ids (batch, n); the first and the last id come often."""
+        return self._tokens(self.subject.source_vocab_size, batch, n)
+
+    def target_tokens(self, batch: int, n: int) -> np.ndarray:
+        """Random target ids (batch, n) after the start token."""
+        tokens = self._tokens(self.subject.target_vocab_size, batch, n)
+        tokens[:, 0] = self.subject.start_id
+        return tokens
+
+    def other(self, tokens: np.ndarray, place: int, vocab_size: int) -> np.ndarray:
+        """``tokens`` with another id at ``place`` of every row."""
+        changed = tokens.copy()
+        shift = self.rng.integers(1, vocab_size, len(tokens))
+        changed[:, place] = (changed[:, place] + shift) % vocab_size
+        return changed
+
+    def encode(self, source: np.ndarray, mask: np.ndarray | None = None) -> Any:
+        """The memory of copies of the source and the mask."""
+        return self.subject.encode(source.copy(), None if mask is None else mask.copy())
+
+    def logits(self, memory: Any, target: np.ndarray) -> np.ndarray:
+        """Teacher-forced logits of a copy of ``target``, on the host."""
+        return self.checked(self.subject.logits(memory, target.copy()), target.shape)
+
+    def forward(
+        self, source: np.ndarray, target: np.ndarray, mask: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Logits of the target given the source."""
+        return self.logits(self.encode(source, mask), target)
+
+    def alone(self, rows: Iterable[np.ndarray], target: np.ndarray) -> np.ndarray:
+        """Logits of each row computed by itself, without padding and without a mask."""
+        each = [self.forward(row[None], target[i : i + 1]) for i, row in enumerate(rows)]
+        return np.concatenate(each)
+
+    def begin(self, memory: Any) -> Callable[[np.ndarray], np.ndarray]:
+        """Cached decoding whose logits are checked."""
+        feed = self.subject.begin(memory)  # type: ignore[misc]
+        return lambda tokens: self.checked(feed(tokens.copy()), tokens.shape)
+
+    def generate(
+        self, source: np.ndarray, mask: np.ndarray | None, max_new_tokens: int
+    ) -> list[list[int]]:
+        """New tokens of each row, as long as they came."""
+        mask = None if mask is None else mask.copy()
+        tokens = self.subject.generate(source.copy(), mask, max_new_tokens)  # type: ignore[misc]
+        rows = [[int(token) for token in row] for row in to_numpy_rows(tokens)]
+        if len(rows) != len(source):
+            raise ValueError(f"generate must give {len(source)} rows, got {len(rows)}")
+        return rows
+
+    def until_end(self, row: list[int]) -> list[int]:
+        """A generated row up to its EOS, which is kept."""
+        ends = (i for i, token in enumerate(row) if token in self.subject.eos_ids)
+        return row[: next(ends, len(row)) + 1]
+
+    def padded(self, side: str) -> tuple[np.ndarray, np.ndarray]:
+        """The rows in one array with padding on that side, and its mask; any ids are masked."""
+        n = self.most_source
+        mask = np.zeros((self.batch, n), dtype=bool)
+        for real, row in zip(mask, self.rows, strict=True):
+            real[self._real_places(side, len(row), n)] = True
+        tokens = self.source_tokens(self.batch, n)
+        tokens[mask] = np.concatenate(self.rows)
+        return tokens, mask
+
+    def _real_places(self, side: str, length: int, n: int) -> np.ndarray:
+        if side == "between":
+            return np.sort(self.rng.permutation(n)[:length])
+        return np.arange(length) if side == "right" else np.arange(n - length, n)
+
+    def _tokens(self, vocab_size: int, batch: int, n: int) -> np.ndarray:
+        tokens = self.rng.integers(0, vocab_size, (batch, n))
+        ends = self.rng.choice(np.array([0, vocab_size - 1]), (batch, n))
+        return np.where(self.rng.random((batch, n)) < 1 / 4, ends, tokens)
+
+    def checked(self, logits: Any, shape: tuple[int, ...]) -> np.ndarray:
+        """The logits on the host, if they are floats of the right shape."""
+        host, expected = to_numpy(logits), (*shape, self.subject.target_vocab_size)
+        if host.shape != expected:
+            raise ValueError(f"logits must have the shape {expected}, got {host.shape}")
+        if host.dtype.kind != "f":
+            raise TypeError(f"logits must be float16, float32 or float64, got {host.dtype}")
+        return host
+
+
+def to_numpy_rows(tokens: Any) -> Iterator[Any]:
+    """The rows of an array, or of a list of lists, on the host."""
+    yield from tokens if isinstance(tokens, list) else to_numpy(tokens)
