@@ -5,6 +5,7 @@
     refseq2seq generate oracle --steps
     refseq2seq explain oracle --html oracle.html
     refseq2seq info
+    refseq2seq vectors make DIR
 
 Mistakes of the user are one line on standard error, never a traceback. Each module of this
 package but `options` is a command, with a function ``add_to`` that adds it to the parser.
@@ -15,16 +16,16 @@ import os
 import sys
 
 from ..backend import BackendError
-from . import explain, generate, info
+from . import explain, generate, info, vectors
 
-COMMANDS = (generate, explain, info)
+COMMANDS = (generate, explain, info, vectors)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the result is the exit status: 0, 1 for an error, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        status: int | None = options.run(options)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # as if by SIGPIPE
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:

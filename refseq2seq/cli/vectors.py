@@ -1,0 +1,62 @@
+"""``refseq2seq vectors``: test vectors for programs in any language, and their comparison."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .options import count
+
+FAMILIES = ("vaswani", "x_transformers", "t5", "everything")
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser("vectors", help="write test vectors, or compare with them")
+    actions = command.add_subparsers(required=True, metavar="ACTION")
+    make = actions.add_parser("make", help="write vectors into a new directory")
+    make.set_defaults(run=_make)
+    make.add_argument("directory", type=Path, metavar="DIR")
+    make.add_argument("--family", action="append", choices=FAMILIES, help="all by default")
+    make.add_argument("--cases", type=count, metavar="N", help="of each family")
+    make.add_argument("--seed", type=int, default=0, metavar="SEED")
+    make.add_argument("--dtype", choices=["float64", "float32"], default="float64")
+    check = actions.add_parser("check", help="the first difference; status 1 if there is one")
+    check.set_defaults(run=_check)
+    check.add_argument("directory", type=Path, metavar="DIR", help="of `make`")
+    check.add_argument("theirs", type=Path, metavar="THEIRS", help="files of another program")
+    check.add_argument("--rtol", type=float, metavar="R", help="relative to a row; 0: same bits")
+    check.add_argument("--json", action="store_true", help="one JSON object per file")
+
+
+def _make(options: argparse.Namespace) -> None:
+    from ..testing import vectors
+
+    names = vectors.make(
+        options.directory,
+        families=options.family or FAMILIES,
+        cases=options.cases,
+        seed=options.seed,
+        dtype=options.dtype,
+    )
+    print(f"{len(names)} cases in {options.directory}")
+
+
+def _check(options: argparse.Namespace) -> int:
+    """What was compared, file by file, then the story of the first difference."""
+    from ..testing import vectors
+
+    checked = vectors.check(options.directory, options.theirs, rtol=options.rtol)
+    for one in checked:
+        if options.json:
+            found = one.difference and one.difference.to_dict()
+            print(json.dumps(asdict(one) | {"difference": found}))
+        else:
+            fate = f"{one.difference.name} differs" if one.difference else "no difference"
+            print(f"{one.case} {one.file}: {one.compared} of {one.of} names, {fate}")
+    differing = [one for one in checked if one.difference]
+    if differing and not options.json:
+        first = differing[0]
+        print(f"\n{first.case} {first.file}: {first.difference}")
+    return 1 if differing else 0

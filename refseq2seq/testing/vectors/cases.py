@@ -1,0 +1,82 @@
+"""A case: a model, what it is given, and how it generates; and what comes of that."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...beam import beam_search
+from ...decoding import Generation, Step, decode_steps
+from ...filters import temperature, top_k, top_p
+from ...model import Model
+from ...sampling import Processor, greedy, sample
+from ...trace import Tap, no_tap
+
+FILTERS: dict[str, Callable[[Any], Processor]] = {
+    "temperature": temperature,
+    "top_k": top_k,
+    "top_p": top_p,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A situation. Arrays are on the host."""
+
+    name: str
+    flags: tuple[str, ...]  # the mistakes that show in it
+    comment: str
+    model: Model
+    source: np.ndarray  # (batch, n_source) token ids
+    source_mask: np.ndarray  # (batch, n_source) True = real token
+    target: np.ndarray  # (batch, n_target) what `forward` is given
+    prefix: np.ndarray  # (batch, n) how the generated targets begin, padded
+    prefix_lengths: np.ndarray  # (batch,)
+    uniforms: np.ndarray | None  # (batch, max_new_tokens) to sample with
+    eos_ids: tuple[int, ...]
+    max_new_tokens: int
+    method: dict[str, Any]  # {"name": "greedy"}, "sample" or "beam_search", with its options
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The arguments that the loop and beam search have in common."""
+        lengths = self.prefix_lengths
+        return {
+            "source_mask": self.source_mask,
+            "prefix": [row[:n].tolist() for row, n in zip(self.prefix, lengths, strict=True)],
+            "max_new_tokens": self.max_new_tokens,
+            "eos_ids": self.eos_ids,
+        }
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """The arguments of beam search alone."""
+        return {name: value for name, value in self.method.items() if name != "name"}
+
+
+def outputs_of(case: Case, tap: Tap = no_tap) -> dict[str, np.ndarray]:
+    """What the generation of a case gives; the tap sees every quantity of it."""
+    if case.method["name"] == "beam_search":
+        found = beam_search(case.model, case.source, tap=tap, **case.request, **case.search)
+        names = ("tokens", "lengths", "log_probs", "scores")
+        return {name: getattr(found, name) for name in names}
+    out = Generation.from_steps(steps_of(case, tap), case.model.config.pad_id)
+    names = ("tokens", "lengths", "log_probs", "finished")
+    return {name: getattr(out, name) for name in names}
+
+
+def steps_of(case: Case, tap: Tap = no_tap) -> list[Step]:
+    """The steps of a case that is greedy or samples."""
+    filters = [make(case.method[name]) for name, make in FILTERS.items() if name in case.method]
+    choose = sample(*filters) if case.method["name"] == "sample" else greedy()
+    return list(
+        decode_steps(
+            case.model,
+            case.source,
+            choose=choose,
+            uniforms=case.uniforms,
+            tap=tap,
+            **case.request,
+        )
+    )

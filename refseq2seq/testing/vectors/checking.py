@@ -1,0 +1,113 @@
+"""Comparing what another program wrote with the vectors."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..compare import Difference, first_difference
+from . import safetensors
+from .making import CHECKSUMS, FORMAT, MANIFEST, VERSION, checksums
+from .meaning import Meaning
+
+FILES = ("forward", "generation", "outputs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """One file of one case: how much was compared, and what was found."""
+
+    case: str
+    file: str  # "forward", "generation" or "outputs"
+    compared: int  # names that the other program gave
+    of: int  # names that there are
+    difference: Difference | None  # the first one
+
+
+def check(
+    directory: str | os.PathLike[str],
+    theirs: str | os.PathLike[str],
+    *,
+    rtol: float | None = None,
+) -> list[Checked]:
+    """Compare files of another program with those of the vectors, quantity by quantity.
+
+    Parameters
+    ----------
+    directory : path
+        Of `make`.
+    theirs : path
+        Folders and files named as there; of cases, files and names as many as there are.
+    rtol : float, optional
+        As of `refseq2seq.testing.first_difference`; 0 asks for the same bits.
+
+    Returns
+    -------
+    list of Checked
+        One for each of their files.
+
+    Raises
+    ------
+    ValueError
+        If the vectors are not what `make` wrote, or there is nothing to compare, or a
+        folder or a name of theirs is unknown.
+    """
+    ours, theirs = Path(directory), Path(theirs)
+    _check_whole(ours)
+    known = {path.name for path in ours.iterdir() if path.is_dir()}
+    found = sorted(path.name for path in theirs.iterdir() if path.is_dir())
+    if unknown := sorted(set(found) - known):
+        raise ValueError(f"{theirs} has the folder {unknown[0]}, which is no case of {ours}")
+    checked = [
+        _checked(ours / case, theirs / case, file, rtol)
+        for case in found
+        for file in FILES
+        if (theirs / case / f"{file}.safetensors").exists()
+    ]
+    if not checked:
+        raise ValueError(
+            f"{theirs} has nothing to compare: expected CASE/FILE.safetensors, with CASE such as "
+            f"{min(known)} and FILE one of {', '.join(FILES)}"
+        )
+    return checked
+
+
+def _check_whole(root: Path) -> None:
+    """Raise unless the files are those that were written."""
+    expected = (root / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    if changed := sorted(set(checksums(root).splitlines()) ^ set(expected)):
+        raise ValueError(f"{root}: {changed[0].split('  ', 1)[-1]} is not as it was written")
+    manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
+        raise ValueError(f"{root} is not of version {VERSION} of the format")
+
+
+def _checked(ours: Path, theirs: Path, file: str, rtol: float | None) -> Checked:
+    path = f"{file}.safetensors"
+    expected, actual = safetensors.read(ours / path), safetensors.read(theirs / path)
+    meaning = Meaning(ours)
+    where = meaning.of_output if file == "outputs" else meaning.of_quantity
+    compared = {
+        name: _meaningful(x, expected[name], where(name, expected[name])) if name in expected else x
+        for name, x in actual.items()
+    }
+    try:
+        difference = first_difference(expected, compared, rtol=rtol)
+    except ValueError as error:
+        raise ValueError(f"{theirs / path}: {error}") from error
+    return Checked(
+        case=ours.name,
+        file=file,
+        compared=len(actual),
+        of=len(expected),
+        difference=difference,
+    )
+
+
+def _meaningful(actual: np.ndarray, expected: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Theirs, but ours where the place means nothing; another shape is left to be reported."""
+    if actual.shape != expected.shape:
+        return actual
+    return np.where(where, actual, expected.astype(actual.dtype))

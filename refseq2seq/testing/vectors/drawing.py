@@ -1,0 +1,131 @@
+"""Cases are drawn until their situation comes up in them, and no token hangs on rounding."""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ...backend import Array
+from ...beam import beam_search, beam_steps
+from ...decoding import Step
+from .cases import FILTERS, Case, outputs_of, steps_of
+from .families import FAMILIES
+from .situations import SITUATIONS, ordinary, situations_of
+
+CLOSE = 1e-3
+"""Scores nearer than this are a near-tie, as are a uniform number and the sum it is held
+against: implementations in float32 must not be failed for them."""
+
+
+def draw_cases(family: str, n: int | None, seed: int, dtype: str) -> list[Case]:
+    """The first ``n`` cases of a family, by default one of each situation.
+
+    After the last situation the first comes again, with other numbers.
+    """
+    names = situations_of(FAMILIES[family])
+    n = len(names) if n is None else n
+    return [_drawn(family, i, names[i % len(names)], seed, dtype) for i in range(n)]
+
+
+def _drawn(family: str, i: int, situation: str, seed: int, dtype: str) -> Case:
+    for attempt in range(1000):
+        rng = np.random.default_rng([seed, zlib.crc32(family.encode()), i, attempt])
+        case = SITUATIONS[situation](ordinary(family, rng), rng)
+        if _comes_up(situation, case) and _is_clear(case):
+            model = case.model.astype(dtype).exact()
+            return replace(case, name=f"{family}-{i:02}-{situation}", model=model)
+    raise ValueError(f"seed {seed} gives no clear case of {family}, {situation}: take another")
+
+
+def _comes_up(situation: str, case: Case) -> bool:
+    """Whether the tokens are such that the mistake would show."""
+    return situation not in SHOWS or SHOWS[situation](case)
+
+
+def _a_row_ends_early(case: Case) -> bool:
+    lengths = outputs_of(case)["lengths"]
+    return bool(1 < lengths.min() < lengths.max())
+
+
+def _prefix_is_no_choice(case: Case) -> bool:
+    """A forced token is not the one that would have been chosen."""
+    return any(
+        (step.tokens != step.scores.argmax(axis=-1))[step.forced].any() for step in steps_of(case)
+    )
+
+
+def _edges_are_filtered(case: Case) -> bool:
+    """The lowest and the highest id are out where the uniform is 0 and 1, and order matters."""
+    steps = steps_of(case)
+    reversed_filters = replace(case, method=dict(reversed(case.method.items())))
+    kept, other = steps[0].scores > -np.inf, _kept_at_first(reversed_filters)
+    return bool(
+        np.isneginf(steps[0].scores[0, 0])
+        and np.isneginf(steps[1].scores[1, -1])
+        and (kept != other).any()
+    )
+
+
+def _kept_at_first(case: Case) -> Array:
+    """The tokens that the filters, in the order of the method, leave in the first step."""
+    scores = steps_of(replace(case, method={"name": "greedy"}))[0].logits
+    for name, value in case.method.items():
+        if name in FILTERS:
+            scores = FILTERS[name](value)(scores, None)  # type: ignore[arg-type]  # unused
+    return scores > -np.inf
+
+
+def _beams_change_places(case: Case) -> bool:
+    """Beams continue others in two steps, and a row's hypotheses differ in length."""
+    search: dict[str, Any] = {name: x for name, x in case.search.items() if name != "n_best"}
+    steps = list(beam_steps(case.model, case.source, **case.request, **search))
+    parents = [
+        np.take_along_axis(step.candidates.beams, step.survivors, axis=1) for step in steps[1:]
+    ]
+    moved = [bool((beams != np.arange(search["beams"])).any()) for beams in parents]
+    lengths = outputs_of(case)["lengths"]
+    return sum(moved) >= 2 and bool((lengths.min(axis=1) < lengths.max(axis=1)).any())
+
+
+SHOWS: dict[str, Callable[[Case], bool]] = {
+    "prefixes": _prefix_is_no_choice,
+    "ending": _a_row_ends_early,
+    "sampling": _edges_are_filtered,
+    "beams": _beams_change_places,
+}
+
+
+def _is_clear(case: Case) -> bool:
+    """Whether every token would be the same with slightly other numbers, and in float32."""
+    case = replace(case, model=case.model.exact())  # equal logits are equal to the last bit
+    in_float32 = replace(case, model=case.model.astype("float32").exact())
+    if case.method["name"] == "beam_search":
+        found = beam_search(case.model, case.source, **case.request, **case.search)
+        same = np.array_equal(outputs_of(in_float32)["tokens"], found.tokens)
+        return same and bool((found.margin > CLOSE).all())
+    steps = steps_of(case)
+    others = [in_float32]
+    if case.uniforms is not None:
+        others += [_moved(case, -CLOSE), _moved(case, CLOSE)]
+    elif not all((_gap(step.scores)[step.emitted] > CLOSE).all() for step in steps):
+        return False
+    return all(np.array_equal(_tokens(steps_of(other)), _tokens(steps)) for other in others)
+
+
+def _tokens(steps: list[Step]) -> Array:
+    return np.stack([step.tokens for step in steps], axis=1)
+
+
+def _gap(scores: Array) -> Array:
+    """From the best score to the best of those below it: (batch,)."""
+    best = scores.max(axis=-1, keepdims=True)
+    return best[:, 0] - np.where(scores < best, scores, -np.inf).max(axis=-1)
+
+
+def _moved(case: Case, by: float) -> Case:
+    """The case with its uniform numbers moved, and the p of top-p."""
+    moved = {name: x * (1 + by) for name, x in case.method.items() if name == "top_p"}
+    uniforms = np.clip(case.uniforms + by, 0.0, 1 - 2**-24)  # type: ignore[operator]
+    return replace(case, method=case.method | moved, uniforms=uniforms)

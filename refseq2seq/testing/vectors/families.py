@@ -1,0 +1,170 @@
+"""Four kinds of conventions that between them have every one that the peers disagree about."""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from ... import presets
+from ...config import (
+    AttentionConfig,
+    BucketedPositions,
+    FeedForwardConfig,
+    LearnedPositions,
+    ModelConfig,
+    NormConfig,
+    RotaryPositions,
+    SinusoidalPositions,
+    StackConfig,
+)
+
+_TOKENS: dict[str, Any] = {"decoder_start_id": 1, "eos_ids": (2,), "pad_id": 0}
+_NO_RULES: dict[str, Any] = {
+    "forced_bos_id": None,
+    "forced_eos_id": None,
+    "suppressed_ids": (),
+    "begin_suppressed_ids": (),
+}
+
+
+def vaswani() -> ModelConfig:
+    """The original Transformer: post-norm, sinusoids, ReLU, one table for everything."""
+    return presets.vaswani(d_model=14, vocab_size=19, n_layers=2, n_heads=2, d_ff=23, **_TOKENS)
+
+
+def x_transformers() -> ModelConfig:
+    """x-transformers without options: pre-norm, learned positions, exact GELU, few biases."""
+    return presets.x_transformers(
+        d_model=13,
+        source_vocab_size=23,
+        target_vocab_size=19,
+        n_source_positions=11,
+        n_target_positions=7,
+        encoder_layers=2,
+        decoder_layers=2,
+        n_heads=3,
+        d_k=5,
+        **_TOKENS,
+    )
+
+
+def t5() -> ModelConfig:
+    """T5 1.1 with a tied head: RMS norms, relative buckets, unscaled scores, gated tanh GELU."""
+
+    def stack(cross: bool) -> StackConfig:
+        attention = replace(presets.plain_attention(n_heads=3, d_k=5), scale=1.0)
+        return StackConfig(
+            vocab_size=19,
+            d_model=11,
+            n_layers=2,
+            embedding_scale=1.0,
+            embedding_norm="none",
+            positions=None,
+            relative_positions=BucketedPositions(
+                n_buckets=6, max_distance=5, bidirectional=not cross, per_layer=False, scale=1.0
+            ),
+            n_memory_tokens=0,
+            norm=NormConfig(kind="rms_norm", eps=1e-6, gain="vector", bias=False),
+            norm_positions=("before",),
+            final_norm=True,
+            self_attention=attention,
+            cross_attention=attention if cross else None,
+            feed_forward=FeedForwardConfig(
+                d_ff=17, activation="gelu_tanh", gated=True, biases=(), hidden_norm=None
+            ),
+        )
+
+    return ModelConfig(
+        encoder=stack(cross=False),
+        decoder=stack(cross=True),
+        tied_embeddings=True,
+        tied_logits=True,
+        logits_scale=11**-0.5,
+        logits_bias=False,
+        decoder_start_id=0,
+        eos_ids=(2,),
+        pad_id=0,
+        **_NO_RULES,
+    )
+
+
+def everything() -> ModelConfig:
+    """What one model hardly has together: grouped heads, rotations, gates, memories, odd norms."""
+    norm = NormConfig(kind="layer_norm", eps=1e-3, gain="vector", bias=True)
+    return ModelConfig(
+        encoder=StackConfig(
+            vocab_size=23,
+            d_model=13,
+            n_layers=1,
+            embedding_scale=1.5,
+            embedding_norm="after_positions",
+            positions=LearnedPositions(n_positions=11, offset=2, scale=0.5),
+            relative_positions=RotaryPositions(d_rotary=4, base=100.0, pairing="halves"),
+            n_memory_tokens=2,
+            norm=norm,
+            norm_positions=("before", "branch", "after"),
+            final_norm=True,
+            self_attention=_gated("grouped", "per_value", d_k=5, d_v=7),
+            cross_attention=None,
+            feed_forward=FeedForwardConfig(
+                d_ff=17,
+                activation="relu_squared",
+                gated=True,
+                biases=("in", "gate", "out"),
+                hidden_norm=norm,
+            ),
+        ),
+        decoder=StackConfig(
+            vocab_size=19,
+            d_model=11,
+            n_layers=2,
+            embedding_scale=0.5,
+            embedding_norm="before_positions",
+            positions=SinusoidalPositions(layout="concatenated", offset=1, scale=0.5),
+            relative_positions=RotaryPositions(d_rotary=6, base=10000.0, pairing="interleaved"),
+            n_memory_tokens=0,
+            norm=NormConfig(kind="std_norm", eps=1e-3, gain="scalar", bias=True),
+            norm_positions=("before", "after"),
+            final_norm=True,
+            self_attention=_gated("tiled", "per_head", d_k=7, d_v=5),
+            cross_attention=_gated("tiled", "per_value", d_k=3, d_v=5),
+            feed_forward=FeedForwardConfig(
+                d_ff=17,
+                activation="silu",
+                gated=True,
+                biases=("in", "gate", "out"),
+                hidden_norm=NormConfig(kind="rms_norm", eps=1e-3, gain="vector", bias=True),
+            ),
+        ),
+        tied_embeddings=False,
+        tied_logits=False,
+        logits_scale=0.5,
+        logits_bias=True,
+        **_TOKENS,
+        **_NO_RULES,
+    )
+
+
+def _gated(
+    order: Literal["grouped", "tiled"], gate: Literal["per_value", "per_head"], d_k: int, d_v: int
+) -> AttentionConfig:
+    """Grouped-query attention with all its additions; its scale is no root of anything."""
+    return AttentionConfig(
+        n_heads=4,
+        n_kv_heads=2,
+        kv_head_order=order,
+        d_k=d_k,
+        d_v=d_v,
+        scale=0.5,
+        biases=("q", "k", "v", "o"),
+        qk_norm=NormConfig(kind="l2_norm", eps=1e-3, gain="vector", bias=True),
+        n_memory_kv=1,
+        gate=gate,
+        head_scale=True,
+    )
+
+
+FAMILIES = {
+    "vaswani": vaswani(),
+    "x_transformers": x_transformers(),
+    "t5": t5(),
+    "everything": everything(),
+}

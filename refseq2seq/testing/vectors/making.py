@@ -1,0 +1,143 @@
+"""Writing vectors: a folder for each case, a manifest and the checksums of all files."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import __version__
+from ...model import forward
+from ...params import named_arrays, param_shapes
+from ...trace import Trace
+from . import safetensors
+from .cases import Case, outputs_of
+from .drawing import draw_cases
+from .families import FAMILIES
+from .flags import FLAGS
+
+FORMAT, VERSION = "refseq2seq vectors", 1
+MANIFEST, CHECKSUMS = "manifest.json", "SHA256SUMS"
+
+
+def make(
+    directory: str | os.PathLike[str],
+    *,
+    families: Sequence[str] = tuple(FAMILIES),
+    cases: int | None = None,
+    seed: int = 0,
+    dtype: str = "float64",
+) -> list[str]:
+    """Write vectors into a new or empty directory.
+
+    The same arguments give the same bytes.
+
+    Parameters
+    ----------
+    directory : path
+    families : sequence of str
+        Kinds of conventions: of ``FAMILIES``.
+    cases : int, optional
+        How many of each family; by default one of each situation.
+    seed : int
+        Of weights and inputs.
+    dtype : "float64" or "float32"
+        Of weights and quantities. Weights are the same numbers in both.
+
+    Returns
+    -------
+    list of str
+        The names of the cases.
+
+    Raises
+    ------
+    ValueError
+        If an argument is none of the above, or the directory has files in it.
+    """
+    if unknown := sorted(set(families) - FAMILIES.keys()):
+        raise ValueError(f"families must be among {', '.join(FAMILIES)}, got {unknown[0]!r}")
+    if dtype not in ("float64", "float32"):
+        raise ValueError(f"dtype must be float64 or float32, got {dtype!r}")
+    root = Path(directory)
+    root.mkdir(parents=True, exist_ok=True)
+    if any(root.iterdir()):
+        raise ValueError(f"{root} is not empty: vectors are written into a directory of their own")
+    drawn = [case for family in families for case in draw_cases(family, cases, seed, dtype)]
+    for case in drawn:
+        _write(root / case.name, case)
+    _write_json(root / MANIFEST, _manifest(drawn, seed, dtype))
+    (root / CHECKSUMS).write_text(checksums(root), encoding="utf-8", newline="\n")
+    return [case.name for case in drawn]
+
+
+def checksums(root: Path) -> str:
+    """A line for each file below ``root``: its SHA-256, two spaces, its path."""
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return "".join(
+        f"{hashlib.sha256((root / path).read_bytes()).hexdigest()}  {path}\n"
+        for path in paths
+        if path != CHECKSUMS
+    )
+
+
+def _write(folder: Path, case: Case) -> None:
+    folder.mkdir()
+    config = case.model.config
+    arrays = dict(named_arrays(case.model.params))
+    _write_json(folder / "config.json", config.to_dict())
+    _write_json(folder / "case.json", _about(case))
+    weights = {name: arrays[name] for name in param_shapes(config)}
+    safetensors.write(folder / "weights.safetensors", weights)
+    safetensors.write(folder / "inputs.safetensors", _inputs(case))
+    trace = Trace()
+    forward(case.model, case.source, case.target, case.source_mask, tap=trace)
+    safetensors.write(folder / "forward.safetensors", trace)
+    trace = Trace()
+    outputs = outputs_of(case, trace)
+    safetensors.write(folder / "generation.safetensors", trace)
+    safetensors.write(folder / "outputs.safetensors", outputs)
+
+
+def _about(case: Case) -> dict[str, Any]:
+    """What is asked of the generation, and what the case is for."""
+    return {
+        "name": case.name,
+        "comment": case.comment,
+        "flags": list(case.flags),
+        "dtype": case.model.dtype.name,
+        "method": case.method,
+        "max_new_tokens": case.max_new_tokens,
+        "eos_ids": list(case.eos_ids),
+    }
+
+
+def _inputs(case: Case) -> dict[str, np.ndarray]:
+    inputs = {
+        "source": case.source,
+        "target": case.target,
+        "prefix": case.prefix,
+        "prefix_lengths": case.prefix_lengths,
+    }
+    if case.uniforms is not None:
+        inputs["uniforms"] = case.uniforms
+    return inputs | {"source_mask": case.source_mask}  # single bytes last: the others stay aligned
+
+
+def _manifest(drawn: list[Case], seed: int, dtype: str) -> dict[str, Any]:
+    used = {flag for case in drawn for flag in case.flags}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "made_with": {"refseq2seq": __version__, "numpy": np.__version__},
+        "seed": seed,
+        "dtype": dtype,
+        "cases": [_about(case) for case in drawn],
+        "notes": {flag: note for flag, note in FLAGS.items() if flag in used},
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8", newline="\n")

@@ -1,0 +1,65 @@
+"""Which places of a quantity mean something: the others are compared with nothing."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ...quantities import quantity
+from . import safetensors
+
+
+class Meaning:
+    """What means something in the quantities of one case.
+
+    Nothing does where a source token is masked, except in the weights, which are zero there;
+    nor do scores of target tokens that come later, nor a row after its end.
+    """
+
+    def __init__(self, case: Path) -> None:
+        inputs = safetensors.read(case / "inputs.safetensors")
+        self._outputs = safetensors.read(case / "outputs.safetensors")
+        about = json.loads((case / "case.json").read_text(encoding="utf-8"))
+        self._source: np.ndarray = inputs["source_mask"]  # (batch, n_source)
+        self._any_row = np.any(self._source, axis=0)[None]
+        self._n_forced = inputs["prefix_lengths"] - inputs["prefix_lengths"].min()  # (batch,)
+        self._searches = about["method"]["name"] == "beam_search"
+
+    def of_output(self, name: str, x: np.ndarray) -> np.ndarray:
+        """For the tokens and log-probabilities that come out: up to their lengths."""
+        if name not in ("tokens", "log_probs"):
+            return np.ones(x.shape, bool)
+        return np.arange(x.shape[-1]) < self._outputs["lengths"][..., None]
+
+    def of_quantity(self, name: str, x: np.ndarray) -> np.ndarray:
+        """For what passes a tap: boolean, the shape of ``x``."""
+        where = np.ones(x.shape, bool)
+        axes = re.findall(r"\w+", quantity(name).shape)[-x.ndim :]
+        is_weights = name.endswith(".weights")
+        for axis, symbol in enumerate(axes):
+            if symbol == "n_source" and not (is_weights and axis == x.ndim - 1):
+                where = where & self._of_source(axes, axis, x.shape)
+        if name.endswith("self_attention.scores") and axes[-1] == "n_so_far":
+            n, m = x.shape[-2:]
+            where = where & np.tri(n, m, m - n, dtype=bool)
+        step = re.match(r"step\.(\d+)\.", name)
+        if step and axes[0] == "batch" and not self._searches:
+            rows = self._running(int(step[1]), name.endswith(".chosen"))
+            where = where & rows.reshape(-1, *[1] * (x.ndim - 1))
+        return where
+
+    def _of_source(self, axes: list[str], axis: int, shape: tuple[int, ...]) -> np.ndarray:
+        """The source mask along one axis; what the model adds to a source stands before it."""
+        by_row = axes[0] == "batch"
+        per_row = shape[0] // len(self._source)  # a beam search has several beams for each
+        real = np.repeat(self._source, per_row, axis=0) if by_row else self._any_row
+        added = np.ones((real.shape[0], shape[axis] - real.shape[1]), bool)
+        form = [1] * len(shape)
+        form[0], form[axis] = real.shape[0] if by_row else 1, shape[axis]
+        return np.concatenate([added, real], axis=1).reshape(form)
+
+    def _running(self, step: int, chooses: bool) -> np.ndarray:
+        """The rows that have not ended before the step; if they choose, past their prefix too."""
+        before_end = step < self._n_forced + self._outputs["lengths"]
+        return before_end & (step >= self._n_forced) if chooses else before_end
