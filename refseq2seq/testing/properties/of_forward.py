@@ -150,7 +150,7 @@ def padding_between(t: Trial) -> Iterator[Claim]:
 # What must matter.
 
 
-@catches("no cross-attention, a mask that hides the first or the last token, ids clipped")
+@catches("no cross-attention, a mask that hides the first or the last token")
 def source_counts(t: Trial) -> Iterator[Claim]:
     """The first, a middle and the last source token each make a difference."""
     n, before = t.source.shape[1], t.forward(t.source, t.target)
@@ -159,6 +159,21 @@ def source_counts(t: Trial) -> Iterator[Claim]:
         inputs = {**t.inputs, "changed source": changed}
         after = t.forward(changed, t.target)
         yield Claim(after, before, inputs, differ=f"the {name} source token")
+
+
+@catches("ids clipped or wrapped, a table with one row too few")
+def last_id_counts(t: Trial) -> Iterator[Claim]:
+    """The last id of a vocabulary is not the one before it, and not the first."""
+    memory, last = t.encode(t.source), t.subject.target_vocab_size - 1
+    logits = {i: t.logits(memory, np.full_like(t.target, i)) for i in (last, last - 1, 0)}
+    for i in (last - 1, 0):
+        inputs = {"source": t.source, "target": [last], "changed target": [i]}
+        yield Claim(logits[last], logits[i], inputs, differ=f"target id {last} instead of {i}")
+    last = t.subject.source_vocab_size - 1
+    logits = {i: t.forward(np.full_like(t.source, i), t.target) for i in (last, last - 1, 0)}
+    for i in (last - 1, 0):
+        inputs = {"source": [last], "target": t.target, "changed source": [i]}
+        yield Claim(logits[last], logits[i], inputs, differ=f"source id {last} instead of {i}")
 
 
 @catches("no positions in the encoder")

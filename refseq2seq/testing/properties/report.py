@@ -60,7 +60,7 @@ class PropertyError(AssertionError):
 
     def __init__(self, report: Report) -> None:
         failures = [str(o) for o in report.outcomes if o.status == "failed"]
-        head = f"{len(failures)} of {len(report.outcomes)} properties failed"
+        head = f"{len(failures)} of {len(failures) + len(report.passed)} properties failed"
         again = f"properties.examine(implementation, only={report.failed}, seed={report.seed})"
         super().__init__("\n".join([head, *failures, f"To see only these again: {again}"]))
         self.report = report
@@ -165,7 +165,7 @@ def _outcome(
                 worst, tried = max(worst, distance), True
     for what, (distance, claim) in differences.items():
         if not rtol < distance < np.inf:
-            how = f"{what} makes no difference in {trials} trials: {distance:.2g} at the most"
+            how = f"{what} makes no difference in {trials} trials; {claim.explain()}"
             return _failure(p, worst, how, claim.inputs)
     if not (tried or differences):
         return Outcome(p, "not applicable", story="no trial had a case of it")
