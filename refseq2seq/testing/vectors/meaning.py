@@ -35,7 +35,7 @@ class Meaning:
     def of_quantity(self, name: str, x: np.ndarray) -> np.ndarray:
         """For what passes a tap: boolean, the shape of ``x``."""
         where = np.ones(x.shape, bool)
-        axes = re.findall(r"\w+", quantity(name).shape)[-x.ndim :]
+        axes = re.findall(r"\w+", quantity(name).shape.partition(")")[0])[-x.ndim :]
         is_weights = name.endswith(".weights")
         for axis, symbol in enumerate(axes):
             if symbol == "n_source" and not (is_weights and axis == x.ndim - 1):

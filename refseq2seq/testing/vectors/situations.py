@@ -224,12 +224,12 @@ def _with(case: Case, change: Callable[[ModelConfig, str, Array], Array]) -> Cas
 
 
 def _twins(config: ModelConfig, name: str, x: Array) -> Array:
-    """Token 2i + 1 has the logits of token 2i."""
+    """Token 2i + 1 has the logits of token 2i, as has the last of an odd number of tokens."""
     n = config.decoder.vocab_size
+    twin = np.minimum(np.arange(n) // 2 * 2, (n - 2) // 2 * 2)
     if name == ("decoder.embedding" if config.tied_logits else "unembedding"):
-        axis = 0 if config.tied_logits else 1
-        return np.take(x, np.arange(n) // 2 * 2, axis=axis)
-    return x[np.arange(n) // 2 * 2] if name == "logits_bias" else x
+        return np.take(x, twin, axis=0 if config.tied_logits else 1)
+    return x[twin] if name == "logits_bias" else x
 
 
 SITUATIONS: dict[str, Callable[[Case, Rng], Case]] = {

@@ -1,0 +1,387 @@
+"""`refseq2seq vectors`: the files are what the page says, and they catch what they name."""
+
+import dataclasses
+import hashlib
+import json
+import struct
+from fnmatch import fnmatchcase
+
+import numpy as np
+import pytest
+import scalar
+from vector_mistakes import MISTAKES
+
+import refseq2seq as rs
+from refseq2seq import cli
+from refseq2seq.params import build_params
+from refseq2seq.testing import vectors
+from refseq2seq.testing.vectors import FAMILIES, drawing, safetensors
+from refseq2seq.testing.vectors.cases import outputs_of
+from refseq2seq.testing.vectors.flags import FLAGS, OF_FAMILY
+
+HOME = {flag: family for family, flags in OF_FAMILY.items() for flag in flags}
+HOME |= {"GeluForm": "x_transformers"}  # of two families; the others show in x_transformers
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Every case of x_transformers, and the first of the other families."""
+    root = tmp_path_factory.mktemp("vectors") / "made"
+    draw_all, drawn = drawing.draw_cases, []
+
+    def draw(family, n, seed, dtype):
+        cases = draw_all(family, None if family == "x_transformers" else 1, seed, dtype)
+        drawn.extend(cases)
+        return cases
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vectors.making, "draw_cases", draw)
+        names = vectors.make(root)
+    assert names == [case.name for case in drawn]
+    return root, drawn
+
+
+def record(case, folder, fault=None):
+    """Run a case as another program would, with a fault or without, and write what passes."""
+    folder.mkdir(parents=True)
+    changes = fault if callable(fault) else lambda name, x: x
+    forward, generation = {}, {}
+
+    def keep_in(kept):
+        def tap(name, x):
+            y = changes(name, x)
+            kept[name] = np.asarray(y)
+            return y
+
+        return rs.FunctionTap(tap)
+
+    rs.forward(case.model, case.source, case.target, case.source_mask, tap=keep_in(forward))
+    safetensors.write(folder / "forward.safetensors", forward)
+    try:
+        outputs = outputs_of(case, keep_in(generation))
+    except rs.NonFiniteLogitsError:
+        return
+    if isinstance(fault, tuple):
+        outputs[fault[0]] = fault[1](outputs[fault[0]])
+    safetensors.write(folder / "generation.safetensors", generation)
+    safetensors.write(folder / "outputs.safetensors", outputs)
+
+
+def first(checked):
+    return next((one.difference for one in checked if one.difference), None)
+
+
+def test_there_is_a_mistake_for_every_flag(made):
+    _, drawn = made
+    assert MISTAKES.keys() == FLAGS.keys() == {flag for case in drawn for flag in case.flags}
+
+
+@pytest.mark.parametrize("flag", MISTAKES)
+def test_a_case_catches_what_its_flag_names(flag, made, tmp_path, monkeypatch):
+    root, drawn = made
+    family = HOME.get(flag, "x_transformers")
+    case = next(c for c in drawn if flag in c.flags and c.name.startswith(family))
+    mistake, place = MISTAKES[flag]
+    wrong, fault = mistake(case, monkeypatch)
+    record(wrong, tmp_path / case.name, fault)
+    found = first(vectors.check(root, tmp_path))
+    assert found is not None
+    assert fnmatchcase(found.name, place), found
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_an_implementation_without_mistakes_passes(dtype, made, tmp_path):
+    """With sums in BLAS's order, in both precisions, and in every place of every case."""
+    root, drawn = made
+    for case in drawn:
+        plain = dataclasses.replace(case, model=case.model.to("numpy").astype(dtype))
+        record(plain, tmp_path / case.name)
+    checked = vectors.check(root, tmp_path, rtol=None if dtype == "float64" else 1e-3)
+    assert len(checked) == 3 * len(drawn)
+    assert [str(one.difference) for one in checked if one.difference] == []
+    assert all(one.compared == one.of for one in checked)
+
+
+def test_the_same_bits_are_the_same_with_no_tolerance(made):
+    root, drawn = made
+    checked = vectors.check(root, root, rtol=0)
+    assert len(checked) == 3 * len(drawn)
+    assert first(checked) is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_files_alone_give_the_logits(family, made):
+    """Weights and inputs as they are read, through the scalar definition of the model."""
+    root, _ = made
+    folder = root / f"{family}-00-ordinary"
+    weights = safetensors.read(folder / "weights.safetensors")
+    inputs = safetensors.read(folder / "inputs.safetensors")
+    config = rs.ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    taken = set()
+
+    def array(name, shape):
+        taken.add(name)
+        assert weights[name].shape == shape
+        return weights[name]
+
+    model = rs.Model(config=config, params=build_params(config, array))
+    assert taken == set(weights)
+    logits = safetensors.read(folder / "forward.safetensors")["logits"]
+    for row, real in enumerate(inputs["source_mask"]):
+        source = inputs["source"][row, real].tolist()
+        expected = np.array(scalar.forward(model, source, inputs["target"][row].tolist()))
+        assert np.abs(logits[row] - expected).max() <= 1e-12 * np.abs(expected).max()
+
+
+def test_the_outputs_are_those_of_the_steps(made):
+    root, drawn = made
+    for case in (c for c in drawn if c.method["name"] != "beam_search"):
+        generation = safetensors.read(root / case.name / "generation.safetensors")
+        outputs = safetensors.read(root / case.name / "outputs.safetensors")
+        late = case.prefix_lengths - case.prefix_lengths.min()
+        for row, n in enumerate(outputs["lengths"]):
+            for t in range(n):
+                step = f"step.{late[row] + t}"
+                assert outputs["tokens"][row, t] == generation[f"{step}.chosen"][row]
+                assert outputs["log_probs"][row, t] == generation[f"{step}.log_probs"][row]
+
+
+def test_weights_are_values_of_every_format(made):
+    _, drawn = made
+    for case in drawn[:1] + drawn[-1:]:
+        for dtype in ("float16", "bfloat16", "float32"):
+            rs.testing.rounding.check_rounded(case.model, dtype)
+
+
+def test_what_means_nothing_is_not_compared(made, tmp_path):
+    root, drawn = made
+    case = next(c for c in drawn if c.name == "x_transformers-01-left_padding")
+    record(case, tmp_path / case.name)
+    path = tmp_path / case.name / "forward.safetensors"
+    theirs = safetensors.read(path)
+    masked = ~case.source_mask
+    for name in ("encoder.embed", "encoder.final"):
+        theirs[name] = np.where(masked[..., None], np.nan, theirs[name])
+    for name in theirs:
+        if name.endswith("cross_attention.scores"):
+            theirs[name] = np.where(masked[:, None, None], -np.inf, theirs[name])
+        if name.startswith("decoder") and name.endswith("self_attention.scores"):
+            theirs[name] = np.where(np.tri(4, dtype=bool), theirs[name], -np.inf)
+    safetensors.write(path, theirs)
+    assert first(vectors.check(root, tmp_path)) is None
+    theirs["encoder.final"][0, -1, 0] = np.nan
+    safetensors.write(path, theirs)
+    assert first(vectors.check(root, tmp_path)).reason == "not finite"
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
+    options = {"families": ["vaswani", "t5"], "cases": 2}
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        vectors.make(tmp_path / name, seed=seed, **options)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+    assert len(files) == 4 * 7 + 1
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    sums = [(tmp_path / name / "SHA256SUMS").read_text() for name in "abc"]
+    assert sums[0] == sums[1] != sums[2]
+
+
+def test_after_the_last_situation_the_first_comes_again():
+    a, b = (drawing._drawn("t5", i, "ordinary", 0, "float64") for i in (0, 12))
+    assert not np.array_equal(a.source, b.source)
+    names = drawing.situations_of(FAMILIES["t5"])
+    assert "table_end" not in names
+    assert len(names) == 12
+
+
+def test_float32_has_the_same_weights_and_near_quantities(tmp_path):
+    for dtype in ("float64", "float32"):
+        vectors.make(tmp_path / dtype, families=["vaswani"], cases=1, dtype=dtype)
+    folders = [tmp_path / dtype / "vaswani-00-ordinary" for dtype in ("float64", "float32")]
+    a, b = (safetensors.read(folder / "weights.safetensors") for folder in folders)
+    assert all(b[name].dtype == np.float32 and np.array_equal(a[name], b[name]) for name in a)
+    a, b = (safetensors.read(folder / "forward.safetensors")["logits"] for folder in folders)
+    assert b.dtype == np.float32
+    assert 0 < np.abs(a - b).max() < 1e-5
+
+
+def test_manifest_and_checksums(made):
+    root, drawn = made
+    manifest = json.loads((root / "manifest.json").read_text())
+    assert manifest["made_with"] == {"refseq2seq": rs.__version__, "numpy": np.__version__}
+    assert [case["name"] for case in manifest["cases"]] == [case.name for case in drawn]
+    assert set(manifest["notes"]) == set(FLAGS)
+    assert all(note.keys() == {"bugType", "description", "effect"} for note in FLAGS.values())
+    lines = (root / "SHA256SUMS").read_text().splitlines()
+    assert len(lines) == 7 * len(drawn) + 1
+    for line in lines:
+        digest, path = line.split("  ")
+        assert digest == hashlib.sha256((root / path).read_bytes()).hexdigest()
+
+
+# The format, byte for byte
+
+
+def test_the_bytes_of_a_file(tmp_path):
+    path = tmp_path / "x.safetensors"
+    safetensors.write(path, {"a": np.array([[1.5, -2.0]]), "b": np.array(7), "c": np.array([True])})
+    header = (
+        b'{"a":{"dtype":"F64","shape":[1,2],"data_offsets":[0,16]},'
+        b'"b":{"dtype":"I64","shape":[],"data_offsets":[16,24]},'
+        b'"c":{"dtype":"BOOL","shape":[1],"data_offsets":[24,25]}}'
+    )
+    header += b" " * (-len(header) % 8)
+    data = struct.pack("<ddq?", 1.5, -2.0, 7, True)
+    assert path.read_bytes() == struct.pack("<Q", len(header)) + header + data
+
+
+ARRAYS = {
+    "F64": np.array([[0.1, -np.inf], [5e-324, -0.0]]),
+    "F32": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "F16": np.zeros((0, 3), np.float16),
+    "I64": np.array([-1, 2**62]),
+    "I32": np.array(3, np.int32),
+    "BOOL": np.array([[True, False]]),
+}
+
+
+def test_the_safetensors_library_reads_what_is_written(tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
+    path = tmp_path / "x.safetensors"
+    safetensors.write(path, ARRAYS)
+    theirs = numpy.load_file(path)
+    for name, x in ARRAYS.items():
+        assert theirs[name].dtype == x.dtype
+        assert theirs[name].shape == x.shape
+        assert theirs[name].tobytes() == x.tobytes()
+
+
+def test_what_the_safetensors_library_writes_is_read(tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
+    path = tmp_path / "x.safetensors"
+    arrays = {name: np.ascontiguousarray(x) for name, x in ARRAYS.items()}
+    numpy.save_file(arrays, path, metadata={"made by": "somebody"})
+    ours = safetensors.read(path)
+    assert ours.keys() == arrays.keys()
+    for name, x in arrays.items():
+        assert (ours[name].dtype, ours[name].tobytes()) == (x.dtype, x.tobytes())
+
+
+def test_big_endian_and_strided_arrays_are_written_as_they_should(tmp_path):
+    path = tmp_path / "x.safetensors"
+    safetensors.write(path, {"x": np.arange(6.0, dtype=">f8").reshape(2, 3)[:, ::-2]})
+    assert safetensors.read(path)["x"].tolist() == [[2.0, 0.0], [5.0, 3.0]]
+
+
+def entry(begin=0, end=16, shape=(2,), dtype="F64"):
+    return {"x": {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}}
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "message"),
+    [
+        (entry(), b"", "cannot lie at 0 to 16"),
+        (entry(end=8), bytes(16), "cannot lie at 0 to 8"),
+        (entry(begin=-16, end=0), bytes(16), "cannot lie"),
+        (entry(shape=(3,)), bytes(16), r"of shape \[3\]"),
+        (entry(dtype="F8"), bytes(16), "F8"),
+        (entry(), bytes(17), "bytes of no array"),
+        ({"x": 3}, b"", "not a whole safetensors file"),
+        ([], b"", "not a whole safetensors file"),
+        (b"{", b"", "not a whole safetensors file"),
+    ],
+)
+def test_other_files_are_refused(header, data, message, tmp_path):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    with pytest.raises(ValueError, match=message) as error:
+        safetensors.read(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 8, struct.pack("<Q", 2**62) + b"{}"])
+def test_a_header_that_is_cut_off_is_refused(content, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="cut off"):
+        safetensors.read(path)
+
+
+def test_other_dtypes_are_not_written(tmp_path):
+    with pytest.raises(TypeError, match="x has dtype complex128"):
+        safetensors.write(tmp_path / "x", {"x": np.array([1j])})
+
+
+# Mistakes of the user
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"families": ["bart"]}, "families must be among vaswani, .* got 'bart'"),
+        ({"dtype": "float16"}, "dtype must be float64 or float32"),
+    ],
+)
+def test_make_says_what_it_does_not_have(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        vectors.make(tmp_path / "new", **options)
+
+
+def test_make_overwrites_nothing(tmp_path):
+    (tmp_path / "mine").touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        vectors.make(tmp_path)
+
+
+def test_check_says_what_it_cannot_compare(made, tmp_path):
+    root, drawn = made
+    with pytest.raises(ValueError, match="has nothing to compare: expected CASE/FILE"):
+        vectors.check(root, tmp_path)
+    (tmp_path / "mycase").mkdir()
+    with pytest.raises(ValueError, match="has the folder mycase, which is no case"):
+        vectors.check(root, tmp_path)
+    (tmp_path / "mycase").rename(tmp_path / drawn[0].name)
+    path = tmp_path / drawn[0].name / "forward.safetensors"
+    safetensors.write(path, {"encoder.embedding": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"forward.safetensors: .* no 'encoder.embedding'"):
+        vectors.check(root, tmp_path)
+    safetensors.write(path, {"logits": np.zeros(3)})
+    assert first(vectors.check(root, tmp_path)).reason == "shape"
+
+
+def test_changed_vectors_are_noticed(tmp_path):
+    root = tmp_path / "made"
+    (name,) = vectors.make(root, families=["vaswani"], cases=1)
+    path = root / name / "outputs.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=rf"{name}/outputs.safetensors is not as it was written"):
+        vectors.check(root, root)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"is not as it was written"):
+        vectors.check(root, root)
+
+
+def test_the_command_line(tmp_path, capsys):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    assert cli.main(["vectors", "make", str(ours), "--family", "t5", "--cases", "1"]) == 0
+    assert capsys.readouterr().out == f"1 cases in {ours}\n"
+    folder = theirs / "t5-00-ordinary"
+    folder.mkdir(parents=True)
+    logits = safetensors.read(ours / folder.name / "forward.safetensors")["logits"]
+    safetensors.write(folder / "forward.safetensors", {"logits": logits})
+    assert cli.main(["vectors", "check", str(ours), str(theirs), "--rtol", "0"]) == 0
+    assert "t5-00-ordinary forward: 1 of 85 names, no difference" in capsys.readouterr().out
+    safetensors.write(folder / "forward.safetensors", {"logits": logits * (1 + 1e-6)})
+    assert cli.main(["vectors", "check", str(ours), str(theirs)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "logits differs" in captured.out
+    assert "1e-06" in captured.out
+    assert cli.main(["vectors", "check", str(ours), str(theirs), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["difference"]["name"] == "logits"
+    assert cli.main(["vectors", "check", str(ours), str(theirs), "--rtol", "1e-5"]) == 0
+    assert cli.main(["vectors", "check", str(ours), str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err

@@ -1,0 +1,251 @@
+"""Implementations with one mistake each: for every flag of the vectors, what it names.
+
+A mistake is a case that is asked otherwise, or a function that changes a quantity on its
+way, or a part of the package replaced while the case runs. Beside it stands the first
+quantity in which it must show.
+"""
+
+import dataclasses
+import math
+from functools import partial
+
+import numpy as np
+
+import refseq2seq as rs
+from refseq2seq import attention, model, ops
+from refseq2seq.cache import KeyValueCache
+from refseq2seq.filters import keep, probability_before, ranks
+from refseq2seq.params import build_params, named_arrays
+from refseq2seq.testing.vectors import cases
+
+SELF, CROSS = ".layers.0.self_attention.", ".layers.0.cross_attention."
+
+
+def of_config(change, **fields):
+    """The same arrays under other conventions of both stacks, or of the whole model."""
+
+    def mistake(case, patch):
+        c = case.model.config
+        stacks = {name: change(getattr(c, name)) for name in ("encoder", "decoder")}
+        config = dataclasses.replace(c, **stacks, **fields)
+        return with_config(case, config), None
+
+    return mistake
+
+
+def with_config(case, config, rename=lambda name: name):
+    arrays = dict(named_arrays(case.model.params))
+    params = build_params(config, lambda name, shape: arrays[rename(name)])
+    return dataclasses.replace(
+        case, model=dataclasses.replace(case.model, config=config, params=params)
+    )
+
+
+def inside(part, **fields):
+    """A change of one part of a stack's config, such as its norm."""
+
+    def change(stack):
+        value = getattr(stack, part)
+        new = {name: f(getattr(value, name)) for name, f in fields.items()} if value else {}
+        return dataclasses.replace(stack, **{part: value and dataclasses.replace(value, **new)})
+
+    return change
+
+
+def of_case(**fields):
+    return lambda case, patch: (
+        dataclasses.replace(case, **{name: f(case) for name, f in fields.items()}),
+        None,
+    )
+
+
+def of_quantity(fault):
+    return lambda case, patch: (case, fault)
+
+
+def replaced(where, name, new):
+    def mistake(case, patch):
+        (patch.setitem if isinstance(where, dict) else patch.setattr)(where, name, new)
+        return case, None
+
+    return mistake
+
+
+def mean_of_padding(name, x):
+    """Attention to nothing gives every key the same weight."""
+    if not name.endswith(".weights"):
+        return x
+    return np.where(x.sum(axis=-1, keepdims=True) == 0, 1 / x.shape[-1], x)
+
+
+class StalePosition:
+    """Each step of the cache adds the position of the one before."""
+
+    def __init__(self):
+        self.last = None
+
+    def __call__(self, name, x):
+        if name.startswith("step.") and name.endswith("decoder.positions"):
+            x, self.last = (x if self.last is None else self.last), x
+        return x
+
+
+def short_table(name, x):
+    """The last position is that before it."""
+    if name in ("encoder.positions", "decoder.positions"):
+        return np.concatenate([x[..., :-1, :], x[..., -2:-1, :]], axis=-2)
+    return x
+
+
+def other_twin(name, x):
+    return np.where(x == 18, 17, x ^ 1) if name.endswith("chosen") else x
+
+
+def first_of_all(name, x):
+    """At the uniform number 0 the search for it in the cumulative sum gives the first id."""
+    return np.where(np.arange(3) == 0, 0, x) if name == "step.0.chosen" else x
+
+
+def without_crossing(p):
+    def process(scores, state):
+        probs = ops.softmax(scores)
+        inside = probability_before(scores) + probs <= p
+        return keep(scores, inside | (ranks(scores) == 0))
+
+    return process
+
+
+def reversed_filters(case, patch):
+    patch.setattr(cases, "FILTERS", dict(reversed(cases.FILTERS.items())))
+    return case, None
+
+
+def naive_softmax(x, mask=None):
+    with np.errstate(all="ignore"):
+        e = np.exp(x) if mask is None else np.where(mask, np.exp(x), 0)
+        return e / e.sum(axis=-1, keepdims=True)
+
+
+def biased(x, gain, bias, eps):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / (np.sqrt((centred**2).mean(axis=-1, keepdims=True)) + eps) * gain + bias
+
+
+def before(case, patch):
+    c = case.model.config
+    stacks = {
+        name: dataclasses.replace(getattr(c, name), norm_positions=("before",))
+        for name in ("encoder", "decoder")
+    }
+    config = dataclasses.replace(c, **stacks)
+    return with_config(case, config, lambda name: name.replace(".before.", ".after.")), None
+
+
+def sees_the_next(q, k):
+    return k[None, :] <= q[:, None] + 1
+
+
+def from_the_edge(mask):
+    return np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
+
+
+def both_ways(stack):
+    how = stack.relative_positions
+    return dataclasses.replace(
+        stack, relative_positions=dataclasses.replace(how, bidirectional=True)
+    )
+
+
+def gelu(other):
+    return {"gelu_erf": "gelu_tanh", "gelu_tanh": "gelu_erf"}[other]
+
+
+def order(other):
+    return {"grouped": "tiled", "tiled": "grouped"}[other]
+
+
+def pairing(other):
+    return {"halves": "interleaved", "interleaved": "halves"}[other]
+
+
+def ended_by_its_prefix(case, patch):
+    """A row whose prefix holds EOS generates nothing: its neighbours' masks say no more."""
+    holds = np.isin(case.prefix, case.eos_ids).any(axis=1)
+    return case, ("lengths", lambda lengths: np.where(holds, 0, lengths))
+
+
+# flag: the mistake, and the first quantity in which it shows
+MISTAKES = {
+    "PadLeak": (
+        of_case(source_mask=lambda case: np.ones_like(case.source_mask)),
+        f"encoder{SELF}weights",
+    ),
+    "CausalMask": (replaced(model, "causal_mask", sees_the_next), f"decoder{SELF}weights"),
+    "AllMaskedRow": (of_quantity(mean_of_padding), f"decoder{CROSS}weights"),
+    "PadIdInferred": (
+        of_case(source_mask=lambda case: case.source != case.model.config.pad_id),
+        "encoder.positions",
+    ),
+    "PositionAfterPadding": (
+        replaced(model, "real_positions", from_the_edge),
+        "encoder.positions",
+    ),
+    "CachePosition": (lambda case, patch: (case, StalePosition()), "step.1.decoder.positions"),
+    "LastPosition": (of_quantity(short_table), "encoder.positions"),
+    "RaggedPrefix": (
+        of_case(
+            prefix=lambda case: case.prefix[:, :1],
+            prefix_lengths=lambda case: np.ones_like(case.prefix_lengths),
+        ),
+        "step.0.log_probs",
+    ),
+    "EosInPrefix": (ended_by_its_prefix, "lengths"),
+    "FinishedRow": (of_case(eos_ids=lambda case: ()), "lengths"),
+    "ArgmaxTie": (of_quantity(other_twin), "step.0.chosen"),
+    "TopKTie": (
+        replaced(cases.FILTERS, "top_k", partial(rs.top_k, keep_ties=True)),
+        "step.0.scores",
+    ),
+    "FilterOrder": (reversed_filters, "step.0.scores"),
+    "TopPCrossing": (replaced(cases.FILTERS, "top_p", without_crossing), "step.0.scores"),
+    "UniformEdge": (of_quantity(first_of_all), "step.0.chosen"),
+    "BeamReorder": (
+        replaced(KeyValueCache, "reorder", lambda cache, rows: None),
+        f"step.*.decoder{SELF}scores",
+    ),
+    "LengthPenalty": (
+        of_case(method=lambda case: case.method | {"length_penalty": 0.0}),
+        "step.*.pool.scores",
+    ),
+    "SoftmaxOverflow": (replaced(attention, "softmax", naive_softmax), f"encoder{SELF}weights"),
+    "NormEps": (of_config(inside("norm", eps=lambda eps: eps / 10)), f"encoder{SELF}input"),
+    "NormPlace": (before, f"encoder{SELF}input"),
+    "EmbeddingScale": (
+        of_config(lambda stack: dataclasses.replace(stack, embedding_scale=1.0)),
+        "encoder.tokens",
+    ),
+    "SinusoidLayout": (
+        of_config(inside("positions", layout=lambda layout: "concatenated")),
+        "encoder.positions",
+    ),
+    "GeluForm": (
+        of_config(inside("feed_forward", activation=gelu)),
+        "encoder.layers.0.feed_forward.hidden",
+    ),
+    "PositionScale": (
+        of_config(inside("positions", scale=lambda scale: 1.0)),
+        "encoder.positions",
+    ),
+    "RelativeBuckets": (of_config(both_ways), f"decoder{SELF}scores"),
+    "AttentionScale": (
+        of_config(inside("self_attention", scale=lambda scale: 1 / math.sqrt(5))),
+        f"encoder{SELF}scores",
+    ),
+    "LogitsScale": (of_config(lambda stack: stack, logits_scale=1.0), "logits"),
+    "RotaryPairing": (of_config(inside("relative_positions", pairing=pairing)), f"encoder{SELF}q"),
+    "KeyValueHeads": (
+        of_config(inside("self_attention", kv_head_order=order)),
+        f"encoder{SELF}scores",
+    ),
+    "BiasedDeviation": (replaced(ops.NORMS, "std_norm", biased), "decoder.embed"),
+}
