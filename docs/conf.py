@@ -69,18 +69,23 @@ html_title = "refseq2seq"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 templates_path = ["_templates"]
+html_domain_indices = False
 html_copy_source = False
 html_show_sourcelink = False
 pygments_style = "a11y-high-contrast-light"
 html_theme_options = {
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 8,
     "navbar_align": "left",
+    "navbar_persistent": ["search-button"],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
     "secondary_sidebar_items": ["page-toc", "download"],
     "show_prev_next": True,
+    "show_toc_level": 2,
     "footer_start": ["copyright"],
     "footer_end": [],
     "back_to_top_button": False,
 }
+# Pages without a section of their own have nothing for a sidebar.
+html_sidebars = {page: [] for page in ("index", "start", "conventions", "model-card")}
 html_context = {"default_mode": "auto"}

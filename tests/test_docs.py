@@ -1,18 +1,218 @@
-"""Every example of the README and the pages runs and prints what the page says."""
+"""Every code block of the README and of the pages runs, and prints what the page says.
 
+A block is in one of these groups, and one that is in none fails:
+
+- examples with ``>>>`` are doctests, run here;
+- the cells of a page that names a kernel are run here and when the site is built;
+- shell commands are run here, or `NOT_RUN` says why not;
+- other blocks are run by the test that `RUN_BY` names for their page.
+"""
+
+import contextlib
 import doctest
+import io
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    page.relative_to(ROOT).as_posix()
+    for page in (
+        ROOT / "README.md",
+        ROOT / "refseq2seq/g2p/README.md",
+        *ROOT.glob("docs/**/*.md"),
+    )
+    if "_build" not in page.parts
+)
+
+NOT_RUN = {
+    "python -m pip install": ".ci/run installs the package and its extras",
+    "python -m pytest": "it would run this test",
+    "sphinx-build": ".ci/run builds the site",
+    "python docs/g2p/evaluate.py": ".ci/run evaluates the shipped model",
+    "python docs/g2p/train.py": "it takes 68 minutes",
+}
+"""How a command begins, and why this test does not run it."""
+
+RUN_BY = {"docs/peers.md": "tests/peers/test_page.py"}
+"""A page, and the test that runs its Python, C and other blocks that are not examples."""
+
+PLAIN = {
+    "    y_t ~ P(y_t | y_<t, Encoder(x))": "an equation",
+}
+"""Indented blocks that are not code, and what they are."""
+
+FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<kind>[^`]*)$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code on a page. ``kind`` is its language, or the name of its directive."""
+
+    page: str
+    line: int
+    kind: str
+    text: str
+
+    @property
+    def is_doctest(self):
+        return self.text.lstrip().startswith(">>>")
+
+
+def blocks(page, lines, first=1):
+    """The blocks of a page, those inside directives such as ``{note}`` too."""
+    found, i = [], 0
+    while i < len(lines):
+        if match := FENCE.match(lines[i].strip()):
+            end = next(
+                k for k in range(i + 1, len(lines)) if lines[k].strip() == match["ticks"]
+            )
+            inside, kind = lines[i + 1 : end], match["kind"].strip()
+            if kind.startswith("{") and not kind.startswith("{code-cell}"):
+                found += blocks(page, inside, first + i + 1)
+            else:
+                kind = kind.split()[0] if kind else ""
+                found.append(Block(page, first + i, kind, "\n".join(inside)))
+            i = end
+        elif lines[i].startswith("    ") and i and not lines[i - 1].strip():
+            end = next((k for k in range(i, len(lines)) if not lines[k].strip()), len(lines))
+            found.append(Block(page, first + i, "indented", "\n".join(lines[i:end])))
+            i = end
+        i += 1
+    return found
+
+
+def read(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks_of(page):
+    return blocks(page, read(page).splitlines())
+
+
+def is_notebook(page):
+    return "kernelspec:" in read(page)[:400]
+
+
+def commands_of(block):
+    """The commands of a shell block; a backslash goes on in the next line."""
+    lines = re.split(r"\n| && ", block.text.replace("\\\n", " "))
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def reason_not_to_run(command):
+    return next((why for begin, why in NOT_RUN.items() if command.startswith(begin)), None)
+
+
+def group(block, before):
+    """Which group a block is in; ``before`` is the block before it, None for the first."""
+    if block.is_doctest:
+        return "doctest"
+    if block.kind == "{code-cell}":
+        return "cell" if is_notebook(block.page) else None
+    if block.text in PLAIN:
+        return "plain"
+    if is_shell(block):
+        return "shell"
+    if block.page in RUN_BY:
+        return "elsewhere"
+    if block.kind in ("text", "indented") and before is not None and is_shell(before):
+        return "output"
+    return None
+
+
+def is_shell(block):
+    if block.kind == "indented":
+        return block.text.split()[0] in ("python", "refseq2seq", "sphinx-build")
+    return block.kind in ("shell", "bash")
+
+
+def grouped(page):
+    found, before = [], None
+    for block in blocks_of(page):
+        found.append((group(block, before), block))
+        before = block
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_is_run(page):
+    lost = [f"{page}:{b.line} ({b.kind})" for where, b in grouped(page) if where is None]
+    assert not lost, f"blocks that nothing runs: {lost}"
+
+
+@pytest.mark.parametrize(("page", "test"), RUN_BY.items())
+def test_what_runs_a_page_knows_it(page, test):
+    assert Path(page).name in read(test)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if ">>>" in read(page)])
+def test_the_examples_of_a_page_run(page):
+    failures, examples = doctest.testfile(
+        str(ROOT / page), module_relative=False, encoding="utf-8"
+    )
+    assert failures == 0
+    assert examples == len(re.findall(r"^\s*>>> ", read(page), re.MULTILINE)) > 0
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if is_notebook(page)])
+def test_the_cells_of_a_page_run(page, monkeypatch):
+    if "from figures import" in read(page):
+        for needed in ("matplotlib", "IPython"):
+            pytest.importorskip(needed, reason=f"needs {needed}: pip install '.[docs]'")
+    monkeypatch.chdir((ROOT / page).parent)
+    monkeypatch.syspath_prepend(str((ROOT / page).parent))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    namespace = {"__name__": "__main__"}
+    cells = [block for where, block in grouped(page) if where == "cell"]
+    assert cells
+    for cell in cells:
+        run_cell(cell, namespace)
+
+
+def run_cell(cell, namespace):
+    options = re.match(r"---\n.*?\n---\n|(:.*\n)*", cell.text, re.DOTALL)[0]
+    code = "\n" * (cell.line + options.count("\n")) + cell.text[len(options) :]
+    fails = "raises-exception" in options
+    expected = pytest.raises(Exception) if fails else contextlib.nullcontext()  # noqa: PT011
+    with expected, contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(code, str(ROOT / cell.page), "exec"), namespace)
 
 
 @pytest.mark.parametrize(
-    ("page", "least"),
-    [("README.md", 12), ("docs/beam-search.md", 14), ("docs/your-own-model.md", 25)],
+    "page", [page for page in PAGES if any(where == "shell" for where, _ in grouped(page))]
 )
-def test_the_examples_of_a_page_run(page, least):
-    failures, examples = doctest.testfile(str(ROOT / page), module_relative=False)
-    assert failures == 0
-    assert examples >= least
+def test_the_commands_of_a_page_run(page, tmp_path):
+    found = grouped(page)
+    following = [*found[1:], (None, None)]
+    for (where, block), (then, output) in zip(found, following, strict=True):
+        if where == "shell":
+            commands = [c for c in commands_of(block) if not reason_not_to_run(c)]
+            printed = [run_command(command, tmp_path) for command in commands]
+            if then == "output" and commands:
+                expected = textwrap.dedent(output.text)
+                assert "".join(printed).rstrip() == expected.rstrip()
+
+
+def run_command(command, directory):
+    """What a command prints."""
+    python = f'"{sys.executable}"'
+    command = re.sub(r"(^|\| )refseq2seq ", rf"\1{python} -m refseq2seq ", command)
+    command = re.sub(r"(^|\| )python ", rf"\1{python} ", command)
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
