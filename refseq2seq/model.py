@@ -350,7 +350,7 @@ def feed_forward(p: FeedForwardParams, c: FeedForwardConfig, x: Array, tap: Tap 
     else:
         hidden = activation(hidden)
     if c.hidden_norm is not None:
-        hidden = normalize(p.hidden_norm, c.hidden_norm, hidden)
+        hidden = normalize(p.hidden_norm, c.hidden_norm, tap("activated", hidden))
     return tap("out", linear(tap("hidden", hidden), p.w_out, p.b_out))
 
 

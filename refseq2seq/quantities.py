@@ -189,10 +189,16 @@ def _feed_forward(at: str, given: str, n: str) -> list[Quantity]:
             (f"{at}.input",),
         ),
         Quantity(
+            f"{at}.activated",
+            f"(batch, {n}, d_ff)",
+            "activation(projected), or activation(gate) projected, in models that normalise it",
+            (f"{at}.projected", f"{at}.gate"),
+        ),
+        Quantity(
             f"{at}.hidden",
             f"(batch, {n}, d_ff)",
             "activation(projected), or activation(gate) projected; normalised where the model does",
-            (f"{at}.projected", f"{at}.gate"),
+            (f"{at}.projected", f"{at}.gate", f"{at}.activated"),
         ),
         Quantity(f"{at}.out", f"(batch, {n}, d_model)", "hidden W_out + b_out", (f"{at}.hidden",)),
     ]

@@ -46,7 +46,7 @@ def under(prefix, names):
 
 
 def feed_forward(n, d_model, d_ff):
-    inner = dict.fromkeys(("projected", "gate", "hidden"), (2, n, d_ff))
+    inner = dict.fromkeys(("projected", "gate", "activated", "hidden"), (2, n, d_ff))
     return {"input": (2, n, d_model), **inner, "out": (2, n, d_model)}
 
 
