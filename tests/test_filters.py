@@ -1,0 +1,502 @@
+"""Filters: each rule against its definition, at its exact boundaries."""
+
+import dataclasses
+import itertools
+import math
+import re
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from distributions import (
+    ALMOST_1,
+    best_first,
+    distinct_scores,
+    exact_probs,
+    halvings,
+    kept,
+    logs,
+    run,
+    score_rows,
+    slow_softmax,
+    softmax_in_base_two,
+    state,
+)
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import refseq2seq as rs
+from refseq2seq import filters
+
+
+@pytest.fixture
+def base_two(monkeypatch):
+    """Probabilities that are exact."""
+    monkeypatch.setattr(filters, "softmax", softmax_in_base_two)
+
+
+# The slow twins: sorting and adding in pure Python ---------------------------------------------
+
+
+def slow_top_k(weights, k):
+    return set(best_first(weights)[:k])
+
+
+def slow_top_k_with_ties(weights, k):
+    limit = sorted(weights, reverse=True)[min(k, len(weights)) - 1]
+    return {i for i, w in enumerate(weights) if w >= limit}
+
+
+def slow_top_p(probs, p, add=sum):
+    order = best_first(probs)
+    return {token for n, token in enumerate(order) if add(probs[i] for i in order[:n]) < p}
+
+
+def slow_min_p(probs, ratio):
+    return {i for i, q in enumerate(probs) if q >= ratio * max(probs)}
+
+
+def slow_top_a(probs, ratio, power):
+    return {i for i, q in enumerate(probs) if q >= ratio * max(probs) ** power}
+
+
+# What holds for every filter -------------------------------------------------------------------
+
+FILTERS = {
+    "top_k": rs.top_k(3),
+    "top_k with ties": rs.top_k(3, keep_ties=True),
+    "top_k of a fraction": rs.top_k(0.3),
+    "top_p": rs.top_p(0.7),
+    "min_p": rs.min_p(0.1),
+    "top_a": rs.top_a(0.3),
+}
+PROCESSORS = FILTERS | {"temperature": rs.temperature(0.7)}
+every_filter = pytest.mark.parametrize("processor", FILTERS.values(), ids=FILTERS)
+every_processor = pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS)
+
+
+@every_processor
+@given(data=st.data())
+def test_dtype_and_shape_stay_and_the_input_is_not_changed(processor, data):
+    scores = data.draw(st.sampled_from(["float16", "float32", "float64"]).flatmap(score_rows))
+    before = scores.copy()
+    after = run(processor, scores)
+    assert after.dtype == scores.dtype
+    assert after.shape == scores.shape
+    np.testing.assert_array_equal(scores, before)
+
+
+@every_filter
+@given(scores=score_rows())
+def test_what_stays_keeps_its_score_and_the_best_stays(processor, scores):
+    after = run(processor, scores)
+    stayed = after > -math.inf
+    np.testing.assert_array_equal(after[stayed], scores[stayed])
+    best = scores.argmax(axis=-1)
+    rows = np.arange(len(scores))
+    np.testing.assert_array_equal(after[rows, best], scores[rows, best])
+
+
+@every_filter
+@given(scores=score_rows())
+def test_whoever_is_better_than_one_that_stays_stays_too(processor, scores):
+    for before, after in zip(scores, run(processor, scores), strict=True):
+        worst = before[after > -math.inf].min()
+        assert (after[before > worst] > -math.inf).all()
+
+
+@every_processor
+@given(seed=st.integers(0, 2**32))
+def test_a_row_is_processed_as_if_it_were_alone(processor, seed):
+    scores = distinct_scores(seed, batch=5)
+    alone = [run(processor, scores[i : i + 1].copy()) for i in range(5)]
+    np.testing.assert_array_equal(run(processor, scores), np.concatenate(alone))
+
+
+@every_processor
+@given(seed=st.integers(0, 2**32))
+def test_the_order_of_the_vocabulary_does_not_matter_without_ties(processor, seed):
+    scores = distinct_scores(seed)
+    order = np.random.default_rng(seed).permutation(scores.shape[1])
+    expected = run(processor, scores)[:, order]
+    np.testing.assert_array_equal(run(processor, scores[:, order]), expected)
+
+
+@every_filter
+@given(data=st.data())
+def test_only_differences_of_scores_matter(processor, data):
+    # multiples of 1/4 and an integer: the sum is exact, and so are the differences
+    quarters = st.integers(-40, 40).map(lambda q: q / 4)
+    scores = data.draw(hnp.arrays("float64", (2, 7), elements=quarters, fill=st.nothing()))
+    shift = data.draw(st.integers(-100, 100))
+    assert kept(processor, scores) == kept(processor, scores + shift)
+
+
+NEUTRAL = {
+    "temperature": [rs.temperature(1), rs.temperature(1.0)],
+    "top_k": [rs.top_k(11), rs.top_k(12), rs.top_k(2**70), rs.top_k(1.0)],
+    "top_k with ties": [rs.top_k(11, keep_ties=True), rs.top_k(1.0, keep_ties=True)],
+    "top_p": [rs.top_p(1), rs.top_p(1.0)],
+    "min_p and top_a": [rs.min_p(0), rs.top_a(0)],
+}
+
+
+@pytest.mark.parametrize("processors", NEUTRAL.values(), ids=NEUTRAL)
+@given(scores=score_rows())
+def test_neutral_values_are_the_identity(processors, scores):
+    for processor in processors:
+        np.testing.assert_array_equal(run(processor, scores), scores)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        rs.top_k,
+        lambda k: rs.top_k(k, keep_ties=True),
+        lambda k: rs.top_k(k / 13),
+        lambda k: rs.top_p(k / 13),
+        lambda k: rs.min_p(1 - k / 13),
+        lambda k: rs.top_a(1 - k / 13),
+    ],
+    ids=FILTERS,
+)
+@given(scores=score_rows())
+def test_a_looser_filter_keeps_more(make, scores):
+    sets = [kept(make(k), scores) for k in range(1, 14)]
+    for tight, loose in pairwise(sets):
+        for a, b in zip(tight, loose, strict=True):
+            assert set(a) <= set(b)
+
+
+@pytest.mark.parametrize("name", ["top_k", "top_k with ties", "top_k of a fraction", "min_p"])
+@given(seed=st.integers(0, 2**32))
+def test_what_these_filters_leave_they_leave_again(name, seed):
+    once = run(FILTERS[name], distinct_scores(seed))
+    np.testing.assert_array_equal(run(FILTERS[name], once), once)
+
+
+def test_top_p_and_top_a_filter_what_they_have_left():
+    # .4 and .3 are left, which are now .57 and .43: the first alone reaches .55
+    once = run(rs.top_p(0.55), logs(0.4, 0.3, 0.2, 0.1))
+    assert np.flatnonzero(once[0] > -math.inf).tolist() == [0, 1]
+    assert kept(rs.top_p(0.55), once) == [[0]]
+    # the limit is .25, and then, of .66 and .34, .43
+    once = run(rs.top_a(1), logs(0.5, 0.26, 0.24))
+    assert np.flatnonzero(once[0] > -math.inf).tolist() == [0, 1]
+    assert kept(rs.top_a(1), once) == [[0]]
+
+
+def test_the_order_of_processors_matters():
+    scores = logs(0.4, 0.3, 0.2, 0.1)
+
+    def after(*processors):
+        left = scores
+        for processor in processors:
+            left = run(processor, left)
+        return np.flatnonzero(left[0] > -math.inf).tolist()
+
+    assert after(rs.top_p(0.5), rs.top_k(2)) == [0, 1]
+    assert after(rs.top_k(2), rs.top_p(0.5)) == [0]  # .4 of the .7 that are left is over half
+    assert after(rs.top_p(0.5), rs.temperature(0.5)) == [0, 1]
+    assert after(rs.temperature(0.5), rs.top_p(0.5)) == [0]  # .16 of .30
+
+
+# Temperature -----------------------------------------------------------------------------------
+
+
+@given(scores=score_rows(), t=st.floats(0.01, 100))
+def test_temperature_divides(scores, t):
+    expected = [[x / t for x in row] for row in scores.tolist()]
+    np.testing.assert_array_equal(run(rs.temperature(t), scores), expected)
+
+
+@given(scores=score_rows(), a=st.floats(0.1, 10), b=st.floats(0.1, 10))
+def test_temperatures_multiply(scores, a, b):
+    twice = run(rs.temperature(b), run(rs.temperature(a), scores))
+    once = run(rs.temperature(a * b), scores)
+    finite = scores > -math.inf
+    assert np.isfinite(once[finite]).all()
+    # two roundings on one side, two on the other (a * b is one), each of half an ulp
+    np.testing.assert_allclose(twice[finite], once[finite], rtol=2.0**-51, equal_nan=False)
+    np.testing.assert_array_equal(np.isneginf(twice), ~finite)
+
+
+@given(seed=st.integers(0, 2**32))
+def test_at_low_temperature_the_best_is_sure(seed):
+    scores = distinct_scores(seed)
+    top = np.sort(scores)
+    assume((top[:, -1] - top[:, -2] > 0.05).all())
+    cold = run(rs.temperature(1e-3), scores)  # the second best falls behind by 50 nats: 2e-22
+    tokens = rs.sample().pick(cold, state(uniforms=[2.0**-53, ALMOST_1]))
+    np.testing.assert_array_equal(tokens, scores.argmax(axis=-1))
+
+
+@given(scores=score_rows())
+def test_at_high_temperature_all_that_are_left_are_equal(scores):
+    hot = run(rs.temperature(1e6), scores)
+    for row in hot:
+        probs = np.array(slow_softmax(row))
+        finite = row > -math.inf
+        # scores within 60 of each other are now within 6e-5
+        np.testing.assert_allclose(probs[finite], 1 / finite.sum(), rtol=1e-4, equal_nan=False)
+
+
+# Top-k -----------------------------------------------------------------------------------------
+
+
+@given(scores=score_rows(), k=st.integers(1, 13))
+def test_top_k_is_the_head_of_a_sorted_list(scores, k):
+    for row, ids in zip(scores, kept(rs.top_k(k), scores), strict=True):
+        finite = {i for i, x in enumerate(row) if x > -math.inf}
+        assert set(ids) == slow_top_k(row.tolist(), k) & finite
+        assert len(ids) == min(k, len(finite))
+
+
+@given(scores=score_rows(), k=st.integers(1, 13))
+def test_top_k_with_ties_keeps_all_that_equal_the_last(scores, k):
+    for row, ids in zip(scores, kept(rs.top_k(k, keep_ties=True), scores), strict=True):
+        finite = {i for i, x in enumerate(row) if x > -math.inf}
+        assert set(ids) == slow_top_k_with_ties(row.tolist(), k) & finite
+
+
+def test_of_equal_scores_top_k_keeps_the_lowest_ids():
+    scores = np.array([[1.0, 2.0, 1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    assert kept(rs.top_k(1), scores) == [[1], [0]]
+    assert kept(rs.top_k(3), scores) == [[0, 1, 3], [0, 1, 2]]
+    assert kept(rs.top_k(3, keep_ties=True), scores) == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert kept(rs.top_k(2, keep_ties=True), scores) == [[1, 3], [0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "vocab_size", "count"),
+    [(0.1, 11, 2), (0.1, 10, 1), (0.5, 7, 4), (0.5, 8, 4), (1e-300, 7, 1), (1.0, 7, 7)],
+)
+def test_a_fraction_of_the_vocabulary_is_rounded_up(fraction, vocab_size, count):
+    scores = distinct_scores(0, vocab_size=vocab_size)
+    assert kept(rs.top_k(fraction), scores) == kept(rs.top_k(count), scores)
+    assert kept(rs.top_k(np.float64(fraction)), scores) == kept(rs.top_k(count), scores)
+
+
+def test_one_is_a_count_and_one_point_zero_a_fraction():
+    scores = distinct_scores(0)
+    assert [len(ids) for ids in kept(rs.top_k(1), scores)] == [1, 1]
+    assert [len(ids) for ids in kept(rs.top_k(1.0), scores)] == [11, 11]
+    assert [len(ids) for ids in kept(rs.top_k(np.int32(1)), scores)] == [1, 1]
+    assert [len(ids) for ids in kept(rs.top_k(np.float32(1)), scores)] == [11, 11]
+
+
+# Top-p, min-p, top-a: exactly, at every boundary -------------------------------------------------
+
+
+@pytest.mark.usefixtures("base_two")
+@given(data=st.data())
+def test_top_p_at_every_exact_boundary(data):
+    scores = data.draw(halvings())
+    probs = exact_probs(scores[0])
+    sums = np.cumsum(sorted(probs, reverse=True))
+    p = float(data.draw(st.sampled_from(list(sums))))
+    for p_near in (math.nextafter(p, 0), p, min(math.nextafter(p, 2), 1.0)):
+        finite = {i for i, q in enumerate(probs) if q}
+        assert set(*kept(rs.top_p(p_near), scores)) == slow_top_p(probs, p_near) & finite
+
+
+@pytest.mark.usefixtures("base_two")
+@given(data=st.data())
+def test_min_p_and_top_a_at_every_exact_boundary(data):
+    scores = data.draw(halvings())
+    probs = exact_probs(scores[0])
+    finite = {i for i, q in enumerate(probs) if q}
+    at = data.draw(st.sampled_from(sorted(finite)))
+    for power, make, slow in (
+        (1, rs.min_p, slow_min_p),
+        (2, rs.top_a, lambda probs, ratio: slow_top_a(probs, ratio, 2)),
+        (3, lambda ratio: rs.top_a(ratio, 3), lambda probs, r: slow_top_a(probs, r, 3)),
+    ):
+        ratio = float(min(probs[at] / max(probs) ** power, 1))
+        for near in (math.nextafter(ratio, 0), ratio, min(math.nextafter(ratio, 2), 1.0)):
+            assert set(*kept(make(near), scores)) == slow(probs, Fraction(near)) & finite
+
+
+@given(seed=st.integers(0, 2**32), x=st.floats(0.01, 1))
+def test_top_p_min_p_and_top_a_as_defined(seed, x):
+    scores = distinct_scores(seed, batch=3)
+    for row, by_p, by_ratio, by_a in zip(
+        scores,
+        kept(rs.top_p(x), scores),
+        kept(rs.min_p(x), scores),
+        kept(rs.top_a(x, 1.5), scores),
+        strict=True,
+    ):
+        probs = slow_softmax(row.tolist())
+        assert set(by_p) == slow_top_p(probs, x, math.fsum)
+        assert set(by_ratio) == slow_min_p(probs, x)
+        assert set(by_a) == slow_top_a(probs, x, 1.5)
+
+
+def test_top_p_by_hand():
+    uniform = np.zeros((1, 4))
+    assert kept(rs.top_p(0.5), uniform) == [[0, 1]]  # a quarter and a quarter is p: enough
+    assert kept(rs.top_p(math.nextafter(0.5, 1)), uniform) == [[0, 1, 2]]
+    assert kept(rs.top_p(5e-324), uniform) == [[0]]
+    assert kept(rs.top_p(ALMOST_1), uniform) == [[0, 1, 2, 3]]
+
+
+@pytest.mark.usefixtures("base_two")
+def test_top_p_of_a_half_a_quarter_and_two_eighths():
+    scores = np.array([[-3.0, -1.0, -3.0, -2.0]])
+    assert kept(rs.top_p(0.5), scores) == [[1]]
+    assert kept(rs.top_p(0.75), scores) == [[1, 3]]
+    assert kept(rs.top_p(0.875), scores) == [[0, 1, 3]]
+    assert kept(rs.top_p(0.876), scores) == [[0, 1, 2, 3]]
+
+
+def test_top_p_adds_in_float64_for_any_dtype():
+    # float16 could not add these: 1/4096 is under its spacing at 1
+    many = np.zeros((1, 4096), dtype="float16")
+    assert [len(ids) for ids in kept(rs.top_p(0.75), many)] == [3072]
+
+
+def test_min_p_and_top_a_by_hand():
+    assert kept(rs.min_p(0.5), logs(0.5, 0.25, 0.24, 0.01)) == [[0, 1]]
+    assert kept(rs.min_p(1), np.array([[2.0, 1.0, 2.0]])) == [[0, 2]]
+    # the limit falls with the square of the best: .02 * .36 and .02 * .0441
+    assert kept(rs.top_a(0.02), logs(0.6, 0.388, 0.008, 0.004)) == [[0, 1, 2]]
+    assert kept(rs.top_a(0.02), logs(0.21, 0.395, 0.391, 0.004)) == [[0, 1, 2, 3]]
+    assert kept(rs.top_a(0.02, 1), logs(0.21, 0.395, 0.391, 0.004)) == [[0, 1, 2]]
+
+
+def test_minimum_length_removes_eos_from_rows_that_are_short():
+    scores = distinct_scores(3, batch=3, vocab_size=5)
+    after = filters.minimum_length(2, np.array([4, 1]))(scores, state(n_new=[0, 1, 2]))
+    expected = scores.copy()
+    expected[:2, [1, 4]] = -math.inf
+    np.testing.assert_array_equal(after, expected)
+
+
+def surprises(p):
+    entropy = math.fsum(-x * math.log(x) for x in p if x)
+    return [abs(-math.log(x) - entropy) if x else math.inf for x in p], entropy
+
+
+distributions = st.lists(st.floats(0.01, 1), min_size=1, max_size=9).map(
+    lambda w: [x / math.fsum(w) for x in w]
+)
+
+
+@given(p=distributions, mass=st.floats(0.05, 0.99))
+def test_typical_keeps_the_nearest_to_the_entropy(p, mass):
+    far, _ = surprises(p)
+    order = sorted(range(len(p)), key=lambda i: (far[i], i))
+    gaps = [far[b] - far[a] for a, b in itertools.pairwise(order)]
+    before = [math.fsum(p[j] for j in order[:k]) for k in range(len(p))]
+    assume(all(gap == 0 or gap > 1e-9 for gap in gaps))
+    assume(all(abs(x - mass) > 1e-9 for x in before))
+    expected = {i for i, x in zip(order, before, strict=True) if x < mass}
+    assume(len(p) == 1 or min(gaps) > 0)
+    out = rs.typical(mass)(np.log(np.array([p])), state())
+    assert set(np.flatnonzero(out[0] > -math.inf).tolist()) == expected
+
+
+@given(p=distributions, cutoff=st.floats(0.001, 1))
+def test_epsilon_and_eta_keep_what_is_probable_enough_and_the_best(p, cutoff):
+    _, entropy = surprises(p)
+    bars = {
+        rs.epsilon: cutoff,
+        rs.eta: min(cutoff, math.sqrt(cutoff) * math.exp(-entropy)),
+    }
+    for make, bar in bars.items():
+        assume(all(abs(x - bar) > 1e-9 for x in p))
+        expected = {i for i, x in enumerate(p) if x >= bar or x == max(p)}
+        assume(sum(abs(x - max(p)) < 1e-9 for x in p) == 1)
+        out = make(cutoff)(np.log(np.array([p])), state())
+        assert set(np.flatnonzero(out[0] > -math.inf).tolist()) == expected
+
+
+@pytest.mark.parametrize("make", [rs.typical, rs.epsilon, rs.eta])
+def test_the_newer_filters_check_their_numbers_and_pass_over_removed_tokens(make):
+    scores = np.array([[0.0, -math.inf, 1.0]])
+    assert not np.isnan(make(0.5)(scores, state())).any()
+    for bad in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="must be in"):
+            make(bad)
+
+
+def test_gumbel_top_k_draws_without_replacement():
+    """The first of two, and the ordered pair, with their exact probabilities."""
+    p = np.array([0.5, 0.3, 0.2])
+    n = 6000
+    rng = np.random.default_rng(5)
+    noise = -np.log(-np.log(rng.random((1, n, 3))))
+    scores = np.log(np.tile(p, (n, 1)))
+    pair = rs.gumbel_top_k(2, noise=noise)(scores, state(batch=n)) > -math.inf
+    out_of = {  # the one left out, from both orders of the other two
+        i: sum(p[a] * p[b] / (1 - p[a]) for a, b in itertools.permutations({0, 1, 2} - {i}))
+        for i in range(3)
+    }
+    for i, probability in out_of.items():
+        spread = math.sqrt(probability * (1 - probability) / n)
+        assert abs((~pair[:, i]).mean() - probability) < 4 * spread
+    assert (pair.sum(axis=1) == 2).all()
+
+
+def test_gumbel_top_k_by_its_seed():
+    scores = np.zeros((3, 50))
+    now = dataclasses.replace(state(batch=3), rows=np.array([0, 0, 4]))
+    first = rs.gumbel_top_k(5, seed=1)(scores, now)
+    assert np.array_equal(first, rs.gumbel_top_k(5, seed=1)(scores, now))
+    assert not np.array_equal(first, rs.gumbel_top_k(5, seed=2)(scores, now))
+    later = dataclasses.replace(now, n_new=np.ones(3, dtype=int))
+    assert not np.array_equal(first, rs.gumbel_top_k(5, seed=1)(scores, later))
+    assert len({tuple(row) for row in first.tolist()}) == 3
+    alone = dataclasses.replace(state(batch=1), rows=np.array([4]))
+    assert np.array_equal(rs.gumbel_top_k(5, seed=1)(scores[:1], alone), first[2:])
+    assert set(first[first > -math.inf].tolist()) == {0.0}
+    only = rs.gumbel_top_k(5, rs.top_k(2), seed=1)(np.arange(50.0)[None], state())
+    assert set(np.flatnonzero(only[0] > -math.inf).tolist()) >= {48, 49}
+    with pytest.raises(ValueError, match="gumbel_top_k's k"):
+        rs.gumbel_top_k(0)
+    with pytest.raises(ValueError, match="noise for 1 new tokens only"):
+        rs.gumbel_top_k(1, noise=np.zeros((1, 3, 50)))(scores, later)
+
+
+# What is refused ---------------------------------------------------------------------------------
+
+BAD_NUMBERS = [
+    (rs.temperature, 0, "temperature must be in (0, inf)"),
+    (rs.temperature, -1.0, "temperature"),
+    (rs.temperature, math.inf, "temperature"),
+    (rs.temperature, math.nan, "temperature must be in (0, inf), got nan"),
+    (rs.top_k, 0, "top_k's k must be at least 1, got 0"),
+    (rs.top_k, -5, "at least 1, got -5"),
+    (rs.top_k, 0.0, "top_k's fraction must be in (0, 1], got 0.0"),
+    (rs.top_k, 1.5, "top_k's fraction"),
+    (rs.top_k, -0.5, "top_k's fraction"),
+    (rs.top_k, math.nan, "top_k's fraction"),
+    (rs.top_k, np.float32(5), "top_k's fraction"),
+    (rs.top_p, 0, "top_p's p must be in (0, 1], got 0"),
+    (rs.top_p, 1.1, "top_p's p"),
+    (rs.top_p, -0.1, "top_p's p"),
+    (rs.top_p, math.nan, "top_p's p"),
+    (rs.min_p, -0.1, "min_p's ratio must be in [0, 1], got -0.1"),
+    (rs.min_p, 1.1, "min_p's ratio"),
+    (rs.min_p, math.nan, "min_p's ratio"),
+    (rs.top_a, -0.1, "top_a's ratio must be in [0, 1]"),
+    (rs.top_a, 1.1, "top_a's ratio"),
+    (lambda power: rs.top_a(0.1, power), 0.5, "top_a's power must be in [1, inf), got 0.5"),
+    (lambda power: rs.top_a(0.1, power), math.inf, "top_a's power"),
+]
+
+
+@pytest.mark.parametrize(("make", "value", "message"), BAD_NUMBERS)
+def test_a_number_out_of_its_range_is_refused_by_name(make, value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(value)
+
+
+@pytest.mark.parametrize("bad", [True, np.True_, "1", None, [1], 1j])
+@pytest.mark.parametrize("make", [rs.temperature, rs.top_k, rs.top_p, rs.min_p, rs.top_a])
+def test_what_is_no_number_is_refused_by_name(make, bad):
+    with pytest.raises(TypeError, match=f"{make.__name__}.* must be .*, got {type(bad).__name__}"):
+        make(bad)
