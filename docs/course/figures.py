@@ -18,6 +18,7 @@ import numpy as np
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 # What matplotlib draws with: names in disguise, which `_panel` turns into CSS colours.
 INK, FILL, BLUE, ORANGE, GREEN, GREY = (f"#0a0b{i:02x}" for i in range(1, 7))
@@ -124,12 +125,18 @@ def _cells(axes, values, colour):
         if abs(value) > 0.004:
             axes.add_patch(
                 Rectangle(
-                    (j - 0.5, i - 0.5), 1, 1, fc=colour(value), alpha=min(1.0, abs(float(value)))
+                    (j - 0.5, i - 0.5),
+                    1,
+                    1,
+                    fc=colour(value),
+                    alpha=min(1.0, abs(float(value))),
+                    antialiased=False,
                 )
             )
     n_rows, n_columns = values.shape
     axes.set(xlim=(-0.5, n_columns - 0.5), ylim=(n_rows - 0.5, -0.5))
     axes.tick_params(length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for side in ("top", "right"):
         axes.spines[side].set_visible(True)
 
@@ -141,6 +148,7 @@ def curves(x, lines, title="", x_label="", y_label="", log=False):
         for (name, y), (colour, stroke) in zip(lines.items(), SERIES, strict=False):
             axes.plot(x, y, color=colour, ls=stroke, lw=1.8, label=name)
         axes.set(title=title, xlabel=x_label, ylabel=y_label, yscale="log" if log else "linear")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if len(lines) > 1:
             axes.legend()
 
@@ -148,7 +156,7 @@ def curves(x, lines, title="", x_label="", y_label="", log=False):
 
 
 def bars(names, before, after, title=""):
-    """Probabilities before (outlines) and after (filled) something was done to them."""
+    """Probabilities, at most 0.6, before (outlines) and after (filled) a filter."""
     places = np.arange(len(names))
 
     def draw(axes):
@@ -156,14 +164,14 @@ def bars(names, before, after, title=""):
         axes.barh(places, before, height=0.7, fc="none", ec=GREY, ls="--")
         for place, probability in enumerate(after):
             text = f"{100 * probability:.0f}" if probability > 0 else "out"
-            at = max(probability, before[place]) + 0.02
+            at = max(probability, before[place]) + 0.015
             axes.text(at, place, text, va="center", color=INK if probability > 0 else ORANGE)
         axes.set_yticks(places, names)
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
-        axes.set(title=title, xlim=(0, 1.12), xticks=[0, 0.5, 1], xticklabels=["0", "50", "100 %"])
+        axes.set(title=title, xlim=(0, 0.7), xticks=[0, 0.25, 0.5], xticklabels=["0", "25", "50 %"])
 
-    return _panel(draw, width=2.45, height=0.24 * len(names) + 0.75)
+    return _panel(draw, width=2.25, height=0.24 * len(names) + 0.75)
 
 
 def unit_interval(probabilities, names, uniforms):
@@ -208,7 +216,7 @@ def beam_tree(steps, symbols, start):
         axes.text(1.5, 0, start, ha="center", va="center", **fates["lives"])
         for depth, step in enumerate(steps, 1):
             tokens, scores = step.candidates.tokens[0], step.candidates.scores[0]
-            alive = step.survivors[0][step.live.scores[0] > -np.inf]
+            alive = () if step.done[0] else step.survivors[0]
             for place, token in enumerate(tokens):
                 fate = "lives" if place in alive else "dropped"
                 fate = "ends" if step.finishing[0, place] else fate
