@@ -1,5 +1,12 @@
-"""Settings that every test runs under."""
+"""Settings that every test runs under, and the backends that tests run on."""
 
+from collections.abc import Iterator
+from importlib.util import find_spec
+from types import ModuleType
+
+import numpy as np
+import pytest
+from backends.double import Device
 from hypothesis import settings
 
 # No deadline: a shared machine stalls. Derandomised: a failure is everybody's failure.
@@ -8,3 +15,36 @@ settings.register_profile(
 )
 settings.register_profile("thorough", max_examples=500, deadline=None)
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def double() -> Device:
+    """A double of CuPy that writes down every call that the tests make."""
+    return Device(records=True)
+
+
+@pytest.fixture(scope="session")
+def real_cupy() -> ModuleType:
+    """CuPy, on a machine where it works."""
+    if find_spec("cupy") is None:
+        pytest.skip("needs a CUDA device: CuPy is not installed")
+    import cupy
+
+    if not cupy.is_available():
+        pytest.skip("needs a CUDA device: CuPy finds none")
+    return cupy
+
+
+@pytest.fixture(
+    scope="module", params=["numpy", "double", pytest.param("cupy", marks=pytest.mark.gpu)]
+)
+def xp(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """Each array namespace in turn: NumPy, the double of CuPy, CuPy where it works.
+
+    ``model.to(xp.__name__)`` moves a model there; ``rs.to_numpy`` gets results back.
+    """
+    if request.param == "double":
+        with request.getfixturevalue("double").installed() as module:
+            yield module
+    else:
+        yield np if request.param == "numpy" else request.getfixturevalue("real_cupy")

@@ -1,0 +1,164 @@
+"""CuPy itself takes every call that the package makes: asked without a device, see ghosts.py."""
+
+import ast
+import json
+import os
+import pickle
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from backends import calls, ghosts, journeys, rules
+from backends.double import Device
+
+import refseq2seq
+
+PACKAGE = Path(refseq2seq.__file__).parent
+
+X = np.arange(6.0).reshape(2, 3)
+I = np.array([[0, 2], [1, 1]])  # noqa: E741 - indices
+
+# What NumPy takes and CuPy does not: a function, its arguments, and those by name.
+DEFECTS = {
+    "errstate": ("errstate", (), {"all": "ignore"}),
+    "insert": ("insert", (X, 0, 1.0), {"axis": 0}),
+    "vecdot": ("vecdot", (X, X), {}),
+    "unstack": ("unstack", (X,), {}),
+    "clip by min=": ("clip", (X,), {"min": 1.0, "max": 2.0}),
+    "sum where=": ("sum", (X,), {"where": X > 1}),
+    "mean where=": ("mean", (X,), {"where": X > 1}),
+    "max initial=": ("max", (X,), {"initial": 0.0}),
+    "any where=": ("any", (X > 1,), {"where": X > 2}),
+    "argsort stable=": ("argsort", (X,), {"stable": True}),
+    "sort stable=": ("sort", (X,), {"stable": True}),
+    "take mode=": ("take", (X, I), {"mode": "clip"}),
+    "exp where=": ("exp", (X,), {"where": X > 1, "out": None}),
+    "reshape shape=": ("reshape", (X,), {"shape": (3, 2)}),
+    "zeros device=": ("zeros", ((2, 3),), {"device": "cpu"}),
+    "asarray device=": ("asarray", (X,), {"device": "cpu"}),
+    "take_along_axis without an axis": ("take_along_axis", (X, I), {}),
+    "var correction=": ("var", (X,), {"correction": 1}),
+    "count_nonzero keepdims=": ("count_nonzero", (X,), {"keepdims": True}),
+    "unique sorted=": ("unique", (X,), {"sorted": False}),
+    "astype device=": ("astype", (X, "float32"), {"device": "cpu"}),
+    "isin of a number": ("isin", (2.0, X), {}),
+    "broadcast_to subok=": ("broadcast_to", (X, (4, 2, 3)), {"subok": True}),
+}
+
+
+def written_down(defect):
+    return calls.written_down("function", *defect, calls.kind_of)
+
+
+@pytest.fixture(scope="session")
+def recorded(double):
+    """The double, after every journey."""
+    with double.installed():
+        for name, journey in journeys.ALL.items():
+            for dtype in ("float32", "float64") if "operations" in name else ("float32",):
+                journey.go(journey.model(dtype).to("cupy"))
+    return double
+
+
+@pytest.fixture(scope="session")
+def answers(recorded):
+    """CuPy's complaints about the recorded calls and the defects, and its signatures."""
+    if find_spec("cupy") is None:
+        pytest.skip("CuPy is not installed")
+    defects = [
+        calls.written_down("function", *defect, calls.kind_of) for defect in DEFECTS.values()
+    ]
+    made = [*recorded.calls, *defects]
+    done = subprocess.run(
+        [sys.executable, ghosts.__file__],
+        input=pickle.dumps((made, [*rules.UFUNCS, *rules.FUNCTIONS])),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1])])},
+        capture_output=True,
+        check=False,
+    )
+    if b"there is a device" in done.stderr:
+        pytest.skip("there is a CUDA device: nothing is to be replayed on the host's memory")
+    assert done.returncode == 0, done.stderr.decode()
+    complaints, signatures = json.loads(done.stdout)
+    return dict(zip(made, complaints, strict=True)), signatures
+
+
+def test_cupy_takes_every_call_of_the_package(recorded, answers):
+    assert len(recorded.calls) > 1000
+    refused = {str(call): answers[0][call] for call in recorded.calls if answers[0][call]}
+    assert refused == {}
+
+
+@pytest.mark.parametrize("defect", DEFECTS.values(), ids=DEFECTS)
+def test_a_call_that_cupy_does_not_take_is_found(answers, defect):
+    assert answers[0][written_down(defect)]
+
+
+@pytest.mark.parametrize("defect", DEFECTS.values(), ids=DEFECTS)
+def test_numpy_takes_it_and_the_double_does_not(defect):
+    name, args, kwargs = defect
+    getattr(np, name)(*args, **kwargs)
+    cupy = Device().cupy
+
+    def there(x):
+        return cupy.asarray(x) if isinstance(x, np.ndarray) else x
+
+    with pytest.raises((TypeError, AttributeError)):
+        getattr(cupy, name)(*map(there, args), **{k: there(x) for k, x in kwargs.items()})
+
+
+def test_the_double_knows_cupys_signatures(answers):
+    theirs = answers[1]
+    for name in rules.UFUNCS:
+        assert theirs[name] == "ufunc", name
+    for name, (parameters, _) in rules.FUNCTIONS.items():
+        if theirs[name] is not None:  # compiled functions do not say
+            assert list(rules.signature(parameters).parameters) == theirs[name], name
+
+
+def uses(path):
+    """Each (function, name) of ``xp.name`` in a source file, however xp was come by."""
+
+    def walk(node, place):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            place = [*place, node.name]
+        if isinstance(node, ast.Attribute) and _is_namespace(node.value):
+            yield ".".join(place), node.attr
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, place)
+
+    return set(walk(ast.parse(path.read_text("utf-8")), []))
+
+
+def _is_namespace(node):
+    called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    return (
+        (isinstance(node, ast.Name) and node.id == "xp")
+        or (isinstance(node, ast.Attribute) and node.attr == "xp")
+        or (called and node.func.id == "array_namespace")
+    )
+
+
+def test_every_use_of_the_namespace_was_recorded(recorded):
+    """A call that no journey makes is one that CuPy was not asked about."""
+    made = {(file, place.replace("<locals>.", ""), name) for file, place, name in recorded.sites}
+    found = {
+        (str(path), place, name) for path in PACKAGE.rglob("*.py") for place, name in uses(path)
+    }
+    assert len(found) > 100
+    assert sorted(f"{path}: xp.{name} in {place}" for path, place, name in found - made) == []
+
+
+def test_the_scan_finds_a_use(tmp_path):
+    source = tmp_path / "example.py"
+    source.write_text("""
+def f(x):
+    xp = array_namespace(x)
+    def g():
+        return [xp.exp(y) for y in x]
+    return (lambda: array_namespace(x).log(x)), model.xp.float64
+""")
+    assert uses(source) == {("f.g", "exp"), ("f", "log"), ("f", "float64")}
