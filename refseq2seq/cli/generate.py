@@ -7,23 +7,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from ..beam import beam_search, beam_steps
-from ..decoding import decode_steps, generate
+from ..beam import beam_steps
+from ..decoding import decode_steps
 from ..model import Model
-from ..text import UnknownSymbolError
+from .bulk import generate_file
+from .lines import Line, encoded, outputs
 from .options import add_method_options, add_model_options, count, method_of, model_of
 from .steps import print_beam_steps, print_token_steps
-
-
-class Line(NamedTuple):
-    """One line of input: its number, counted from 0, and its text."""
-
-    number: int
-    text: str
 
 
 def add_to(commands: Any) -> None:
@@ -34,6 +26,11 @@ def add_to(commands: Any) -> None:
     command.add_argument("--input", type=Path, metavar="FILE", help="read the lines of FILE")
     add_model_options(command)
     command.add_argument("--batch-size", type=count, default=32, metavar="N")
+    bulk = command.add_argument_group("in bulk", "a file of JSON lines, which a kill does not end")
+    bulk.add_argument("--output", type=Path, metavar="FILE", help="of --input; see docs/scale.md")
+    bulk.add_argument(
+        "--window", type=count, default=2048, metavar="N", help="lines sorted and written together"
+    )
     add_method_options(command)
     shown = command.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="one JSON object per input line")
@@ -42,7 +39,12 @@ def add_to(commands: Any) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     method = method_of(options)
+    if options.output and (options.input is None or options.texts or options.steps):
+        options.usage_error("--output needs --input FILE alone, and writes JSON lines")
     model = model_of(options)
+    if options.output:
+        generate_file(model, method, options)
+        return
     lines = _lines(options)
     for batch in _batches(lines, 1 if options.steps else options.batch_size):
         if options.steps:
@@ -85,54 +87,15 @@ def _print_outputs(
 ) -> None:
     """One output line for each of the batch; an empty input line gives an empty one."""
     lines = [line for line in batch if line.text]
-    outputs = dict(zip(lines, _outputs(model, lines, method), strict=True)) if lines else {}
+    source = [encoded(model, line) for line in lines]
+    found = outputs(model, source, [line.number for line in lines], method) if lines else []
+    samples_of = dict(zip(lines, found, strict=True))
     for line in batch:
-        samples = outputs.get(line, [])
+        samples = samples_of.get(line, [])
         if options.json:
             print(json.dumps({"input": line.text, "samples": samples}, ensure_ascii=False))
         else:
             print("\t".join(sample["text"] for sample in samples))
-
-
-def _outputs(model: Model, lines: list[Line], method: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """The samples, or the hypotheses with their scores, of each line."""
-    source = [_encoded(model, line) for line in lines]
-    if "beams" in method:
-        found = beam_search(model, source, **method)
-        places = [(row, k) for row in range(len(lines)) for k in range(found.scores.shape[1])]
-        flat = [
-            _output(model, found.tokens[p], found.log_probs[p], found.lengths[p])
-            | {"score": float(found.scores[p])}
-            for p in places
-            if found.scores[p] > -np.inf
-        ]
-        counts = (found.scores > -np.inf).sum(axis=1).tolist()
-    else:
-        out = generate(model, source, row_ids=[line.number for line in lines], **method)
-        flat = [
-            _output(model, tokens, log_probs, n) | {"finished": bool(finished)}
-            for tokens, log_probs, n, finished in zip(
-                out.tokens, out.log_probs, out.lengths, out.finished, strict=True
-            )
-        ]
-        counts = [method["num_return_sequences"]] * len(lines)
-    remaining = iter(flat)
-    return [list(islice(remaining, n)) for n in counts]
-
-
-def _encoded(model: Model, line: Line) -> list[int]:
-    try:
-        return model.source_vocabulary.encode(line.text)  # type: ignore[union-attr]
-    except UnknownSymbolError as error:
-        raise UnknownSymbolError(f"line {line.number + 1}: {error}") from error
-
-
-def _output(model: Model, tokens: np.ndarray, log_probs: np.ndarray, n: int) -> dict[str, Any]:
-    return {
-        "text": model.target_vocabulary.decode(tokens[:n]),  # type: ignore[union-attr]
-        "tokens": tokens[:n].tolist(),
-        "log_probs": log_probs[:n].tolist(),
-    }
 
 
 def _print_steps(
@@ -142,7 +105,7 @@ def _print_steps(
     print(line.text)
     if not line.text:
         return
-    source = [_encoded(model, line)]
+    source = [encoded(model, line)]
     if "beams" in method:
         search = {name: value for name, value in method.items() if name != "n_best"}
         print_beam_steps(model, beam_steps(model, source, **search))

@@ -40,7 +40,7 @@ def _make(options: argparse.Namespace) -> None:
         seed=options.seed,
         dtype=options.dtype,
     )
-    print(f"{len(names)} cases in {options.directory}")
+    print(f"cases in {options.directory}: {len(names)}")
 
 
 def _check(options: argparse.Namespace) -> int:
