@@ -4,7 +4,9 @@
 ``pip install 'refseq2seq[test]'``.
 """
 
-from .compare import Difference, Expected, first_difference, row_ulp
+from .compare import Difference, first_difference, row_ulp
+from .expected import Expected
 from .rounding import rounded
+from .tolerance import Spread, spread
 
-__all__ = ["Difference", "Expected", "first_difference", "rounded", "row_ulp"]
+__all__ = ["Difference", "Expected", "Spread", "first_difference", "rounded", "row_ulp", "spread"]

@@ -15,23 +15,8 @@ import numpy as np
 
 from ..backend import Array, to_numpy
 from ..quantities import sources as sources_of
+from .expected import Expected, row_mean
 from .rounding import FORMATS, step_at
-
-RMS_SPREADS = 2.0
-"""How many spreads the root mean square of a row's errors may be."""
-
-
-@dataclass(frozen=True, eq=False)
-class Expected:
-    """A quantity, and how far from it another implementation may be.
-
-    The last axis of ``sigma`` has length 1: what is allowed is allowed to a whole row.
-    """
-
-    value: np.ndarray
-    sigma: np.ndarray  # the unit of what is allowed: a spread, see `spread`
-    where: np.ndarray  # boolean, shape of value; False = means nothing, is not compared
-    dtype: str  # of the other implementation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +32,8 @@ class Difference:
     max_ulp: float = math.inf  # greatest error, in ulp of the greatest magnitude of its row
     max_relative: float = math.inf  # the same, relative to that magnitude
     spreads: float | None = None  # greatest error, in spreads of its row, where they are known
-    rms_spreads: float | None = None  # greatest root mean square of the errors of a row
+    rms_spreads: float | None = None  # root mean square of a row's errors, the most over
+    rms_limit: float | None = None  # what that row was allowed
     limit: float  # what was allowed: spreads, or without them relative to the row
     place: tuple[int, ...] = ()  # of the worst element
     pairs: tuple[tuple[tuple[int, ...], float, float], ...] = ()  # (place, reference, other)
@@ -82,8 +68,8 @@ class Difference:
             story.append(f"allowed  {self.limit:.2g} of it")
         else:
             story.append(
-                f"         {self.spreads:.3g} spreads (allowed {self.limit:g}), and "
-                f"{self.rms_spreads:.3g} in a row's root mean square (allowed {RMS_SPREADS:g})"
+                f"         {self.spreads:.3g} spreads (allowed {self.limit:g}); root mean square "
+                f"of a row {self.rms_spreads:.3g} (allowed {self.rms_limit:.3g})"
             )
         story.append(f"{'place':20}{'reference':>17}{'other':>17}{'difference':>12}")
         for place, expected, actual in self.pairs:
@@ -137,7 +123,7 @@ def row_ulp(actual: Array, expected: Array, dtype: str | None = None) -> float:
         raise ValueError(f"actual has shape {a.shape}, expected {e.shape}")
     if not _finite_alike(a, e).all():
         return math.inf
-    return _greatest(_error(a, e) / step_at(row_magnitude(e), dtype))
+    return _greatest(_ratio(_error(a, e), step_at(row_magnitude(e), dtype)))
 
 
 def first_difference(
@@ -157,7 +143,7 @@ def first_difference(
         Names as in ``reference``, all or some. Tensors of PyTorch are taken too.
     z : float
         With a Spread: how many spreads an element may be off. The root mean square of a
-        row may be 2.
+        row may be 2, see `refseq2seq.testing.expected`.
     rtol : float, optional
         Without one: how far an element may be off, relative to the greatest magnitude of
         its row, the last axis; by default the square root of the machine epsilon of the
@@ -208,33 +194,41 @@ def _difference(
     expected: Expected | Array, actual: Array, z: float, rtol: float | None
 ) -> dict[str, Any] | None:
     """What is wrong with ``actual``, as fields of a `Difference`, or None."""
-    derived = isinstance(expected, Expected)
-    if not derived:
-        dtype = _coarser(expected, actual)
+    e, a = as_float64(getattr(expected, "value", expected)), as_float64(actual)
+    if isinstance(expected, Expected):
+        dtype, where, unit = expected.dtype, expected.where, expected.element_sigma
+    else:
+        dtype, where, unit = _coarser(expected, actual), np.ones(e.shape, bool), row_magnitude(e)
         z = math.sqrt(FORMATS[dtype].eps) if rtol is None else rtol
-        value = as_float64(expected)
-        expected = Expected(value, row_magnitude(value), np.ones(value.shape, bool), dtype)
-    e, a = expected.value, as_float64(actual)
-    found = {"shape": e.shape, "other_shape": a.shape, "dtype": expected.dtype, "limit": z}
+    found = {"shape": e.shape, "other_shape": a.shape, "dtype": dtype, "limit": z}
     if a.shape != e.shape:
         return found | {"reason": "shape"}
-    a = np.where(expected.where, a, e)
-    same = _finite_alike(a, e)
-    if not same.all():
-        return found | {"reason": "not finite"} | _worst(a, e, np.where(same, 0.0, np.inf))
+    a = np.where(where, a, e)
+    alike = _finite_alike(a, e)
+    if not alike.all():
+        return found | {"reason": "not finite"} | _worst(a, e, np.where(alike, 0.0, np.inf))
     error = _error(a, e)
-    spreads, rms = _ratio(error, expected.sigma), _rms(error, expected)
-    if _greatest(spreads) <= z and not (derived and _greatest(rms) > RMS_SPREADS):
+    spreads = _ratio(error, unit)
+    over = _greatest(spreads) > z
+    if isinstance(expected, Expected):
+        rms = _ratio(np.sqrt(row_mean(error**2, where)), expected.sigma)
+        allowed = expected.rms_limit(z)
+        row = np.argmax(rms / allowed)
+        over = over or bool(rms.flat[row] > allowed.flat[row])
+        found |= {
+            "spreads": _greatest(spreads),
+            "rms_spreads": float(rms.flat[row]),
+            "rms_limit": float(allowed.flat[row]),
+        }
+    if not over:
         return None
-    if derived:
-        found |= {"spreads": _greatest(spreads), "rms_spreads": _greatest(rms)}
     magnitude = row_magnitude(e)
     return (
         found
         | _worst(a, e, spreads)
         | {
             "reason": "values",
-            "max_ulp": _greatest(error / step_at(magnitude, expected.dtype)),
+            "max_ulp": _greatest(_ratio(error, step_at(magnitude, dtype))),
             "max_relative": _greatest(_ratio(error, magnitude)),
         }
     )
@@ -272,15 +266,9 @@ def row_magnitude(e: np.ndarray) -> np.ndarray:
     return np.max(finite, axis=-1, keepdims=True, initial=0.0) if e.ndim else finite
 
 
-def _rms(error: np.ndarray, expected: Expected) -> np.ndarray:
-    """The root mean square of each row's errors, in spreads."""
-    n = np.maximum(np.sum(expected.where, axis=-1, keepdims=True), 1)
-    return _ratio(np.sqrt(np.sum(error**2, axis=-1, keepdims=True) / n), expected.sigma)
-
-
 def _ratio(error: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """error / unit; 0 where there is no error, infinite where none is allowed."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.where(error == 0, 0.0, error / unit)
 
 

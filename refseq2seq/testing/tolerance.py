@@ -1,0 +1,137 @@
+r"""Tolerances that are derived: how far rounding alone takes another implementation.
+
+.. math:: \sigma_r^2 = \frac{1}{K\,n} \sum_{k=1}^{K} \sum_{j=1}^{n} (x^{(k)}_{rj} - x_{rj})^2
+
+x is what the oracle computes in float64; x^(k) is the same computation with every quantity
+rounded at random to the format of the other implementation, in run k of K; r is a row, the
+last axis, of n elements. So the spread is that of this model on this input, for every named
+quantity, whatever depth, conditioning and padding do to it. An implementation that rounds
+to nearest where the oracle rounds at random stays at 0.7 of it: its errors have half the
+variance.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from ..backend import Array
+from ..model import Model, forward
+from ..tokens import Tokens, as_tokens
+from ..trace import Trace
+from .arithmetic import Arithmetic
+from .expected import Expected, participants, row_mean
+from .rounding import check_rounded, format_of
+from .simulation import meaningful, simulate
+
+PRIOR = 64.0  # how many samples of a row's errors the mean over all rows counts for
+
+
+class Spread(Mapping[str, Expected]):
+    """Every quantity of a forward pass with its spread, in order of execution.
+
+    ``spread["logits"].value`` is the float64 oracle's, ``.sigma`` the spread of each row,
+    ``.where`` the places that mean something: not those of masked source tokens, nor the
+    scores that a mask throws away.
+    """
+
+    def __init__(self, quantities: dict[str, Expected], model: Model, target: np.ndarray) -> None:
+        self._quantities = quantities
+        self.model = model  # in float64
+        self.target = target  # (batch, n_target)
+
+    def __getitem__(self, name: str) -> Expected:
+        return self._quantities[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._quantities)
+
+    def __len__(self) -> int:
+        return len(self._quantities)
+
+    @property
+    def dtype(self) -> str:
+        """The format that was rounded to."""
+        return self["logits"].dtype
+
+    def __repr__(self) -> str:
+        return f"<Spread of {len(self)} quantities under rounding to {self.dtype}>"
+
+
+def spread(
+    model: Model,
+    source: Tokens,
+    target: Tokens,
+    source_mask: Array | None = None,
+    *,
+    dtype: str,
+    accumulate: str | None = None,
+    runs: int = 4,
+    seed: int = 0,
+) -> Spread:
+    """What the oracle computes, and how far rounding to ``dtype`` takes it.
+
+    Parameters
+    ----------
+    model : Model
+        In any dtype; its arrays must hold values of ``dtype`` only: see `rounded`.
+    source, target, source_mask
+        As of `forward`.
+    dtype : "float16", "bfloat16", "tf32", "float32" or "float64"
+        What the other implementation keeps its tensors in. ``"tf32"`` is float32 whose
+        products round their operands to TF32, as tensor cores may.
+    accumulate : str, optional
+        What it adds and computes in; by default float32, and float64 for float64.
+    runs : int
+        How many times to round. They are computed as one batch.
+    seed : int
+
+    Returns
+    -------
+    Spread
+
+    Raises
+    ------
+    ValueError
+        If an array of the model holds other values than ``dtype`` has, or if a quantity
+        overflows in ``dtype``.
+    """
+    format_of(dtype)
+    accumulate = accumulate or ("float64" if dtype == "float64" else "float32")
+    format_of(accumulate)
+    if runs < 1:
+        raise ValueError(f"runs must be at least 1, got {runs}")
+    check_rounded(model, dtype)
+    model = model.to("numpy").astype("float64")
+    source, mask = as_tokens("source", source, model.config.encoder.vocab_size, source_mask)
+    target, target_mask = as_tokens("target", target, model.config.decoder.vocab_size)
+    values = Trace()
+    forward(model, source, target, mask, tap=values)
+    stored = "float32" if dtype == "tf32" else dtype
+    arithmetic = Arithmetic(stored, dtype, accumulate, np.random.default_rng(seed))
+    squares = simulate(model, source, target, mask, values=values, runs=runs, by=arithmetic)
+    return Spread(
+        {
+            name: _expected(
+                x, squares[name], meaningful(name, x.shape, mask, target_mask), dtype, runs
+            )
+            for name, x in values.items()
+        },
+        model,
+        target,
+    )
+
+
+def _expected(
+    x: np.ndarray, squares: np.ndarray, where: np.ndarray, dtype: str, runs: int
+) -> Expected:
+    """The spread of each row from the squared errors that ``runs`` runs have on average.
+
+    Where a row and the runs are too few to tell, the mean over all rows counts more; no
+    row is expected nearer than one rounding takes it.
+    """
+    own, known = row_mean(squares, where), runs * participants(x, where)
+    known = known * where.any(axis=-1, keepdims=True)
+    overall = np.sum(own * known) / max(np.sum(known), 1.0)
+    variance = (own * known + overall * PRIOR) / (known + PRIOR)
+    least = format_of(dtype).eps ** 2 * row_mean(x * x, where) / 12
+    return Expected(x, np.sqrt(np.maximum(variance, least)), where, dtype)
