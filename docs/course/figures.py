@@ -163,7 +163,8 @@ def bars(names, before, after, title=""):
         axes.barh(places, after, height=0.7, color=FILL)
         axes.barh(places, before, height=0.7, fc="none", ec=GREY, ls="--")
         for place, probability in enumerate(after):
-            text = f"{100 * probability:.0f}" if probability > 0 else "out"
+            percent = f"{100 * probability:.0f}" if probability >= 0.005 else "< 1"
+            text = percent if probability > 0 else "out"
             at = max(probability, before[place]) + 0.015
             axes.text(at, place, text, va="center", color=INK if probability > 0 else ORANGE)
         axes.set_yticks(places, names)
