@@ -273,23 +273,17 @@ def test_only_the_backend_knows_cupy():
 # The real CuPy, where it is installed
 
 
-@pytest.fixture
-def real_cupy():
-    return pytest.importorskip("cupy", reason="CuPy is not installed")
-
-
-def test_the_real_cupy_without_a_device(real_cupy):
-    if real_cupy.is_available():
+def test_the_real_cupy_without_a_device():
+    installed = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if installed.is_available():
         pytest.skip("there is a CUDA device")
     error = the_error()
     assert type(error) is NoCudaDevice
-    assert f"CuPy {real_cupy.__version__} is installed" in str(error)
+    assert f"CuPy {installed.__version__} is installed" in str(error)
 
 
 @pytest.mark.gpu
 def test_the_real_cupy_computes_what_numpy_computes(real_cupy):
-    if not real_cupy.is_available():
-        pytest.skip("there is no CUDA device")
     model = MODEL.astype("float64")
     source, target = [[3, 4, 5], [6]], [[1, 3], [1, 4]]
     logits = rs.forward(model.to("cupy"), source, target)

@@ -85,12 +85,29 @@ def gathered(shape: tuple[int, ...], n_indices: int) -> int:
     return 0 if n_indices == 0 else 1 if n_indices == 1 else n_indices + 2
 
 
+def sorting(a: np.ndarray, **_: object) -> int:
+    """Of sort: a copy, rows' numbers, a sort of blocks, and two for each merge of them."""
+    blocks = math.ceil(a.size / 1024)
+    return 3 + 2 * math.ceil(math.log2(max(blocks, 1)))
+
+
+def parting(a: np.ndarray, kth: int, **_: object) -> int:
+    """Of partition, along the last axis: the parts of a row, and their merges. Or it sorts."""
+    n, kept = a.shape[-1], max(32, 1 << kth.bit_length())
+    parts = 512
+    while parts and n // parts < kept + 128:
+        parts //= 2
+    if n < 32 or parts * (a.size // n) <= 32 or kept >= 1024:
+        return sorting(a)
+    return 2 + math.ceil(math.log2(parts))
+
+
 def _converted(x: np.ndarray, dtype: object) -> int:
     return 0 if dtype is None or x.dtype == np.dtype(dtype) else 1
 
 
-def _scanned(a: np.ndarray, dtype: object = None, **_: object) -> int:
-    return 1 + _converted(a, dtype)
+def _scanned(a: np.ndarray, **_: object) -> int:
+    return 2 if a.shape[-1] <= 512 else 4  # rows longer than a block are scanned twice
 
 
 FUNCTIONS: dict[str, tuple[str, Cost]] = {
@@ -128,7 +145,7 @@ FUNCTIONS: dict[str, tuple[str, Cost]] = {
     "argmax": ("a, axis=None, dtype=None, out=None, keepdims=False", 1),
     "argmin": ("a, axis=None, dtype=None, out=None, keepdims=False", 1),
     "mean": ("a, axis=None, dtype=None, out=None, keepdims=False", 2),
-    "var": ("a, axis=None, dtype=None, out=None, ddof=0, keepdims=False", 3),
+    "var": ("a, axis=None, dtype=None, out=None, ddof=0, keepdims=False", 4),
     "cumsum": ("a, axis=None, dtype=None, out=None", _scanned),
     # Choosing and ordering.
     "where": ("condition, x=None, y=None", lambda condition, **_: 1 + _converted(condition, bool)),
@@ -136,10 +153,10 @@ FUNCTIONS: dict[str, tuple[str, Cost]] = {
     "take": ("a, indices, axis=None, out=None", 1),
     "take_along_axis": ("a, indices, axis",
                         lambda a, **_: (a.ndim - 1) + gathered(a.shape, a.ndim)),
-    "searchsorted": ("a, v, side='left', sorter=None", 1),
-    "sort": ("a, axis=-1, kind=None", 3),
-    "argsort": ("a, axis=-1, kind=None", 3),
-    "partition": ("a, kth, axis=-1", 3),
+    "searchsorted": ("a, v, side='left', sorter=None", 2),
+    "sort": ("a, axis=-1, kind=None", sorting),
+    "argsort": ("a, axis=-1, kind=None", lambda a, **_: 1 + sorting(a)),
+    "partition": ("a, kth, axis=-1", parting),
     "matmul": ("x1, x2, /, out=None, **kwargs", lambda x1, x2, **_: product(x1, x2)),
 }  # fmt: skip
 
@@ -160,7 +177,7 @@ METHODS: dict[str, tuple[str, Cost]] = {
     "any": ("axis=None, out=None, keepdims=False", 1),
     "all": ("axis=None, out=None, keepdims=False", 1),
     "argmax": ("axis=None, out=None, dtype=None, keepdims=False", 1),
-    "cumsum": ("axis=None, dtype=None, out=None", 1),
+    "cumsum": ("axis=None, dtype=None, out=None", lambda self, **_: _scanned(self)),
 }  # fmt: skip
 
 

@@ -1,0 +1,60 @@
+"""What of the package is written in the array API standard's own terms, held to it.
+
+`array_api_strict` knows nothing but the standard. Arrays stand on a device of its that is not
+the default: any number that was made or read elsewhere is refused. The rest of the package
+needs what NumPy and CuPy share and the standard lacks or spells otherwise: the methods
+``reshape``, ``astype`` and ``transpose``, dtypes by name, ``argsort(kind=)``, ``partition``,
+integer indices of several axes.
+"""
+
+import numpy as np
+import pytest
+
+import refseq2seq as rs
+from refseq2seq import filters, masks, ops
+from refseq2seq.attention import attention
+
+strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
+
+rng = np.random.default_rng(0)
+X, G, Q = rng.normal(size=(2, 3, 5)), rng.normal(size=5), rng.normal(size=(2, 7, 5))
+SCORES = rng.normal(size=(3, 11))
+ACTIVATIONS = {name: f for name, f in ops.ACTIVATIONS.items() if name != "gelu_erf"}
+
+STANDARD = {
+    "softmax": (ops.softmax, (X, X > 0)),
+    "log_softmax": (ops.log_softmax, (X,)),
+    "logsumexp": (ops.logsumexp, (X,)),
+    "attention": (
+        lambda q, k, v, m, b: attention(q, k, v, scale=0.5, mask=m, bias=b),
+        (Q, X, X, Q[..., :3] > 0, Q[..., 2:]),
+    ),
+    **{name: (lambda x, g, f=norm: f(x, g, g, 1e-5), (X, G)) for name, norm in ops.NORMS.items()},
+    **{name: (function, (X,)) for name, function in ACTIVATIONS.items()},
+    "padding_mask": (masks.padding_mask, (X[0] > 0,)),
+    "causal_mask": (masks.causal_mask, (np.arange(2, 5), np.arange(5))),
+    "entropy": (filters.entropy, (SCORES,)),
+    "temperature": (lambda x: rs.temperature(0.7)(x, None), (SCORES,)),
+    "min_p": (lambda x: rs.min_p(0.1)(x, None), (SCORES,)),
+    "top_a": (lambda x: rs.top_a(0.3)(x, None), (SCORES,)),
+    "epsilon": (lambda x: rs.epsilon(0.05)(x, None), (SCORES,)),
+    "eta": (lambda x: rs.eta(0.05)(x, None), (SCORES,)),
+    "greedy": (lambda x: rs.greedy().pick(x, None), (SCORES,)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("function", "arrays"), STANDARD.values(), ids=STANDARD)
+def test_the_standard_is_enough(function, arrays, dtype):
+    arrays = [x.astype(dtype) if x.dtype.kind == "f" else x for x in arrays]
+    device = strict.Device("device1")
+    result = function(*(strict.asarray(x, device=device) for x in arrays))
+    assert result.device == device
+    on_host = np.asarray(result.to_device(strict.Device("CPU_DEVICE")))
+    np.testing.assert_array_equal(on_host, function(*arrays), strict=True)
+
+
+def test_what_is_made_elsewhere_is_refused():
+    x = strict.asarray(X, device=strict.Device("device1"))
+    with pytest.raises((TypeError, ValueError)):
+        ops.softmax(x, strict.asarray(X > 0))

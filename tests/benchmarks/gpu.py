@@ -1,0 +1,213 @@
+"""Greedy generation on a CUDA device with CuPy, beside x-transformers and Hugging Face in PyTorch.
+
+    python tests/benchmarks/gpu.py --size d256 --batch 1 16 --new 64
+
+There are two models of a size: each peer runs the one that refseq2seq can take the weights of,
+and refseq2seq both. Everything is float32 without TensorFloat, EOS is switched off, the source has
+32 tokens. A figure is the median of a whole call, encoding included. Launches (kernels, copies,
+fills) and reads (copies to the host) are those of a longer call less a shorter one, per token,
+in the trace of PyTorch's profiler.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import refseq2seq as rs
+
+N_SOURCE, N_POSITIONS, START = 32, 1100, 2
+SIZES = {"d128": (128, 2, 4, 100), "d256": (256, 3, 8, 1_000), "d512": (512, 6, 8, 32_000)}
+"""d_model, layers of each stack, heads, vocabulary."""
+
+Generate = Callable[[np.ndarray, int], np.ndarray]
+"""Source (batch, n_source) and n to new tokens (batch, n)."""
+
+
+class Row(NamedTuple):
+    """What was measured of one engine."""
+
+    engine: str
+    size: str
+    batch: int
+    ms_per_token: float
+    tokens_per_second: float  # of the whole batch
+    launches: float
+    reads: float
+    tokens_equal: float  # the share that refseq2seq gives too, with the same weights
+
+
+def x_transformers_pair(size: str) -> dict[str, Generate]:
+    import torch
+    from x_transformers import XTransformer
+
+    d_model, n_layers, n_heads, vocab_size = SIZES[size]
+    shape = {
+        "num_tokens": vocab_size,
+        "depth": n_layers,
+        "heads": n_heads,
+        "attn_dim_head": d_model // n_heads,
+        "max_seq_len": N_POSITIONS,
+    }
+    torch.manual_seed(0)
+    options = {f"{side}_{name}": x for side in ("enc", "dec") for name, x in shape.items()}
+    theirs = XTransformer(dim=d_model, **options).eval()
+    model = rs.convert.from_x_transformers(theirs, decoder_start_id=START, eos_ids=(2,))
+    theirs = theirs.cuda()
+
+    @torch.no_grad()
+    def generate(source: np.ndarray, n: int) -> np.ndarray:
+        start = torch.full((len(source), 1), START).cuda()
+        ids = torch.as_tensor(source).cuda()
+        return theirs.generate(ids, start, n, temperature=0.0).cpu().numpy()
+
+    return {"refseq2seq, x-transformers' model": ours(model), "x-transformers": generate}
+
+
+def huggingface_pair(size: str) -> dict[str, Generate]:
+    import torch
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    d_model, n_layers, n_heads, vocab_size = SIZES[size]
+    shape = {
+        f"{side}_{name}": x
+        for side in ("encoder", "decoder")
+        for name, x in {
+            "layers": n_layers,
+            "attention_heads": n_heads,
+            "ffn_dim": 4 * d_model,
+        }.items()
+    }
+    torch.manual_seed(0)
+    config = BartConfig(
+        d_model=d_model,
+        vocab_size=vocab_size,
+        max_position_embeddings=N_POSITIONS,
+        forced_eos_token_id=None,
+        **shape,
+    )
+    theirs = BartForConditionalGeneration(config).eval()
+    model = rs.convert.from_huggingface(theirs)
+    theirs = theirs.cuda()
+    theirs.generation_config.eos_token_id = None
+
+    @torch.no_grad()
+    def generate(source: np.ndarray, n: int) -> np.ndarray:
+        ids = torch.as_tensor(source).cuda()
+        options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "num_beams": 1}
+        return theirs.generate(ids, max_new_tokens=n, **options)[:, 1:].cpu().numpy()
+
+    return {"refseq2seq, Hugging Face's model": ours(model), "Hugging Face": generate}
+
+
+def ours(model: rs.Model) -> Generate:
+    model = model.to("cupy")
+    return lambda source, n: rs.generate(model, source, max_new_tokens=n, eos_ids=()).tokens
+
+
+def seconds(generate: Generate, source: np.ndarray, n: int, repeats: int) -> float:
+    """The median of a call. A call ends with its tokens on the host, so that it is over."""
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        generate(source, n)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def traced(generate: Generate, source: np.ndarray, n: int) -> tuple[int, int]:
+    """Launches and reads of a call."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        generate(source, n)
+        torch.cuda.synchronize()
+    launched = [event for event in profile.key_averages() if event.device_time_total]
+    reads = sum(event.count for event in launched if "DtoH" in event.key)
+    return sum(event.count for event in launched), reads
+
+
+def measure(pair: dict[str, Generate], size: str, batch: int, n: int, repeats: int) -> list[Row]:
+    source = np.random.default_rng(0).integers(3, SIZES[size][-1], (batch, N_SOURCE))
+    rows, expected = [], None
+    for engine, generate in pair.items():
+        tokens = generate(source, n)  # compiles, fills pools
+        expected = tokens if expected is None else expected
+        took = seconds(generate, source, n, repeats)
+        traced(generate, source, 2)  # the first trace is not like the others
+        (few, some), (more, many) = (traced(generate, source, m) for m in (4, 12))
+        row = Row(
+            engine=engine,
+            size=size,
+            batch=batch,
+            ms_per_token=1000 * took / n,
+            tokens_per_second=batch * n / took,
+            launches=(more - few) / 8,
+            reads=(many - some) / 8,
+            tokens_equal=float((tokens == expected).mean()),
+        )
+        print(table([row]).splitlines()[-1], flush=True)
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    lines = [
+        "| engine | size | batch | ms per token | tokens/s | launches | reads | tokens equal |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r.engine} | {r.size} | {r.batch} | {r.ms_per_token:.2f} | {r.tokens_per_second:.0f} "
+        f"| {r.launches:.0f} | {r.reads:.0f} | {r.tokens_equal:.0%} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    import cupy
+    import torch
+
+    names = ("numpy", "torch", "x-transformers", "transformers")
+    return {
+        "device": cupy.cuda.runtime.getDeviceProperties(0)["name"].decode(),
+        "cuda": cupy.cuda.runtime.runtimeGetVersion(),
+        "cupy": cupy.__version__,
+        "torch_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "versions": {name: version(name) for name in names},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", choices=SIZES, nargs="+", default=["d128"])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    try:
+        rs.to_cupy(np.zeros(1))
+    except rs.BackendError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    rows = []
+    for size in options.size:
+        for make in (x_transformers_pair, huggingface_pair):
+            pair = make(size)
+            for batch in options.batch:
+                rows += measure(pair, size, batch, options.new, options.repeats)
+    print(json.dumps(machine()), table(rows), sep="\n\n")
+    if options.json:
+        figures = {"machine": machine(), "rows": [row._asdict() for row in rows]}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
