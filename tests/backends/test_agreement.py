@@ -90,7 +90,7 @@ def test_dtype_in_is_dtype_out(xp, dtype):
 
 
 @on_devices
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_any_model(xp, data):
     model = data.draw(strategies.models(), label="model").astype("float64")

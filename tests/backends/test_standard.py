@@ -1,10 +1,12 @@
-"""What of the package is written in the array API standard's own terms, held to it.
+"""What of the package needs nothing but the array API standard, held to it.
 
 `array_api_strict` knows nothing but the standard. Arrays stand on a device of its that is not
-the default: any number that was made or read elsewhere is refused. The rest of the package
-needs what NumPy and CuPy share and the standard lacks or spells otherwise: the methods
-``reshape``, ``astype`` and ``transpose``, dtypes by name, ``argsort(kind=)``, ``partition``,
-integer indices of several axes.
+the default: any number that was made or read elsewhere is refused. It has functions only; the
+methods by which the package calls some of them are given to its arrays here.
+
+The rest of the package needs what NumPy and CuPy share and the standard lacks or spells
+otherwise: ``argsort(kind=)``, ``partition``, ``cumsum``, ``rint``, dtypes by name in functions,
+``transpose`` of several axes, integer arrays as indices.
 """
 
 import numpy as np
@@ -17,11 +19,17 @@ from refseq2seq.attention import attention
 strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
 
 rng = np.random.default_rng(0)
-X, G, Q = rng.normal(size=(2, 3, 5)), rng.normal(size=5), rng.normal(size=(2, 7, 5))
-SCORES = rng.normal(size=(3, 11))
+X, G, W, Q = (
+    rng.normal(size=(2, 3, 5)),
+    rng.normal(size=5),
+    rng.normal(size=(5, 5)),
+    rng.normal(size=(2, 7, 5)),
+)
 ACTIVATIONS = {name: f for name, f in ops.ACTIVATIONS.items() if name != "gelu_erf"}
+SCORES = rng.normal(size=(3, 11))
 
 STANDARD = {
+    "linear": (ops.linear, (X, W, G)),
     "softmax": (ops.softmax, (X, X > 0)),
     "log_softmax": (ops.log_softmax, (X,)),
     "logsumexp": (ops.logsumexp, (X,)),
@@ -41,6 +49,21 @@ STANDARD = {
     "eta": (lambda x: rs.eta(0.05)(x, None), (SCORES,)),
     "greedy": (lambda x: rs.greedy().pick(x, None), (SCORES,)),
 }
+
+
+@pytest.fixture(autouse=True)
+def methods(monkeypatch):
+    """Standard functions, called as methods."""
+
+    def reshape(x, *shape):
+        return strict.reshape(x, shape)
+
+    def astype(x, dtype):
+        return strict.astype(x, getattr(strict, dtype) if isinstance(dtype, str) else dtype)
+
+    array = type(strict.asarray(0.0))
+    for function in (strict.max, strict.min, strict.sum, strict.mean, reshape, astype):
+        monkeypatch.setattr(array, function.__name__, function, raising=False)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
