@@ -30,7 +30,7 @@ extensions = [
     "downloads",
     "tables",
 ]
-exclude_patterns = ["_build", "_static/katex/README.md", "g2p"]
+exclude_patterns = ["_build", "_static/katex/README.md", "g2p", "examples"]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
 default_role = "any"  # `name` in a docstring is a link to it
 nitpick_ignore = [("any", "torch.multinomial"), ("any", "torch.multinomial(probs, 1)"), ("any", "topk")]

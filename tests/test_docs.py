@@ -13,6 +13,7 @@ import doctest
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -41,7 +42,10 @@ NOT_RUN = {
 }
 """How a command begins, and why this test does not run it."""
 
-RUN_BY = {"docs/peers.md": "tests/peers/test_page.py"}
+RUN_BY = {
+    "docs/peers.md": "tests/peers/test_page.py",
+    "docs/vectors.md": "tests/test_console.py",
+}
 """A page, and the test that runs its Python, C and other blocks that are not examples."""
 
 PLAIN = {
@@ -191,6 +195,10 @@ def run_cell(cell, namespace):
 )
 def test_the_commands_of_a_page_run(page, tmp_path):
     found = grouped(page)
+    for compiler in ("c++", "rustc"):
+        if f"\n{compiler} " in read(page) and shutil.which(compiler) is None:
+            pytest.skip(f"needs {compiler}")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     following = [*found[1:], (None, None)]
     for (where, block), (then, output) in zip(found, following, strict=True):
         if where == "shell":
