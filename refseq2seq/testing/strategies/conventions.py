@@ -1,28 +1,11 @@
-"""Hypothesis strategies: random conventions, models and batches, small enough to read.
-
-    from hypothesis import given, strategies as st
-    from refseq2seq.testing import strategies
-
-    @given(st.data())
-    def test_my_decoder(data):
-        model = data.draw(strategies.models())
-        source = data.draw(strategies.sources(model))
-        target = data.draw(strategies.targets(model, source.batch))
-        expected = rs.forward(model, source.tokens, target, source.mask)
-
-Sizes are small primes where they can be, so that a swapped axis does not fit. Everything
-shrinks: to one layer, one head, plain conventions and short rows. Conventions that the
-implementation under test does not have are left out with ``map``:
-
-    configs().map(lambda c: dataclasses.replace(c, logits_bias=False))
-"""
+"""Strategies for configurations: every convention, in every combination that can be computed."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
+from hypothesis import strategies as st
 
-from ..config import (
+from ...config import (
     AlibiPositions,
     AttentionConfig,
     BucketedPositions,
@@ -34,15 +17,6 @@ from ..config import (
     SinusoidalPositions,
     StackConfig,
 )
-from ..model import Model
-
-try:
-    from hypothesis import strategies as st
-    from hypothesis.extra import numpy as hypothesis_numpy
-except ImportError as error:
-    raise ImportError(
-        f"refseq2seq.testing.strategies needs Hypothesis: pip install 'refseq2seq[test]' ({error})"
-    ) from error
 
 NORM_POSITIONS = (
     ("before",),
@@ -54,31 +28,6 @@ NORM_POSITIONS = (
     ("before", "branch", "after"),
     (),
 )
-
-
-class Source(NamedTuple):
-    """Sources of a batch; ``rs.encode(model, *source)`` takes them."""
-
-    tokens: list[list[int]] | np.ndarray
-    """Ragged lists, or an integer array (batch, n)."""
-
-    mask: np.ndarray | None
-    """(batch, n) boolean, True = real token; None with lists, or when all are real."""
-
-    @property
-    def batch(self) -> int:
-        """Number of rows."""
-        return len(self.tokens)
-
-    @property
-    def rows(self) -> list[list[int]]:
-        """The real tokens of each row."""
-        if self.mask is None:
-            return [[int(token) for token in row] for row in self.tokens]
-        return [
-            [int(token) for token in np.asarray(row)[real]]
-            for row, real in zip(self.tokens, self.mask, strict=True)
-        ]
 
 
 @st.composite
@@ -258,81 +207,3 @@ _STACK: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "final_norm": st.booleans(),
     }
 )
-
-
-def models(
-    *, config: st.SearchStrategy[ModelConfig] | None = None, dtype: str = "float64"
-) -> st.SearchStrategy[Model]:
-    """Models of those conventions, `configs` by default, with random parameters.
-
-    Parameters
-    ----------
-    config : strategy of ModelConfig, optional
-    dtype : "float16", "float32" or "float64"
-    """
-    return st.builds(
-        Model.random,
-        configs() if config is None else config,
-        seed=st.integers(0, 2**16),
-        dtype=st.just(dtype),
-    )
-
-
-@st.composite
-def sources(
-    draw: st.DrawFn,
-    model: Model,
-    *,
-    min_batch: int = 1,
-    max_batch: int = 3,
-    max_length: int = 7,
-) -> Source:
-    """Batches to encode: ragged lists, or arrays with padding left, right and between.
-
-    Masked places hold any token. Each row has at least one real one.
-    """
-    c = model.config.encoder
-    n = min(max_length, c.max_length or max_length)
-    rows = st.lists(st.integers(0, c.vocab_size - 1), min_size=1, max_size=n)
-    if draw(st.booleans()):
-        return Source(draw(st.lists(rows, min_size=min_batch, max_size=max_batch)), None)
-    batch, length = draw(st.integers(min_batch, max_batch)), draw(st.integers(1, n))
-    tokens = draw(_tokens(c.vocab_size, batch, length))
-    mask = draw(hypothesis_numpy.arrays(np.bool_, (batch, length), fill=st.nothing()))
-    real = draw(st.lists(st.integers(0, length - 1), min_size=batch, max_size=batch))
-    mask[np.arange(batch), real] = True
-    return Source(tokens, draw(st.sampled_from((None, mask))))
-
-
-@st.composite
-def targets(draw: st.DrawFn, model: Model, batch: int, *, max_length: int = 7) -> np.ndarray:
-    """Target tokens for teacher forcing: (batch, n), any ids."""
-    c = model.config.decoder
-    n = draw(st.integers(1, min(max_length, c.max_length or max_length)))
-    return draw(_tokens(c.vocab_size, batch, n))
-
-
-def prefixes(
-    model: Model, batch: int, *, max_length: int = 4
-) -> st.SearchStrategy[list[list[int]]]:
-    """How each target begins: the start token and up to ``max_length - 1`` others, ragged.
-
-    The others are any ids, those that end a target too.
-    """
-    c = model.config
-    n = min(max_length, c.decoder.max_length or max_length)
-    others = st.lists(st.integers(0, c.decoder.vocab_size - 1), max_size=n - 1)
-    row = others.map(lambda tokens: [c.decoder_start_id, *tokens])
-    return st.lists(row, min_size=batch, max_size=batch)
-
-
-def uniforms(batch: int, steps: int) -> st.SearchStrategy[np.ndarray]:
-    """Numbers in [0, 1) to sample with, (batch, steps) float64; both ends come up often."""
-    return hypothesis_numpy.arrays(
-        np.float64, (batch, steps), elements=st.floats(0, 1, exclude_max=True), fill=st.nothing()
-    )
-
-
-def _tokens(vocab_size: int, batch: int, n: int) -> st.SearchStrategy[np.ndarray]:
-    ids = st.integers(0, vocab_size - 1)
-    return hypothesis_numpy.arrays(np.int64, (batch, n), elements=ids, fill=st.nothing())

@@ -1,0 +1,277 @@
+"""A whole case: a model, a source, how the target begins, how much is generated, by which numbers.
+
+A case is a few plain values, so that it can be printed, kept in a file and run again:
+
+    >>> from refseq2seq.testing.cases import Case, conventions
+    >>> case = Case(conventions(**{"encoder.norm.kind": "rms_norm"}), seed=3, source=[[4, 1]])
+    >>> case.logits().shape
+    (1, 1, 5)
+    >>> print(case)
+    from refseq2seq.testing.cases import Case, conventions
+    case = Case(conventions(**{'encoder.norm.kind': 'rms_norm'}), seed=3, source=[[4, 1]])
+    model, logits, generation = case.model, case.logits(), case.generation()
+
+`refseq2seq.testing.strategies.cases` draws them, and shrinks them to what matters.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array
+from ..config import FeedForwardConfig, ModelConfig, NormConfig, StackConfig
+from ..decoding import Generation, generate
+from ..model import Model, forward
+from ..params import Params, build_params, named_arrays, random_params
+from ..presets import plain_attention
+from ..sampling import greedy, sample
+
+PARAMETERS = ("well_scaled", "large", "tiny_variances", "outliers", "near_ties")
+
+
+def _plain_stack(cross: bool) -> StackConfig:
+    attention = plain_attention(n_heads=1, d_k=2)
+    return StackConfig(
+        vocab_size=5,
+        d_model=2,
+        n_layers=1,
+        embedding_scale=1.0,
+        embedding_norm="none",
+        positions=None,
+        relative_positions=None,
+        n_memory_tokens=0,
+        norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=False),
+        norm_positions=("before",),
+        final_norm=False,
+        self_attention=attention,
+        cross_attention=attention if cross else None,
+        feed_forward=FeedForwardConfig(
+            d_ff=2, activation="relu", gated=False, biases=(), hidden_norm=None
+        ),
+    )
+
+
+PLAIN = ModelConfig(
+    encoder=_plain_stack(cross=False),
+    decoder=_plain_stack(cross=True),
+    tied_embeddings=False,
+    tied_logits=False,
+    logits_scale=1.0,
+    logits_bias=False,
+    decoder_start_id=0,
+    eos_ids=(),
+    pad_id=0,
+    forced_bos_id=None,
+    forced_eos_id=None,
+    suppressed_ids=(),
+    begin_suppressed_ids=(),
+)
+"""The simplest conventions of the smallest model: shrinking ends here."""
+
+
+def conventions(**changes: Any) -> ModelConfig:
+    """The plain conventions with some fields changed, named by their paths.
+
+    Parameters
+    ----------
+    **changes
+        Such as ``**{"decoder.norm.eps": 1e-6}``; values are as in `ModelConfig.to_dict`.
+
+    Examples
+    --------
+    >>> conventions(logits_scale=0.5, **{"encoder.n_layers": 3}).encoder.n_layers
+    3
+    """
+    fields = PLAIN.to_dict()
+    for path, value in changes.items():
+        *places, name = path.split(".")
+        inner = fields
+        for place in places:
+            inner = inner[place]
+        if name not in inner:
+            raise ValueError(f"a ModelConfig has no field {path}")
+        inner[name] = value
+    return ModelConfig.from_dict(fields)
+
+
+def changed_fields(config: ModelConfig) -> dict[str, Any]:
+    """What `conventions` must be given to make a config: paths and values."""
+
+    def walk(plain: Any, other: Any, path: str) -> dict[str, Any]:
+        if not (isinstance(plain, dict) and isinstance(other, dict)):
+            return {} if plain == other else {path: other}
+        inside = [walk(plain[name], other[name], f"{path}.{name}".lstrip(".")) for name in plain]
+        return {path: value for found in inside for path, value in found.items()}
+
+    return walk(PLAIN.to_dict(), config.to_dict(), "")
+
+
+@dataclass(frozen=True, repr=False)
+class Case:
+    """Everything that a computation depends on, as plain values.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    parameters : "well_scaled", "large", "tiny_variances", "outliers" or "near_ties"
+        See `make_params`.
+    seed : int
+        Of the parameters.
+    dtype : "float16", "float32" or "float64"
+    source : list of lists of token ids
+    source_mask : list of lists of booleans, optional
+        True = real token.
+    target : list of lists of token ids, optional
+        For teacher forcing, all of one length; the prefix by default.
+    prefix : list of lists of token ids, optional
+        How each generated target begins; with the start token alone by default.
+    max_new_tokens : int
+    uniforms : list of lists of float, optional
+        (batch, max_new_tokens), to sample with; without them decoding is greedy.
+    """
+
+    config: ModelConfig = PLAIN
+    parameters: str = "well_scaled"
+    seed: int = 0
+    dtype: str = "float64"
+    source: list[list[int]] = dataclasses.field(default_factory=lambda: [[0]])
+    source_mask: list[list[bool]] | None = None
+    target: list[list[int]] | None = None
+    prefix: list[list[int]] | None = None
+    max_new_tokens: int = 1
+    uniforms: list[list[float]] | None = None
+
+    @cached_property
+    def model(self) -> Model:
+        """The model of these conventions with these parameters."""
+        return make_model(self.config, self.parameters, self.seed, self.dtype)
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """The source's mask as a boolean array (batch, n), or None."""
+        return None if self.source_mask is None else np.array(self.source_mask)
+
+    def logits(self, **options: Any) -> Array:
+        """The teacher-forced logits, (batch, n, vocab_size); options are those of `forward`."""
+        start = [[self.config.decoder_start_id] for _ in self.source]
+        target = self.target or self.prefix or start
+        return forward(self.model, self.source, target, self.mask, **options)
+
+    def generation(self, **options: Any) -> Generation:
+        """What is generated; other options of `decode_steps` may be added."""
+        return generate(
+            self.model,
+            self.source,
+            source_mask=self.mask,
+            prefix=self.prefix,
+            max_new_tokens=self.max_new_tokens,
+            choose=greedy() if self.uniforms is None else sample(),
+            uniforms=None if self.uniforms is None else np.array(self.uniforms),
+            **options,
+        )
+
+    def __repr__(self) -> str:
+        """The call that makes this case; what is not shown is the default."""
+        changed = changed_fields(self.config)
+        shown = [f"conventions(**{changed!r})"] if changed else []
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            if value != getattr(_DEFAULT, field.name):
+                shown.append(f"{field.name}={value!r}")
+        return f"Case({', '.join(shown)})"
+
+    def __str__(self) -> str:
+        """A few lines of Python that make this case and run it."""
+        return (
+            f"from {__name__} import Case, conventions\ncase = {self!r}\n"
+            "model, logits, generation = case.model, case.logits(), case.generation()"
+        )
+
+
+_DEFAULT = Case()
+
+
+def make_model(config: ModelConfig, parameters: str, seed: int, dtype: str = "float64") -> Model:
+    """The model of these conventions with the parameters of `make_params`."""
+    return Model(config=config, params=make_params(config, parameters, seed, dtype))
+
+
+def make_params(config: ModelConfig, kind: str, seed: int, dtype: str = "float64") -> Params:
+    """Random parameters that are well scaled, or that are hard on an implementation.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    kind : str
+        ``well_scaled``: `refseq2seq.random_params`. The others change these by powers of two:
+
+        - ``large``: all matrices times 4, so that softmaxes saturate and sums are large;
+        - ``tiny_variances``: embeddings, and what each sublayer adds, over 1024, so that norms
+          stand or fall with their eps;
+        - ``outliers``: one channel of embeddings and of what sublayers add, times 64;
+        - ``near_ties``: of each two neighbouring tokens the logits differ by rounding only.
+    seed : int
+    dtype : "float16", "float32" or "float64"
+
+    Returns
+    -------
+    Params
+    """
+    if kind not in PARAMETERS:
+        raise ValueError(f"parameters must be one of {PARAMETERS}, got {kind!r}")
+    arrays = dict(named_arrays(random_params(config, seed, dtype)))
+    channel = np.random.default_rng(seed).random()  # which channel, as a part of their number
+
+    def array(name: str, shape: tuple[int, ...]) -> Array:
+        x = arrays[name]
+        if kind == "near_ties" and config.tied_logits and name == "decoder.embedding":
+            return _twins(x.T).T
+        return _CHANGES[kind](name.rpartition(".")[2], x, channel)
+
+    return build_params(config, array)
+
+
+def _unchanged(name: str, x: Array, channel: float) -> Array:
+    return x
+
+
+def _large(name: str, x: Array, channel: float) -> Array:
+    return x * 4 if name.startswith("w_") or name == "unembedding" else x
+
+
+def _tiny_variances(name: str, x: Array, channel: float) -> Array:
+    return x / 1024 if name in _ADDED else x
+
+
+def _outliers(name: str, x: Array, channel: float) -> Array:
+    if name not in _ADDED or name == "positions":
+        return x
+    x = x.copy()
+    x[..., int(channel * x.shape[-1])] *= 64
+    return x
+
+
+def _near_ties(name: str, x: Array, channel: float) -> Array:
+    return _twins(x) if name in ("unembedding", "logits_bias") else x
+
+
+def _twins(x: Array) -> Array:
+    """Every second column becomes the one before it, the least bit more or less."""
+    x = x.copy()
+    first = x[..., :-1:2]
+    towards = np.where(np.arange(first.shape[-1]) % 2, -np.inf, np.inf)
+    x[..., 1::2] = np.nextafter(first, towards.astype(x.dtype))
+    return x
+
+
+_ADDED = ("embedding", "positions", "memory_tokens", "w_o", "b_o", "w_out", "b_out")
+_CHANGES = {
+    "well_scaled": _unchanged,
+    "large": _large,
+    "tiny_variances": _tiny_variances,
+    "outliers": _outliers,
+    "near_ties": _near_ties,
+}

@@ -1,0 +1,59 @@
+"""What strategies may be given: values or strategies of them, and sizes that make sense."""
+
+from collections.abc import Collection
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.errors import InvalidArgument
+
+from ...config import ModelConfig
+from ...model import Model
+
+DTYPES = ("float16", "float32", "float64")
+
+
+def one_of(name: str, value: Any, choices: Collection[str]) -> st.SearchStrategy[str]:
+    """A strategy as it is, or the one of a single value, which must be among the choices."""
+    if isinstance(value, st.SearchStrategy):
+        return value
+    if value not in choices:
+        raise InvalidArgument(
+            f"{name} must be one of {tuple(choices)} or a strategy of them, got {value!r}"
+        )
+    return st.just(value)
+
+
+def one_config(
+    value: Any, default: st.SearchStrategy[ModelConfig]
+) -> st.SearchStrategy[ModelConfig]:
+    """A strategy as it is, that of a single config, or the default for None."""
+    if value is None or isinstance(value, st.SearchStrategy):
+        return default if value is None else value
+    if not isinstance(value, ModelConfig):
+        raise InvalidArgument(
+            f"config must be a ModelConfig or a strategy of them, got {type(value).__name__}"
+        )
+    return st.just(value)
+
+
+def config_of(model: Any) -> ModelConfig:
+    """The config of a model, or the config itself."""
+    if isinstance(model, Model):
+        return model.config
+    if not isinstance(model, ModelConfig):
+        raise InvalidArgument(
+            f"model must be a Model or a ModelConfig, got {type(model).__name__}; "
+            "to draw from a strategy of models, use data.draw or flatmap"
+        )
+    return model
+
+
+def check_sizes(name: str, least: int, most: int, table: int | None = None) -> int:
+    """``most``, and not more than a position table serves, if 1 <= ``least`` <= that."""
+    possible = most if table is None else min(most, table)
+    if not 1 <= least <= possible:
+        raise InvalidArgument(
+            f"min_{name} must be from 1 to max_{name}, got {least} and {most}"
+            + ("" if table is None else f"; the model's position table serves {table}")
+        )
+    return possible
