@@ -47,6 +47,8 @@ FORMATS = {
     "float64": Format(digits=53, min_exponent=-1022, max_exponent=1023),
 }
 
+EXPONENT = 0x7FF0_0000_0000_0000  # the bits of a float64 that, alone, are 2^e
+
 
 def format_of(dtype: str) -> Format:
     """The format called ``dtype``.
@@ -72,10 +74,8 @@ def step_at(x: Array, dtype: str) -> Array:
     [0.0009765625, 0.001953125, 5.960464477539063e-08]
     """
     f = format_of(dtype)
-    x = np.asarray(x, np.float64)
-    _, exponent = np.frexp(x)  # |x| = m 2^exponent, m in [1/2, 1), or 0 and 0
-    exponent = np.where(x == 0, f.min_exponent, exponent)
-    return np.ldexp(1.0, np.maximum(exponent, f.min_exponent + 1) - f.digits)
+    exponent = np.asarray(x, np.float64).view(np.int64) & EXPONENT
+    return np.maximum(exponent.view(np.float64), 2.0**f.min_exponent) * f.eps
 
 
 def round_to(x: Array, dtype: str) -> np.ndarray:
@@ -120,11 +120,11 @@ def _on_the_grid(
     x: Array, dtype: str, to_integer: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     x = to_numpy(x).astype(np.float64)
-    finite = np.isfinite(x)
-    step = step_at(np.where(finite, x, 1.0), dtype)
-    rounded = to_integer(np.where(finite, x, 1.0) / step) * step
-    rounded = np.where(np.abs(rounded) > format_of(dtype).max, np.copysign(np.inf, x), rounded)
-    return np.where(finite, rounded, x)
+    step = step_at(x, dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        on_grid = to_integer(x / step) * step
+        beyond = x * np.inf  # infinities and NaN are what they were
+        return np.where(np.abs(on_grid) <= format_of(dtype).max, on_grid, beyond)
 
 
 def rounded(model: Model, dtype: str) -> Model:

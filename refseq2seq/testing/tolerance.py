@@ -24,6 +24,7 @@ from .rounding import check_rounded, format_of
 from .simulation import meaningful, simulate
 
 PRIOR = 64.0  # how many samples of a row's errors the mean over all rows counts for
+AT_ONCE = 2**22  # how many elements of the largest quantity are computed at once
 
 
 class Spread(Mapping[str, Expected]):
@@ -65,7 +66,7 @@ def spread(
     *,
     dtype: str,
     accumulate: str | None = None,
-    runs: int = 4,
+    runs: int = 32,
     seed: int = 0,
 ) -> Spread:
     """What the oracle computes, and how far rounding to ``dtype`` takes it.
@@ -82,7 +83,8 @@ def spread(
     accumulate : str, optional
         What it adds and computes in; by default float32, and float64 for float64.
     runs : int
-        How many times to round. They are computed as one batch.
+        How many times to round. They are computed as one batch, or as few as fit. Fewer do
+        where rows are wide: a spread is that of ``runs`` times the elements of a row.
     seed : int
 
     Returns
@@ -108,7 +110,12 @@ def spread(
     forward(model, source, target, mask, tap=values)
     stored = "float32" if dtype == "tf32" else dtype
     arithmetic = Arithmetic(stored, dtype, accumulate, np.random.default_rng(seed))
-    squares = simulate(model, source, target, mask, values=values, runs=runs, by=arithmetic)
+    squares: dict[str, np.ndarray] = {}
+    at_once = max(1, AT_ONCE // max(x.size for x in values.values()))
+    for first in range(0, runs, at_once):
+        n = min(at_once, runs - first)
+        part = simulate(model, source, target, mask, values=values, runs=n, by=arithmetic)
+        squares = {name: squares.get(name, 0.0) + x * (n / runs) for name, x in part.items()}
     return Spread(
         {
             name: _expected(
