@@ -174,7 +174,6 @@ class Device:
         bound = rules.signature(parameters).bind(*args, **kwargs).arguments
         if isinstance(cost, int):
             return cost
-        bound.pop("shape", None), bound.pop("axes", None)  # of reshape and transpose: no matter
         return cost(**bound)
 
     def _on_host(self, x: Any, creates: bool = False) -> Any:

@@ -67,6 +67,11 @@ def copied(x: np.ndarray) -> int:
     return 0 if x.flags.c_contiguous else 1
 
 
+def reshaped(x: np.ndarray, *shape: object) -> int:
+    """Launches of reshape: none if the result can be a view."""
+    return 0 if np.may_share_memory(x, x.reshape(*shape)) else 1
+
+
 def product(a: np.ndarray, b: np.ndarray) -> int:
     """Of matmul. Stacks are copied unless contiguous, and multiplied in one batched product.
 
@@ -128,7 +133,8 @@ FUNCTIONS: dict[str, tuple[str, Cost]] = {
     "moveaxis": ("a, source, destination", 0),
     "squeeze": ("a, axis=None", 0),
     "swapaxes": ("a, axis1, axis2", 0),
-    "reshape": ("a, newshape, order='C', *, copy=None", lambda a, **_: copied(a)),
+    "reshape": ("a, newshape, order='C', *, copy=None",
+                lambda a, newshape, **_: reshaped(a, newshape)),
     # Pieces put together: each piece is copied.
     "concat": ("tup, axis=0, out=None, *, dtype=None, casting='same_kind'",
                lambda tup, **_: len(tup)),
@@ -165,7 +171,7 @@ METHODS: dict[str, tuple[str, Cost]] = {
                lambda self, dtype, copy=True, **_: 1 if copy else _converted(self, dtype)),
     "copy": ("order='C'", 1),
     "fill": ("value", 1),
-    "reshape": ("*shape, order='C', copy=None", lambda self, **_: copied(self)),
+    "reshape": ("*shape, order='C', copy=None", lambda self, shape, **_: reshaped(self, *shape)),
     "ravel": ("order='C'", lambda self, **_: copied(self)),
     "transpose": ("*axes", 0),
     "squeeze": ("axis=None", 0),

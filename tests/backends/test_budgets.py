@@ -5,6 +5,7 @@ Counted on the double. The numbers of today are upper bounds: who lowers one low
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
 import arrangements
 import pytest
@@ -85,6 +86,12 @@ def test_launches_of_a_layer_and_of_the_rest_of_a_step(name, bounds):
     layer, rest = launches(name)
     assert layer <= bounds[0]
     assert rest <= bounds[1]
+
+
+def test_the_documentation_has_the_same_numbers():
+    page = Path(__file__).parents[2] / "docs" / "cupy.md"
+    rows = [f"| {name} | {layer} | {rest} |" for name, (layer, rest) in LAUNCHES.items()]
+    assert "\n".join(rows) in page.read_text("utf-8")
 
 
 @pytest.mark.parametrize(("search", "options"), SEARCHES.values(), ids=SEARCHES)

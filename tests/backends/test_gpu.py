@@ -47,7 +47,7 @@ def test_a_forward_pass_never_waits(real_cupy, no_waiting):
         rs.forward(model, journeys.SOURCE, journeys.TARGET)
 
 
-@pytest.mark.parametrize("search", ["greedy", "sample"])
+@pytest.mark.parametrize("search", SEARCHES)
 def test_a_step_waits_once(real_cupy, no_waiting, search):
     function, options = SEARCHES[search]
     model = journeys.ALL["rich: forward"].model("float32").to("cupy")
