@@ -76,8 +76,8 @@ class Divergence:
 
     def __str__(self) -> str:
         return (
-            f"new token {self.position} of row {self.row} is {self.token}, and {self.oracle} in "
-            f"the oracle, whose logit is greater by {self.margin:.3g}, or {self.spreads:.3g} spreads"
+            f"new token {self.position} of row {self.row} is {self.token}; the oracle's is "
+            f"{self.oracle}, its logit greater by {self.margin:.3g}, or {self.spreads:.3g} spreads"
         )
 
 
@@ -145,7 +145,7 @@ def assert_tokens_agree(
     >>> target = [[model.config.decoder_start_id, *oracle[0]]]
     >>> within = spread(model, source, target, dtype="float32")
     >>> print(assert_tokens_agree(rs.generate(model, source).tokens, within))
-    8 of 8 tokens are the oracle's
+    7 of 7 tokens are the oracle's
     """
     target, c = spread.target, spread.model.config
     if len(tokens) != len(target):

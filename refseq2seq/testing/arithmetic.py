@@ -79,7 +79,8 @@ class Arithmetic:
 
     def _rounded(self, x: np.ndarray, dtype: str) -> np.ndarray:
         if dtype == "float64":  # is rounded already, by the oracle: a step for both sides
-            return x + step_at(x, dtype) * self.rng.uniform(-1, 1, x.shape)
+            step = np.where(np.isfinite(x), step_at(x, dtype), 0.0)
+            return x + step * self.rng.uniform(-1, 1, x.shape)
         return stochastically_rounded(x, dtype, self.rng)
 
 

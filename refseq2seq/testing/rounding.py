@@ -156,6 +156,6 @@ def check_rounded(model: Model, dtype: str) -> None:
         off = ~(x == round_to(x, dtype))
         if off.any():
             raise ValueError(
-                f"{name} holds {x[off][0]!r}, which is no finite value of {dtype} (so do "
+                f"{name} holds {float(x[off][0])!r}, which is no finite value of {dtype} (so do "
                 f"{off.sum() - 1} more of {x.size}): give both sides rounded(model, {dtype!r})"
             )
