@@ -288,7 +288,8 @@ def test_a_line_without_an_answer_does_not_end_the_run(tmp_path, call):
     status, out, err = call("--input", corpus, "--output", output, "--window", 4)
     assert (status, out) == (1, "")
     assert err == (
-        f"refseq2seq: 3 lines of {output} have no samples but an error, the first is line 3\n"
+        f"refseq2seq: lines of {output} without samples: 3; the first is line 3, "
+        "whose error says why\n"
     )
     found = read(output)
     assert [line["input"] for line in found] == ["abc", "", "a1b", "\ufffd\ufffd", "a" * 24, "h"]
@@ -335,7 +336,7 @@ def test_a_line_for_which_the_model_gives_no_numbers_spoils_no_other(tmp_path):
         input=corpus, output=tmp_path / "out.jsonl", window=100, batch_size=10
     )
     method = {"num_return_sequences": 1, "max_new_tokens": 3}
-    with pytest.raises(ValueError, match=r"2 lines of .* the first is line 2"):
+    with pytest.raises(ValueError, match=r"without samples: 2; the first is line 2"):
         bulk.generate_file(model, method, options)
     found = read(tmp_path / "out.jsonl")
     assert ["samples" in line for line in found] == [True, False, True, False]

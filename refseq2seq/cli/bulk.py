@@ -226,6 +226,6 @@ def _report_failures(output: Path) -> None:
         failed = [n for n, line in enumerate(file, start=1) if ERROR in line]
     if failed:
         raise ValueError(
-            f"{len(failed)} lines of {output} have no samples but an error, the first is line "
-            f"{failed[0]}"
+            f"lines of {output} without samples: {len(failed)}; the first is line {failed[0]}, "
+            "whose error says why"
         )

@@ -366,7 +366,7 @@ def test_changed_vectors_are_noticed(tmp_path):
 def test_the_command_line(tmp_path, capsys):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     assert cli.main(["vectors", "make", str(ours), "--family", "t5", "--cases", "1"]) == 0
-    assert capsys.readouterr().out == f"1 cases in {ours}\n"
+    assert capsys.readouterr().out == f"cases in {ours}: 1\n"
     folder = theirs / "t5-00-ordinary"
     folder.mkdir(parents=True)
     logits = safetensors.read(ours / folder.name / "forward.safetensors")["logits"]
