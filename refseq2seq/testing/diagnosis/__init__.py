@@ -1,0 +1,233 @@
+"""Where a live PyTorch module leaves the oracle.
+
+    diagnosis = diagnose(module, source, target, source_mask)
+    diagnosis.first        "decoder.layers.0.cross_attention.weights", or None
+    print(diagnosis.report())
+
+Modules of x-transformers, Hugging Face transformers and torch.nn.Transformer are taken:
+perhaps modified, wrongly assembled, compiled or quantised. Forward hooks catch what their
+parts compute, under the names of our taps (`x_transformers`, `huggingface`, `pytorch`);
+the oracle computes the same from the converted weights; the first difference is the place.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...backend import Array
+from ...config import ModelConfig
+from ...convert import UnsupportedFeature
+from ...model import Model, forward
+from ...tokens import Tokens, as_tokens
+from ...trace import Trace
+from ..compare import Difference, first_difference
+from ..expected import Expected
+from ..rounding import rounded
+from ..tolerance import spread
+from .hooks import Catch
+from .peers import Peer, as_peer, dtype_of, is_compiled, running
+from .steps import by_step
+from .story import entering, unseen
+
+__all__ = ["Diagnosis", "diagnose"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What `diagnose` found. ``print(diagnosis.report())`` tells it."""
+
+    difference: Difference | None
+    compared: tuple[str, ...]  # names of the quantities that the module showed, in order
+    not_compared: tuple[str, ...]  # those that it computes, if at all, where no hook can be
+    dtype: str  # whose rounding was allowed
+    z: float  # how many spreads of it
+    config: ModelConfig
+
+    @property
+    def first(self) -> str | None:
+        """The name of the first quantity that deviates; None if all agree."""
+        return None if self.difference is None else self.difference.name
+
+    def report(self) -> str:
+        """What agrees, what differs first and by how much, and what enters there."""
+        n = len(self.compared)
+        allowed = f"up to {self.z:g} spreads of rounding to {self.dtype}"
+        missing = f"{len(self.not_compared)} more could not be seen in the module"
+        if self.difference is None:
+            return f"All {n} quantities that were compared agree, {allowed}; {missing}."
+        agreed = self.difference.agreed
+        last = f", the last of them {self.compared[agreed - 1]}" if agreed else ""
+        hidden = unseen(self.difference.name, self.compared, self.not_compared)
+        return "\n".join(
+            [
+                f"{self.first} is the first of {n} quantities that deviates.",
+                f"Before it {agreed} agree, {allowed}{last}; {missing}.",
+                "",
+                str(self.difference),
+                *(f"  on the way, unseen: {name}" for name in hidden),
+                "",
+                "What enters there:",
+                *(f"  {line}" for line in entering(self.config, [*hidden, self.difference.name])),
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON has it."""
+        return {
+            "first": self.first,
+            "difference": None if self.difference is None else self.difference.to_dict(),
+            "compared": list(self.compared),
+            "not_compared": list(self.not_compared),
+            "dtype": self.dtype,
+            "z": self.z,
+        }
+
+
+def diagnose(
+    module: Any,
+    source: Tokens,
+    target: Tokens | None = None,
+    source_mask: Array | None = None,
+    *,
+    model: Model | None = None,
+    run: Any = None,
+    max_new_tokens: int | None = None,
+    dtype: str | None = None,
+    z: float = 6.0,
+    runs: int = 4,
+) -> Diagnosis:
+    """Run a live module and the oracle, and find the first quantity in which they differ.
+
+    Parameters
+    ----------
+    module : XTransformer, pair of TransformerWrapper, model of transformers, nn.Transformer
+        Of the kinds that `refseq2seq.convert` takes. A pair is (encoder, decoder). Any
+        may come from ``torch.compile``: it is then compiled anew, with the hooks inside,
+        and again when it is used next.
+    source : integer array (batch, n_source), or list of lists of token ids
+        The module is given the model's pad token where the source is masked.
+    target : integer array (batch, n_target), or list of lists, optional
+        What the decoder is forced to read, the start token first. With ``max_new_tokens``
+        the prefix of what it generates, by default the model's start token.
+    source_mask : boolean array (batch, n_source), optional
+        True = real token.
+    model : Model, optional
+        What the module should be; by default its own weights, converted. To be given where
+        the converter refuses the module, because it was changed, quantised, or is an
+        nn.Transformer: convert it before.
+    run : function (source, target, source_mask) of tensors, giving logits
+        For an nn.Transformer: embeds, runs the module, and unembeds. The mask is boolean,
+        True = real token, or None.
+    max_new_tokens : int, optional
+        Generate as many tokens, greedily and with the module's own cache. Names then begin
+        with the step, as those of `decode_steps` do, and the oracle is given the tokens
+        that the module chose, so that a near-tie ends nothing. Nothing ends a row.
+    dtype : str, optional
+        Whose rounding is allowed, see `spread`; by default the module's dtype. A float64
+        module is judged as float32 unless ``"float64"`` is asked for, because softmax in
+        x-transformers and norms in transformers compute in float32 in any case.
+    z : float
+        How many spreads of that rounding an element may be off.
+    runs : int
+        Rounding runs from which spreads are estimated.
+
+    Returns
+    -------
+    Diagnosis
+
+    Raises
+    ------
+    UnsupportedFeature
+        If the converter refuses the module, or the module is compiled where it is not run.
+    TypeError, ValueError
+        For a module of another kind, or tokens that do not fit.
+
+    Notes
+    -----
+    The module is run in evaluation mode without gradients. Its modes, its hooks and the
+    random numbers of PyTorch are afterwards as they were.
+    """
+    peer = as_peer(module, run)
+    if max_new_tokens is not None and is_compiled(peer):
+        raise UnsupportedFeature(
+            "a compiled module is compiled again in every step, with the hooks inside: force a "
+            "target, or generate with the module as it was before torch.compile"
+        )
+    model = _converted(peer) if model is None else model
+    ids, mask = as_tokens("source", source, model.config.encoder.vocab_size, source_mask)
+    if mask is not None:
+        ids = np.where(mask, ids, model.config.pad_id)
+    if target is None:
+        target = _start(model, max_new_tokens, len(ids))
+    fed, _ = as_tokens("target", target, model.config.decoder.vocab_size)
+    catch = Catch(by_step=max_new_tokens is not None)
+    with running(peer, catch, model.config) as tensor:
+        if max_new_tokens is None:
+            peer.forward(tensor(ids), tensor(mask), tensor(fed))
+        else:
+            peer.generate(tensor(ids), tensor(mask), tensor(fed), max_new_tokens)
+            fed = np.concatenate(catch.fed_tokens(), axis=1)
+    own = dtype_of(peer)
+    dtype = dtype or ("float32" if own == "float64" else own)
+    reference: Mapping[str, Expected] = _expected(model, own, ids, fed, mask, dtype, runs)
+    if max_new_tokens is not None:
+        reference = by_step(reference, [tokens.shape[1] for tokens in catch.fed_tokens()])
+    arrays = {name: _fitted(name, x, reference) for name, x in catch.arrays().items()}
+    return Diagnosis(
+        difference=first_difference(reference, arrays, z=z),
+        compared=tuple(name for name in reference if name in arrays),
+        not_compared=tuple(name for name in reference if name not in arrays),
+        dtype=dtype,
+        z=z,
+        config=model.config,
+    )
+
+
+def _converted(peer: Peer) -> Model:
+    try:
+        return peer.convert()
+    except UnsupportedFeature as error:
+        raise UnsupportedFeature(
+            f"{error}. Give diagnose model=: what the module should be, such as its conversion "
+            "before it was changed, or refseq2seq.load of a checkpoint"
+        ) from error
+
+
+def _start(model: Model, max_new_tokens: int | None, batch: int) -> np.ndarray:
+    """What the decoder reads first: (batch, 1)."""
+    if max_new_tokens is None:
+        raise TypeError("target is missing: give one to force, or max_new_tokens to generate")
+    return np.full((batch, 1), model.config.decoder_start_id)
+
+
+def _expected(
+    model: Model,
+    own: str,
+    source: np.ndarray,
+    target: np.ndarray,
+    mask: np.ndarray | None,
+    dtype: str,
+    runs: int,
+) -> dict[str, Expected]:
+    """The oracle in float64, from the weights as the module has them, with its spreads."""
+    model = model.to("numpy").astype("float64")
+    spreads = spread(rounded(model, dtype), source, target, mask, dtype=dtype, runs=runs)
+    if own != "float64":
+        return dict(spreads)
+    exact = Trace()
+    forward(model, source, target, mask, tap=exact)
+    return {name: replace(expected, value=exact[name]) for name, expected in spreads.items()}
+
+
+def _fitted(name: str, x: np.ndarray, reference: Mapping[str, Expected]) -> np.ndarray:
+    """``x`` in the shape of the reference, as far as they differ in an axis of equal rows only."""
+    if name not in reference:
+        raise ValueError(f"the module computes {name}, which the model has not: another model")
+    shape = reference[name].value.shape
+    if x.ndim + 1 == len(shape) and x.shape == shape[1:]:
+        return np.broadcast_to(x, shape)
+    if x.ndim == len(shape) + 1 and x.shape[1:] == shape and (x == x[:1]).all():
+        return x[0]
+    return x

@@ -1,0 +1,142 @@
+"""Where our quantities are in a live model of Hugging Face transformers 5.23."""
+
+from typing import Any
+
+from ...config import ModelConfig, StackConfig
+from ...convert import from_huggingface
+from ...model import Model
+from .hooks import (
+    Call,
+    Catch,
+    Read,
+    first_argument,
+    first_output,
+    split_heads,
+    watch_residuals,
+)
+
+
+class HuggingFaceModule:
+    """A ...ForConditionalGeneration of a family that the converter knows."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.model = getattr(module, "_orig_mod", module)
+        self.called, self.parts = [self.module], [self.model]
+
+    def convert(self) -> Model:
+        """Ours."""
+        return from_huggingface(self.model)
+
+    def forward(self, source: Any, mask: Any, target: Any) -> None:
+        """Teacher forcing."""
+        self.module(
+            input_ids=source,
+            attention_mask=_as_int(mask),
+            decoder_input_ids=target,
+            use_cache=False,
+        )
+
+    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> None:
+        """Greedy, with the module's cache; nothing ends a row."""
+        self.model.generate(
+            source,
+            attention_mask=_as_int(mask),
+            decoder_input_ids=prefix,
+            max_new_tokens=n_new,
+            min_new_tokens=n_new,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+        )
+
+    def watch(self, catch: Catch, config: ModelConfig) -> None:
+        """Hang hooks on the parts in which our quantities are seen."""
+        for side, stack, c in (
+            ("encoder", self.model.get_encoder(), config.encoder),
+            ("decoder", self.model.get_decoder(), config.decoder),
+        ):
+            catch.passes(stack, side, ids=lambda call: call.argument(0, "input_ids"))
+            if c.embedding_scale == 1 or hasattr(stack.embed_tokens, "embed_scale"):
+                catch.gives(stack.embed_tokens, [f"{side}.tokens"])
+            if hasattr(stack, "block"):
+                _watch_t5(catch, side, stack, c)
+            else:
+                _watch_bart(catch, side, stack, c)
+        catch.gives(self.model, ["logits"], lambda call: call.output.logits)
+
+
+def _as_int(mask: Any) -> Any:
+    return None if mask is None else mask.long()
+
+
+def _hidden_states(call: Call) -> Any:
+    return call.argument(0, "hidden_states")
+
+
+def _watch_t5(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
+    """T5 and its descendants: norms before each sublayer and at the end."""
+    catch.given(stack.block[0], [f"{side}.embed"], _hidden_states)
+    catch.gives(stack.final_layer_norm, [f"{side}.final"])
+    for i, block in enumerate(stack.block):
+        at = f"{side}.layers.{i}"
+        attentions = {"self_attention": block.layer[0].SelfAttention}
+        if side == "decoder":
+            attentions["cross_attention"] = block.layer[1].EncDecAttention
+        for layer, (kind, attention) in zip(block.layer, attentions.items(), strict=False):
+            projections = attention.q, attention.k, attention.v, attention.o
+            _watch_attention(catch, f"{at}.{kind}", attention, projections, c)
+            catch.gives(layer, [f"{at}.after_{kind}"])
+        inner = block.layer[-1].DenseReluDense
+        gated = hasattr(inner, "wi_1")
+        if gated:
+            catch.gives(inner.wi_0, [f"{at}.feed_forward.gate"])
+        _watch_feed_forward(catch, at, inner.wi_1 if gated else inner.wi, inner.wo)
+        catch.gives(block, [f"{at}.after_feed_forward"])
+
+
+def _watch_bart(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
+    """BART and its descendants."""
+    catch.given(stack.layers[0], [f"{side}.embed"], _hidden_states)
+    catch.gives(stack.embed_positions, [f"{side}.positions"])
+    last = stack.layer_norm if c.final_norm else stack.layers[-1]
+    for i, layer in enumerate(stack.layers):
+        at = f"{side}.layers.{i}"
+        attentions = {"self_attention": layer.self_attn}
+        norms = {"self_attention": layer.self_attn_layer_norm}
+        if side == "decoder":
+            attentions["cross_attention"] = layer.encoder_attn
+            norms["cross_attention"] = layer.encoder_attn_layer_norm
+        norms["feed_forward"] = layer.final_layer_norm
+        for kind, attention in attentions.items():
+            projections = attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj
+            _watch_attention(catch, f"{at}.{kind}", attention, projections, c)
+        _watch_feed_forward(catch, at, layer.fc1, layer.fc2)
+        watch_residuals(catch, at, norms, layer, c)
+    catch.gives(last, [f"{side}.final"])
+
+
+def _watch_attention(
+    catch: Catch, place: str, attention: Any, projections: tuple[Any, ...], c: StackConfig
+) -> None:
+    """Projections are side by side, and divided into heads here, as they are there."""
+
+    def heads(read: Read) -> Read:
+        return lambda call: split_heads(read(call), c.self_attention.n_heads)
+
+    *inner, out = projections
+    catch.given(attention, [f"{place}.input"], _hidden_states)
+    for name, projection in zip("qkv", inner, strict=True):
+        catch.gives(projection, [f"{place}.{name}"], heads(first_output))
+    catch.gives(attention, [f"{place}.weights"], lambda call: call.output[-1])  # None unless eager
+    catch.given(out, [f"{place}.heads"], heads(first_argument))
+    catch.gives(attention, [f"{place}.out"])
+
+
+def _watch_feed_forward(catch: Catch, at: str, into: Any, out: Any) -> None:
+    """Two projections, and what is between them."""
+    place = f"{at}.feed_forward"
+    catch.given(into, [f"{place}.input"])
+    catch.gives(into, [f"{place}.projected"])
+    catch.given(out, [f"{place}.hidden"])
+    catch.gives(out, [f"{place}.out"])

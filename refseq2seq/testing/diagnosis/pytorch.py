@@ -1,0 +1,87 @@
+"""Where our quantities are in a live ``torch.nn.Transformer``.
+
+Its attention is one function, inside which nothing can be watched: queries, keys, values,
+scores and weights are not compared.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ...config import ModelConfig, StackConfig
+from ...model import Model
+from .hooks import Call, Catch, first_argument, first_output, watch_residuals
+
+Run = Callable[[Any, Any, Any], Any]
+"""From (source, target, source_mask or None), tensors, to logits (batch, n_target, vocab_size)."""
+
+
+class PyTorchModule:
+    """An nn.Transformer, and the function that embeds, runs it, and unembeds."""
+
+    def __init__(self, module: Any, run: Run | None) -> None:
+        if run is None:
+            raise TypeError(
+                "an nn.Transformer needs run: a function of (source, target, source_mask) that "
+                "embeds the tokens, runs the module and gives logits"
+            )
+        self.called = [module]
+        self.module = getattr(module, "_orig_mod", module)
+        self.parts = [self.module]
+        self.run = run
+
+    def convert(self) -> Model:
+        """What is around an nn.Transformer is unknown."""
+        raise TypeError("an nn.Transformer needs model: what from_pytorch makes of it")
+
+    def forward(self, source: Any, mask: Any, target: Any) -> None:
+        """Teacher forcing, without the fused layers, inside which there is nothing to see."""
+        import torch
+
+        was_fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            self._catch.keep("logits", self.run(source, target, mask))
+        finally:
+            torch.backends.mha.set_fastpath_enabled(was_fast)
+
+    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> None:
+        """Refused: an nn.Transformer has no loop, and no cache."""
+        raise TypeError("an nn.Transformer does not generate: give a target to force")
+
+    def watch(self, catch: Catch, config: ModelConfig) -> None:
+        """Hang hooks on the parts in which our quantities are seen."""
+        self._catch = catch
+        for side, stack, c in (
+            ("encoder", self.module.encoder, config.encoder),
+            ("decoder", self.module.decoder, config.decoder),
+        ):
+            catch.passes(stack, side)
+            _watch_stack(catch, side, stack, c)
+
+
+def _watch_stack(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
+    def in_batches(read: Callable[[Call], Any]) -> Callable[[Call], Any]:
+        """(n, batch, d) is how nn.Transformer has it unless told otherwise."""
+        if stack.layers[0].self_attn.batch_first:
+            return read
+        return lambda call: read(call).transpose(0, 1)
+
+    given, gives = in_batches(first_argument), in_batches(first_output)
+    catch.given(stack.layers[0], [f"{side}.embed"], given)
+    catch.gives(stack.norm, [f"{side}.final"], gives)
+    for i, layer in enumerate(stack.layers):
+        at = f"{side}.layers.{i}"
+        norms = {"self_attention": layer.norm1, "feed_forward": layer.norm2}
+        attentions = {"self_attention": layer.self_attn}
+        if side == "decoder":
+            attentions["cross_attention"] = layer.multihead_attn
+            norms = {"self_attention": layer.norm1, "cross_attention": layer.norm2}
+            norms["feed_forward"] = layer.norm3
+        for kind, attention in attentions.items():
+            catch.given(attention, [f"{at}.{kind}.input"], given)
+            catch.gives(attention, [f"{at}.{kind}.out"], gives)
+        catch.given(layer.linear1, [f"{at}.feed_forward.input"], given)
+        catch.gives(layer.linear1, [f"{at}.feed_forward.projected"], gives)
+        catch.given(layer.linear2, [f"{at}.feed_forward.hidden"], given)
+        catch.gives(layer.linear2, [f"{at}.feed_forward.out"], gives)
+        watch_residuals(catch, at, norms, layer, c, given, gives)

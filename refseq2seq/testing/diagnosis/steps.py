@@ -1,0 +1,54 @@
+"""What is expected of each step of a loop, from what is expected of a forced target.
+
+A cache changes no number: what step t computes is the part of a forward pass over the
+whole target that belongs to the tokens of step t.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..expected import Expected
+from .hooks import of_the_source
+
+
+def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[str, Expected]:
+    """The same expectations under the names of a loop that reads ``lengths[t]`` tokens in step t.
+
+    Parameters
+    ----------
+    reference : mapping of names to Expected
+        Of a forward pass over all the tokens.
+    lengths : sequence of int
+    """
+    steps = {name: e for name, e in reference.items() if of_the_source(name)}
+    ends = np.cumsum(lengths)
+    for step, (end, n) in enumerate(zip(ends, lengths, strict=True)):
+        for name, e in reference.items():
+            if not of_the_source(name):
+                part = _positions(e, int(end - n), int(end))
+                if name.endswith(("self_attention.scores", "self_attention.weights")):
+                    part = _without_last_keys(part, int(ends[-1] - end))
+                steps[f"step.{step}.{name}"] = part
+    return steps
+
+
+def _positions(e: Expected, start: int, end: int) -> Expected:
+    """Of every quantity, positions are the last axis but one."""
+    return replace(
+        e,
+        value=e.value[..., start:end, :],
+        sigma=e.sigma[..., start:end, :],
+        where=e.where[..., start:end, :],
+    )
+
+
+def _without_last_keys(e: Expected, n: int) -> Expected:
+    """Keys that are not there yet had no part in the errors, and no longer in their mean."""
+    kept = e.value.shape[-1] - n
+    where = e.where[..., :kept]
+    share = np.sum(e.where, axis=-1, keepdims=True) / np.maximum(
+        np.sum(where, axis=-1, keepdims=True), 1
+    )
+    return replace(e, value=e.value[..., :kept], sigma=e.sigma * np.sqrt(share), where=where)

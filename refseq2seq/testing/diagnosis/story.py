@@ -1,0 +1,117 @@
+"""What enters the computation of a quantity: conventions with their values, parameters, masks."""
+
+import re
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ...config import AlibiPositions, BucketedPositions, ModelConfig, RotaryPositions
+from ...params import param_shapes
+from ...quantities import sources
+
+# The last word of a name -> fields of the config, and parameters, that enter there. {stack} is
+# encoder or decoder, {layer} its layer, {sub} self_attention, cross_attention or feed_forward,
+# {norms} the norms around that.
+ENTERS: dict[str, tuple[str, str]] = {
+    "tokens": ("{stack}.embedding_scale", "{stack}.embedding"),
+    "positions": ("{stack}.positions", "{stack}.positions"),
+    "embed": ("{stack}.embedding_norm {stack}.norm", "{stack}.embedding_norm.*"),
+    "input": ("{stack}.norm_positions {stack}.norm", "{norms}.before.*"),
+    "q": (
+        "{stack}.{sub}.n_heads {stack}.{sub}.qk_norm {stack}.relative_positions",
+        "{layer}.{sub}.w_q {layer}.{sub}.b_q {layer}.{sub}.q_norm.*",
+    ),
+    "k": (
+        "{stack}.{sub}.n_kv_heads {stack}.{sub}.qk_norm {stack}.relative_positions",
+        "{layer}.{sub}.w_k {layer}.{sub}.b_k {layer}.{sub}.k_norm.*",
+    ),
+    "v": ("{stack}.{sub}.n_kv_heads", "{layer}.{sub}.w_v {layer}.{sub}.b_v"),
+    "scores": (
+        "{stack}.{sub}.scale {stack}.{sub}.kv_head_order {stack}.relative_positions",
+        "{stack}.relative_bias.* {layer}.{sub}.memory_k",
+    ),
+    "weights": ("", ""),
+    "heads": ("{stack}.{sub}.kv_head_order", "{layer}.{sub}.memory_v"),
+    "out": (
+        "{stack}.{sub}.gate {stack}.{sub}.biases",
+        "{layer}.{sub}.?_gate {layer}.{sub}.head_scale {layer}.{sub}.?_o {layer}.{sub}.?_out",
+    ),
+    "after": ("{stack}.norm_positions {stack}.norm", "{norms}.branch.* {norms}.after.*"),
+    "projected": ("{stack}.{sub}.biases", "{layer}.{sub}.?_in"),
+    "gate": ("{stack}.{sub}.biases", "{layer}.{sub}.?_gate"),
+    "hidden": (
+        "{stack}.{sub}.activation {stack}.{sub}.gated {stack}.{sub}.hidden_norm",
+        "{layer}.{sub}.hidden_norm.*",
+    ),
+    "final": ("{stack}.final_norm {stack}.norm", "{stack}.final_norm.*"),
+    "logits": ("logits_scale tied_logits", "unembedding logits_bias"),
+}
+
+
+def entering(config: ModelConfig, names: Iterable[str]) -> list[str]:
+    """Lines that say what enters the quantities ``names``, beside other quantities."""
+    lines: dict[str, None] = {}
+    shapes = param_shapes(config)
+    for name in names:
+        kind, places = _parse(name)
+        fields, patterns = (text.format(**places).split() for text in ENTERS[kind])
+        for path in fields:
+            value = _value(config, path)
+            if _says_something(kind, value):
+                lines[f"{path} = {value!r}"] = None
+        if kind in ("scores", "weights"):
+            lines[_mask(name)] = None
+        for pattern in patterns:
+            found = [path for path in shapes if fnmatchcase(path, pattern)]
+            lines |= {f"{path}, an array of shape {shapes[path]}": None for path in found}
+    return list(lines)
+
+
+def unseen(name: str, compared: Collection[str], not_compared: Collection[str]) -> list[str]:
+    """The quantities through which ``name`` is computed from compared ones, in order."""
+    names = [*compared, *not_compared]
+    found, waiting = set(), [name]
+    while waiting:
+        for source in sources(waiting.pop(), names):
+            if source in not_compared and source not in found:
+                found.add(source)
+                waiting.append(source)
+    return [other for other in not_compared if other in found]
+
+
+def _parse(name: str) -> tuple[str, dict[str, str]]:
+    """The last word of a name, and the places in it."""
+    bare = re.sub(r"^step\.\d+\.", "", name)
+    place, _, kind = bare.rpartition(".")
+    if kind.startswith("after_"):
+        place, kind = f"{place}.{kind.removeprefix('after_')}", "after"
+    layer, _, sub = place.rpartition(".")
+    norms = f"{layer}.{sub.removesuffix('_attention')}_norms"
+    return kind, {"stack": bare.partition(".")[0], "layer": layer, "sub": sub, "norms": norms}
+
+
+def _value(config: ModelConfig, path: str) -> Any:
+    value: Any = config
+    for field in path.split("."):
+        value = getattr(value, field)
+    return value
+
+
+def _says_something(kind: str, value: Any) -> bool:
+    """Rotations enter queries and keys, the other relative positions enter scores."""
+    if isinstance(value, RotaryPositions):
+        return kind in "qk"
+    if isinstance(value, AlibiPositions | BucketedPositions):
+        return kind == "scores"
+    return value not in (None, (), False, "none")
+
+
+def _mask(name: str) -> str:
+    """Which keys a query may attend to, and where they come from."""
+    if ".cross_attention." in name:
+        return "the source mask; keys and values of encoder.final"
+    if name.startswith("encoder."):
+        return "the source mask"
+    if name.startswith("step.") and not name.startswith("step.0."):
+        return "the causal mask; keys and values of earlier steps, from the cache"
+    return "the causal mask"

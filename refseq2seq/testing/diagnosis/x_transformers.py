@@ -1,0 +1,151 @@
+"""Where our quantities are in a live module of x-transformers 2.31."""
+
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+from ...config import ModelConfig, RotaryPositions, StackConfig
+from ...convert import UnsupportedFeature, from_x_transformers
+from ...model import Model
+from .hooks import Call, Catch, Read
+
+SUBLAYERS = {
+    "encoder": ("self_attention", "feed_forward"),
+    "decoder": ("self_attention", "cross_attention", "feed_forward"),
+}
+
+
+class XTransformersModule:
+    """An XTransformer, or a pair (encoder, decoder) of TransformerWrapper."""
+
+    def __init__(self, module: Any) -> None:
+        from x_transformers import AutoregressiveWrapper, XTransformer
+
+        if isinstance(getattr(module, "_orig_mod", module), XTransformer):
+            if hasattr(module, "_orig_mod"):
+                raise UnsupportedFeature(
+                    "a compiled XTransformer computes a loss: compile its parts, and give the pair "
+                    "(torch.compile(module.encoder), torch.compile(module.decoder.net))"
+                )
+            module = module.encoder, module.decoder
+        self.encoder, decoder = module
+        wrapped = isinstance(decoder, AutoregressiveWrapper)
+        self.decoder = decoder.net if wrapped else decoder
+        self.loop = decoder if wrapped else AutoregressiveWrapper(decoder)
+        self.called = [self.encoder, self.decoder]
+        self.parts = [getattr(part, "_orig_mod", part) for part in self.called]
+
+    def convert(self) -> Model:
+        """Ours. The module knows no start token and no end, so that these are arbitrary."""
+        return from_x_transformers(tuple(self.parts), decoder_start_id=0, eos_ids=())
+
+    def forward(self, source: Any, mask: Any, target: Any) -> None:
+        """Teacher forcing."""
+        memory = self.encoder(source, mask=mask, return_embeddings=True)
+        self.decoder(target, context=memory, context_mask=mask)
+
+    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> None:
+        """Greedy, with the module's cache."""
+        memory = self.encoder(source, mask=mask, return_embeddings=True)
+        self.loop.generate(prefix, n_new, temperature=0.0, context=memory, context_mask=mask)
+
+    def watch(self, catch: Catch, config: ModelConfig) -> None:
+        """Hang hooks on the parts in which our quantities are seen."""
+
+        def newest(call: Call) -> Any:
+            """Of the tokens that it embeds, a decoder with a cache goes on with the last."""
+            return call.output[..., -1:, :] if catch.by_step and len(catch.fed) > 1 else call.output
+
+        for side, wrapper, c in (
+            ("encoder", self.parts[0], config.encoder),
+            ("decoder", self.parts[1], config.decoder),
+        ):
+            catch.passes(wrapper, side, ids=_new_tokens)
+            catch.gives(wrapper.token_emb, [f"{side}.tokens"], newest)
+            if c.positions is not None:
+                catch.gives(wrapper.pos_emb, [f"{side}.positions"], newest)
+            _watch_layers(catch, side, wrapper.attn_layers, c)
+        catch.gives(self.parts[1], ["logits"])
+
+
+def _new_tokens(call: Call) -> Any:
+    """A decoder with a cache is given all tokens again, and goes on with the last."""
+    ids = call.args[0]
+    return ids[:, -1:] if call.kwargs.get("cache") is not None else ids
+
+
+def _watch_layers(catch: Catch, side: str, layers: Any, c: StackConfig) -> None:
+    """Sublayers may run in any order, and again: each has a name for every time."""
+    names = defaultdict(list)
+    kinds = SUBLAYERS[side]
+    for place, index in enumerate(layers.layers_execute_order):
+        layer, sublayer = divmod(place, len(kinds))
+        names[index].append((f"{side}.layers.{layer}", kinds[sublayer]))
+    for index, at in names.items():
+        norms, block, residual = layers.layers[index]
+        places = [f"{layer}.{kind}" for layer, kind in at]
+        catch.given(block, [f"{place}.input" for place in places])
+        catch.gives(block, [f"{place}.out" for place in places])
+        last = residual if norms[2] is None else norms[2]
+        catch.gives(last, [f"{layer}.after_{kind}" for layer, kind in at])
+        if at[0][1] == "feed_forward":
+            _watch_feed_forward(catch, block.ff, places)
+        else:
+            # Turned from 0 on, where we turn memory tokens from -n on, q and k are others.
+            turned = c.n_memory_tokens and isinstance(c.relative_positions, RotaryPositions)
+            _watch_attention(catch, block, places, "v" if turned else "qkv")
+    norms, block, _ = layers.layers[layers.layers_execute_order[0]]
+    first = block if norms[0] is None else norms[0]
+    catch.given(first, [f"{side}.embed"], lambda call: call.args[0][:, c.n_memory_tokens :])
+    catch.gives(layers.final_norm, [f"{side}.final"])
+
+
+def _watch_attention(catch: Catch, attention: Any, places: list[str], visible: str) -> None:
+    import torch
+
+    def scores(call: Call) -> Any:
+        """Masked scores are the least number; there, they are told from their parts."""
+        inner = call.output[1]
+        if inner.pre_softmax_attn is None:
+            return None  # flash attention does not tell
+        bias = call.kwargs.get("attn_bias")
+        unmasked = inner.qk_similarities if bias is None else inner.qk_similarities + bias
+        least = torch.finfo(unmasked.dtype).min
+        return unmasked.where(inner.pre_softmax_attn == least, inner.pre_softmax_attn)
+
+    def under(name: str) -> list[str]:
+        return [f"{place}.{name}" for place in places]
+
+    attend, is_self = attention.attend, places[0].endswith("self_attention")
+    for name in visible:
+        catch.given(
+            attend, under(name), partial(_head_input, attention, is_self, "qkv".index(name))
+        )
+    catch.gives(attend, under("scores"), scores)
+    catch.gives(attend, under("weights"), lambda call: call.output[1].post_softmax_attn)
+    catch.gives(attend, under("heads"))
+
+
+def _head_input(attention: Any, is_self: bool, i: int, call: Call) -> Any:
+    """Queries, keys or values as we have them: of the new tokens, without learned pairs."""
+    x = call.args[i]
+    if i:
+        x = x[:, :, attention.num_mem_kv :]
+    if i and is_self:
+        x = x[:, :, -call.args[0].shape[2] :]  # what is before is from the cache
+    # Their qk_norm makes vectors of length 1, ours of length sqrt(d).
+    return x * x.shape[-1] ** 0.5 if attention.qk_norm and i < 2 else x
+
+
+def _watch_feed_forward(catch: Catch, parts: Any, places: list[str]) -> None:
+    def half(i: int) -> Read:
+        return lambda call: call.output.chunk(2, dim=-1)[i]
+
+    into, out = parts[0], [part for part in parts if hasattr(part, "in_features")][-1]
+    projected = [f"{place}.projected" for place in places]
+    if hasattr(into, "proj"):  # a GLU
+        catch.gives(into.proj, projected, half(0))
+        catch.gives(into.proj, [f"{place}.gate" for place in places], half(1))
+    else:
+        catch.gives(into[0], projected)
+    catch.given(out, [f"{place}.hidden" for place in places])
