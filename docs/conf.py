@@ -33,7 +33,11 @@ extensions = [
 exclude_patterns = ["_build", "_static/katex/README.md", "g2p", "examples"]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
 default_role = "any"  # `name` in a docstring is a link to it
-nitpick_ignore = [("any", "torch.multinomial"), ("any", "torch.multinomial(probs, 1)"), ("any", "topk")]
+nitpick_ignore = [
+    ("any", "torch.multinomial"),
+    ("any", "torch.multinomial(probs, 1)"),
+    ("any", "topk"),
+]
 suppress_warnings = ["toc.not_readable", "toc.empty_glob", "toc.not_included"]
 
 # Markdown and notebooks

@@ -4,7 +4,7 @@ A block is in one of these groups, and one that is in none fails:
 
 - examples with ``>>>`` are doctests, run here;
 - the cells of a page that names a kernel are run here and when the site is built;
-- shell commands are run here, or `NOT_RUN` says why not;
+- shell commands are run here, or `NOT_RUN` says why not; `test_console` runs console blocks;
 - other blocks are run by the test that `RUN_BY` names for their page.
 """
 
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import test_console
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -42,14 +43,12 @@ NOT_RUN = {
 }
 """How a command begins, and why this test does not run it."""
 
-RUN_BY = {
-    "docs/peers.md": "tests/peers/test_page.py",
-    "docs/vectors.md": "tests/test_console.py",
-}
+RUN_BY = {"docs/peers.md": "tests/peers/test_page.py"}
 """A page, and the test that runs its Python, C and other blocks that are not examples."""
 
 PLAIN = {
     "    y_t ~ P(y_t | y_<t, Encoder(x))": "an equation",
+    "    (a @ b)[i, j] = ((a[i, 0] b[0, j] + a[i, 1] b[1, j]) + a[i, 2] b[2, j]) + ...": "one too",
 }
 """Indented blocks that are not code, and what they are."""
 
@@ -75,9 +74,7 @@ def blocks(page, lines, first=1):
     found, i = [], 0
     while i < len(lines):
         if match := FENCE.match(lines[i].strip()):
-            end = next(
-                k for k in range(i + 1, len(lines)) if lines[k].strip() == match["ticks"]
-            )
+            end = next(k for k in range(i + 1, len(lines)) if lines[k].strip() == match["ticks"])
             inside, kind = lines[i + 1 : end], match["kind"].strip()
             if kind.startswith("{") and not kind.startswith("{code-cell}"):
                 found += blocks(page, inside, first + i + 1)
@@ -125,6 +122,8 @@ def group(block, before):
         return "plain"
     if is_shell(block):
         return "shell"
+    if block.kind == "console":
+        return "elsewhere" if Path(block.page).name in test_console.PAGES else None
     if block.page in RUN_BY:
         return "elsewhere"
     if block.kind in ("text", "indented") and before is not None and is_shell(before):
@@ -159,9 +158,7 @@ def test_what_runs_a_page_knows_it(page, test):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if ">>>" in read(page)])
 def test_the_examples_of_a_page_run(page):
-    failures, examples = doctest.testfile(
-        str(ROOT / page), module_relative=False, encoding="utf-8"
-    )
+    failures, examples = doctest.testfile(str(ROOT / page), module_relative=False, encoding="utf-8")
     assert failures == 0
     assert examples == len(re.findall(r"^\s*>>> ", read(page), re.MULTILINE)) > 0
 

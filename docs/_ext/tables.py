@@ -1,10 +1,10 @@
 """Tables made from the code: the fields of a dataclass, and the quantities that pass a tap.
 
-    ```{fields} refseq2seq.Step
-    ```
+```{fields} refseq2seq.Step
+```
 
-    ```{quantities}
-    ```
+```{quantities}
+```
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ def type_name(annotation: Any) -> str:
 
 def field_comments(record: type) -> dict[str, str]:
     """The comment at the end of the line of each field."""
-    comments, name, depth = {}, "", 0
+    comments, name = {}, ""
     source = inspect.getsource(record)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.NAME and token.line[: token.start[1]].strip() == "":

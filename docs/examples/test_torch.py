@@ -94,9 +94,7 @@ def test_a_fault_is_found_where_it_is():
 
 def test_logits_are_as_near_as_bfloat16_allows():
     network = x_transformer(torch.bfloat16)
-    model = rs.convert.from_x_transformers(
-        network.float(), decoder_start_id=1, eos_ids=()
-    )
+    model = rs.convert.from_x_transformers(network.float(), decoder_start_id=1, eos_ids=())
     network, model = network.bfloat16(), rounded(model, "bfloat16")
     source, target = np.array([[3, 4, 5, 6]]), np.array([[1, 7, 8]])
     with torch.no_grad():

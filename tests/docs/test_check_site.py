@@ -19,7 +19,9 @@ def test_a_good_page_has_no_faults(tmp_path):
         <link rel="stylesheet" href="style.css?v=1"> <img src="data:," alt="a picture">
         <svg role="img" aria-label="another"></svg> <script src="run.js"></script>"""
     other = PAGE.format('<p id="x">there</p>')
-    found = faults(tmp_path, body, other_html=other, style_css="p {background: url(run.js)}", run_js="")
+    found = faults(
+        tmp_path, body, other_html=other, style_css="p {background: url(run.js)}", run_js=""
+    )
     assert found == []
 
 
@@ -51,7 +53,9 @@ def test_a_fault_is_found(tmp_path, body, fault):
 
 def test_what_a_style_sheet_loads_is_looked_at(tmp_path):
     body = '<link rel="stylesheet" href="style.css">'
-    found = faults(tmp_path, body, style_css="@font-face {src: url('https://fonts.example/a.woff2')}")
+    found = faults(
+        tmp_path, body, style_css="@font-face {src: url('https://fonts.example/a.woff2')}"
+    )
     assert found == ["index.html: loads https://fonts.example/a.woff2 from a network"]
 
 
