@@ -55,6 +55,7 @@ html[data-theme=dark] .drawn, [data-jp-theme-light=false] .drawn {--fill: #24508
   --blue: #6db3f2; --orange: #f0a04b; --green: #5fc98f; --grey: #9aa4b2}
 .drawn > div {display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; align-items: flex-start}
 .drawn svg {max-width: 100%; height: auto; flex: none}
+.drawn path[clip-path]:not([style*="fill: none"]) {shape-rendering: crispEdges}
 html[data-theme=dark] .bd-content div.cell_output .text_html:has(figure.drawn) {
   background: none; color: inherit; padding: 0}
 </style>"""
@@ -86,6 +87,7 @@ def _panel(draw, width=3.3, height=2.5):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # panels of a page would share them
     svg = re.sub(r"font: (\S+) 'DejaVu Sans'[^;\"]*", r"font: \1 sans-serif", svg)
     for colour, css in CSS.items():
         svg = svg.replace(colour, css)
@@ -130,7 +132,6 @@ def _cells(axes, values, colour):
                     1,
                     fc=colour(value),
                     alpha=min(1.0, abs(float(value))),
-                    antialiased=False,
                 )
             )
     n_rows, n_columns = values.shape
