@@ -1,10 +1,16 @@
-"""Every executed page can be downloaded as a notebook, which Jupyter opens and runs."""
+"""What the site has beside its pages.
+
+Every executed page can be downloaded as a notebook, which Jupyter opens and runs. The page that
+`refseq2seq explain` writes for a word is made while the site is built, to be shown in a frame.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import jupytext
 from sphinx.application import Sphinx
+
+import refseq2seq as rs
 
 FOLDER = "_notebooks"
 
@@ -35,8 +41,16 @@ def write_notebooks(app: Sphinx, error: Exception | None) -> None:
             jupytext.write(jupytext.read(page), target)
 
 
+def write_explanation(app: Sphinx, error: Exception | None) -> None:
+    """Show how the shipped model decodes a word."""
+    if error is None and app.builder.format == "html":
+        page = rs.explain.page(rs.load("g2p"), "oracle")
+        Path(app.outdir, "_static", "oracle.html").write_text(page, encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls this."""
     app.connect("html-page-context", name_the_notebook)
     app.connect("build-finished", write_notebooks)
+    app.connect("build-finished", write_explanation)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -33,9 +33,12 @@ STICKS_OUT = """() => {
 
 # Contrast as in WCAG 2: text against the nearest background that is not transparent.
 PALE = """() => {
-  const rgba = s => { const n = s.match(/[0-9.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
-  const light = c => c.slice(0, 3).map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const rgba = s => {
+    const n = s.match(/[0-9.]+/g).map(Number);
+    return n.length < 4 ? [...n, 1] : n;
+  };
+  const linear = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
   const background = e => {
     for (; e; e = e.parentElement) {
       const c = rgba(getComputedStyle(e).backgroundColor);
@@ -46,16 +49,15 @@ PALE = """() => {
   const found = new Map();
   const walker = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
   for (let node; node = walker.nextNode();) {
-    const e = node.parentElement, style = getComputedStyle(e);
-    if (!node.textContent.trim() || !e.getClientRects().length || style.visibility == "hidden") continue;
+    const e = node.parentElement, style = getComputedStyle(e), text = node.textContent.trim();
+    if (!text || !e.getClientRects().length || style.visibility == "hidden") continue;
     if (e.closest("svg, .katex-mathml, .sr-only, .visually-hidden, style, script")) continue;
-    const color = rgba(style.color);
+    const color = rgba(style.color), behind = background(e);
     if (color[3] < 0.99) continue;
-    const [a, b] = [light(color), light(background(e))].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05), large = parseFloat(style.fontSize) >= 24;
-    if (ratio < (large ? 3 : 4.5))
-      found.set(`${style.color} on ${background(e)}`, `${ratio.toFixed(1)} ${e.className || e.tagName}: ` +
-        node.textContent.trim().slice(0, 30));
+    const [a, b] = [light(color), light(behind)].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05), needed = parseFloat(style.fontSize) >= 24 ? 3 : 4.5;
+    if (ratio < needed)
+      found.set(`${color} on ${behind}`, `${ratio.toFixed(1)} ${e.tagName} ${text.slice(0, 30)}`);
   }
   return [...found].map(([colors, where]) => `${where} (${colors})`);
 }"""

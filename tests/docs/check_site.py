@@ -113,9 +113,11 @@ class Site:
             target = self._file(page.path, parts.path) if parts.path else page.path
             if target is None:
                 yield f"{link} leads to no file"
-            elif parts.fragment and target in self.pages:
-                if unquote(parts.fragment) not in self.pages[target].ids:
-                    yield f"{link} leads to no place in its page"
+            elif parts.fragment and unquote(parts.fragment) not in self._ids(target):
+                yield f"{link} leads to no place in its page"
+
+    def _ids(self, target: Path) -> set[str]:
+        return self.pages[target].ids if target in self.pages else set()
 
     def _headings(self, page: Page) -> Iterator[str]:
         if page.headings.count(1) != 1:

@@ -19,9 +19,8 @@ def test_a_good_page_has_no_faults(tmp_path):
         <link rel="stylesheet" href="style.css?v=1"> <img src="data:," alt="a picture">
         <svg role="img" aria-label="another"></svg> <script src="run.js"></script>"""
     other = PAGE.format('<p id="x">there</p>')
-    found = faults(
-        tmp_path, body, other_html=other, style_css="p {background: url(run.js)}", run_js=""
-    )
+    style = "p {background: url(run.js)}"
+    found = faults(tmp_path, body, other_html=other, style_css=style, run_js="")
     assert found == []
 
 
