@@ -145,7 +145,7 @@ def forward(
     Parameters
     ----------
     model : Model
-    source, target : integer array (batch, n), or list of lists of token ids
+    source, target : integer arrays (batch, n_source) and (batch, n_target), or lists of lists of ids
         The target begins with the start token.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token.

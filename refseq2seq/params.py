@@ -32,8 +32,8 @@ ArrayMaker = Callable[[str, tuple[int, ...]], Array]
 class NormParams:
     """Gain and bias of a normalisation."""
 
-    gain: Array | None  # (d,) or ()
-    bias: Array | None  # (d,)
+    gain: Array | None  # (d,) or () or, of heads, (n_heads, 1, d_k)
+    bias: Array | None  # (d,) or (n_heads, 1, d_k)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

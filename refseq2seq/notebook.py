@@ -1,0 +1,33 @@
+"""How things show themselves in a notebook: small tables of HTML."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+SHOWN = 20  # rows of a table, and tokens of a row, before the rest is left out
+
+
+def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table with a caption; what comes after the first rows is counted, not shown.
+
+    Examples
+    --------
+    >>> table("two", ["a"], [[1], ["<"]])[-48:]
+    '<tr><td>1</td></tr><tr><td>&lt;</td></tr></table>'
+    """
+    rows = list(rows)
+    shown = [_row("td", row) for row in rows[:SHOWN]]
+    left = len(rows) - len(shown)
+    rest = f'<tr><td colspan="{len(head)}">and {left:,} more</td></tr>' if left else ""
+    body = "".join(shown) + rest
+    return f"<table><caption>{escape(caption)}</caption>{_row('th', head)}{body}</table>"
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Numbers in a row, such as the tokens of a target."""
+    texts = [str(value) for value in values]
+    return " ".join(texts[:SHOWN]) + (" …" if len(texts) > SHOWN else "")
+
+
+def _row(tag: str, cells: Sequence[Any]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
