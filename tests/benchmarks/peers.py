@@ -16,6 +16,7 @@ Figures are added to the JSON file that ``--table`` and the documentation read.
 
 import argparse
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -29,9 +30,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-N_SOURCE, N_POSITIONS, START = 32, 1100, 2
+N_SOURCE, N_POSITIONS, START, EOS = 32, 1100, 3, 2
 FIGURES = Path(__file__).parents[2] / "docs" / "performance.json"
 ENGINES = ("ours, x-transformers", "x-transformers", "ours, BART", "Hugging Face", "CTranslate2")
+LIBRARIES = {
+    "x-transformers": "x_transformers",
+    "Hugging Face": "transformers.models.bart.modeling_bart",
+    "CTranslate2": "ctranslate2",
+}
 PAUSE = 0.1  # seconds, in which an engine's threads stop spinning
 
 
@@ -88,6 +94,8 @@ def bart(size: Size) -> Any:
         encoder_ffn_dim=4 * size.d_model,
         decoder_ffn_dim=4 * size.d_model,
         max_position_embeddings=N_POSITIONS,
+        decoder_start_token_id=START,
+        eos_token_id=EOS,
         forced_eos_token_id=None,
     )
     return BartForConditionalGeneration(config).eval()
@@ -102,7 +110,7 @@ def make_models(size: Size, directory: Path) -> None:
 
     one, other = x_transformer(size), bart(size)
     torch.save(one.state_dict(), directory / "x_transformer.pt")
-    conventions = {"decoder_start_id": START, "eos_ids": (2,)}
+    conventions = {"decoder_start_id": START, "eos_ids": (EOS,)}
     rs.save(rs.convert.from_x_transformers(one, **conventions), directory / "x_transformer.npz")
     other.save_pretrained(directory / "bart")
     rs.save(rs.convert.from_huggingface(other), directory / "bart.npz")
@@ -111,7 +119,7 @@ def make_models(size: Size, directory: Path) -> None:
     spec = loader.get_model_spec(other)
     loader.set_vocabulary(spec, [f"t{i}" for i in range(size.vocab_size)])
     spec.config.bos_token = spec.config.unk_token = "t0"
-    spec.config.eos_token = spec.config.decoder_start_token = f"t{START}"
+    spec.config.eos_token, spec.config.decoder_start_token = f"t{EOS}", f"t{START}"
     spec.config.add_source_eos = spec.config.add_source_bos = False
     spec.validate()
     spec.optimize()
@@ -193,14 +201,8 @@ def load(engine: str, directory: Path, size: Size, threads: int) -> Any:
 
 def serve(engine: str, directory: Path, size: Size, threads: int, connection: Any) -> None:
     """Answer (source, n) with seconds, new tokens and the peak of memory, in MiB, in that run."""
-    if engine in ("x-transformers", "Hugging Face"):
-        import torch
-        import transformers  # noqa: F401
-
-        if engine == "x-transformers":
-            import x_transformers  # noqa: F401
-    elif engine == "CTranslate2":
-        import ctranslate2  # noqa: F401
+    if engine in LIBRARIES:
+        importlib.import_module(LIBRARIES[engine])
     empty = memory("VmRSS")
     generate = load(engine, directory, size, threads)
     while True:
