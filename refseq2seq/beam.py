@@ -29,7 +29,7 @@ import numpy as np
 
 from .backend import Array, array_namespace, to_numpy
 from .constraints import rules_of
-from .decoder import Amateur, start_decoder
+from .decoder import Amateur, ShrinkingDecoder, start_decoder
 from .decoding import NonFiniteLogitsError
 from .model import Model
 from .ops import log_softmax
@@ -220,11 +220,17 @@ def beam_steps(
     request = as_request(
         model, source, source_mask, prefix, max_new_tokens, min_new_tokens, eos_ids
     )
-    processors = (*rules_of(request, model.config), *processors)
-    divisors = _divisors(length_penalty, request.max_new_tokens)
-    return _search(
-        model, request, int(beams), divisors, early_stopping, processors, amateurs, use_cache, tap
+    rules = _Rules(
+        n_beams=int(beams),
+        n_considered=max(2, 1 + len(request.eos_ids)) * int(beams),
+        divisors=_divisors(length_penalty, request.max_new_tokens),
+        early_stopping=early_stopping,
+        processors=(*rules_of(request, model.config), *processors),
     )
+    start = partial(
+        start_decoder, model, request, amateurs=amateurs, copies=int(beams), use_cache=use_cache
+    )
+    return _search(start, rules, _Beams(request, int(beams), model.config.pad_id), tap)
 
 
 def gnmt_penalty(alpha: float) -> Callable[[int], float]:
@@ -238,93 +244,131 @@ def gnmt_penalty(alpha: float) -> Callable[[int], float]:
     return lambda length: ((5 + length) / 6) ** alpha
 
 
-def _search(
-    model: Model,
-    request: Request,
-    n_beams: int,
-    divisors: np.ndarray,
-    early_stopping: EarlyStopping,
-    processors: Sequence[Processor],
-    amateurs: Sequence[Amateur],
-    use_cache: bool,
-    tap: Tap,
-) -> Iterator[BeamStep]:
-    pad_id, batch = model.config.pad_id, request.batch
-    beam_rows = np.repeat(np.arange(batch), n_beams)  # the source of each row that is decoded
-    decoder = start_decoder(
-        model, request, amateurs=amateurs, copies=n_beams, use_cache=use_cache, tap=tap
-    )
-    n_considered = max(2, 1 + len(request.eos_ids)) * n_beams
-    target = np.full((batch, n_beams, request.end), pad_id)
-    target[:, :, : request.start] = request.prefix[:, None, : request.start]
-    live = Hypotheses.none(batch, n_beams, request.max_new_tokens, pad_id)
-    live.scores[:, 0] = 0  # one live beam, the prefix
-    pool = Hypotheses.none(batch, n_beams, request.max_new_tokens, pad_id)
-    done = np.zeros(batch, dtype=bool)
-    rows = np.arange(batch)[:, None]
-    n = request.start  # target tokens so far, the same for every row
-    while not done.all():
-        at = tap.at(f"step.{n - request.start}")
-        n_new = live.lengths[:, 0]
-        flat = target.reshape(batch * n_beams, -1)
-        forced, given = request.forced(n, otherwise=pad_id)
-        emitted = ~forced & ~done
+@dataclass(frozen=True, kw_only=True)
+class _Rules:
+    """What is asked of a search."""
 
-        # The log-probabilities of the next token of every live beam.
-        logits = decoder.next_logits(flat[:, :n], at)
-        state = State(
-            tokens=flat[:, :n],
-            n_new=np.repeat(n_new, n_beams),
-            emitting=np.repeat(emitted, n_beams),
-            rows=beam_rows,
-            source=request.source[beam_rows],
-            source_mask=request.source_mask[beam_rows],
+    n_beams: int
+    n_considered: int
+    divisors: np.ndarray  # (max_new_tokens + 1,) what a score of this length is divided by
+    early_stopping: EarlyStopping
+    processors: Sequence[Processor]
+
+
+class _Beams:
+    """The live beams and the pools while they grow: the state of the search, on the host."""
+
+    def __init__(self, request: Request, n_beams: int, pad_id: int) -> None:
+        batch, start = request.batch, request.start
+        self.request, self.pad_id = request, pad_id
+        self.tokens = np.full((batch, n_beams, request.end), pad_id)
+        self.tokens[:, :, :start] = request.prefix[:, None, :start]
+        self.n = start  # tokens so far, the same for every beam
+        self.live = Hypotheses.none(batch, n_beams, request.max_new_tokens, pad_id)
+        self.live.scores[:, 0] = 0  # one live beam, the prefix
+        self.pool = Hypotheses.none(batch, n_beams, request.max_new_tokens, pad_id)
+        self.done = np.zeros(batch, dtype=bool)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The targets of all beams, those of a source together: (batch * B, n)."""
+        batch, n_beams, _ = self.tokens.shape
+        return self.tokens.reshape(batch * n_beams, -1)[:, : self.n]
+
+    def state(self, emitted: np.ndarray) -> State:
+        """What processors may look at."""
+        batch, n_beams, _ = self.tokens.shape
+        sources = np.repeat(np.arange(batch), n_beams)
+        return State(
+            tokens=self.rows,
+            n_new=self.live.lengths[sources, 0],
+            emitting=emitted[sources],
+            rows=sources,
+            source=self.request.source[sources],
+            source_mask=self.request.source_mask[sources],
             uniforms=_no_uniforms,
         )
-        log_probs = log_softmax(logits)
-        for process in processors:
-            log_probs = process(log_probs, state)
-        log_probs = at("log_probs", log_probs)
 
-        # The candidates, which of them end, and which live on.
-        considered, gap = _candidates(log_probs, live.scores, n_considered)
-        _check_finite(considered, emitted)
-        considered = _in_prefix(considered, live, forced, given)
-        seen = {name: at(f"candidates.{name}", x) for name, x in considered._asdict().items()}
-        considered = Candidates(**seen)
-        last = n_new + 1 == request.max_new_tokens
-        ends = emitted[:, None] & (np.isin(considered.tokens, request.eos_ids) | last[:, None])
-        in_top = np.arange(considered.tokens.shape[1]) < n_beams
-        finishing = ends & in_top & (considered.scores > -np.inf)
-        survivors = np.argsort(ends, axis=1, kind="stable")[:, :n_beams]
-        extended = live.extended(considered, emitted)
+    def append(self, parents: np.ndarray, tokens: np.ndarray) -> None:
+        """One token more in every beam, after the beams that are continued: both (batch, B)."""
+        self.tokens = np.take_along_axis(self.tokens, parents[:, :, None], axis=1)
+        self.tokens[:, :, self.n] = np.where(self.done[:, None], self.pad_id, tokens)
+        self.n += 1
 
-        # The pool takes those that finish; the best that do not are the next live beams.
-        normalised = extended.scores / divisors[extended.lengths]
-        hypotheses = replace(extended, scores=np.where(finishing, normalised, -np.inf))
-        pool = pool.best(n_beams, hypotheses)
-        pool = replace(pool, scores=at("pool.scores", pool.scores))
-        live = extended.take(survivors)
-        live = replace(live, scores=np.where(ends[rows, survivors], -np.inf, live.scores))
-        parents = considered.beams[rows, survivors]
-        target = target[rows, parents]
-        target[:, :, n] = np.where(done[:, None], pad_id, considered.tokens[rows, survivors])
-        decoder.reorder((rows * n_beams + parents).reshape(-1))
-        improvable, stop_gap = _improvable(live, pool, divisors, early_stopping)
-        margin = np.where(emitted, np.minimum(gap, stop_gap), np.inf)
-        done = done | (emitted & (last | ~improvable))
-        n += 1
-        yield BeamStep(
-            index=n - 1 - request.start,
-            candidates=considered,
-            finishing=finishing,
-            survivors=survivors,
-            live=live,
-            pool=pool,
-            done=done,
-            forced=forced,
-            margin=margin,
-        )
+
+def _search(
+    start: Callable[..., ShrinkingDecoder], rules: _Rules, beams: _Beams, tap: Tap
+) -> Iterator[BeamStep]:
+    decoder = start(tap=tap)
+    index = 0
+    while not beams.done.all():
+        step = _step(decoder, beams, rules, index, tap.at(f"step.{index}"))
+        decoder.leave(np.repeat(beams.done, rules.n_beams))
+        index += 1
+        yield step
+
+
+def _step(
+    decoder: ShrinkingDecoder, beams: _Beams, rules: _Rules, index: int, tap: Tap
+) -> BeamStep:
+    live, n_new = beams.live, beams.live.lengths[:, 0]
+    forced, given = beams.request.forced(beams.n, otherwise=beams.pad_id)
+    emitted = ~forced & ~beams.done
+
+    # The candidates: continuations of every live beam, by the log-probabilities of tokens.
+    log_probs = log_softmax(decoder.next_logits(beams.rows, tap))
+    state = beams.state(emitted)
+    for process in rules.processors:
+        log_probs = process(log_probs, state)
+    log_probs = tap("log_probs", log_probs)
+    considered, gap = _candidates(log_probs, live.scores, rules.n_considered)
+    _check_finite(considered, emitted)
+    considered = _in_prefix(considered, live, forced, given)
+    seen = {name: tap(f"candidates.{name}", x) for name, x in considered._asdict().items()}
+    considered = Candidates(**seen)
+
+    # Which of them end, and which live on.
+    last = n_new + 1 == beams.request.max_new_tokens
+    is_eos = np.isin(considered.tokens, beams.request.eos_ids)
+    ends = emitted[:, None] & (is_eos | last[:, None])
+    in_top = np.arange(considered.tokens.shape[1]) < rules.n_beams
+    finishing = ends & in_top & (considered.scores > -np.inf)
+    survivors = np.argsort(ends, axis=1, kind="stable")[:, : rules.n_beams]
+
+    # The pool takes those that finish; the best that do not are the next live beams.
+    extended = live.extended(considered, emitted)
+    beams.pool = _with_finished(beams.pool, extended, finishing, rules, tap)
+    live = extended.take(survivors)
+    has_ended = np.take_along_axis(ends, survivors, axis=1)
+    beams.live = replace(live, scores=np.where(has_ended, -np.inf, live.scores))
+    parents, tokens = (
+        np.take_along_axis(x, survivors, axis=1) for x in (considered.beams, considered.tokens)
+    )
+    beams.append(parents, tokens)
+    decoder.reorder((np.arange(len(parents))[:, None] * rules.n_beams + parents).reshape(-1))
+    improvable, stop_gap = _improvable(beams.live, beams.pool, rules)
+    beams.done = beams.done | (emitted & (last | ~improvable))
+    return BeamStep(
+        index=index,
+        candidates=considered,
+        finishing=finishing,
+        survivors=survivors,
+        live=beams.live,
+        pool=beams.pool,
+        done=beams.done,
+        forced=forced,
+        margin=np.where(emitted, np.minimum(gap, stop_gap), np.inf),
+    )
+
+
+def _with_finished(
+    pool: Hypotheses, extended: Hypotheses, finishing: np.ndarray, rules: _Rules, tap: Tap
+) -> Hypotheses:
+    """The pool's best together with those of the candidates that finish now."""
+    normalised = extended.scores / rules.divisors[extended.lengths]
+    hypotheses = replace(extended, scores=np.where(finishing, normalised, -np.inf))
+    pool = pool.best(rules.n_beams, hypotheses)
+    return replace(pool, scores=tap("pool.scores", pool.scores))
 
 
 def _candidates(log_probs: Array, live_scores: np.ndarray, n: int) -> tuple[Candidates, np.ndarray]:
@@ -400,18 +444,16 @@ def _in_prefix(
     )
 
 
-def _improvable(
-    live: Hypotheses, pool: Hypotheses, divisors: np.ndarray, early_stopping: EarlyStopping
-) -> tuple[np.ndarray, np.ndarray]:
+def _improvable(live: Hypotheses, pool: Hypotheses, rules: _Rules) -> tuple[np.ndarray, np.ndarray]:
     """Whether a row's pool may still change (batch,), by rule 6, and how close it was."""
     best, worst = live.scores.max(axis=1), pool.scores[:, -1]
     full, n_new = worst > -np.inf, live.lengths[:, 0]
-    if early_stopping is True:
+    if rules.early_stopping is True:
         return ~full & (best > -np.inf), np.full(len(full), np.inf)
-    if early_stopping == "never":
-        reachable = np.array([divisors[n:].max() for n in n_new])
+    if rules.early_stopping == "never":
+        reachable = np.array([rules.divisors[n:].max() for n in n_new])
     else:
-        reachable = divisors[n_new]
+        reachable = rules.divisors[n_new]
     with np.errstate(invalid="ignore"):  # a row with nothing live and nothing found
         gap = np.where(full & (best > -np.inf), np.abs(best / reachable - worst), np.inf)
     return best / reachable > worst, gap

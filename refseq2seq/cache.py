@@ -71,7 +71,8 @@ class KeyValueCache:
 
         Parameters
         ----------
-        rows : integer array on the host, shape (batch,)
+        rows : integer array on the host, shape (n_rows,)
+            With fewer rows than before, the cache is left with so many.
         """
         moved = np.flatnonzero(rows != np.arange(len(rows)))
         if len(moved):
@@ -79,3 +80,4 @@ class KeyValueCache:
             to, source = xp.asarray(moved), xp.asarray(rows[moved])
             self._keys[to, :, : self.length] = self._keys[source, :, : self.length]
             self._values[to, :, : self.length] = self._values[source, :, : self.length]
+        self._keys, self._values = self._keys[: len(rows)], self._values[: len(rows)]

@@ -14,9 +14,9 @@ import numpy as np
 
 from .backend import Array, array_namespace
 from .filters import check_number, keep
-from .model import Memory, Model, decode, encode, new_cache, remember
+from .model import Memory, Model, decode_checked, encode, new_cache, remember
 from .request import Request
-from .trace import Tap
+from .trace import Tap, no_tap
 
 
 class Decoder(Protocol):
@@ -28,6 +28,9 @@ class Decoder(Protocol):
     def reorder(self, rows: np.ndarray) -> None:
         """Let row i continue the target of row ``rows[i]``; both have the same source."""
 
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with these rows only, in ascending order."""
+
 
 class ModelDecoder:
     """One model, with a cache of ``capacity`` tokens, or without one when that is None."""
@@ -38,14 +41,51 @@ class ModelDecoder:
         self._cache = None if capacity is None else new_cache(model, memory.batch, capacity)
 
     def next_logits(self, target: np.ndarray, tap: Tap) -> Array:
-        fed = self._cache[0].length if self._cache else 0
-        tokens = target[:, fed:]
+        model, cache = self._model, self._cache
+        ids = model.xp.asarray(target[:, cache[0].length if cache else 0 :])
         with np.errstate(invalid="ignore"):  # NaN goes through; the loop reports it by row
-            return decode(self._model, tokens, self._memory, cache=self._cache, tap=tap)[:, -1]
+            return decode_checked(model, ids, self._memory, cache=cache, tap=tap)[:, -1]
 
     def reorder(self, rows: np.ndarray) -> None:
         for layer in self._cache or ():
             layer.reorder(rows)
+
+    def keep(self, rows: np.ndarray) -> None:
+        self._memory = self._memory.take(self._model.xp.asarray(rows))
+        self.reorder(rows)
+
+
+class ShrinkingDecoder:
+    """A decoder in which rows that have ended cost nothing: they leave, and get logits of 0.
+
+    Each departure copies what the others remember, so it waits until a quarter can go.
+    Rows that are watched stay: what passes a tap has the whole batch.
+    """
+
+    def __init__(self, decoder: Decoder, batch: int, watched: bool) -> None:
+        self._decoder = decoder
+        self._rows = np.arange(batch)  # those that have not left
+        self._watched = watched
+
+    def next_logits(self, target: np.ndarray, tap: Tap) -> Array:
+        if len(self._rows) == len(target):
+            return self._decoder.next_logits(target, tap)
+        logits = self._decoder.next_logits(target[self._rows], tap)
+        xp = array_namespace(logits)
+        whole = xp.zeros_like(logits, shape=(len(target), logits.shape[1]))
+        whole[xp.asarray(self._rows)] = logits
+        return whole
+
+    def reorder(self, rows: np.ndarray) -> None:
+        places = np.searchsorted(self._rows, rows[self._rows])
+        self._decoder.reorder(places)
+
+    def leave(self, ended: np.ndarray) -> None:
+        """Let go of rows that have ended (batch,), if they are many."""
+        going = ended[self._rows]
+        if not self._watched and 4 * going.sum() >= len(going) and not going.all():
+            self._decoder.keep(np.flatnonzero(~going))
+            self._rows = self._rows[~going]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +153,12 @@ class ContrastiveDecoder:
         return tap("contrast", logits)
 
     def reorder(self, rows: np.ndarray) -> None:
-        self._expert.reorder(rows)
-        for _, decoder in self._amateurs:
+        for decoder in (self._expert, *(theirs for _, theirs in self._amateurs)):
             decoder.reorder(rows)
+
+    def keep(self, rows: np.ndarray) -> None:
+        for decoder in (self._expert, *(theirs for _, theirs in self._amateurs)):
+            decoder.keep(rows)
 
 
 def contrast(expert: Array, amateur: Array, how: Amateur) -> Array:
@@ -134,7 +177,7 @@ def start_decoder(
     copies: int,
     use_cache: bool,
     tap: Tap,
-) -> Decoder:
+) -> ShrinkingDecoder:
     """Encode the request's sources, once, and give the decoder, each row ``copies`` times."""
     capacity = request.end if use_cache else None
     rows = np.repeat(np.arange(request.batch), copies)
@@ -145,9 +188,7 @@ def start_decoder(
 
     with np.errstate(invalid="ignore"):
         memory = encode(model, request.source, request.source_mask, tap=tap)
-    expert = decoder(model, memory)
-    if not amateurs:
-        return expert
+    whole: Decoder = decoder(model, memory)
     contrasted = []
     for i, how in enumerate(amateurs):
         _check_amateur(how, model)
@@ -157,7 +198,9 @@ def start_decoder(
         else:
             theirs = remember(how.model, memory.hidden, memory.mask, tap=at)
         contrasted.append((how, decoder(how.model, theirs)))
-    return ContrastiveDecoder(expert, contrasted)
+    if contrasted:
+        whole = ContrastiveDecoder(whole, contrasted)
+    return ShrinkingDecoder(whole, len(rows), watched=tap is not no_tap)
 
 
 def _check_amateur(how: Amateur, expert: Model) -> None:

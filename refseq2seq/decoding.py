@@ -16,7 +16,7 @@ import numpy as np
 
 from .backend import Array, array_namespace, to_numpy
 from .constraints import rules_of
-from .decoder import Amateur, start_decoder
+from .decoder import Amateur, ShrinkingDecoder, start_decoder
 from .model import Model
 from .ops import logsumexp
 from .request import Request, as_request
@@ -42,10 +42,10 @@ class Step:
 
     index: int  # 0 for the first step
     tokens: np.ndarray  # (batch,) int64
-    logits: Array  # (batch, vocab_size) as the model gives them
+    logits: Array  # (batch, vocab_size) as the model gives them; anything where a row has ended
     scores: Array  # (batch, vocab_size) after the processors
     log_probs: np.ndarray  # (batch,) of the token under softmax(logits), in nats; 0 after the end
-    margin: np.ndarray  # (batch,) best minus second best score; inf if only one is left
+    margin: np.ndarray  # (batch,) best minus second best score; inf if only one is left, and after the end
     finished: np.ndarray  # (batch,) True from the step of a row's EOS, or of its `stop`, on
     forced: np.ndarray  # (batch,)
     emitted: np.ndarray  # (batch,)
@@ -200,78 +200,110 @@ def decode_steps(
         )
     copies = int(num_return_sequences)
     draw = _uniforms_of(request, copies, seed, row_ids, uniforms)
-    return _loop(model, request, copies, choose, draw, stop, amateurs, use_cache, tap)
+    start = partial(
+        start_decoder, model, request, amateurs=amateurs, copies=copies, use_cache=use_cache
+    )
+    targets = _Targets(request.repeated(copies), copies, model.config.pad_id, draw)
+    return _loop(start, targets, choose, stop, tap)
+
+
+class _Targets:
+    """The targets while they grow: the state of the loop, all on the host."""
+
+    def __init__(
+        self,
+        request: Request,
+        copies: int,
+        pad_id: int,
+        draw: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        batch, start = request.batch, request.start
+        self.request, self.pad_id, self.draw = request, pad_id, draw
+        self.sources = np.arange(batch) // copies  # (batch,) each row's source in the request
+        self.tokens = np.full((batch, request.end), pad_id, dtype=np.int64)
+        self.tokens[:, :start] = request.prefix[:, :start]
+        self.n = start  # tokens so far, the same for every row
+        self.n_new = np.zeros(batch, dtype=np.int64)
+        self.finished = np.zeros(batch, dtype=bool)
+
+    @property
+    def ended(self) -> np.ndarray:
+        """Rows that take no more tokens (batch,): finished, or at their full length."""
+        return self.finished | (self.n_new == self.request.max_new_tokens)
+
+    def state(self, emitted: np.ndarray) -> State:
+        """What processors and choosers may look at."""
+        return State(
+            tokens=self.tokens[:, : self.n],
+            n_new=self.n_new,
+            emitting=emitted,
+            rows=self.sources,
+            source=self.request.source,
+            source_mask=self.request.source_mask,
+            uniforms=partial(self.draw, self.n_new),
+        )
+
+    def append(self, tokens: np.ndarray, emitted: np.ndarray) -> None:
+        """One token more in every row."""
+        self.tokens[:, self.n] = tokens
+        self.n += 1
+        self.n_new = self.n_new + emitted
+        is_eos = (tokens[:, None] == self.request.eos_ids).any(axis=1)
+        self.finished = self.finished | (emitted & is_eos)
 
 
 def _loop(
-    model: Model,
-    request: Request,
-    copies: int,
+    start: Callable[..., ShrinkingDecoder],
+    targets: _Targets,
     choose: Chooser,
-    draw: Callable[[np.ndarray], np.ndarray],
     stop: Callable[[Step], Any] | None,
-    amateurs: Sequence[Amateur],
-    use_cache: bool,
     tap: Tap,
 ) -> Iterator[Step]:
-    decoder = start_decoder(
-        model, request, amateurs=amateurs, copies=copies, use_cache=use_cache, tap=tap
-    )
-    request = request.repeated(copies)
-    target = np.full((request.batch, request.end), model.config.pad_id, dtype=np.int64)
-    target[:, : request.start] = request.prefix[:, : request.start]
-    n = request.start  # target tokens so far, the same for every row
-    n_new = np.zeros(request.batch, dtype=np.int64)
-    finished = np.zeros(request.batch, dtype=bool)
-    while not (finished | (n_new == request.max_new_tokens)).all():
-        index = n - request.start
-        at = tap.at(f"step.{index}")
-
-        # The distribution of the next token of every row.
-        logits = decoder.next_logits(target[:, :n], at)
-
-        # A choice from it. Rows still in their prefix take its token; rows that have ended, pad.
-        forced, given = request.forced(n, otherwise=model.config.pad_id)
-        emitted = ~forced & ~finished & (n_new < request.max_new_tokens)
-        state = State(
-            tokens=target[:, :n],
-            n_new=n_new,
-            emitting=emitted,
-            rows=np.arange(request.batch) // copies,
-            source=request.source,
-            source_mask=request.source_mask,
-            uniforms=partial(draw, n_new),
-        )
-        with np.errstate(all="ignore"):  # what is not finite is reported below, by row
-            scores = logits
-            for process in choose.processors:
-                scores = process(scores, state)
-            scores = at("scores", scores)
-            chosen = at("chosen", choose.pick(scores, state))
-            tokens, log_probs, best, margin = _read(logits, scores, chosen, given, emitted)
-        _check_finite(log_probs, best, forced, emitted)
-        log_probs = at("log_probs", log_probs)
-
-        # One token more.
-        target[:, n] = tokens
-        n += 1
-        n_new = n_new + emitted
-        finished = finished | (emitted & np.isin(tokens, request.eos_ids))
-        step = Step(
-            index=index,
-            tokens=tokens,
-            logits=logits,
-            scores=scores,
-            log_probs=np.where(forced | emitted, log_probs, 0.0),
-            margin=margin,
-            finished=finished,
-            forced=forced,
-            emitted=emitted,
-        )
+    decoder = start(tap=tap)
+    index = 0
+    while not targets.ended.all():
+        step = _step(decoder, targets, choose, index, tap.at(f"step.{index}"))
         if stop is not None:
-            finished = finished | _checked_stop(stop(step), request.batch)
-            step = replace(step, finished=finished)
+            targets.finished = targets.finished | _checked_stop(stop(step), len(step.tokens))
+            step = replace(step, finished=targets.finished)
+        decoder.leave(targets.ended)
+        index += 1
         yield step
+
+
+def _step(
+    decoder: ShrinkingDecoder, targets: _Targets, choose: Chooser, index: int, tap: Tap
+) -> Step:
+    # The distribution of the next token of every row.
+    logits = decoder.next_logits(targets.tokens[:, : targets.n], tap)
+
+    # A choice from it. Rows still in their prefix take its token; rows that have ended, pad.
+    forced, given = targets.request.forced(targets.n, otherwise=targets.pad_id)
+    emitted = ~forced & ~targets.ended
+    state = targets.state(emitted)
+    with np.errstate(all="ignore"):  # what is not finite is reported below, by row
+        scores = logits
+        for process in choose.processors:
+            scores = process(scores, state)
+        scores = tap("scores", scores)
+        chosen = tap("chosen", choose.pick(scores, state))
+        tokens, log_probs, best, margin = _read(logits, scores, chosen, given, emitted)
+    _check_finite(log_probs, best, forced, emitted)
+    log_probs = tap("log_probs", log_probs)
+
+    # One token more.
+    targets.append(tokens, emitted)
+    return Step(
+        index=index,
+        tokens=tokens,
+        logits=logits,
+        scores=scores,
+        log_probs=np.where(forced | emitted, log_probs, 0.0),
+        margin=np.where(forced | emitted, margin, np.inf),
+        finished=targets.finished,
+        forced=forced,
+        emitted=emitted,
+    )
 
 
 def _read(
@@ -283,13 +315,14 @@ def _read(
     Rows that emit take the chosen token, the others the given one.
     """
     xp = array_namespace(logits)
-    token = xp.where(xp.asarray(emitted), chosen, xp.asarray(given))[:, None]
-    log_probs = xp.take_along_axis(logits, token, axis=-1) - logsumexp(logits)
-    best = xp.max(scores, axis=-1, keepdims=True)
-    is_best = xp.arange(scores.shape[-1]) == xp.argmax(scores, axis=-1)[:, None]
-    margin = best - xp.max(xp.where(is_best, -math.inf, scores), axis=-1, keepdims=True)
-    columns = xp.concat([token.astype("float64"), log_probs, best, margin], axis=-1)
-    tokens, host_log_probs, host_best, host_margin = to_numpy(columns).T
+    rows, best_token = xp.arange(len(emitted)), xp.argmax(scores, axis=-1)
+    others = scores.copy()
+    others[rows, best_token] = -math.inf
+    best = scores[rows, best_token]
+    token = xp.where(xp.asarray(emitted), chosen, xp.asarray(given))
+    log_probs = logits[rows, token] - logsumexp(logits)[:, 0]
+    columns = [token.astype("float64"), log_probs, best, best - others.max(axis=-1)]
+    tokens, host_log_probs, host_best, host_margin = to_numpy(xp.stack(columns, axis=1)).T
     return tokens.astype(np.int64), host_log_probs, host_best, host_margin
 
 

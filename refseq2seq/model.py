@@ -248,19 +248,35 @@ def decode(
     -------
     array, shape (batch, n, vocab_size)
     """
+    c = model.config.decoder
+    ids, _ = as_tokens("target", tokens, c.vocab_size)
+    if ids.shape[0] != memory.batch:
+        raise ValueError(f"target has {ids.shape[0]} rows, the memory {memory.batch}")
+    check_fits("target", ids.shape[1] + (cache[0].length if cache else 0), c)
+    return decode_checked(model, model.xp.asarray(ids), memory, cache=cache, tap=tap)
+
+
+def decode_checked(
+    model: Model,
+    ids: Array,
+    memory: Memory,
+    *,
+    cache: tuple[KeyValueCache, ...] | None,
+    tap: Tap,
+) -> Array:
+    """What `decode` gives, of an integer array (batch, n) of the model's backend.
+
+    A loop that checks what it is asked for once need not do so in each step.
+    """
     c, p, xp = model.config.decoder, model.params.decoder, model.xp
-    host_ids, _ = as_tokens("target", tokens, c.vocab_size)
-    start, n = cache[0].length if cache else 0, host_ids.shape[1]
-    if host_ids.shape[0] != memory.batch:
-        raise ValueError(f"target has {host_ids.shape[0]} rows, the memory {memory.batch}")
-    check_fits("target", start + n, c)
+    start, n = cache[0].length if cache else 0, ids.shape[1]
     positions = xp.arange(start, start + n)
     so_far = xp.arange(start + n)
     causal = causal_mask(positions, so_far) if n > 1 else None  # the last token sees all
     source_mask = None if memory.mask is None else padding_mask(memory.mask)
     rotate, biases = relative(p, c, positions, so_far)
     inside = tap.at("decoder")
-    x = embed(p, c, xp.asarray(host_ids), positions, inside)
+    x = embed(p, c, ids, positions, inside)
     for i, layer in enumerate(p.layers):
         attend_to_target = partial(
             self_attention,

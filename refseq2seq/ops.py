@@ -33,8 +33,10 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     array([[11.5]])
     """
     # One 2-D product: matmul would run a (batch, 1, d_in) stack as batch small products.
-    y = (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], weight.shape[-1])
-    return y if bias is None else y + bias
+    y = x.reshape(-1, x.shape[-1]) @ weight
+    if bias is not None:
+        y += bias
+    return y.reshape(*x.shape[:-1], weight.shape[-1])
 
 
 def softmax(x: Array, mask: Array | None = None) -> Array:
@@ -67,10 +69,10 @@ def softmax(x: Array, mask: Array | None = None) -> Array:
     xp = array_namespace(x)
     if mask is not None:
         x = xp.where(mask, x, -math.inf)
-    top = xp.max(x, axis=-1, keepdims=True)
+    top = x.max(axis=-1, keepdims=True)
     unnormalised = xp.exp(x - xp.where(top == -math.inf, 0.0, top))
-    total = xp.sum(unnormalised, axis=-1, keepdims=True)
-    return unnormalised / xp.where(total == 0, 1.0, total)
+    total = unnormalised.sum(axis=-1, keepdims=True)
+    return unnormalised / xp.maximum(total, 1.0)  # the greatest adds 1; only nothing is less
 
 
 def log_softmax(x: Array) -> Array:
@@ -94,8 +96,8 @@ def log_softmax(x: Array) -> Array:
     array([    0., -1000.])
     """
     xp = array_namespace(x)
-    shifted = x - xp.max(x, axis=-1, keepdims=True)
-    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+    shifted = x - x.max(axis=-1, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def logsumexp(x: Array) -> Array:
@@ -113,8 +115,13 @@ def logsumexp(x: Array) -> Array:
     array, shape (..., 1)
     """
     xp = array_namespace(x)
-    top = xp.max(x, axis=-1, keepdims=True)
-    return top + xp.log(xp.sum(xp.exp(x - top), axis=-1, keepdims=True))
+    top = x.max(axis=-1, keepdims=True)
+    return top + xp.log(xp.exp(x - top).sum(axis=-1, keepdims=True))
+
+
+def mean(x: Array) -> Array:
+    """Mean over the last axis, which is kept with length 1."""
+    return x.sum(axis=-1, keepdims=True) / x.shape[-1]
 
 
 def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
@@ -136,8 +143,8 @@ def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> 
     array, shape (..., d)
     """
     xp = array_namespace(x)
-    centred = x - xp.mean(x, axis=-1, keepdims=True)
-    variance = xp.mean(centred * centred, axis=-1, keepdims=True)
+    centred = x - mean(x)
+    variance = mean(centred * centred)
     return _affine(centred / xp.sqrt(variance + eps), gain, bias)
 
 
@@ -150,7 +157,7 @@ def rms_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Ar
     ``RMSNorm`` of x-transformers is `l2_norm`.
     """
     xp = array_namespace(x)
-    return _affine(x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps), gain, bias)
+    return _affine(x / xp.sqrt(mean(x * x) + eps), gain, bias)
 
 
 def l2_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
@@ -164,7 +171,7 @@ def l2_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Arr
     below by eps; nothing is added to it.
     """
     xp = array_namespace(x)
-    length = xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True))
+    length = xp.sqrt((x * x).sum(axis=-1, keepdims=True))
     return _affine(x / xp.maximum(length, eps) * math.sqrt(x.shape[-1]), gain, bias)
 
 
@@ -178,8 +185,8 @@ def std_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Ar
     deviation is the unbiased one, and eps is added to it outside the square root.
     """
     xp = array_namespace(x)
-    centred = x - xp.mean(x, axis=-1, keepdims=True)
-    variance = xp.sum(centred * centred, axis=-1, keepdims=True) / (x.shape[-1] - 1)
+    centred = x - mean(x)
+    variance = (centred * centred).sum(axis=-1, keepdims=True) / (x.shape[-1] - 1)
     return _affine(centred / (xp.sqrt(variance) + eps), gain, bias)
 
 

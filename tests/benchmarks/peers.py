@@ -1,0 +1,347 @@
+"""Time and memory of greedy generation, beside x-transformers, Hugging Face and CTranslate2.
+
+    python tests/benchmarks/peers.py --size d128 --batch 1 4 16 32
+    python tests/benchmarks/peers.py --size d256 --new 64 128 256 512 1024
+    python tests/benchmarks/peers.py --table
+
+Each engine has a process of its own, because two thread pools in one process spin against each
+other. All processes live at the same time and one works at a time: run 1 of every engine, then
+run 2, and so on, so that a slow moment of the machine meets all. There are two models of a
+size, and each engine runs the one that it can take the weights of: x-transformers the first,
+Hugging Face and CTranslate2 the second (BART), refseq2seq both. A figure is the median time of
+a whole call, encoding included, over the number of new tokens. EOS is switched off.
+
+Figures are added to the JSON file that ``--table`` and the documentation read.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+N_SOURCE, N_POSITIONS, START, EOS = 32, 1100, 3, 2
+FIGURES = Path(__file__).parents[2] / "docs" / "performance.json"
+ENGINES = ("ours, x-transformers", "x-transformers", "ours, BART", "Hugging Face", "CTranslate2")
+LIBRARIES = {
+    "x-transformers": "x_transformers",
+    "Hugging Face": "transformers.models.bart.modeling_bart",
+    "CTranslate2": "ctranslate2",
+}
+PAUSE = 0.1  # seconds, in which an engine's threads stop spinning
+
+
+class Size(NamedTuple):
+    """d_model, layers of the encoder and of the decoder, heads, vocabulary."""
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    vocab_size: int
+
+
+SIZES = {
+    "d128": Size(128, 2, 4, 100),
+    "d256": Size(256, 3, 8, 1_000),
+    "d512": Size(512, 6, 8, 32_000),
+}
+
+
+# The models: made once in a process of their own, so that ours runs without PyTorch
+
+
+def x_transformer(size: Size) -> Any:
+    import torch
+    from x_transformers import XTransformer
+
+    torch.manual_seed(0)
+    options = {
+        f"{side}_{name}": value
+        for side in ("enc", "dec")
+        for name, value in {
+            "num_tokens": size.vocab_size,
+            "depth": size.n_layers,
+            "heads": size.n_heads,
+            "attn_dim_head": size.d_model // size.n_heads,
+            "max_seq_len": N_POSITIONS,
+        }.items()
+    }
+    return XTransformer(dim=size.d_model, **options).eval()
+
+
+def bart(size: Size) -> Any:
+    import torch
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = BartConfig(
+        d_model=size.d_model,
+        vocab_size=size.vocab_size,
+        encoder_layers=size.n_layers,
+        decoder_layers=size.n_layers,
+        encoder_attention_heads=size.n_heads,
+        decoder_attention_heads=size.n_heads,
+        encoder_ffn_dim=4 * size.d_model,
+        decoder_ffn_dim=4 * size.d_model,
+        max_position_embeddings=N_POSITIONS,
+        decoder_start_token_id=START,
+        eos_token_id=EOS,
+        forced_eos_token_id=None,
+    )
+    return BartForConditionalGeneration(config).eval()
+
+
+def make_models(size: Size, directory: Path) -> None:
+    """Save both models, in the format of every engine that runs them."""
+    import ctranslate2
+    import torch
+
+    import refseq2seq as rs
+
+    one, other = x_transformer(size), bart(size)
+    torch.save(one.state_dict(), directory / "x_transformer.pt")
+    conventions = {"decoder_start_id": START, "eos_ids": (EOS,)}
+    rs.save(rs.convert.from_x_transformers(one, **conventions), directory / "x_transformer.npz")
+    other.save_pretrained(directory / "bart")
+    rs.save(rs.convert.from_huggingface(other), directory / "bart.npz")
+    other.config.normalize_before, other.config.normalize_embedding = False, True
+    loader = ctranslate2.converters.transformers._MODEL_LOADERS["BartConfig"]
+    spec = loader.get_model_spec(other)
+    loader.set_vocabulary(spec, [f"t{i}" for i in range(size.vocab_size)])
+    spec.config.bos_token = spec.config.unk_token = "t0"
+    spec.config.eos_token, spec.config.decoder_start_token = f"t{EOS}", f"t{START}"
+    spec.config.add_source_eos = spec.config.add_source_bos = False
+    spec.validate()
+    spec.optimize()
+    (directory / "ctranslate2").mkdir()
+    spec.save(str(directory / "ctranslate2"))
+
+
+# The engines: each loads its model and gives the function (source, n) -> new tokens
+
+
+def load_ours(file: Path, size: Size, threads: int) -> Any:
+    import refseq2seq as rs
+
+    model = rs.load(file)
+    return lambda source, n: rs.generate(model, source, max_new_tokens=n, eos_ids=()).tokens
+
+
+def load_x_transformers(directory: Path, size: Size, threads: int) -> Any:
+    import torch
+
+    torch.set_num_threads(threads)
+    model = x_transformer(size)
+    model.load_state_dict(torch.load(directory / "x_transformer.pt"))
+
+    @torch.no_grad()
+    def generate(source: np.ndarray, n: int) -> np.ndarray:
+        start = torch.full((len(source), 1), START)
+        return model.generate(torch.as_tensor(source), start, n, temperature=0.0).numpy()
+
+    return generate
+
+
+def load_huggingface(directory: Path, size: Size, threads: int) -> Any:
+    import torch
+    from transformers import BartForConditionalGeneration
+
+    torch.set_num_threads(threads)
+    model = BartForConditionalGeneration.from_pretrained(directory / "bart").eval()
+    model.generation_config.eos_token_id = None
+
+    @torch.no_grad()
+    def generate(source: np.ndarray, n: int) -> np.ndarray:
+        ids = torch.as_tensor(source)
+        options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "num_beams": 1}
+        return model.generate(ids, max_new_tokens=n, **options)[:, 1:].numpy()
+
+    return generate
+
+
+def load_ctranslate2(directory: Path, size: Size, threads: int) -> Any:
+    import ctranslate2
+
+    model = ctranslate2.Translator(
+        str(directory / "ctranslate2"), inter_threads=1, intra_threads=threads
+    )
+
+    def generate(source: np.ndarray, n: int) -> np.ndarray:
+        words = [[f"t{i}" for i in row] for row in source]
+        limits = {"min_decoding_length": n, "max_decoding_length": n}
+        found = model.translate_batch(words, beam_size=1, **limits)
+        return np.array([[int(word[1:]) for word in row.hypotheses[0]] for row in found])
+
+    return generate
+
+
+def load(engine: str, directory: Path, size: Size, threads: int) -> Any:
+    if engine == "x-transformers":
+        return load_x_transformers(directory, size, threads)
+    if engine == "Hugging Face":
+        return load_huggingface(directory, size, threads)
+    if engine == "CTranslate2":
+        return load_ctranslate2(directory, size, threads)
+    name = "bart.npz" if engine == "ours, BART" else "x_transformer.npz"
+    return load_ours(directory / name, size, threads)
+
+
+# The processes
+
+
+def serve(engine: str, directory: Path, size: Size, threads: int, connection: Any) -> None:
+    """Answer (source, n) with seconds, new tokens and the peak of memory, in MiB, in that run."""
+    if engine in LIBRARIES:
+        importlib.import_module(LIBRARIES[engine])
+    empty = memory("VmRSS")
+    generate = load(engine, directory, size, threads)
+    while True:
+        source, n = connection.recv()
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+        begun = time.perf_counter()
+        tokens = generate(source, n)
+        seconds = time.perf_counter() - begun
+        connection.send((seconds, tokens, memory("VmHWM") - empty))
+
+
+def memory(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+@contextlib.contextmanager
+def started(engines: list[str], size: Size, threads: int) -> Any:
+    """A function for each engine, from (source, n) to (seconds, tokens, MiB)."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    processes = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        maker = processes.Process(target=make_models, args=(size, Path(name)))
+        maker.start()
+        maker.join()
+        runs = {}
+        for engine in engines:
+            ours, theirs = processes.Pipe()
+            args = (engine, Path(name), size, threads, theirs)
+            process = processes.Process(target=serve, args=args, daemon=True)
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.terminate)
+
+            def run(source: np.ndarray, n: int, ours: Any = ours) -> Any:
+                time.sleep(PAUSE)
+                ours.send((source, n))
+                return ours.recv()
+
+            runs[engine] = run
+        yield runs
+
+
+def measure(runs: dict[str, Any], size: Size, batch: int, n: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds per token of each engine, peak MiB, and the share of tokens that agree."""
+    source = np.random.default_rng(0).integers(3, size.vocab_size, (batch, N_SOURCE))
+    for run in runs.values():  # warm up
+        run(source, min(n, 8))
+    seconds, tokens, peak = {engine: [] for engine in runs}, {}, {}
+    for _ in range(repeats):
+        for engine, run in runs.items():
+            took, tokens[engine], peak[engine] = run(source, n)
+            seconds[engine].append(took)
+    reference = {"x-transformers": "ours, x-transformers"}
+    return {
+        engine: {
+            "ms_per_token": 1000 * statistics.median(seconds[engine]) / n,
+            "fastest": 1000 * min(seconds[engine]) / n,
+            "MiB": peak[engine],
+            "tokens_equal": agreement(
+                tokens[engine], tokens.get(reference.get(engine, "ours, BART"))
+            ),
+        }
+        for engine in runs
+    }
+
+
+def agreement(tokens: np.ndarray, ours: np.ndarray | None) -> float | None:
+    return None if ours is None or ours.shape != tokens.shape else float((tokens == ours).mean())
+
+
+# What is written
+
+
+def machine(threads: int) -> dict[str, Any]:
+    names = ("numpy", "torch", "x-transformers", "transformers", "ctranslate2")
+    cpu = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return {
+        "processor": cpu[0].partition(":")[2].strip(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "blas": f"{blas['name']} {blas['version']}",
+        "environment": {k: v for k, v in os.environ.items() if k.startswith("OPENBLAS_CORE")},
+        "versions": {name: version(name) for name in names},
+    }
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Milliseconds per token, and in brackets how many times ours is faster on the same weights."""
+    lines = [
+        "| size | batch | new | ours, x-transformers | x-transformers | ours, BART "
+        "| Hugging Face | CTranslate2 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key, row in figures.items():
+        size, batch, n = key.split()
+        cells = []
+        for engine in ENGINES:
+            if engine not in row:
+                cells.append("")
+                continue
+            ms = row[engine]["ms_per_token"]
+            ours = "ours, x-transformers" if "x-trans" in engine else "ours, BART"
+            ratio = "" if engine == ours else f" ({ms / row[ours]['ms_per_token']:.2f})"
+            cells.append(f"{ms:.2f}{ratio}")
+        lines.append(f"| {size} | {batch} | {n} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", choices=SIZES, default="d128")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--new", type=int, nargs="+", default=[64])
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=FIGURES)
+    parser.add_argument("--table", action="store_true", help="print what was measured before")
+    options = parser.parse_args()
+    known = json.loads(options.json.read_text()) if options.json.exists() else {"figures": {}}
+    if options.table:
+        print(table(known["figures"]))
+        return
+    size, found = SIZES[options.size], {}
+    with started(options.engines, size, options.threads) as runs:
+        for batch in options.batch:
+            for n in options.new:
+                key = f"{options.size} {batch} {n}"
+                found[key] = measure(runs, size, batch, n, options.repeats)
+                print(table({key: found[key]}).splitlines()[-1], flush=True)
+    known["machine"] = machine(options.threads)
+    for key, row in found.items():
+        known["figures"].setdefault(key, {}).update(row)
+    options.json.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
