@@ -4,6 +4,7 @@
 ``pip install 'refseq2seq[test]'``.
 """
 
+from . import vectors
 from .agreement import (
     Divergence,
     TokenAgreement,
@@ -27,4 +28,5 @@ __all__ = [
     "rounded",
     "row_ulp",
     "spread",
+    "vectors",
 ]

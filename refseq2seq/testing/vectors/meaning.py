@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ...quantities import quantity
+from ..simulation import meaningful
 from . import safetensors
 
 
@@ -22,7 +23,6 @@ class Meaning:
         self._outputs = safetensors.read(case / "outputs.safetensors")
         about = json.loads((case / "case.json").read_text(encoding="utf-8"))
         self._source: np.ndarray = inputs["source_mask"]  # (batch, n_source)
-        self._any_row = np.any(self._source, axis=0)[None]
         self._n_forced = inputs["prefix_lengths"] - inputs["prefix_lengths"].min()  # (batch,)
         self._searches = about["method"]["name"] == "beam_search"
 
@@ -34,30 +34,13 @@ class Meaning:
 
     def of_quantity(self, name: str, x: np.ndarray) -> np.ndarray:
         """For what passes a tap: boolean, the shape of ``x``."""
-        where = np.ones(x.shape, bool)
-        axes = re.findall(r"\w+", quantity(name).shape.partition(")")[0])[-x.ndim :]
-        is_weights = name.endswith(".weights")
-        for axis, symbol in enumerate(axes):
-            if symbol == "n_source" and not (is_weights and axis == x.ndim - 1):
-                where = where & self._of_source(axes, axis, x.shape)
-        if name.endswith("self_attention.scores") and axes[-1] == "n_so_far":
-            n, m = x.shape[-2:]
-            where = where & np.tri(n, m, m - n, dtype=bool)
+        per_row = x.shape[0] // len(self._source)  # a beam search has several beams for each
+        where = meaningful(name, x.shape, np.repeat(self._source, per_row, axis=0), None)
         step = re.match(r"step\.(\d+)\.", name)
-        if step and axes[0] == "batch" and not self._searches:
+        if step and quantity(name).shape.startswith("(batch,") and not self._searches:
             rows = self._running(int(step[1]), name.endswith(".chosen"))
             where = where & rows.reshape(-1, *[1] * (x.ndim - 1))
         return where
-
-    def _of_source(self, axes: list[str], axis: int, shape: tuple[int, ...]) -> np.ndarray:
-        """The source mask along one axis; what the model adds to a source stands before it."""
-        by_row = axes[0] == "batch"
-        per_row = shape[0] // len(self._source)  # a beam search has several beams for each
-        real = np.repeat(self._source, per_row, axis=0) if by_row else self._any_row
-        added = np.ones((real.shape[0], shape[axis] - real.shape[1]), bool)
-        form = [1] * len(shape)
-        form[0], form[axis] = real.shape[0] if by_row else 1, shape[axis]
-        return np.concatenate([added, real], axis=1).reshape(form)
 
     def _running(self, step: int, chooses: bool) -> np.ndarray:
         """The rows that have not ended before the step; if they choose, past their prefix too."""
