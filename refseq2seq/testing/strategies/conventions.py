@@ -69,10 +69,12 @@ def stacks(
     draw: st.DrawFn, *, cross: bool, vocab_size: int | None = None, d_model: int | None = None
 ) -> StackConfig:
     """Conventions of a decoder when ``cross``, of an encoder otherwise."""
-    d_model = d_model or draw(st.sampled_from((2, 3, 5, 7)))
+    # Sizes are drawn even if they are given: no given one makes an example simpler.
+    drawn = draw(st.sampled_from((5, 7, 11, 13))), draw(st.sampled_from((2, 3, 5, 7)))
+    d_model = d_model or drawn[1]
     attention = draw(attentions())
     return StackConfig(
-        vocab_size=vocab_size or draw(st.sampled_from((5, 7, 11, 13))),
+        vocab_size=vocab_size or drawn[0],
         d_model=d_model,
         embedding_scale=draw(st.sampled_from((1.0, math.sqrt(d_model)))),
         relative_positions=draw(relative_positions(n_heads=attention.n_heads, d_k=attention.d_k)),
