@@ -49,6 +49,7 @@ RUN_BY = {"docs/peers.md": "tests/peers/test_page.py"}
 PLAIN = {
     "    y_t ~ P(y_t | y_<t, Encoder(x))": "an equation",
     "    (a @ b)[i, j] = ((a[i, 0] b[0, j] + a[i, 1] b[1, j]) + a[i, 2] b[2, j]) + ...": "one too",
+    '    "logits":{"dtype":"F64","shape":[3,4,19],"data_offsets":[53248,55072]}': "data",
 }
 """Indented blocks that are not code, and what they are."""
 
@@ -82,12 +83,19 @@ def blocks(page, lines, first=1):
                 kind = kind.split()[0] if kind else ""
                 found.append(Block(page, first + i, kind, "\n".join(inside)))
             i = end
-        elif lines[i].startswith("    ") and i and not lines[i - 1].strip():
+        elif lines[i].startswith("    ") and not goes_on(lines[:i]):
             end = next((k for k in range(i, len(lines)) if not lines[k].strip()), len(lines))
             found.append(Block(page, first + i, "indented", "\n".join(lines[i:end])))
             i = end
         i += 1
     return found
+
+
+def goes_on(before):
+    """Whether an indented line goes on with a paragraph, or with an item of a list."""
+    flush = [line for line in before if line[:1].strip()]
+    of_a_list = bool(flush) and re.match(r"([-*:]|\d+\.) ", flush[-1])
+    return not before or bool(before[-1].strip()) or of_a_list
 
 
 def read(page):
