@@ -25,8 +25,6 @@ def blocks():
 def test_a_console_block_prints_what_the_page_says(block, tmp_path):
     if re.search(r"^\$ cc ", block, re.MULTILINE) and shutil.which("cc") is None:
         pytest.skip("no C compiler")
-    if "many_machines" in block:
-        pytest.importorskip("distributed", reason="needs the scale extra")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     commands = re.findall(r"^\$ (.*\n(?:> .*\n)*)", block, re.MULTILINE)
     expected = re.sub(r"^(\$|>) .*\n", "", block, flags=re.MULTILINE)

@@ -7,8 +7,9 @@
     refseq2seq info
     refseq2seq vectors make DIR
 
-Mistakes of the user are one line on standard error, never a traceback. Each module of this
-package but `options` is a command, with a function ``add_to`` that adds it to the parser.
+Mistakes of the user are one line on standard error, never a traceback. A command is a module
+with a function ``add_to`` that adds it to the parser, and a function that runs it and may
+return the exit status.
 """
 
 import argparse

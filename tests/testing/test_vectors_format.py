@@ -89,17 +89,17 @@ def test_a_case_catches_what_its_flag_names(flag, made, tmp_path, monkeypatch):
     assert fnmatchcase(found.name, place), found
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_an_implementation_without_mistakes_passes(dtype, made, tmp_path):
-    """With sums in BLAS's order, in both precisions, and in every place of every case."""
+def test_an_implementation_without_mistakes_passes(made, tmp_path):
+    """With sums in BLAS's order: in float32 every place of every case, in float64 of some."""
     root, drawn = made
-    for case in drawn:
-        plain = dataclasses.replace(case, model=case.model.to("numpy").astype(dtype))
-        record(plain, tmp_path / case.name)
-    checked = vectors.check(root, tmp_path, rtol=None if dtype == "float64" else 1e-3)
-    assert len(checked) == 3 * len(drawn)
-    assert [str(one.difference) for one in checked if one.difference] == []
-    assert all(one.compared == one.of for one in checked)
+    for dtype, cases, rtol in (("float32", drawn, 1e-3), ("float64", drawn[::5], None)):
+        for case in cases:
+            plain = dataclasses.replace(case, model=case.model.to("numpy").astype(dtype))
+            record(plain, tmp_path / dtype / case.name)
+        checked = vectors.check(root, tmp_path / dtype, rtol=rtol)
+        assert len(checked) == 3 * len(cases)
+        assert [str(one.difference) for one in checked if one.difference] == []
+        assert all(one.compared == one.of for one in checked)
 
 
 def test_the_same_bits_are_the_same_with_no_tolerance(made):
@@ -175,11 +175,11 @@ def test_what_means_nothing_is_not_compared(made, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
-    options = {"families": ["vaswani", "t5"], "cases": 2}
+    options = {"families": ["vaswani", "t5"], "cases": 1}
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         vectors.make(tmp_path / name, seed=seed, **options)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
-    assert len(files) == 4 * 7 + 1
+    assert len(files) == 2 * 7 + 1
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     sums = [(tmp_path / name / "SHA256SUMS").read_text() for name in "abc"]
