@@ -34,7 +34,8 @@ def sinusoids(positions: Array, d_model: int, layout: SinusoidLayout) -> Array:
 
     Parameters
     ----------
-    positions : integer array, shape (...,)
+    positions : array, shape (...,)
+        Integers; fractions are taken too.
     d_model : int
         Width d; a last odd column is zero.
     layout : str
@@ -90,7 +91,8 @@ def rotation(c: RotaryPositions, positions: Array) -> Callable[[Array], Array]:
     Parameters
     ----------
     c : RotaryPositions
-    positions : integer array, shape (n,) or (batch, n)
+    positions : array, shape (n,) or (batch, n)
+        Integers; fractions are taken too.
 
     Returns
     -------

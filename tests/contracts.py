@@ -192,8 +192,8 @@ def watched(function, doc=None):
 
 def form(x):
     """All of a value that a contract depends on."""
-    if hasattr(x, "shape"):
-        return x.shape, x.dtype.kind
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return x.shape, getattr(x.dtype, "kind", x.dtype)  # a tensor's dtype has none
     if isinstance(x, tuple) and x and hasattr(x[0], "shape"):
         return tuple(map(form, x))
     return x if isinstance(x, int) else len(x) if isinstance(x, list | tuple) else None

@@ -98,7 +98,7 @@ def row_ulp(actual: Array, expected: Array, dtype: str | None = None) -> float:
 
     Parameters
     ----------
-    actual, expected : array, shape (..., n)
+    actual, expected : array, of one shape, its rows along the last axis
     dtype : "float16", "bfloat16", "tf32", "float32" or "float64", optional
         Whose ulp; by default the coarser dtype of the two.
 

@@ -111,7 +111,7 @@ def stochastically_rounded(x: Array, dtype: str, rng: np.random.Generator) -> np
 
     def up_or_down(n: np.ndarray) -> np.ndarray:
         below = np.floor(n)
-        return below + (rng.random(n.shape) < n - below)
+        return below + (rng.random(n.shape, np.float32) < n - below)
 
     return _on_the_grid(x, dtype, up_or_down)
 

@@ -1,0 +1,250 @@
+"""`refseq2seq.testing.compare`: the first difference, what is said of it, and ulp of rows."""
+
+import json
+import math
+
+import arrangements
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import refseq2seq as rs
+from refseq2seq.testing import Expected, first_difference, row_ulp
+
+MODEL = rs.Model.random(arrangements.rich, 0, "float64")
+SOURCE, TARGET = [[3, 4, 7], [5, 6, 11]], [[1, 5], [1, 7]]
+
+
+def traced(fault=None):
+    """The trace of a forward pass, with a fault in one quantity."""
+    trace = rs.Trace()
+    tap = rs.FunctionTap(lambda name, x: trace(name, fault(name, x) if fault else x))
+    rs.forward(MODEL, SOURCE, TARGET, tap=tap)
+    return trace
+
+
+def at(name, change):
+    return lambda n, x: change(x) if n == name else x
+
+
+SOUND = traced()
+
+
+@given(name=st.sampled_from(list(SOUND)))
+def test_the_quantity_with_the_fault_is_found(name):
+    faulty = traced(at(name, lambda x: x + 1e-3))
+    found = first_difference(SOUND, faulty)
+    assert found.name == name
+    assert found.reason == "values"
+    assert found.agreed == list(SOUND).index(name)
+    assert all(agrees for _, agrees in found.sources)
+
+
+def test_what_agrees_has_no_difference():
+    assert first_difference(SOUND, traced()) is None
+    assert first_difference(SOUND, {"logits": SOUND["logits"] * (1 + 1e-9)}) is None
+
+
+def test_the_difference_says_where_and_how_much():
+    name = "decoder.layers.1.self_attention.scores"
+    value = SOUND[name].copy()
+    row = np.abs(value[1, 2, 1]).max()
+    value[1, 2, 1, 0] += 0.5
+    value[0, 0, 0, 1] -= 0.001
+    found = first_difference(SOUND, {name: value})
+    assert found.place == (1, 2, 1, 0)
+    assert found.shape == value.shape == (2, 6, 2, 4)
+    assert found.max_relative == pytest.approx(0.5 / row)
+    assert found.max_ulp == pytest.approx(0.5 / np.spacing(row))
+    assert found.spreads is None
+    assert found.step is None
+    assert len(found.pairs) == 5
+    assert found.pairs[0] == ((1, 2, 1, 0), SOUND[name][1, 2, 1, 0], value[1, 2, 1, 0])
+    assert found.pairs[1][0] == (0, 0, 0, 1)
+    assert found.sources == (
+        ("decoder.layers.1.self_attention.q", False),
+        ("decoder.layers.1.self_attention.k", False),
+    )
+
+
+def test_the_report_can_be_read():
+    reference = {"step.3.logits": np.array([[1.0, 2.0, -4.0]])}
+    found = first_difference(reference, {"step.3.logits": np.array([[1.0, 2.5, -4.0]])})
+    assert found.step == 3
+    assert str(found).splitlines()[:6] == [
+        "step.3.logits differs; the 0 quantities compared before it agree",
+        "  shape    (1, 3), of step 3",
+        "  found    0.12 of the greatest magnitude of its row, or 5.63e+14 ulp of float64",
+        "  allowed  1.5e-08 of it",
+        "  place                       reference            other  difference",
+        "  (0,1)                               2              2.5    5.00e-01",
+    ]
+    faulty = traced(at("encoder.embed", lambda x: x + 1))
+    assert "computed from encoder.tokens (agrees)" in str(first_difference(SOUND, faulty))
+
+
+@pytest.mark.parametrize("change", [lambda x: x * np.nan, lambda x: x / 0.0, lambda x: x[:, :1]])
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_a_difference_is_json(change):
+    found = first_difference(SOUND, {"logits": change(SOUND["logits"])})
+    again = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert again["name"] == "logits"
+    assert again["max_ulp"] == "inf"
+    assert str(found)
+
+
+def test_shapes_must_be_equal():
+    found = first_difference(SOUND, {"logits": SOUND["logits"][:1]})
+    assert (found.reason, found.shape, found.other_shape) == ("shape", (2, 2, 23), (1, 2, 23))
+    assert "(1, 2, 23)" in str(found)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_must_be_so_in_both(wrong):
+    value = SOUND["logits"].copy()
+    value[1, 0, 3] = wrong
+    for reference, other in ((SOUND["logits"], value), (value, SOUND["logits"])):
+        found = first_difference({"logits": reference}, {"logits": other})
+        assert (found.reason, found.place) == ("not finite", (1, 0, 3))
+    same = first_difference({"logits": value}, {"logits": value.copy()})
+    assert (same is not None) == math.isnan(wrong)  # NaN never passes
+    if not math.isnan(wrong):
+        value[1, 0, 4] += 1
+        assert first_difference({"logits": SOUND["logits"]}, {"logits": value}).place == (1, 0, 3)
+
+
+def test_one_infinity_is_not_the_other():
+    a, b = np.array([[1.0, np.inf]]), np.array([[1.0, -np.inf]])
+    assert first_difference({"x": a}, {"x": b}).reason == "not finite"
+    assert row_ulp(a, b) == np.inf
+
+
+def test_beside_an_infinity_numbers_are_still_compared():
+    a = np.array([[1.0, -np.inf, 3.0]])
+    assert first_difference({"scores": a}, {"scores": a + [[0, 0, 1e-3]]}).place == (0, 2)
+
+
+def test_integers_must_be_equal():
+    chosen = np.array([30521, 5])
+    assert first_difference({"chosen": chosen}, {"chosen": chosen.copy()}) is None
+    assert first_difference({"chosen": chosen}, {"chosen": chosen + [1, 0]}).place == (0,)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "within"),
+    [("float64 float64", 1e-8), ("float64 float32", 2e-4), ("float16 float32", 1e-2)],
+)
+def test_the_coarser_dtype_decides_what_is_near(dtypes, within):
+    a, b = dtypes.split()
+    x = np.array([[1.0, 2.0]])
+    for reference, other in ((a, b), (b, a)):
+        e = {"x": x.astype(reference)}
+        assert first_difference(e, {"x": (x * (1 + within)).astype(other)}) is None
+        assert first_difference(e, {"x": (x * (1 + 10 * within)).astype(other)}) is not None
+
+
+def test_rtol_is_relative_to_the_row():
+    x = np.array([[100.0, 0.001], [1.0, 0.001]])
+    assert first_difference({"x": x}, {"x": x + [[0, 0.9], [0, 0]]}, rtol=0.01) is None
+    assert first_difference({"x": x}, {"x": x + [[0, 1.1], [0, 0]]}, rtol=0.01) is not None
+    assert first_difference({"x": x}, {"x": x + [[0, 0], [0, 0.9]]}, rtol=0.01).place == (1, 1)
+
+
+def test_names_are_checked():
+    with pytest.raises(ValueError, match=r"the reference has no 'logit'"):
+        first_difference(SOUND, {"logit": SOUND["logits"]})
+    with pytest.raises(ValueError, match="none of the quantities"):
+        first_difference(SOUND, {})
+
+
+def expected(value, sigma, where=True):
+    value = np.asarray(value, np.float64)
+    return Expected(
+        value,
+        np.broadcast_to(sigma, (*value.shape[:-1], 1)),
+        np.broadcast_to(where, value.shape),
+        "float32",
+    )
+
+
+ONES = np.where(np.arange(100) % 2, 1.0, -1.0)[None]  # a row whose elements are all alike
+
+
+def test_an_element_may_be_z_spreads_off():
+    e = expected(ONES, 0.01)
+    off = ONES.copy()
+    off[0, 7] += 0.059
+    assert first_difference({"x": e}, {"x": off}) is None
+    assert first_difference({"x": e}, {"x": off}, z=5.8).place == (0, 7)
+    off[0, 7] += 0.002
+    found = first_difference({"x": e}, {"x": off})
+    assert found.spreads == pytest.approx(6.1)
+    assert found.rms_spreads == pytest.approx(0.61)
+    assert "6.1 spreads (allowed 6)" in str(found)
+
+
+def test_a_row_may_be_two_spreads_off_in_the_mean_square():
+    e = expected(ONES, 0.01)
+    assert first_difference({"x": e}, {"x": ONES + 0.0199}) is None
+    found = first_difference({"x": e}, {"x": ONES + 0.0201})
+    assert (found.spreads, found.rms_spreads) == pytest.approx((2.01, 2.01))
+    assert found.rms_limit == 2
+
+
+def test_of_few_elements_more_is_allowed_in_the_mean_square():
+    """1 + 5 / sqrt(4) for four elements that are alike, whatever else there is of the row."""
+    value = np.array([[1.0, -1, 1, -1, 0, 0, 0, 0]])
+    e = expected(value, 0.01)
+    assert e.rms_limit(6).item() == pytest.approx(3.5)
+    assert first_difference({"x": e}, {"x": value + 0.0349}) is None
+    assert first_difference({"x": e}, {"x": value + 0.0351}).rms_limit == pytest.approx(3.5)
+
+
+def test_an_element_that_outweighs_its_row_may_be_off_in_proportion():
+    value = np.array([[8.0] + 63 * [0.0]])  # rms 1
+    e = expected(value, 0.01)
+    assert e.element_sigma[0, :2].tolist() == pytest.approx([0.08, 0.01])
+    for place, allowed in ((0, 0.48), (1, 0.06)):
+        off = value.copy()
+        off[0, place] += 0.99 * allowed
+        assert first_difference({"x": e}, {"x": off}) is None
+        off[0, place] += 0.02 * allowed
+        assert first_difference({"x": e}, {"x": off}).place == (0, place)
+
+
+def test_places_that_mean_nothing_are_not_compared():
+    where = np.arange(100) != 3
+    e = expected(ONES, 0.01, where)
+    off = ONES.copy()
+    off[0, 3] = np.nan
+    assert first_difference({"x": e}, {"x": off}) is None
+    off[0, 4] = np.nan
+    assert first_difference({"x": e}, {"x": off}).place == (0, 4)
+
+
+def test_nothing_is_allowed_where_nothing_rounds():
+    e = expected(np.zeros((1, 3)), 0.0)
+    assert first_difference({"x": e}, {"x": np.zeros((1, 3))}) is None
+    found = first_difference({"x": e}, {"x": np.full((1, 3), 1e-30)})
+    assert found.spreads == np.inf
+
+
+@given(st.integers(-40, 40), st.sampled_from(["float32", "float64"]))
+def test_row_ulp_counts_steps_of_the_greatest_magnitude(n, dtype):
+    row = np.array([[0.001, 5.0, -0.7]], dtype)
+    off = row.copy()
+    off[0, 2] += n * np.spacing(row.dtype.type(5.0))
+    assert row_ulp(off, row) == pytest.approx(abs(n), abs=1e-6)
+
+
+def test_row_ulp_takes_the_coarser_dtype_and_the_worst_row():
+    e = np.array([[1.0, 0.5], [8.0, 0.5]])
+    off = (e + [[0, 2.0**-10], [0, 2.0**-9]]).astype("float16")
+    assert row_ulp(off, e) == 1.0  # of the first row; the second is off by a quarter
+    assert row_ulp(off, e, "bfloat16") == 2.0**-3
+    assert row_ulp(e, e) == 0
+    assert row_ulp(e[:, :0], e[:, :0]) == 0
+    assert row_ulp(e * np.nan, e * np.nan) == np.inf
+    with pytest.raises(ValueError, match=r"actual has shape \(2, 1\), expected \(2, 2\)"):
+        row_ulp(e[:, :1], e)
