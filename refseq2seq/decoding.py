@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import count
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from .backend import Array, array_namespace, to_numpy
 from .constraints import rules_of
 from .decoder import Amateur, ShrinkingDecoder, start_decoder
 from .model import Model
+from .notebook import decimals, listed, table
 from .ops import logsumexp
 from .request import Request, as_request
 from .sampling import Chooser, State, draw_uniforms, greedy
@@ -31,7 +33,7 @@ class NonFiniteLogitsError(ValueError):
     """No token can be chosen: the model's logits, or the processors' scores, are not finite."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Step:
     """One turn of the loop. ``logits`` and ``scores`` are arrays of the model's backend.
 
@@ -45,13 +47,23 @@ class Step:
     logits: Array  # (batch, vocab_size) as the model gives them; anything where a row has ended
     scores: Array  # (batch, vocab_size) after the processors
     log_probs: np.ndarray  # (batch,) of the token under softmax(logits), in nats; 0 after the end
-    margin: np.ndarray  # (batch,) best minus second best score; inf if only one is left, and after the end
+    margin: np.ndarray  # (batch,) best minus second best score; inf if there is no second
     finished: np.ndarray  # (batch,) True from the step of a row's EOS, or of its `stop`, on
     forced: np.ndarray  # (batch,)
     emitted: np.ndarray  # (batch,)
 
+    def __repr__(self) -> str:
+        return f"<Step {self.index}: tokens {listed(self.tokens)}>"
 
-@dataclass(frozen=True, kw_only=True)
+    def _repr_html_(self) -> str:
+        head = ("row", "token", "log-probability", "margin", "state")
+        states = np.where(self.emitted, np.where(self.finished, "new, the last", "new"), "ended")
+        states = np.where(self.forced, "in its prefix", states)
+        columns = (self.tokens, decimals(self.log_probs), decimals(self.margin), states)
+        return table(f"step {self.index}", head, [*zip(count(), *columns, strict=False)])
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Generation:
     """New tokens of each row, left-aligned: no prefix, EOS kept, ``pad_id`` after it."""
 
@@ -59,6 +71,20 @@ class Generation:
     lengths: np.ndarray  # (batch,) new tokens of each row, EOS counted
     log_probs: np.ndarray  # (batch, n) under softmax(logits), in nats; 0 after the end
     finished: np.ndarray  # (batch,) True = ended by EOS or by `stop`, False = cut off
+
+    def __repr__(self) -> str:
+        least, most = self.lengths.min(), self.lengths.max()
+        return (
+            f"<Generation of {len(self.lengths)} rows, {least} to {most} tokens, "
+            f"{self.finished.sum()} finished>"
+        )
+
+    def _repr_html_(self) -> str:
+        tokens = [listed(row[:n]) for row, n in zip(self.tokens, self.lengths, strict=True)]
+        ended = ["yes" if finished else "no: cut off" for finished in self.finished]
+        columns = (tokens, decimals(self.log_probs.sum(axis=1)), ended)
+        head = ("row", "tokens", "log-probability", "ended")
+        return table(repr(self).strip("<>"), head, [*zip(count(), *columns, strict=False)])
 
     @classmethod
     def from_steps(cls, steps: Iterable[Step], pad_id: int) -> Self:

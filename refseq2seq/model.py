@@ -9,7 +9,6 @@ No flag forks a function twice: what a model does not have is None, and passes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from . import notebook, summary
 from .attention import cross_attention, keys_values, self_attention
 from .backend import Array, array_namespace, to_cupy, to_numpy
 from .cache import KeyValueCache
@@ -33,7 +33,6 @@ from .params import (
     StackParams,
     SublayerNorms,
     map_arrays,
-    param_shapes,
     random_params,
 )
 from .positions import position_embedding, rotation, score_bias
@@ -57,8 +56,10 @@ class Model:
         return cls(config=config, params=random_params(config, seed, dtype))
 
     def __repr__(self) -> str:
-        n = sum(math.prod(shape) for shape in param_shapes(self.config).values())
-        return f"<Model of {n:,} parameters, {self.dtype}>"
+        return f"<Model of {summary.count_parameters(self.config):,} parameters, {self.dtype}>"
+
+    def _repr_html_(self) -> str:
+        return notebook.table("Model", ("what", "value"), summary.rows(self))
 
     @property
     def xp(self) -> ModuleType:
@@ -145,8 +146,8 @@ def forward(
     Parameters
     ----------
     model : Model
-    source, target : integer arrays (batch, n_source) and (batch, n_target), or lists of lists of ids
-        The target begins with the start token.
+    source, target : integer arrays (batch, n_source) and (batch, n_target)
+        Or lists of lists of token ids. The target begins with the start token.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token.
     tap : Tap

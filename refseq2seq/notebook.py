@@ -29,5 +29,10 @@ def listed(values: Iterable[Any]) -> str:
     return " ".join(texts[:SHOWN]) + (" …" if len(texts) > SHOWN else "")
 
 
+def decimals(values: Iterable[float]) -> list[str]:
+    """Numbers with three decimals."""
+    return [f"{value:.3f}" for value in values]
+
+
 def _row(tag: str, cells: Sequence[Any]) -> str:
     return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"

@@ -133,7 +133,8 @@ def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> 
     ----------
     x : array, shape (..., d)
     gain, bias : array, shape broadcastable to (..., d), or None
-        (d,) of a sublayer, (n_heads, 1, d) of heads. The whole gain: x-transformers stores it minus one (``gamma + 1`` is the gain).
+        Of heads, (n_heads, 1, d). The gain is whole: x-transformers stores it minus one
+        (``gamma + 1`` is the gain).
     eps : float
         Added to the variance, inside the square root. The variance is the biased one,
         the mean of squared deviations.

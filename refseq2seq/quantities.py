@@ -46,6 +46,14 @@ def quantity(name: str) -> Quantity:
     return BY_NAME[re.sub(r"(?<=layers\.)\d+", "*", bare)]
 
 
+def known(name: str) -> Quantity | None:
+    """The same, or None for a name of somebody's own."""
+    try:
+        return quantity(name)
+    except KeyError:
+        return None
+
+
 def sources(name: str, among: Iterable[str]) -> list[str]:
     """Those of the names ``among`` from which the quantity ``name`` is computed directly.
 

@@ -15,6 +15,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from .backend import Array, to_numpy
+from .notebook import table
+from .quantities import known
 
 
 class Tap(Protocol):
@@ -114,6 +116,11 @@ class Trace(Mapping[str, Array]):
 
     def __repr__(self) -> str:
         return f"<Trace of {len(self)} arrays>"
+
+    def _repr_html_(self) -> str:
+        meanings = {name: of_name.meaning for name in self if (of_name := known(name))}
+        rows = [(name, tuple(x.shape), x.dtype, meanings.get(name, "")) for name, x in self.items()]
+        return table("Trace", ("name", "shape", "dtype", "meaning"), rows)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the arrays to an ``.npz`` file, uncompressed, under their names and in order."""

@@ -4,16 +4,27 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from types import ModuleType
 
+import contracts
 import numpy as np
 import pytest
 from backends.double import Device
-from hypothesis import settings
+from hypothesis import Phase, settings
+
+contracts.install()  # every call of the suite is held to the shapes that docstrings promise
 
 # No deadline: a shared machine stalls. Derandomised: a failure is everybody's failure.
 settings.register_profile(
     "default", max_examples=30, deadline=None, derandomize=True, database=None
 )
 settings.register_profile("thorough", max_examples=500, deadline=None)
+settings.register_profile(  # for mutation testing: a fault is to be found, not to be understood
+    "mutation",
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+)
 settings.load_profile("default")
 
 
