@@ -1,42 +1,90 @@
 r"""A quantity, and how far from it another implementation may be.
 
-Errors of products are alike in a row; those of softmax and of activations grow with the
-element. So of a row r, whose errors have the root mean square sigma_r, one element may be
-off by
+A row, the last axis, has a spread: the root mean square sigma_r of its errors under rounding.
+So has each element, but the runs that measure it are few: an element is allowed the spread of
+its row, or its own where that is greater, as after a softmax that leaves two tokens in doubt.
+One element may be off by
 
-.. math:: z\,\sigma_r \max\left(1, \frac{|x_{rj}|}{\mathrm{rms}_i\,x_{ri}}\right),
+.. math:: z \max(\sigma_r, \sigma_{rj}),
 
-and all together, in the root mean square, by :math:`2 \sigma_r`, or by more where so few
-elements make up the row that chance does not average out:
+and a row together, in the root mean square, by two spreads; or by more where it has so few
+errors that are independent, n_r, that chance does not average out:
 
-.. math:: \sigma_r \max\left(2,\ 1 + \frac{z - 1}{\sqrt{n_r}}\right),
-    \qquad n_r = \frac{(\sum_j x_{rj}^2)^2}{\sum_j x_{rj}^4}
+.. math:: \sigma_r \max\left(2,\ 1 + \frac{z - 1}{\sqrt{n_r}}\right)
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from .rounding import format_of
+
+PRIOR = 64.0  # how many errors of a row's own the mean over all rows counts for
+
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """What a quantity should be, and the spread of its rows under rounding."""
+    """What a quantity should be, and its spread under rounding."""
 
     value: np.ndarray
     sigma: np.ndarray  # of each row: shape of value, the last axis of length 1
+    own_sigma: np.ndarray  # of each element, measured by itself: shape of value
+    independent: np.ndarray  # how many errors of each row are: last axis of length 1
     where: np.ndarray  # boolean, shape of value; False = means nothing, is not compared
     dtype: str  # what the other implementation rounds to
 
     @property
     def element_sigma(self) -> np.ndarray:
-        """The spread of each element: shape of value."""
-        x = np.where(self.where & np.isfinite(self.value), self.value, 0.0)
-        rms = np.sqrt(row_mean(x * x, self.where))
-        return self.sigma * np.maximum(1.0, np.abs(x) / np.where(rms > 0, rms, 1.0))
+        """The spread that each element is allowed: shape of value."""
+        return np.maximum(self.sigma, self.own_sigma)
 
     def rms_limit(self, z: float) -> np.ndarray:
         """How many spreads the root mean square of each row may be: last axis of length 1."""
-        return np.maximum(2.0, 1 + (z - 1) / np.sqrt(participants(self.value, self.where)))
+        return np.maximum(2.0, 1 + (z - 1) / np.sqrt(self.independent))
+
+
+class Errors:
+    """The errors of one quantity, gathered over many runs."""
+
+    def __init__(self, value: np.ndarray, where: np.ndarray) -> None:
+        self._value = value
+        self._where = where
+        self._runs = 0
+        self._squares = np.zeros(value.shape)
+        self._fourth = np.zeros((*value.shape[:-1], 1))
+
+    def add(self, x: np.ndarray) -> None:
+        """The quantity in one run or more: arrays of the value's shape, one after another."""
+        squares = (x.reshape(-1, *self._value.shape) - self._value) ** 2
+        self._runs += len(squares)
+        self._squares += np.sum(squares, axis=0)
+        self._fourth += np.sum(row_mean(squares, self._where) ** 2, axis=0)
+
+    def expected(self, dtype: str) -> Expected:
+        """What to expect of an implementation that rounds to ``dtype``, as the errors did.
+
+        Where a row and the runs are too few to tell, the mean over all rows counts more; no
+        row is expected nearer than one rounding takes it.
+        """
+        x, where, squares = self._value, self._where, self._squares / self._runs
+        of_row, independent = row_mean(squares, where), self._independent(squares)
+        known = self._runs * independent * where.any(axis=-1, keepdims=True)
+        overall = np.sum(of_row * known) / max(np.sum(known), 1.0)
+        variance = (of_row * known + overall * PRIOR) / (known + PRIOR)
+        least = format_of(dtype).eps ** 2 * row_mean(x * x, where) / 12
+        sigma = np.sqrt(np.maximum(variance, least))
+        return Expected(x, sigma, np.sqrt(squares), independent, where, dtype)
+
+    def _independent(self, squares: np.ndarray) -> np.ndarray:
+        """How many errors make up each row: at most its participants, and on the average over
+        rows as many as its mean square's relative variance from run to run tells, 2 / n.
+        """
+        n, of_row = np.maximum(participants(squares), 1.0), row_mean(squares, self._where)
+        known = of_row > 0
+        if not known.any():
+            return n
+        variance = np.mean(self._fourth[known] / self._runs / of_row[known] ** 2) - 1
+        return np.minimum(n, max(1.0, 2 / max(variance, 1e-9)))
 
 
 def row_mean(x: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -45,16 +93,15 @@ def row_mean(x: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.sum(np.where(where, x, 0.0), axis=-1, keepdims=True) / n
 
 
-def participants(x: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """How many elements make up each row: n if all are alike, 1 if one outweighs the rest.
+def participants(squares: np.ndarray) -> np.ndarray:
+    """How many elements make up each row's sum: n if all are alike, 1 if one outweighs the rest.
 
     Examples
     --------
-    >>> participants(np.array([[1.0, 1.0, 1.0, 1.0], [9.0, 0.0, 0.0, 0.0]]), True).tolist()
+    >>> participants(np.array([[1.0, 1.0, 1.0, 1.0], [9.0, 0.0, 0.0, 0.0]])).tolist()
     [[4.0], [1.0]]
     """
-    squares = np.where(where & np.isfinite(x), x, 0.0) ** 2
-    squares = squares / np.maximum(squares.max(axis=-1, keepdims=True, initial=0.0), 1e-300)
-    fourth = np.sum(squares**2, axis=-1, keepdims=True)
-    total = np.sum(squares, axis=-1, keepdims=True)
-    return np.where(fourth > 0, total**2 / np.where(fourth > 0, fourth, 1.0), 1.0)
+    top = np.max(squares, axis=-1, keepdims=True, initial=0.0)
+    shares = squares / np.where(top > 0, top, 1.0)
+    fourth = np.sum(shares**2, axis=-1, keepdims=True)
+    return np.sum(shares, axis=-1, keepdims=True) ** 2 / np.where(fourth > 0, fourth, 1.0)

@@ -15,6 +15,7 @@ from ..positions import position_embedding, rotation
 from ..quantities import quantity
 from ..trace import FunctionTap
 from .arithmetic import Arithmetic, low_precision
+from .expected import Errors
 
 
 def simulate(
@@ -23,11 +24,11 @@ def simulate(
     target: np.ndarray,
     mask: np.ndarray | None,
     *,
-    values: Mapping[str, np.ndarray],
+    errors: Mapping[str, Errors],
     runs: int,
     by: Arithmetic,
-) -> dict[str, np.ndarray]:
-    """Squared errors of every quantity of `forward`, the mean over ``runs`` runs.
+) -> None:
+    """Run `forward` in low precision, and gather the errors of every quantity.
 
     The runs are rows of one batch, so that they cost little more than one does.
 
@@ -37,8 +38,8 @@ def simulate(
         In float64.
     source, target, mask : array
         As `as_tokens` gives them.
-    values : mapping of arrays
-        The quantities of the same computation without rounding.
+    errors : mapping of Errors
+        By names of quantities.
     runs : int
     by : Arithmetic
 
@@ -47,7 +48,6 @@ def simulate(
     ValueError
         If a quantity overflows.
     """
-    squares: dict[str, np.ndarray] = {}
     positions = (
         np.arange(source.shape[1]) if mask is None else np.tile(real_positions(mask), (runs, 1))
     )
@@ -62,8 +62,7 @@ def simulate(
                 f"{name} overflows in {by.stored}, in some roundings at least: compare in a "
                 "format with a greater range, or another input"
             )
-        errors = x.reshape(runs, -1, *x.shape[1:]) - values[name]
-        squares[name] = np.mean(errors**2, axis=tuple(range(errors.ndim - values[name].ndim)))
+        errors[name].add(x)
         # Where erfc comes next nothing is disturbed: what that does inside nobody else does.
         return x if _goes_into_erfc(model, name) else low_precision(x, by)
 
@@ -71,7 +70,6 @@ def simulate(
     often = [None if x is None else np.tile(x, (runs, 1)) for x in (source, target, mask)]
     with np.errstate(over="ignore", invalid="ignore"):  # the tap says what overflows
         forward(replace(model, params=params), *often, tap=FunctionTap(tap))
-    return squares
 
 
 def _with_rounded_angles(

@@ -19,11 +19,10 @@ from ..model import Model, forward
 from ..tokens import Tokens, as_tokens
 from ..trace import Trace
 from .arithmetic import Arithmetic
-from .expected import Expected, participants, row_mean
+from .expected import Errors, Expected
 from .rounding import check_rounded, format_of
 from .simulation import meaningful, simulate
 
-PRIOR = 64.0  # how many samples of a row's errors the mean over all rows counts for
 AT_ONCE = 2**22  # how many elements of the largest quantity are computed at once
 
 
@@ -66,7 +65,7 @@ def spread(
     *,
     dtype: str,
     accumulate: str | None = None,
-    runs: int = 32,
+    runs: int = 16,
     seed: int = 0,
 ) -> Spread:
     """What the oracle computes, and how far rounding to ``dtype`` takes it.
@@ -108,37 +107,13 @@ def spread(
     target, target_mask = as_tokens("target", target, model.config.decoder.vocab_size)
     values = Trace()
     forward(model, source, target, mask, tap=values)
+    errors = {
+        name: Errors(x, meaningful(name, x.shape, mask, target_mask)) for name, x in values.items()
+    }
     stored = "float32" if dtype == "tf32" else dtype
     arithmetic = Arithmetic(stored, dtype, accumulate, np.random.default_rng(seed))
-    squares: dict[str, np.ndarray] = {}
     at_once = max(1, AT_ONCE // max(x.size for x in values.values()))
     for first in range(0, runs, at_once):
         n = min(at_once, runs - first)
-        part = simulate(model, source, target, mask, values=values, runs=n, by=arithmetic)
-        squares = {name: squares.get(name, 0.0) + x * (n / runs) for name, x in part.items()}
-    return Spread(
-        {
-            name: _expected(
-                x, squares[name], meaningful(name, x.shape, mask, target_mask), dtype, runs
-            )
-            for name, x in values.items()
-        },
-        model,
-        target,
-    )
-
-
-def _expected(
-    x: np.ndarray, squares: np.ndarray, where: np.ndarray, dtype: str, runs: int
-) -> Expected:
-    """The spread of each row from the squared errors that ``runs`` runs have on average.
-
-    Where a row and the runs are too few to tell, the mean over all rows counts more; no
-    row is expected nearer than one rounding takes it.
-    """
-    own, known = row_mean(squares, where), runs * participants(x, where)
-    known = known * where.any(axis=-1, keepdims=True)
-    overall = np.sum(own * known) / max(np.sum(known), 1.0)
-    variance = (own * known + overall * PRIOR) / (known + PRIOR)
-    least = format_of(dtype).eps ** 2 * row_mean(x * x, where) / 12
-    return Expected(x, np.sqrt(np.maximum(variance, least)), where, dtype)
+        simulate(model, source, target, mask, errors=errors, runs=n, by=arithmetic)
+    return Spread({name: e.expected(dtype) for name, e in errors.items()}, model, target)

@@ -158,11 +158,13 @@ def test_names_are_checked():
         first_difference(SOUND, {})
 
 
-def expected(value, sigma, where=True):
+def expected(value, sigma, where=True, own=None, independent=100):
     value = np.asarray(value, np.float64)
     return Expected(
         value,
         np.broadcast_to(sigma, (*value.shape[:-1], 1)),
+        np.broadcast_to(sigma if own is None else own, value.shape),
+        np.full((*value.shape[:-1], 1), independent),
         np.broadcast_to(where, value.shape),
         "float32",
     )
@@ -192,21 +194,16 @@ def test_a_row_may_be_two_spreads_off_in_the_mean_square():
     assert found.rms_limit == 2
 
 
-def test_of_few_elements_more_is_allowed_in_the_mean_square():
-    """1 + 5 / sqrt(4) for four elements that are alike, whatever else there is of the row."""
-    value = np.array([[1.0, -1, 1, -1, 0, 0, 0, 0]])
-    e = expected(value, 0.01)
-    assert e.rms_limit(6).item() == pytest.approx(3.5)
-    assert first_difference({"x": e}, {"x": value + 0.0349}) is None
-    assert first_difference({"x": e}, {"x": value + 0.0351}).rms_limit == pytest.approx(3.5)
+def test_of_few_independent_errors_more_is_allowed_in_the_mean_square():
+    e = expected(ONES, 0.01, independent=4)  # 1 + 5 / sqrt(4)
+    assert first_difference({"x": e}, {"x": ONES + 0.0349}) is None
+    assert first_difference({"x": e}, {"x": ONES + 0.0351}).rms_limit == pytest.approx(3.5)
 
 
-def test_an_element_that_outweighs_its_row_may_be_off_in_proportion():
-    value = np.array([[8.0] + 63 * [0.0]])  # rms 1
-    e = expected(value, 0.01)
-    assert e.element_sigma[0, :2].tolist() == pytest.approx([0.08, 0.01])
+def test_an_element_with_a_greater_spread_of_its_own_may_be_further_off():
+    e = expected(np.ones((1, 64)), 0.01, own=[0.08] + 63 * [0.001], independent=1)
     for place, allowed in ((0, 0.48), (1, 0.06)):
-        off = value.copy()
+        off = e.value.copy()
         off[0, place] += 0.99 * allowed
         assert first_difference({"x": e}, {"x": off}) is None
         off[0, place] += 0.02 * allowed
