@@ -58,6 +58,9 @@ class Model:
     def __repr__(self) -> str:
         return f"<Model of {summary.count_parameters(self.config):,} parameters, {self.dtype}>"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # what Hypothesis asks for
+        printer.text(repr(self))
+
     def _repr_html_(self) -> str:
         return notebook.table("Model", ("what", "value"), summary.rows(self))
 
