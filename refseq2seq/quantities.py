@@ -266,7 +266,7 @@ def _decoder() -> list[Quantity]:
         Quantity(
             "logits",
             "(batch, n_target, vocab_size)",
-            "logits_scale decoder.final W + b, W the unembedding",
+            "(logits_scale decoder.final) W + b, W the unembedding",
             ("decoder.final",),
         ),
     ]

@@ -44,7 +44,9 @@ def as_tokens(
     ValueError
         If the shape is not (batch, n), a row is empty, or an id is out of range.
     """
-    if isinstance(tokens, Sequence) and not isinstance(tokens, str):
+    if isinstance(tokens, str):
+        raise TypeError(f"{name} must hold token ids, got a text: rs.generate_text takes texts")
+    if isinstance(tokens, Sequence):
         ids, lengths_mask = _from_lists(name, tokens)
         if mask is not None and lengths_mask is not None:
             raise ValueError(

@@ -106,6 +106,8 @@ class Trace(Mapping[str, Array]):
         return self._tap.at(place)
 
     def __getitem__(self, name: str) -> Array:
+        if name not in self._arrays:
+            raise KeyError(f"{name} is not among the {len(self)} arrays that {self._patterns} kept")
         return self._arrays[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -158,7 +158,10 @@ def sections(doc):
 
 
 def watched(function, doc=None):
-    """The function, with its contract checked in every call."""
+    """The function, with its contract checked in every call that returns.
+
+    A call that raises is the function's own affair: it refuses what does not fit.
+    """
     parameters, results = contract(doc or function.__doc__)
     if not parameters and not results:
         return function
@@ -169,21 +172,18 @@ def watched(function, doc=None):
 
     @functools.wraps(function)
     def checked(*args, **kwargs):
+        result = function(*args, **kwargs)
         given = dict(zip(names, args, strict=False)) | kwargs
-        arguments = tuple((n, form(x)) for n, x in given.items())
-        letters = {n: x for n, x in given.items() if isinstance(x, int | list | tuple)}
-        if arguments not in passed:
+        forms = (*((n, form(x)) for n, x in given.items()), form(result))
+        if forms not in passed:
+            letters = {n: x for n, x in given.items() if isinstance(x, int | list | tuple)}
             for parameter, said in parameters.items():
                 x = given.get(parameter) if parameter else first_array(given)
                 said.check(f"{name}: {parameter or 'its array'}", x, letters)
-        result = function(*args, **kwargs)
-        if (arguments, form(result)) not in passed:
-            for parameter, said in parameters.items():  # once more, for the letters
-                said.check(name, given.get(parameter) if parameter else first_array(given), letters)
             several = isinstance(result, tuple) and len(results) > 1
             for said, x in zip(results, result if several else (result,), strict=False):
                 said.check(f"{name}: its result", x, letters)
-            passed.update((arguments, (arguments, form(result))))
+            passed.add(forms)
         CALLS[name] += 1
         return result
 

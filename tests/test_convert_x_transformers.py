@@ -105,3 +105,8 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "refseq2seq[peers]" in done.stdout
+
+
+def test_a_single_end_token_is_not_a_sequence_of_them():
+    with pytest.raises(TypeError, match=r"eos_ids must be a sequence of token ids, .* got 2"):
+        rs.convert.table.token_ids("eos_ids", 2)

@@ -88,7 +88,7 @@ def test_what_is_given_is_kept():
         ([[1], []], None, ValueError, "source row 1 is empty"),
         ([1, 2], None, ValueError, r"one list of token ids per row.*got \[1, 2\]"),
         (["ab"], None, ValueError, "one list of token ids per row.*got"),
-        ("ab", None, ValueError, r"source must have shape \(batch, n\), got \(\)"),
+        ("ab", None, TypeError, "source must hold token ids, got a text"),
         (None, None, ValueError, r"source must have shape \(batch, n\), got \(\)"),
         (np.array([1, 2]), None, ValueError, r"source must have shape \(batch, n\), got \(2,\)"),
         (np.ones((1, 2, 3), int), None, ValueError, r"must have shape.*got \(1, 2, 3\)"),

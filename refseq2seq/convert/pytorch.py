@@ -20,7 +20,15 @@ from ..config import (
 )
 from ..model import Model
 from ..presets import plain_attention
-from .table import Table, UnsupportedFeature, convert_params, numbered, same, transposed
+from .table import (
+    Table,
+    UnsupportedFeature,
+    convert_params,
+    numbered,
+    same,
+    token_ids,
+    transposed,
+)
 
 ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu_erf"}
 
@@ -136,7 +144,7 @@ def from_pytorch(
         logits_scale=1.0,
         logits_bias="unembedding.bias" in around,
         decoder_start_id=decoder_start_id,
-        eos_ids=tuple(eos_ids),
+        eos_ids=token_ids("eos_ids", eos_ids),
         pad_id=pad_id,
         forced_bos_id=None,
         forced_eos_id=None,

@@ -1,7 +1,7 @@
 """What the converters share: a table from our names to theirs, and the checks around it."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +28,13 @@ def same(x: Array) -> Array:
 def transposed(x: Array) -> Array:
     """PyTorch's ``Linear`` stores (d_out, d_in); we store (d_in, d_out)."""
     return x.T
+
+
+def token_ids(name: str, ids: Sequence[int]) -> tuple[int, ...]:
+    """The ids as a tuple; a single one must be put in one by the caller."""
+    if not isinstance(ids, Sequence | np.ndarray):
+        raise TypeError(f"{name} must be a sequence of token ids, such as (2,), got {ids!r}")
+    return tuple(ids)
 
 
 def numbered(config: ModelConfig, table: Table) -> Table:

@@ -7,6 +7,7 @@ model = from_huggingface(arrays, config)               from JAX, Rust, anywhere
 The families are in `t5` and `bart`: what each computes, and a table of its names.
 """
 
+import errno
 import os
 import warnings
 from collections.abc import Mapping
@@ -103,6 +104,9 @@ def from_huggingface(
 
 
 def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabularies]:
+    if not directory.is_dir():
+        why = "no such directory; a hub is not asked: give a local directory or a live model"
+        raise FileNotFoundError(errno.ENOENT, why, str(directory))
     json_fields = read_json(directory / CONFIG)
     fields = _family(Fields(json_fields)).completed(json_fields)
     generation = directory / GENERATION_CONFIG

@@ -13,7 +13,7 @@ from typing import Any
 from ...config import ModelConfig
 from ...model import Model
 from ...text import Vocabulary
-from ..table import convert_params, transposed
+from ..table import convert_params, token_ids, transposed
 from .arrays import read_otherwise, stack_table
 from .config import logits_scale, stack_config
 from .options import SHARED, Side
@@ -86,7 +86,7 @@ def from_x_transformers(
         logits_scale=logits_scale(decoder),
         logits_bias=False,
         decoder_start_id=decoder_start_id,
-        eos_ids=tuple(eos_ids),
+        eos_ids=token_ids("eos_ids", eos_ids),
         pad_id=shared["pad_value"] if pad_id is None else pad_id,
         forced_bos_id=None,
         forced_eos_id=None,
