@@ -183,6 +183,10 @@ class Case:
                 shown.append(f"{field.name}={value!r}")
         return f"Case({', '.join(shown)})"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How Hypothesis and notebooks show a case: as ``repr`` does."""
+        printer.text(repr(self))
+
     def __str__(self) -> str:
         """A few lines of Python that make this case and run it."""
         return (

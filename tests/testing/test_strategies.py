@@ -6,12 +6,15 @@ import sys
 import typing
 
 import numpy as np
-from hypothesis import Phase, find, given, settings
+import pytest
+from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import InvalidArgument
 
 import refseq2seq as rs
 from refseq2seq import config as configs
-from refseq2seq.testing import strategies
+from refseq2seq.testing import cases, strategies
+from refseq2seq.testing.cases import PARAMETERS, PLAIN, Case, conventions
 from refseq2seq.tokens import as_tokens
 
 
@@ -95,6 +98,7 @@ def test_what_is_drawn_fits_the_model(data):
 
 # Hypothesis tries the simplest example first, so without shrinking this is that one.
 first_found = settings(phases=[Phase.generate], max_examples=1000)
+shrinking = settings(phases=[Phase.generate, Phase.shrink], max_examples=2000)
 MODEL = find(strategies.models(), lambda model: True, settings=first_found)
 
 
@@ -140,3 +144,217 @@ def test_without_hypothesis_the_error_says_what_to_install():
     assert result.returncode == 1
     assert "ImportError: refseq2seq.testing.strategies needs Hypothesis" in result.stderr
     assert "pip install 'refseq2seq[test]'" in result.stderr
+
+
+# Parameters that are hard. ----------------------------------------------------------------------
+
+
+def trace_of(config, kind, seed=0):
+    trace = rs.Trace()
+    rs.forward(cases.make_model(config, kind, seed), [[3, 4, 1, 2]], [[0, 1, 2]], tap=trace)
+    return trace
+
+
+BASE = conventions(
+    tied_logits=False,
+    logits_bias=True,
+    **{
+        f"{stack}.{name}": value
+        for stack in ("encoder", "decoder")
+        for name, value in {
+            "d_model": 7, "n_layers": 2, "vocab_size": 11, "feed_forward.d_ff": 13,
+            "feed_forward.biases": ["in", "out"], "final_norm": True,
+        }.items()
+    },
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_near_ties_are_two_by_two(tied):
+    config = dataclasses.replace(BASE, tied_logits=tied)
+    logits = trace_of(config, "near_ties")["logits"]
+    pairs = abs(logits[..., :-1:2] - logits[..., 1::2])
+    assert pairs.max() < 1e-14
+    assert pairs.max() > 0
+    assert abs(logits[..., 0] - logits[..., 2]).min() > 1e-3
+
+
+def test_large_parameters_saturate():
+    def surest(kind):
+        return trace_of(BASE, kind)["encoder.layers.0.self_attention.weights"].max(axis=-1).mean()
+
+    assert surest("large") > 0.85 > 0.5 > surest("well_scaled")
+
+
+def test_tiny_variances_are_below_eps_and_make_it_count():
+    trace = trace_of(BASE, "tiny_variances")
+    for name in ("encoder.embed", "encoder.layers.1.after_feed_forward", "decoder.embed"):
+        assert trace[name].var(axis=-1).max() < BASE.encoder.norm.eps
+    eps = {f"{stack}.norm.eps": 1.01e-5 for stack in ("encoder", "decoder")}
+    other = conventions(**cases.changed_fields(BASE) | eps)
+    for kind, least, most in (("well_scaled", 0, 1e-6), ("tiny_variances", 1e-4, 1)):
+        moved = abs(trace_of(other, kind)["logits"] - trace_of(BASE, kind)["logits"]).max()
+        assert least < moved < most
+
+
+def test_outliers_are_one_channel():
+    for stack in ("encoder", "decoder"):
+        x = abs(trace_of(BASE, "outliers")[f"{stack}.layers.1.after_feed_forward"][0])
+        greatest = set(x.argmax(axis=-1).tolist())
+        assert len(greatest) == 1
+        assert (np.median(x, axis=-1) < x.max(axis=-1) / 10).all()
+    channels = {
+        int(trace_of(BASE, "outliers", seed)["encoder.embed"][0, 0].argmax()) for seed in range(9)
+    }
+    assert len(channels) > 1
+
+
+@given(config=strategies.configs(), kind=strategies.kinds_of_parameters(), data=st.data())
+def test_all_kinds_are_finite_in_float32_and_of_the_right_shapes(config, kind, data):
+    params = data.draw(strategies.parameters(config, kind=kind, dtype="float32"))
+    rs.params.check_params(config, params)
+    model = rs.Model(config=config, params=params)
+    assert model.dtype == np.float32
+    assert np.isfinite(rs.forward(model, [[1, 2]], [[0, 1]])).all()
+
+
+def test_a_model_may_be_of_any_kind_and_dtype():
+    models = strategies.models(
+        config=BASE,
+        kind=strategies.kinds_of_parameters(),
+        dtype=st.sampled_from(("float16", "float32")),
+    )
+    found = find(models, lambda model: model.dtype == np.float32, settings=first_found)
+    assert found.config is BASE
+
+
+# Whole cases. -----------------------------------------------------------------------------------
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(case=strategies.cases(kind=strategies.kinds_of_parameters(), dtype="float32"))
+def test_a_case_is_run_and_is_what_it_prints(case):
+    again = {}
+    exec(str(case), again)
+    assert again["case"] == case
+    assert repr(again["case"]) == repr(case)
+    np.testing.assert_array_equal(again["logits"], case.logits())
+    np.testing.assert_array_equal(again["generation"].tokens, case.generation().tokens)
+    batch = len(case.source)
+    assert case.logits().shape[0] == case.generation().tokens.shape[0] == batch
+    assert case.generation().tokens.shape[1] <= case.max_new_tokens <= 5
+    assert case.model.dtype == np.float32
+
+
+def test_a_plain_case_prints_short():
+    assert repr(Case()) == "Case()"
+    assert str(Case()).splitlines()[1] == "case = Case()"
+    case = Case(PLAIN, source=[[3], [4, 1]], dtype="float32", uniforms=[[0.5], [0.25]])
+    assert repr(case) == ("Case(dtype='float32', source=[[3], [4, 1]], uniforms=[[0.5], [0.25]])")
+    assert case.generation().tokens.shape == (2, 1)
+
+
+def test_the_plainest_conventions_are_those_that_are_drawn_first():
+    assert find(strategies.configs(), lambda c: True, settings=first_found) == PLAIN
+    assert cases.changed_fields(PLAIN) == {}
+
+
+@given(config=strategies.configs())
+def test_conventions_and_changed_fields_are_inverse(config):
+    assert conventions(**cases.changed_fields(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("condition", "smallest"),
+    [
+        (lambda case: True, "Case()"),
+        (lambda case: case.max_new_tokens > 1, "Case(max_new_tokens=2)"),
+        (
+            lambda case: case.config.encoder.norm.kind == "rms_norm" and len(case.source) > 1,
+            "Case(conventions(**{'encoder.norm.kind': 'rms_norm'}), source=[[0], [0]])",
+        ),
+        (
+            lambda case: case.source_mask and case.source_mask[0][:2] == [False, True],
+            "Case(source=[[0, 0]], source_mask=[[False, True]])",
+        ),
+        (
+            lambda case: case.parameters == "near_ties" and case.prefix and len(case.prefix[0]) > 2,
+            "Case(parameters='near_ties', prefix=[[0, 0, 0]])",
+        ),
+        (
+            lambda case: case.uniforms is not None and case.uniforms[0][0] > 0.3,
+            "Case(uniforms=[[0.5]])",
+        ),
+    ],
+)
+def test_cases_shrink_to_what_matters(condition, smallest):
+    """Hypothesis finds them and makes them small; nothing else is left in what is printed."""
+    configs = strategies.norms().map(lambda norm: conventions(**{"encoder.norm": norm.to_dict()}))
+    drawn = strategies.cases(config=configs, kind=strategies.kinds_of_parameters())
+    assert repr(find(drawn, condition, settings=shrinking)) == smallest
+
+
+def test_conventions_shrink_with_their_case():
+    found = find(strategies.cases(), lambda case: case.config.tied_logits, settings=shrinking)
+    assert repr(found) == "Case(conventions(**{'tied_logits': True}))"
+
+
+def test_a_failing_test_shows_the_case():
+    @shrinking
+    @given(case=strategies.cases(config=PLAIN))
+    def fails(case):
+        assert case.max_new_tokens < 3
+
+    with pytest.raises(AssertionError) as caught:
+        fails()
+    assert "case=Case(max_new_tokens=3)" in "\n".join(caught.value.__notes__)
+
+
+def test_an_unknown_field_is_refused():
+    with pytest.raises(ValueError, match=r"a ModelConfig has no field encoder\.colour"):
+        conventions(**{"encoder.colour": 1})
+    with pytest.raises(ValueError, match=r"parameters must be one of .* got 'odd'"):
+        cases.make_params(PLAIN, "odd", 0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (lambda: strategies.models(config="small"), "config must be a ModelConfig or a strategy"),
+        (lambda: strategies.models(kind="odd"), r"kind must be one of .* got 'odd'"),
+        (lambda: strategies.models(dtype="int8"), "dtype must be one of .* got 'int8'"),
+        (lambda: strategies.parameters("small"), "model must be a Model or a ModelConfig, got str"),
+        (lambda: strategies.sources(strategies.models()), "to draw from a strategy of models"),
+        (lambda: strategies.sources(PLAIN, max_batch=0), "from 1 to max_batch, got 1 and 0"),
+        (lambda: strategies.sources(PLAIN, min_length=8), "from 1 to max_length, got 8 and 7"),
+        (lambda: strategies.targets(PLAIN, 2, min_length=0), "min_length must be from 1"),
+        (lambda: strategies.prefixes(PLAIN, 2, max_length=0), "min_length must be from 1"),
+        (lambda: strategies.cases(max_new_tokens=0), "min_new_tokens must be from 1"),
+    ],
+)  # fmt: skip
+def test_misuse_is_an_invalid_argument(strategy, message):
+    with pytest.raises(InvalidArgument, match=message):
+        find(strategy(), lambda x: True, settings=first_found)
+
+
+def test_a_position_table_limits_sizes():
+    table = {"type": "learned", "n_positions": 3, "offset": 1, "scale": 1.0}
+    config = conventions(**{f"{stack}.positions": table for stack in ("encoder", "decoder")})
+    drawn = strategies.cases(config=config)
+
+    @settings(max_examples=50)
+    @given(case=drawn)
+    def fits(case):
+        case.logits()
+        case.generation()
+
+    fits()
+    with pytest.raises(InvalidArgument, match="the model's position table serves 2"):
+        find(strategies.sources(config, min_length=3), lambda x: True, settings=first_found)
+
+
+def test_all_kinds_are_drawn():
+    assert [
+        find(strategies.kinds_of_parameters(), lambda kind, wanted=kind: kind == wanted)
+        for kind in PARAMETERS
+    ] == list(PARAMETERS)
