@@ -155,7 +155,9 @@ def beam_search(model: Model, source: Tokens, *, n_best: int = 1, **options: Any
     >>> [model.target_vocabulary.decode(tokens) for tokens in out.tokens[0]]
     ['R EH D', 'R IY D']
     """
-    *_, last = steps = list(beam_steps(model, source, **options))
+    margin = np.inf
+    for last in beam_steps(model, source, **options):  # at least one step
+        margin = np.minimum(margin, last.margin)
     n_beams = last.pool.scores.shape[1]
     if not 1 <= n_best <= n_beams:
         raise ValueError(f"n_best must be from 1 to beams = {n_beams}, got {n_best}")
@@ -167,7 +169,7 @@ def beam_search(model: Model, source: Tokens, *, n_best: int = 1, **options: Any
         lengths=best.lengths,
         scores=best.scores,
         log_probs=best.log_probs[:, :, :longest],
-        margin=np.min([step.margin for step in steps], axis=0),
+        margin=margin,
     )
 
 

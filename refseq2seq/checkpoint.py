@@ -16,7 +16,6 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.resources import as_file, files
 from math import prod
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -126,6 +125,8 @@ def load(path: str | os.PathLike[str]) -> Model:
     dtype('float32')
     """
     if path == "g2p":
+        from importlib.resources import as_file, files  # a third of the package's import time
+
         with as_file(files("refseq2seq") / "g2p" / "model.npz") as shipped:
             return load(shipped)
     path = Path(path)

@@ -95,7 +95,8 @@ class Generation:
         ValueError
             If there are no steps.
         """
-        steps = list(steps)
+        # Without their logits, which for a long target would fill the memory.
+        steps = [replace(step, logits=None, scores=None) for step in steps]
         if not steps:
             raise ValueError("no steps: at least one is needed to know the batch")
         emitted = np.stack([step.emitted for step in steps], axis=1)

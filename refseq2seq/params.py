@@ -8,7 +8,7 @@ model are the four answers that can be given to it.
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,8 @@ def build_params(config: ModelConfig, array: ArrayMaker) -> Params:
     A tied table is asked for once, under the name ``decoder.embedding``.
     """
     decoder = _stack(config.decoder, config.encoder.d_model, _under("decoder", array))
+    if config.tied_logits:
+        decoder = replace(decoder, embedding=_by_columns(decoder.embedding))
     shared = decoder.embedding if config.tied_embeddings else None
     encoder = _stack(config.encoder, 0, _under("encoder", array), embedding=shared)
     d_model, vocab_size = config.decoder.d_model, config.decoder.vocab_size
@@ -133,6 +135,15 @@ def build_params(config: ModelConfig, array: ArrayMaker) -> Params:
         ),
         logits_bias=array("logits_bias", (vocab_size,)) if config.logits_bias else None,
     )
+
+
+def _by_columns(table: Array) -> Array:
+    """The table with each column in one piece, as its transpose, the unembedding, is read.
+
+    A step reads that matrix whole, and of the table a row per token.
+    """
+    in_rows = table.strides[0] > table.strides[1]
+    return table.copy(order="F") if in_rows else table
 
 
 def _stack(

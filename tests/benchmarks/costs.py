@@ -1,0 +1,187 @@
+"""What single things cost: length, batch, taps, rows that have ended, float64, the import.
+
+    OPENBLAS_NUM_THREADS=1 python tests/benchmarks/costs.py length batch
+    python tests/benchmarks/costs.py taps ended forward import
+
+Medians of repeated runs; two things that are compared take turns.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from peers import SIZES, Size
+
+import refseq2seq as rs
+
+N_POSITIONS = 1100
+
+
+def network(size: Size, dtype: str = "float32") -> rs.Model:
+    config = rs.presets.x_transformers(
+        d_model=size.d_model,
+        source_vocab_size=size.vocab_size,
+        target_vocab_size=size.vocab_size,
+        n_source_positions=N_POSITIONS,
+        n_target_positions=N_POSITIONS,
+        encoder_layers=size.n_layers,
+        decoder_layers=size.n_layers,
+        n_heads=size.n_heads,
+        d_k=size.d_model // size.n_heads,
+        decoder_start_id=1,
+        eos_ids=(2,),
+        pad_id=0,
+    )
+    return rs.Model.random(config, 0, dtype)
+
+
+def rows(size: Size, batch: int, n: int = 32) -> np.ndarray:
+    return np.random.default_rng(0).integers(3, size.vocab_size, (batch, n))
+
+
+def in_turns(repeats: int, *runs: Callable[[], Any]) -> list[float]:
+    """The median seconds of each."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(repeats + 1):
+        for run, of_run in zip(runs, seconds, strict=True):
+            begun = time.perf_counter()
+            run()
+            of_run.append(time.perf_counter() - begun)
+    return [statistics.median(of_run[1:]) for of_run in seconds]
+
+
+def steps_of(model: rs.Model, source: np.ndarray, n: int) -> np.ndarray:
+    """Milliseconds of each step."""
+    times = [time.perf_counter()]
+    for _ in rs.decode_steps(model, source, eos_ids=(), max_new_tokens=n):
+        times.append(time.perf_counter())
+    return 1000 * np.diff(times)
+
+
+def length() -> None:
+    """Milliseconds of a step, by the tokens before it."""
+    for name in ("d128", "d256", "d512"):
+        model, source = network(SIZES[name]), rows(SIZES[name], 1)
+        of_steps = np.median([steps_of(model, source, 1024) for _ in range(3)], axis=0)
+        near = {n: np.median(of_steps[n - 32 : n]) for n in (64, 128, 256, 512, 1024)}
+        print(name, "ms per token:", {n: round(float(ms), 3) for n, ms in near.items()})
+
+
+def batch() -> None:
+    """Milliseconds of a step, by the number of rows."""
+    for name in ("d128", "d256"):
+        model, found = network(SIZES[name]), {}
+        for n in (1, 2, 4, 8, 16, 32, 64):
+            found[n] = round(float(np.median(steps_of(model, rows(SIZES[name], n), 64)[1:])), 3)
+        print(name, "ms per step:", found)
+
+
+def taps() -> None:
+    """Generation with no tap, with one that lets all pass, and with one that keeps all."""
+    model, source = network(SIZES["d128"]), rows(SIZES["d128"], 1)
+    through = rs.FunctionTap(lambda name, x: x)
+    found = in_turns(
+        15,
+        lambda: rs.generate(model, source, eos_ids=(), max_new_tokens=64),
+        lambda: rs.generate(model, source, eos_ids=(), max_new_tokens=64, tap=through),
+        lambda: rs.generate(model, source, eos_ids=(), max_new_tokens=64, tap=rs.Trace()),
+    )
+    print("ms per token: no tap, passing, keeping:", [round(1000 * s / 64, 3) for s in found])
+    calls = 64 * (2 * 22 + 9)
+    (each,) = in_turns(5, lambda: [rs.no_tap("name", source) for _ in range(calls)])
+    print(f"the calls of no_tap themselves: {1000 * each / 64:.4f} ms per token")
+
+
+def ended() -> None:
+    """32 rows that end after 1, 2, ..., 32 tokens, and the same rows, kept until the end."""
+    model, source = network(SIZES["d256"]), rows(SIZES["d256"], 32)
+    stop_at = np.arange(1, 33)
+
+    def run(tap: Any) -> None:
+        options = {"eos_ids": (), "max_new_tokens": 64, "tap": tap}
+        for _ in rs.decode_steps(model, source, stop=lambda s: s.index + 1 >= stop_at, **options):
+            pass
+
+    leaving, staying = in_turns(7, lambda: run(rs.no_tap), lambda: run(rs.trace.NoTap()))
+    print(f"seconds: leaving {leaving:.3f}, staying {staying:.3f}, {leaving / staying:.0%}")
+
+
+def forward() -> None:
+    """Teacher forcing in float64 beside PyTorch, with the same weights."""
+    import torch
+    from peers import x_transformer
+
+    size = SIZES["d512"]
+    theirs = x_transformer(size).double()
+    ours = rs.convert.from_x_transformers(theirs, decoder_start_id=1, eos_ids=(2,))
+    source, target = rows(size, 8, 128), rows(size, 8, 128)
+
+    @torch.no_grad()
+    def torch_forward() -> np.ndarray:
+        memory = theirs.encoder(torch.as_tensor(source), return_embeddings=True)
+        return theirs.decoder.net(torch.as_tensor(target), context=memory).numpy()
+
+    assert np.abs(rs.forward(ours, source, target) - torch_forward()).max() < 1e-10
+    found = in_turns(3, lambda: rs.forward(ours, source, target), torch_forward)
+    print("GELU, seconds: ours, PyTorch", [round(s, 2) for s in found])
+    relu = rs.presets.vaswani(
+        d_model=512, vocab_size=32_000, n_layers=6, n_heads=8, d_ff=2048,
+        decoder_start_id=1, eos_ids=(2,), pad_id=0,
+    )  # fmt: skip
+    ours = rs.Model.random(relu, 0, "float64")
+    table = torch.as_tensor(np.ascontiguousarray(ours.params.decoder.embedding))
+    network = torch.nn.Transformer(
+        512, 8, 6, 6, 2048, 0.0, batch_first=True, dtype=torch.float64
+    ).eval()
+    mask = network.generate_square_subsequent_mask(128, dtype=torch.float64)
+
+    @torch.no_grad()
+    def torch_relu() -> None:
+        a, b = table[torch.as_tensor(source)], table[torch.as_tensor(target)]
+        network(a, b, tgt_mask=mask, tgt_is_causal=True) @ table.T
+
+    found = in_turns(3, lambda: rs.forward(ours, source, target), torch_relu)
+    print("ReLU, seconds: ours, PyTorch", [round(s, 2) for s in found])
+
+
+def importing() -> None:
+    """What ``import refseq2seq`` adds to ``import numpy``."""
+
+    def milliseconds(modules: str) -> float:
+        program = f"import time; t = time.perf_counter(); import {modules}; "
+        program += "print(1000 * (time.perf_counter() - t))"
+        out = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+        return float(out.stdout)
+
+    plain, both = zip(
+        *((milliseconds("numpy"), milliseconds("numpy, refseq2seq")) for _ in range(15)),
+        strict=True,
+    )
+    added = statistics.median(both) - statistics.median(plain)
+    print(f"import: NumPy {statistics.median(plain):.0f} ms, refseq2seq adds {added:.0f} ms")
+
+
+COSTS = {
+    "length": length,
+    "batch": batch,
+    "taps": taps,
+    "ended": ended,
+    "forward": forward,
+    "import": importing,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("costs", nargs="+", choices=COSTS)
+    for name in parser.parse_args().costs:
+        COSTS[name]()
+
+
+if __name__ == "__main__":
+    main()
