@@ -20,6 +20,7 @@ The rules, which Hugging Face and CTranslate2 share:
    (False); when it could not beat it at any length it may still reach ("never").
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -318,7 +319,9 @@ def _step(
     emitted = ~forced & ~beams.done
 
     # The candidates: continuations of every live beam, by the log-probabilities of tokens.
-    log_probs = log_softmax(decoder.next_logits(beams.rows, tap))
+    logits = decoder.next_logits(beams.rows, tap)
+    with np.errstate(invalid="ignore"):  # what is not finite is reported below, by row
+        log_probs = log_softmax(logits)
     state = beams.state(emitted)
     for process in rules.processors:
         log_probs = process(log_probs, state)
@@ -381,7 +384,9 @@ def _candidates(log_probs: Array, live_scores: np.ndarray, n: int) -> tuple[Cand
     xp, (batch, n_beams) = array_namespace(log_probs), live_scores.shape
     vocab_size = log_probs.shape[-1]
     log_probs = log_probs.astype("float64").reshape(batch, n_beams * vocab_size)
-    scores = xp.repeat(xp.asarray(live_scores), vocab_size, axis=1) + log_probs
+    scores = xp.repeat(xp.asarray(live_scores), vocab_size, axis=1)
+    scores = xp.where(scores > -math.inf, scores + log_probs, -math.inf)
+    scores = xp.where(xp.isnan(scores), math.inf, scores)  # first, where it cannot be overlooked
     n_read = min(n + 1, scores.shape[1])
     places = best_places(scores, n_read)
     columns = [xp.take_along_axis(x, places, axis=1) for x in (scores, log_probs)]
@@ -485,7 +490,7 @@ def _least_gap(scores: np.ndarray) -> np.ndarray:
 
 
 def _check_finite(c: Candidates, emitted: np.ndarray) -> None:
-    if (unfit := np.isnan(c.scores).any(axis=1) & emitted).any():
+    if (unfit := (c.scores == np.inf).any(axis=1) & emitted).any():
         raise NonFiniteLogitsError(
             f"the model's logits of row {unfit.argmax()} are NaN or infinite: "
             "they are no distribution"

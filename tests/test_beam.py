@@ -236,3 +236,30 @@ def test_logits_that_are_not_finite_are_reported():
     model.params.unembedding[0, 3] = np.nan
     with pytest.raises(rs.NonFiniteLogitsError, match="row 0 are NaN or infinite"):
         rs.beam_search(model, [[3]])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("beam", [0, 1, 2])
+def test_a_single_live_beam_that_is_not_finite_is_reported_too(beam, value):
+    """It must not be dropped as if it were improbable."""
+
+    def fault(name, x):
+        if name == "step.1.logits":
+            x = x.copy()
+            x[beam, -1, 3] = value
+        return x
+
+    with pytest.raises(rs.NonFiniteLogitsError, match="row 0 are NaN or infinite"):
+        rs.beam_search(tiny(0), [[3]], beams=3, eos_ids=(), tap=rs.FunctionTap(fault))
+
+
+def test_a_beam_that_holds_nothing_may_have_any_logits():
+    """After the first step of one token, two of three beams are empty places."""
+
+    def fault(name, x):
+        empty = np.arange(len(x))[:, None, None] > 0
+        return np.where(empty, np.nan, x) if name == "step.0.logits" else x
+
+    options = {"beams": 3, "max_new_tokens": 4}
+    seen = rs.beam_search(tiny(0), [[3]], tap=rs.FunctionTap(fault), **options)
+    np.testing.assert_array_equal(seen.tokens, rs.beam_search(tiny(0), [[3]], **options).tokens)
