@@ -1,0 +1,199 @@
+"""Derived tolerances accept what is right and reject what is wrong, in every precision.
+
+Random models of x-transformers, of Hugging Face and of a Transformer written in PyTorch, and
+our own in float32: right, in float32, bfloat16 and float16; and the last of the PyTorch ones
+with planted mistakes. Beside each verdict stands that of `torch.testing.assert_close` with the
+tolerances it has by default, on the same numbers.
+
+By default a few of each are tried. The table of docs/tolerances.md is that of
+
+    TOLERANCE_CASES=60 python -m pytest -q tests/peers/test_tolerances.py
+"""
+
+import os
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
+pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
+pytest.importorskip("x_transformers", reason="needs x-transformers: pip install '.[peers]'")
+
+import hf_models
+import test_x_transformers
+import torch
+import torch_forward
+import xt_networks
+
+import refseq2seq as rs
+from refseq2seq.testing import first_difference, rounded, spread
+
+N = int(os.environ.get("TOLERANCE_CASES", "3"))  # of each kind and dtype
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FREQUENCIES = ("rotary", "sinusoids", "modern")  # that a cast to half precision would cast too
+
+
+@dataclass
+class Tally:
+    """What was tried, and how many of it were rejected."""
+
+    n: int = 0
+    ours: int = 0
+    defaults: int = 0
+    worst: float = 0.0  # of what was accepted or rejected, in gates: 1 is as far as allowed
+    evident: int = 0  # mistakes whose effect exceeds two gates
+    evident_missed: int = 0
+    said: list = field(default_factory=list)
+
+
+def in_gates(expected, actual):
+    """How far off, in units of what is allowed: over 1 is rejected."""
+    error = np.abs(actual - expected.value) * expected.where
+    rms = np.sqrt(np.mean(error**2, axis=-1, keepdims=True)) / expected.sigma
+    return max((error / expected.element_sigma).max() / 6, (rms / expected.rms_limit(6)).max())
+
+
+def close_by_default(actual, value):
+    try:
+        torch.testing.assert_close(actual, torch.tensor(value).to(actual.dtype))
+    except AssertionError:
+        return False
+    return True
+
+
+def judge(tally, spread_of, tensor, effect=None):
+    """Both verdicts on logits; ``effect`` are those of a mistake without any rounding."""
+    expected = spread_of["logits"]
+    found = first_difference(spread_of, {"logits": tensor})
+    actual = tensor.double().numpy()
+    assert (found is not None) == (not in_gates(expected, actual) <= 1)
+    tally.n += 1
+    tally.ours += found is not None
+    tally.defaults += not close_by_default(tensor, expected.value)
+    tally.worst = max(tally.worst, in_gates(expected, actual))
+    if effect is not None and in_gates(expected, effect) > 2:
+        tally.evident += 1
+        tally.evident_missed += found is None
+    elif effect is None and found is not None:
+        tally.said.append(str(found))
+
+
+def generator(*seed):
+    return np.random.default_rng([zlib.crc32(repr(seed).encode())])
+
+
+def written_in_torch(seed, dtype):
+    """A model, its inputs, and its logits by PyTorch."""
+    rng = generator("torch", seed)
+    model = rounded(torch_forward.random_model(rng), dtype)
+    inputs = torch_forward.random_inputs(rng, model)
+    return model, inputs, torch_forward.TorchTransformer(model, DTYPES[dtype])(*inputs)
+
+
+def of_x_transformers(seed, dtype):
+    options = list(test_x_transformers.CASES.items())
+    if dtype != "float32":
+        options = [(name, o) for name, o in options if not any(f in name for f in FREQUENCIES)]
+    _, option = options[seed % len(options)]
+    rng = generator("x-transformers", seed)
+    network = xt_networks.random_network(rng, option)
+    round_parameters(network.parts, dtype)
+    model = rounded(network.convert(), dtype)
+    batch = xt_networks.random_batch(rng, network.options, "right")
+    for part in network.parts:
+        part.to(DTYPES[dtype])
+    if dtype != "float32":  # with a mask x-transformers mixes dtypes there, and raises
+        batch.mask = None
+    mask = None if batch.mask is None else torch.as_tensor(batch.mask)
+    with torch.no_grad():
+        memory = network.encoder(torch.as_tensor(batch.source), mask=mask, return_embeddings=True)
+        target = torch.as_tensor(batch.target)
+        logits = network.decoder.net(target, context=memory, context_mask=mask)
+    return model, (batch.source, batch.target, batch.mask), logits
+
+
+def of_hugging_face(seed, dtype):
+    names = list(hf_models.CASES)
+    theirs = hf_models.random_model(names[seed % len(names)], seed, exact=False)
+    round_parameters([theirs], dtype)
+    model = rounded(rs.convert.from_huggingface(theirs), dtype)
+    batch = hf_models.random_batch(theirs, seed)
+    theirs = theirs.to(DTYPES[dtype])
+    with torch.no_grad():
+        logits = theirs(
+            input_ids=torch.tensor(batch.source),
+            attention_mask=torch.tensor(batch.mask, dtype=torch.long),
+            decoder_input_ids=torch.tensor(batch.target),
+        ).logits
+    return model, (batch.source, batch.target, batch.mask), logits
+
+
+def round_parameters(modules, dtype):
+    for module in modules:
+        for x in module.parameters():
+            x.data = x.data.to(DTYPES[dtype]).to(x.dtype)
+
+
+MAKERS = {
+    "x-transformers": of_x_transformers,
+    "Hugging Face": of_hugging_face,
+    "PyTorch": written_in_torch,
+}
+
+
+@pytest.fixture(scope="module")
+def report():
+    """Lines that are printed at the end, where all was tried."""
+    lines = []
+    yield lines
+    if "TOLERANCE_CASES" in os.environ:
+        print("\n" + "\n".join(lines))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_right_is_accepted(dtype, report):
+    for name, maker in MAKERS.items():
+        theirs, ours = Tally(), Tally()
+        for seed in range(N):
+            model, inputs, logits = maker(seed, dtype)
+            within = spread(model, *inputs, dtype=dtype)
+            judge(theirs, within, logits)
+            if dtype == "float32":
+                trace = rs.Trace()
+                rs.forward(model.astype("float32"), *inputs, tap=trace)
+                judge(ours, within, torch.tensor(trace["logits"]))
+                everything = first_difference(within, trace)
+                assert everything is None, everything
+        report.append(row(name, dtype, theirs))
+        if ours.n:
+            report.append(row(f"refseq2seq, models of {name}", dtype, ours))
+        assert theirs.ours + ours.ours == 0, theirs.said + ours.said
+
+
+def row(name, dtype, t):
+    return f"| {name} | {dtype} | {t.n} | {t.ours} | {t.worst:.2f} | {t.defaults} |"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mistakes_are_rejected_where_they_show(dtype, report):
+    tallies = defaultdict(Tally)
+    for seed in range(N):
+        model, inputs, _ = written_in_torch(seed, dtype)
+        within = spread(model, *inputs, dtype=dtype)
+        right = torch_forward.TorchTransformer(model, torch.float64)(*inputs).numpy()
+        for mistake in torch_forward.MISTAKES:
+            made = partial(torch_forward.TorchTransformer, model, mistake=mistake)
+            effect = made(torch.float64)(*inputs).numpy()
+            if not np.array_equal(effect, right):  # else this model gives no occasion to make it
+                judge(tallies[mistake], within, made(DTYPES[dtype])(*inputs), effect)
+    for mistake, t in tallies.items():
+        report.append(
+            f"| {mistake} | {dtype} | {t.n} | {t.evident} | {t.evident_missed} | {t.n - t.ours} "
+            f"| {t.n - t.defaults} |"
+        )
+        assert t.evident_missed == 0, mistake
+    assert sum(t.evident for t in tallies.values()) > N * len(torch_forward.MISTAKES) / 3
