@@ -96,7 +96,7 @@ def diagnose(
     max_new_tokens: int | None = None,
     dtype: str | None = None,
     z: float = 6.0,
-    runs: int = 4,
+    runs: int = 32,
 ) -> Diagnosis:
     """Run a live module and the oracle, and find the first quantity in which they differ.
 

@@ -4,6 +4,7 @@ A cache changes no number: what step t computes is the part of a forward pass ov
 whole target that belongs to the tokens of step t.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -36,19 +37,17 @@ def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[s
 
 def _positions(e: Expected, start: int, end: int) -> Expected:
     """Of every quantity, positions are the last axis but one."""
-    return replace(
-        e,
-        value=e.value[..., start:end, :],
-        sigma=e.sigma[..., start:end, :],
-        where=e.where[..., start:end, :],
-    )
+    return replace(e, **{name: x[..., start:end, :] for name, x in _arrays(e)})
 
 
 def _without_last_keys(e: Expected, n: int) -> Expected:
     """Keys that are not there yet had no part in the errors, and no longer in their mean."""
     kept = e.value.shape[-1] - n
-    where = e.where[..., :kept]
-    share = np.sum(e.where, axis=-1, keepdims=True) / np.maximum(
-        np.sum(where, axis=-1, keepdims=True), 1
-    )
-    return replace(e, value=e.value[..., :kept], sigma=e.sigma * np.sqrt(share), where=where)
+    part = replace(e, **{name: x[..., :kept] for name, x in _arrays(e)})
+    counted = [np.sum(of.where, axis=-1, keepdims=True) for of in (e, part)]
+    return replace(part, sigma=e.sigma * np.sqrt(counted[0] / np.maximum(counted[1], 1)))
+
+
+def _arrays(e: Expected) -> list[tuple[str, np.ndarray]]:
+    fields = ((f.name, getattr(e, f.name)) for f in dataclasses.fields(e))
+    return [(name, x) for name, x in fields if isinstance(x, np.ndarray)]

@@ -33,7 +33,7 @@ ENTERS: dict[str, tuple[str, str]] = {
     "weights": ("", ""),
     "heads": ("{stack}.{sub}.kv_head_order", "{layer}.{sub}.memory_v"),
     "out": (
-        "{stack}.{sub}.gate {stack}.{sub}.biases",
+        "{stack}.{sub}.biases {stack}.{sub}.gate {stack}.{sub}.head_scale",
         "{layer}.{sub}.?_gate {layer}.{sub}.head_scale {layer}.{sub}.?_o {layer}.{sub}.?_out",
     ),
     "after": ("{stack}.norm_positions {stack}.norm", "{norms}.branch.* {norms}.after.*"),
@@ -57,7 +57,7 @@ def entering(config: ModelConfig, names: Iterable[str]) -> list[str]:
         fields, patterns = (text.format(**places).split() for text in ENTERS[kind])
         for path in fields:
             value = _value(config, path)
-            if _says_something(kind, value):
+            if value is not None and _enters(kind, value):
                 lines[f"{path} = {value!r}"] = None
         if kind in ("scores", "weights"):
             lines[_mask(name)] = None
@@ -91,19 +91,20 @@ def _parse(name: str) -> tuple[str, dict[str, str]]:
 
 
 def _value(config: ModelConfig, path: str) -> Any:
+    """The field at ``path``; None where that kind of sublayer has no such field."""
     value: Any = config
     for field in path.split("."):
-        value = getattr(value, field)
+        value = getattr(value, field, None)
     return value
 
 
-def _says_something(kind: str, value: Any) -> bool:
-    """Rotations enter queries and keys, the other relative positions enter scores."""
+def _enters(kind: str, value: Any) -> bool:
+    """Rotations enter queries and keys, other relative positions scores; nothing, what is off."""
     if isinstance(value, RotaryPositions):
         return kind in "qk"
     if isinstance(value, AlibiPositions | BucketedPositions):
         return kind == "scores"
-    return value not in (None, (), False, "none")
+    return value not in ((), False, "none")
 
 
 def _mask(name: str) -> str:

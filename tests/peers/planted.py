@@ -1,0 +1,95 @@
+"""Faults that are planted in live PyTorch modules, for the tests and the table of them.
+
+Each is the mistake of a programmer: a function that changes one module, which was right,
+and the places at which it must be found. The modules are in `planted_x_transformers`,
+`planted_huggingface` and `planted_pytorch`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import refseq2seq as rs
+from refseq2seq.testing import properties
+from refseq2seq.testing.diagnosis import Diagnosis, diagnose
+
+# Sources of different lengths; 9 is far enough for the wide buckets of relative positions.
+MASK = np.arange(9) < np.array([[9], [6], [4]])
+SOURCE = np.random.default_rng(31).integers(3, 11, MASK.shape)
+TARGET = np.random.default_rng(37).integers(3, 11, (3, 5))
+TARGET[:, 0] = 1
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """These modules are so small that PyTorch's threads only wait for each other."""
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+
+@dataclass
+class Subject:
+    """A module, what it should be, and how to run it."""
+
+    module: Any  # as diagnose takes it
+    model: rs.Model  # converted before anything was planted
+    implementation: properties.Implementation  # the same module, for the properties
+    run: Callable[..., Any] | None = None  # for nn.Transformer
+    parts: dict[str, Any] = field(default_factory=dict)  # what the faults are planted in
+
+    def diagnose(self, max_new_tokens: int | None = None, runs: int = 16) -> Diagnosis:
+        """What deviates first, forced to the target or generating."""
+        return diagnose(
+            self.module,
+            SOURCE,
+            TARGET if max_new_tokens is None else TARGET[:, :1],
+            MASK,
+            model=self.model,
+            run=self.run,
+            max_new_tokens=max_new_tokens,
+            runs=runs,
+        )
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A mistake, the module it is made in, and where it is to be found."""
+
+    name: str
+    make: Callable[[], Subject]
+    where: str  # the module, in words
+    plant: Callable[[Subject, pytest.MonkeyPatch], None]
+    expected: tuple[str, ...]  # patterns of names, one of which the first deviation must match
+    max_new_tokens: int | None
+
+    def is_found(self, first: str | None) -> bool:
+        """Whether ``first`` is a place of this fault."""
+        return first is not None and any(fnmatchcase(first, pattern) for pattern in self.expected)
+
+
+class Faults:
+    """A list that grows by decorated functions."""
+
+    def __init__(self) -> None:
+        self.all: list[Fault] = []
+
+    def on(self, make: Callable[[], Subject], where: str) -> Callable[..., Any]:
+        """The decorator for faults in one module: @it("the mistake", "a place or another")."""
+
+        def plant(name: str, expected: str, max_new_tokens: int | None = None) -> Any:
+            def add(function: Any) -> Any:
+                places = tuple(expected.split(" or "))
+                self.all.append(Fault(name, make, where, function, places, max_new_tokens))
+                return function
+
+            return add
+
+        return plant

@@ -1,0 +1,373 @@
+"""Faults in live models of Hugging Face transformers."""
+
+import math
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from hf_models import randomize
+from planted import Faults, Subject
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
+
+import refseq2seq as rs
+from refseq2seq.testing import properties
+
+TOKENS = {"vocab_size": 11, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 1}
+BART = {
+    "d_model": 24,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 29,
+    "decoder_ffn_dim": 29,
+    "encoder_attention_heads": 3,
+    "decoder_attention_heads": 4,
+    "max_position_embeddings": 17,
+}
+T5 = {
+    "d_model": 22,
+    "d_kv": 5,
+    "d_ff": 29,
+    "num_layers": 2,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 8,
+}
+RIGHT, ANYWHERE = ("right",), ("right", "left", "between")
+
+
+def subject(
+    family: str, head: str, padding: tuple[str, ...], seed: int, options: dict[str, Any]
+) -> Subject:
+    """A model with attention that tells its weights."""
+    config = getattr(transformers, f"{family}Config")(**TOKENS | options)
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{family}{head}")(config).eval()
+    randomize(model)
+    model.set_attn_implementation("eager")
+    converted = rs.convert.from_huggingface(model)
+    return Subject(model, converted, implementation(model, padding))
+
+
+def implementation(model: Any, padding: tuple[str, ...]) -> properties.Implementation:
+    """The model as functions."""
+
+    @torch.no_grad()
+    def encode(source: np.ndarray, mask: np.ndarray | None) -> Any:
+        mask = None if mask is None else torch.as_tensor(mask).long()
+        hidden = model.get_encoder()(input_ids=torch.as_tensor(source), attention_mask=mask)[0]
+        return {"encoder_outputs": BaseModelOutput(hidden), "attention_mask": mask}
+
+    def decode(memory: Any, target: np.ndarray, cache: Any, use_cache: bool) -> Any:
+        with torch.no_grad():
+            return model(
+                **memory,
+                decoder_input_ids=torch.as_tensor(target),
+                past_key_values=cache,
+                use_cache=use_cache,
+            )
+
+    def logits(memory: Any, target: np.ndarray) -> np.ndarray:
+        return decode(memory, target, None, use_cache=False).logits.numpy()
+
+    def begin(memory: Any) -> Any:
+        held = SimpleNamespace(cache=None)
+
+        def feed(tokens: np.ndarray) -> np.ndarray:
+            out = decode(memory, tokens, held.cache, use_cache=True)
+            held.cache = out.past_key_values
+            return out.logits.numpy()
+
+        return feed
+
+    def generate(source: np.ndarray, mask: np.ndarray | None, n: int) -> np.ndarray:
+        mask = np.ones(source.shape) if mask is None else mask
+        out = model.generate(
+            torch.as_tensor(source),
+            attention_mask=torch.as_tensor(mask).long(),
+            max_new_tokens=n,
+            min_new_tokens=n,
+            do_sample=False,
+        )
+        return out[:, 1:].numpy()
+
+    return properties.Implementation(
+        encode=encode,
+        logits=logits,
+        begin=begin,
+        generate=generate,
+        source_vocab_size=11,
+        target_vocab_size=11,
+        start_id=1,
+        max_source_length=17,
+        max_target_length=17,
+        padding=padding,
+    )
+
+
+FAULTS = Faults()
+GENERATION = "ForConditionalGeneration"
+
+
+def on(family: str, where: str, seed: int, head: str = GENERATION, **options: Any) -> Any:
+    is_t5 = family == "T5"
+    sizes, padding = (T5, ANYWHERE) if is_t5 else (BART, RIGHT)
+    return FAULTS.on(partial(subject, family, head, padding, seed, sizes | options), where)
+
+
+t5 = on("T5", "T5 1.0", 1, feed_forward_proj="relu")
+t5_gated = on("T5", "T5 1.1", 2, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+bart = on("Bart", "BART", 3, scale_embedding=True)
+mbart = on("MBart", "mBART", 4)
+marian = on("Marian", "Marian", 5, "MTModel", activation_function="swish")
+
+
+def layer(s: Subject, side: str, i: int) -> Any:
+    stack = s.module.get_encoder() if side == "encoder" else s.module.get_decoder()
+    return stack.block[i].layer if hasattr(stack, "block") else stack.layers[i]
+
+
+def given(module: nn.Module, **changes: Any) -> None:
+    """Let ``module`` be given other keyword arguments: functions of what is given."""
+
+    def change(_: Any, args: Any, kwargs: Any) -> Any:
+        return args, kwargs | {name: new(kwargs.get(name)) for name, new in changes.items()}
+
+    module.register_forward_pre_hook(change, with_kwargs=True)
+
+
+# T5: relative positions.
+
+
+@t5("encoder's buckets of one direction", "encoder.layers.0.self_attention.weights")
+def _(s, patch):
+    attention = layer(s, "encoder", 0)[0].SelfAttention
+    right = attention._relative_position_bucket
+    attention._relative_position_bucket = lambda *args, bidirectional, **how: right(
+        *args, bidirectional=False, **how
+    )
+
+
+@t5("decoder's buckets of both directions", "decoder.layers.0.self_attention.weights")
+def _(s, patch):
+    layer(s, "decoder", 0)[0].SelfAttention.is_decoder = False
+
+
+@t5("buckets up to distance 16, not 8", "encoder.layers.0.self_attention.weights")
+def _(s, patch):
+    layer(s, "encoder", 0)[0].SelfAttention.relative_attention_max_distance = 16
+
+
+@t5("buckets of query minus key", "encoder.layers.0.self_attention.weights")
+def _(s, patch):
+    attention = layer(s, "encoder", 0)[0].SelfAttention
+    right = attention._relative_position_bucket
+    attention._relative_position_bucket = lambda distance, **how: right(-distance, **how)
+
+
+@t5("buckets one position off", "decoder.layers.0.self_attention.weights")
+def _(s, patch):
+    attention = layer(s, "decoder", 0)[0].SelfAttention
+    right = attention._relative_position_bucket
+    attention._relative_position_bucket = lambda distance, **how: right(distance + 1, **how)
+
+
+@t5("relative bias in the first layer only", "encoder.layers.1.self_attention.weights")
+def _(s, patch):
+    given(layer(s, "encoder", 1)[0].SelfAttention, position_bias=torch.zeros_like)
+
+
+@t5("relative bias in cross-attention too", "decoder.layers.0.cross_attention.weights")
+def _(s, patch):
+    layer(s, "decoder", 0)[1].EncDecAttention.has_relative_attention_bias = True
+    bias = layer(s, "decoder", 0)[0].SelfAttention.relative_attention_bias
+    layer(s, "decoder", 0)[1].EncDecAttention.relative_attention_bias = bias
+
+
+@t5("scores scaled by 1/sqrt(d_k)", "encoder.layers.0.self_attention.weights")
+def _(s, patch):
+    layer(s, "encoder", 0)[0].SelfAttention.scaling = 5**-0.5
+
+
+@t5("positions restart with a cache", "step.1.*.0.self_attention.weights", max_new_tokens=4)
+def _(s, patch):
+    attention = layer(s, "decoder", 0)[0].SelfAttention
+    right = attention.compute_bias
+    attention.compute_bias = lambda *n, past_seen_tokens, device: right(*n, device=device)
+
+
+# T5: norms, activations, logits.
+
+
+@t5("layer norm for RMS norm", "decoder.layers.0.self_attention.input")
+def _(s, patch):
+    norm = layer(s, "decoder", 0)[0].layer_norm
+    right = norm.forward
+    norm.forward = lambda x: right(x - x.mean(-1, keepdim=True))
+
+
+@t5("RMS norm's eps 1e-5 for 1e-6", "encoder.layers.0.feed_forward.input")
+def _(s, patch):
+    layer(s, "encoder", 0)[1].layer_norm.variance_epsilon = 1e-5
+
+
+@t5("tied logits not scaled", "logits")
+def _(s, patch):
+    s.module.config.scale_decoder_outputs = False
+
+
+@t5("no final norm", "encoder.final")
+def _(s, patch):
+    s.module.encoder.final_layer_norm = nn.Identity()
+
+
+@t5_gated("gate and up swapped", "encoder.layers.0.feed_forward.gate or *.projected")
+def _(s, patch):
+    inner = layer(s, "encoder", 0)[1].DenseReluDense
+    inner.wi_0, inner.wi_1 = inner.wi_1, inner.wi_0
+
+
+@t5_gated("GELU by erf for GELU by tanh", "decoder.layers.1.feed_forward.hidden")
+def _(s, patch):
+    layer(s, "decoder", 1)[2].DenseReluDense.act = nn.GELU()
+
+
+@t5_gated("logits of an untied head scaled", "logits")
+def _(s, patch):
+    s.module.config.scale_decoder_outputs = True
+
+
+# BART and its descendants.
+
+
+@bart("positions without the offset 2", "encoder.positions")
+def _(s, patch):
+    s.module.model.encoder.embed_positions.offset = 0
+
+
+@bart("embedding not scaled", "decoder.tokens")
+def _(s, patch):
+    s.module.model.decoder.embed_tokens.embed_scale = 1.0
+
+
+@bart("no norm of the embedding", "encoder.embed")
+def _(s, patch):
+    s.module.model.encoder.layernorm_embedding = nn.Identity()
+
+
+@bart("no bias of logits", "logits")
+def _(s, patch):
+    s.module.final_logits_bias = torch.zeros_like(s.module.final_logits_bias)
+
+
+@bart("no bias of queries", "encoder.layers.1.self_attention.q")
+def _(s, patch):
+    layer(s, "encoder", 1).self_attn.q_proj.bias = None
+
+
+@bart("no bias of keys", "decoder.layers.0.self_attention.k")
+def _(s, patch):
+    layer(s, "decoder", 0).self_attn.k_proj.bias = None
+
+
+@bart("no bias of values", "decoder.layers.1.cross_attention.v")
+def _(s, patch):
+    layer(s, "decoder", 1).encoder_attn.v_proj.bias = None
+
+
+@bart("no bias after the heads", "decoder.layers.1.self_attention.out")
+def _(s, patch):
+    layer(s, "decoder", 1).self_attn.out_proj.bias = None
+
+
+@bart("queries scaled twice", "decoder.layers.0.cross_attention.weights")
+def _(s, patch):
+    attention = layer(s, "decoder", 0).encoder_attn
+    attention.scaling **= 2
+
+
+@bart("ReLU for GELU", "encoder.layers.1.feed_forward.hidden")
+def _(s, patch):
+    layer(s, "encoder", 1).activation_fn = nn.ReLU()
+
+
+@bart("norm's eps ten times too great", "encoder.layers.0.after_self_attention")
+def _(s, patch):
+    layer(s, "encoder", 0).self_attn_layer_norm.eps = 1e-4
+
+
+@bart("norms of two sublayers swapped", "decoder.layers.1.after_self_attention")
+def _(s, patch):
+    inner = layer(s, "decoder", 1)
+    inner.self_attn_layer_norm, inner.encoder_attn_layer_norm = (
+        inner.encoder_attn_layer_norm,
+        inner.self_attn_layer_norm,
+    )
+
+
+@bart("encoder attends to padding", "encoder.layers.0.self_attention.weights")
+def _(s, patch):
+    given(layer(s, "encoder", 0).self_attn, attention_mask=lambda mask: None)
+
+
+@bart("decoder sees the whole target", "decoder.layers.0.self_attention.weights")
+def _(s, patch):
+    given(layer(s, "decoder", 0).self_attn, attention_mask=lambda mask: None)
+
+
+@bart("cross-attention to the embedding of the source", "decoder.layers.0.cross_attention.k")
+def _(s, patch):
+    seen = []
+    first = layer(s, "encoder", 0)
+    first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    given(layer(s, "decoder", 0).encoder_attn, key_value_states=lambda _: seen[-1])
+
+
+@bart("position off by one with a cache", "step.1.decoder.positions", max_new_tokens=4)
+def _(s, patch):
+    table = s.module.model.decoder.embed_positions
+    right = table.forward
+    table.forward = lambda ids, n=0, position_ids=None: right(
+        ids, n, None if position_ids is None else position_ids + (position_ids > 0)
+    )
+
+
+@mbart("no final norm", "decoder.final")
+def _(s, patch):
+    s.module.model.decoder.layer_norm = nn.Identity()
+
+
+@mbart("residual from the normed input", "encoder.layers.0.after_self_attention")
+def _(s, patch):
+    """The layer adds what the norm was given: let it be given what the norm gives."""
+    norm = layer(s, "encoder", 0).self_attn_layer_norm
+    right = norm.forward
+
+    def in_place(x):
+        return x.copy_(right(x))
+
+    norm.forward = in_place
+
+
+@marian("sines and cosines in turns", "decoder.positions")
+def _(s, patch):
+    table = s.module.model.decoder.embed_positions
+    table.weight = nn.Parameter(table.weight.unflatten(-1, (2, -1)).mT.flatten(-2))
+
+
+@marian("wavelengths by half - 1", "encoder.positions")
+def _(s, patch):
+    table = s.module.model.encoder.embed_positions
+    n, d = table.weight.shape
+    angles = torch.arange(n)[:, None] * torch.exp(
+        torch.arange(d // 2) * -math.log(10000) / (d // 2 - 1)
+    )
+    table.weight = nn.Parameter(torch.cat([angles.sin(), angles.cos()], dim=-1))
+
+
+@marian("GELU for SiLU", "decoder.layers.0.feed_forward.hidden")
+def _(s, patch):
+    layer(s, "decoder", 0).activation_fn = nn.GELU()

@@ -1,0 +1,151 @@
+"""The page of planted faults: ``python tests/peers/planted_page.py`` computes it anew.
+
+That tries the properties on every faulty module too, which takes minutes. The tests compute
+only what `diagnose` finds, and hold the page to it.
+"""
+
+import re
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import planted_huggingface
+import planted_pytorch
+import planted_x_transformers
+import pytest
+from planted import Fault, one_thread
+
+from refseq2seq.testing import properties
+from refseq2seq.testing.diagnosis import Diagnosis
+
+PAGE = Path(__file__).parents[2] / "docs" / "planted-bugs.md"
+FAMILIES = {
+    "x-transformers": planted_x_transformers.FAULTS.all,
+    "Hugging Face transformers": planted_huggingface.FAULTS.all,
+    "torch.nn.Transformer": planted_pytorch.FAULTS.all,
+}
+FAULTS = [fault for faults in FAMILIES.values() for fault in faults]
+RIGHT = {fault.where: fault.make for fault in FAULTS}
+
+INTRODUCTION = """\
+# Planted bugs
+
+Mistakes that programmers make, each planted in a live PyTorch module that was right, and what
+`refseq2seq.testing.diagnose` says of it: the first quantity that is not what the oracle
+computes, and how far it is off, in spreads of float32 rounding. More than 6 are a deviation.
+In a row together, less may be. Names that begin with `step.` are of greedy generation with the
+module's own cache.
+
+The last column is what [the properties](api/testing.rst) find on their own, which need no
+reference weights: cached against uncached, a row alone against the row in a batch, padding
+against none, and so on. They see a mistake that breaks such a relation, and cannot see one
+that gives another, consistent model; an empty cell is such a mistake, or one that the trials
+did not meet.
+
+This page is made by `python tests/peers/planted_page.py`, and the tests hold it to what
+`diagnose` finds.
+"""
+"""Before the tables."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: all text."""
+
+    fault: str
+    where: str
+    first: str
+    spreads: str
+    expected: str
+    properties: str
+
+    def __str__(self) -> str:
+        cells = (self.fault, self.where, self.first, self.spreads, self.expected, self.properties)
+        return f"| {' | '.join(cells)} |"
+
+
+HEAD = str(Row("bug", "model", "first deviation", "spreads", "expected", "properties that fail"))
+
+
+@cache
+def diagnosis(i: int) -> Diagnosis:
+    """What is said of fault number i."""
+    fault = FAULTS[i]
+    with pytest.MonkeyPatch.context() as patch:
+        subject = fault.make()
+        fault.plant(subject, patch)
+        return subject.diagnose(fault.max_new_tokens)
+
+
+def broken(fault: Fault | None, where: str) -> list[str]:
+    """The properties that fail, of the module with the fault or without one."""
+    with pytest.MonkeyPatch.context() as patch:
+        subject = RIGHT[where]()
+        if fault is not None:
+            fault.plant(subject, patch)
+        return properties.examine(subject.implementation).failed
+
+
+def spreads(found: Diagnosis) -> str:
+    """The size of a deviation; another shape has none."""
+    size = found.difference.spreads
+    return "another shape" if size is None else f"{size:.1e}" if size >= 1000 else f"{size:.0f}"
+
+
+def page() -> str:
+    """The whole page."""
+    rows: list[Row] = []
+    for where in RIGHT:
+        failed = broken(None, where)
+        rows.append(Row("*none*", where, "none", "", "none", ", ".join(failed)))
+    for i, fault in enumerate(FAULTS):
+        found = diagnosis(i)
+        failed = broken(fault, fault.where)
+        expected = " or ".join(f"`{place}`" for place in fault.expected)
+        first = "none" if found.first is None else f"`{found.first}`"
+        rows.append(
+            Row(fault.name, fault.where, first, spreads(found), expected, ", ".join(failed))
+        )
+        print(f"{fault.name}: {found.first}; {failed}", file=sys.stderr)
+    return f"{INTRODUCTION}\n{summary(rows)}\n{tables(rows)}"
+
+
+def summary(rows: list[Row]) -> str:
+    """How many are found, by either way, and which properties find most."""
+    faults = [row for row in rows if row.fault != "*none*"]
+    at_place = len(faults)
+    by_properties = sum(bool(row.properties) for row in faults)
+    counted = Counter(name for row in faults for name in row.properties.split(", ") if name)
+    most = ", ".join(f"`{name}` {n}" for name, n in counted.most_common(6))
+    return (
+        f"Of {len(faults)} bugs, `diagnose` finds {at_place} at the expected place; the properties "
+        f"alone find {by_properties}, most often {most}.\n"
+    )
+
+
+def tables(rows: list[Row]) -> str:
+    """One table for each library."""
+    parts = []
+    for family, faults in FAMILIES.items():
+        wheres = {fault.where for fault in faults}
+        lines = [str(row) for row in rows if row.where in wheres]
+        parts.append("\n".join([f"## {family}", "", HEAD, "|---|---|---|---|---|---|", *lines, ""]))
+    return "\n".join(parts)
+
+
+def read_rows(text: str) -> Iterator[Row]:
+    """The rows of the tables in a page."""
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) == 6 and cells[0] != "bug" and not cells[0].startswith("---"):
+            yield Row(*cells)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    with one_thread():
+        PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,510 @@
+"""Faults in live modules of x-transformers."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from einops.layers.torch import Rearrange
+from planted import Faults, Subject
+from torch import nn
+from x_transformers import attend as xt_attend
+from x_transformers import x_transformers as xt
+from xt_networks import Network, both, random_network
+
+from refseq2seq.testing import properties
+
+SIZES = {"dim": 22} | both(
+    num_tokens=11, max_seq_len=16, depth=2, heads=4, attn_dim_head=6, verbose=False
+)
+
+
+def subject(seed: int, padding: tuple[str, ...], **options: Any) -> Subject:
+    """A network with these options."""
+    network = random_network(np.random.default_rng(seed), SIZES | options)
+    return Subject(network.module, network.convert(), implementation(network, padding))
+
+
+def implementation(network: Network, padding: tuple[str, ...]) -> properties.Implementation:
+    """The network as functions; with absolute positions it takes padding on the right only."""
+
+    @torch.no_grad()
+    def encode(source: np.ndarray, mask: np.ndarray | None) -> Any:
+        mask = None if mask is None else torch.as_tensor(mask)
+        memory = network.encoder(torch.as_tensor(source), mask=mask, return_embeddings=True)
+        return {"context": memory, "context_mask": mask}
+
+    @torch.no_grad()
+    def logits(memory: Any, target: np.ndarray) -> np.ndarray:
+        return network.decoder.net(torch.as_tensor(target), **memory).numpy()
+
+    def begin(memory: Any) -> Any:
+        so_far, cache = torch.zeros((len(memory["context"]), 0), dtype=torch.long), None
+
+        @torch.no_grad()
+        def feed(tokens: np.ndarray) -> np.ndarray:
+            nonlocal so_far, cache
+            so_far = torch.cat([so_far, torch.as_tensor(tokens)], dim=1)
+            out, cache = network.decoder.net(
+                so_far,
+                cache=cache,
+                cache_age=tokens.shape[1],
+                return_intermediates=True,
+                **memory,
+            )
+            return out.numpy()
+
+        return feed
+
+    def generate(source: np.ndarray, mask: np.ndarray | None, n: int) -> np.ndarray:
+        prompts = np.ones((len(source), 1), dtype=np.int64)
+        return network.generate(source, mask, prompts, n, temperature=0.0, eos_token=None)
+
+    return properties.Implementation(
+        encode=encode,
+        logits=logits,
+        begin=begin,
+        generate=generate,
+        source_vocab_size=11,
+        target_vocab_size=11,
+        start_id=1,
+        max_source_length=16,
+        max_target_length=16,
+        padding=padding,
+    )
+
+
+FAULTS = Faults()
+RIGHT, ANYWHERE = ("right",), ("right", "left", "between")
+pre_norm = FAULTS.on(partial(subject, 1, RIGHT), "pre-norm, learned positions, GELU")
+post_norm = FAULTS.on(
+    partial(subject, 2, RIGHT, **both(pre_norm=False)), "post-norm, learned positions, GELU"
+)
+modern = FAULTS.on(
+    partial(
+        subject,
+        3,
+        ANYWHERE,
+        **both(
+            rotary_pos_emb=True,
+            use_rmsnorm=True,
+            ff_glu=True,
+            ff_swish=True,
+            ff_no_bias=True,
+            attn_kv_heads=2,
+        ),
+    ),
+    "rotary, RMS norm, SwiGLU, grouped heads",
+)
+bucketed = FAULTS.on(
+    partial(
+        subject,
+        4,
+        ANYWHERE,
+        **both(rel_pos_bias=True, rel_pos_num_buckets=8, rel_pos_max_distance=8),
+    ),
+    "relative bias",
+)
+alibi = FAULTS.on(
+    partial(subject, 5, ANYWHERE, **both(alibi_pos_bias=True, use_abs_pos_emb=False)), "ALiBi"
+)
+other = FAULTS.on(
+    partial(
+        subject,
+        6,
+        RIGHT,
+        **both(scaled_sinu_pos_emb=True, attn_qk_norm=True, attn_num_mem_kv=2),
+        dec_tie_embedding=True,
+    ),
+    "sinusoids, normalised queries and keys, learned pairs, tied logits",
+)
+
+
+def layers(s: Subject, side: str) -> Any:
+    module = s.module
+    encoder, decoder = module if isinstance(module, tuple) else (module.encoder, module.decoder)
+    return (encoder if side == "encoder" else decoder.net).attn_layers
+
+
+def wrapper(s: Subject, side: str) -> Any:
+    module = s.module
+    encoder, decoder = module if isinstance(module, tuple) else (module.encoder, module.decoder)
+    return encoder if side == "encoder" else decoder.net
+
+
+def sublayer(s: Subject, side: str, layer: int, kind: str) -> Any:
+    """Norms, block and residual of the self-attention "a", cross-attention "c" or "f"."""
+    kinds = "af" if side == "encoder" else "acf"
+    return layers(s, side).layers[layer * len(kinds) + kinds.index(kind)]
+
+
+def block(s: Subject, side: str, layer: int, kind: str) -> Any:
+    return sublayer(s, side, layer, kind)[1]
+
+
+def given(module: nn.Module, **changes: Any) -> None:
+    """Let ``module`` be given other keyword arguments: functions of all that it is given."""
+
+    def change(_: Any, args: Any, kwargs: Any) -> Any:
+        return args, kwargs | {name: new(*args, **kwargs) for name, new in changes.items()}
+
+    module.register_forward_pre_hook(change, with_kwargs=True)
+
+
+def nothing(*args: Any, **kwargs: Any) -> None:
+    """What a forgotten argument is."""
+
+
+# Scores, masks and softmax.
+
+
+@pre_norm("no attention scale", "encoder.layers.1.self_attention.scores")
+def _(s, patch):
+    block(s, "encoder", 1, "a").attend.scale = 1.0
+
+
+@pre_norm("attention scale 1/sqrt(d_model)", "decoder.layers.0.cross_attention.scores")
+def _(s, patch):
+    block(s, "decoder", 0, "c").attend.scale = 22**-0.5
+
+
+@pre_norm("attention scale 1 % off", "decoder.layers.1.self_attention.scores")
+def _(s, patch):
+    block(s, "decoder", 1, "a").attend.scale = 1.01 * 6**-0.5
+
+
+@pre_norm(
+    "causal mask off by one: the next token is seen", "decoder.layers.0.self_attention.weights"
+)
+def _(s, patch):
+    block(s, "decoder", 0, "a").attend.create_causal_mask = lambda i, j, device: torch.ones(
+        (i, j), dtype=torch.bool
+    ).triu(j - i + 2)
+
+
+@pre_norm("no causal mask", "decoder.layers.1.self_attention.weights")
+def _(s, patch):
+    block(s, "decoder", 1, "a").causal = False
+
+
+@pre_norm("encoder attends to padding", "encoder.layers.0.self_attention.weights")
+def _(s, patch):
+    given(block(s, "encoder", 0, "a"), mask=nothing)
+
+
+@pre_norm("cross-attention attends to padding", "decoder.layers.0.cross_attention.weights")
+def _(s, patch):
+    given(block(s, "decoder", 0, "c"), context_mask=nothing)
+
+
+@pre_norm("mask of the opposite polarity", "decoder.layers.1.cross_attention.weights")
+def _(s, patch):
+    given(block(s, "decoder", 1, "c"), context_mask=lambda *args, context_mask, **_: ~context_mask)
+
+
+@pre_norm("softmax over the queries", "encoder.layers.1.self_attention.weights")
+def _(s, patch):
+    block(s, "encoder", 1, "a").attend.attn_fn = partial(nn.functional.softmax, dim=-2)
+
+
+@pre_norm("softmax at temperature 1.05", "decoder.layers.1.cross_attention.weights")
+def _(s, patch):
+    block(s, "decoder", 1, "c").attend.attn_fn = lambda x: (x / 1.05).softmax(-1)
+
+
+# Heads and projections.
+
+
+@pre_norm("heads split in the wrong order", "encoder.layers.0.self_attention.q")
+def _(s, patch):
+    block(s, "encoder", 0, "a").split_q_heads = Rearrange("b n (d h) -> b h n d", h=4)
+
+
+@pre_norm("heads merged in the wrong order", "decoder.layers.0.self_attention.out")
+def _(s, patch):
+    block(s, "decoder", 0, "a").merge_heads = Rearrange("b h n d -> b n (d h)")
+
+
+@pre_norm("keys and values swapped", "encoder.layers.0.self_attention.k")
+def _(s, patch):
+    attention = block(s, "encoder", 0, "a")
+    attention.to_k, attention.to_v = attention.to_v, attention.to_k
+
+
+@modern("key-value heads shared in groups, not in turn", "encoder.layers.0.self_attention.scores")
+def _(s, patch):
+    repeat = xt_attend.repeat
+    patch.setattr(
+        xt_attend, "repeat", lambda x, how, **n: repeat(x, how.replace("(r kvh)", "(kvh r)"), **n)
+    )
+
+
+# What cross-attention reads.
+
+
+@pre_norm("cross-attention to the decoder's own states", "decoder.layers.0.cross_attention.k")
+def _(s, patch):
+    attention = block(s, "decoder", 0, "c")
+    given(attention, context=lambda x, **_: x, context_mask=nothing)
+
+
+@pre_norm(
+    "cross-attention to the memory before the final norm", "decoder.layers.0.cross_attention.k"
+)
+def _(s, patch):
+    seen = []
+    layers(s, "encoder").final_norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for layer in range(2):
+        given(block(s, "decoder", layer, "c"), context=lambda *_, **__: seen[-1])
+
+
+@pre_norm("cross-attention to the source of another row", "decoder.layers.1.cross_attention.k")
+def _(s, patch):
+    given(block(s, "decoder", 1, "c"), context=lambda *args, context, **_: context.roll(1, 0))
+
+
+# Norms and residuals.
+
+
+@pre_norm("post-norm for pre-norm", "encoder.layers.0.self_attention.input")
+def _(s, patch):
+    norms = sublayer(s, "encoder", 0, "a")[0]
+    norms[0], norms[2] = None, norms[0]
+
+
+@post_norm("norm before the residual is added", "decoder.layers.0.after_self_attention")
+def _(s, patch):
+    norms = sublayer(s, "decoder", 0, "a")[0]
+    norms[1], norms[2] = norms[2], None
+
+
+@pre_norm("norm's eps ten times too great", "encoder.layers.1.feed_forward.input")
+def _(s, patch):
+    sublayer(s, "encoder", 1, "f")[0][0].ln.eps = 1e-4
+
+
+@pre_norm("norm's eps 1e-6 for 1e-5", "encoder.layers.0.self_attention.input")
+def _(s, patch):
+    sublayer(s, "encoder", 0, "a")[0][0].ln.eps = 1e-6
+
+
+@pre_norm("gain stored minus one, used as it is", "decoder.layers.0.cross_attention.input")
+def _(s, patch):
+    sublayer(s, "decoder", 0, "c")[0][0].unit_offset = False
+
+
+@pre_norm("unbiased variance", "decoder.layers.1.feed_forward.input")
+def _(s, patch):
+    norm = sublayer(s, "decoder", 1, "f")[0][0]
+    norm.ln.forward = lambda x: (x - x.mean(-1, True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()
+
+
+@pre_norm("no final norm", "decoder.final")
+def _(s, patch):
+    layers(s, "decoder").final_norm = nn.Identity()
+
+
+@modern("RMS norm without sqrt(d)", "decoder.layers.0.self_attention.input")
+def _(s, patch):
+    sublayer(s, "decoder", 0, "a")[0][0].scale = 1.0
+
+
+@modern("layer norm for RMS norm", "encoder.layers.1.self_attention.input")
+def _(s, patch):
+    norm = sublayer(s, "encoder", 1, "a")[0][0]
+    right = norm.forward
+    norm.forward = lambda x: right(x - x.mean(-1, keepdim=True))
+
+
+@pre_norm("residual from the normed input", "encoder.layers.0.after_self_attention")
+def _(s, patch):
+    (norm, _, _), _, residual = sublayer(s, "encoder", 0, "a")
+    residual.forward = lambda x, given, **_: x + norm(given)
+
+
+@pre_norm("no residual", "decoder.layers.1.after_feed_forward")
+def _(s, patch):
+    sublayer(s, "decoder", 1, "f")[2].forward = lambda x, given, **_: x
+
+
+# Feed-forward.
+
+
+@pre_norm("GELU by tanh for GELU by erf", "encoder.layers.0.feed_forward.hidden")
+def _(s, patch):
+    block(s, "encoder", 0, "f").ff[0][-1] = nn.GELU(approximate="tanh")
+
+
+@pre_norm("ReLU for GELU", "decoder.layers.1.feed_forward.hidden")
+def _(s, patch):
+    block(s, "decoder", 1, "f").ff[0][-1] = nn.ReLU()
+
+
+@pre_norm("no bias before the activation", "decoder.layers.0.feed_forward.projected")
+def _(s, patch):
+    block(s, "decoder", 0, "f").ff[0][0].bias = None
+
+
+@pre_norm("no bias after the activation", "encoder.layers.1.feed_forward.out")
+def _(s, patch):
+    block(s, "encoder", 1, "f").ff[-1].bias = None
+
+
+@modern("GELU for SiLU in a gate", "encoder.layers.0.feed_forward.hidden")
+def _(s, patch):
+    block(s, "encoder", 0, "f").ff[0].act = nn.GELU()
+
+
+@modern("gate and up swapped", "decoder.layers.0.feed_forward.hidden")
+def _(s, patch):
+    glu = block(s, "decoder", 0, "f").ff[0]
+
+    def forward(x):
+        gate, up = glu.proj(x).chunk(2, dim=-1)
+        return up * glu.act(gate)
+
+    glu.forward = forward
+
+
+# Positions.
+
+
+@pre_norm("positions from 1", "encoder.positions")
+def _(s, patch):
+    table = wrapper(s, "encoder").pos_emb
+    right = table.forward
+    table.forward = lambda x, **options: right(x, **options | {"offset": 1})
+
+
+@pre_norm("positions not scaled", "decoder.positions")
+def _(s, patch):
+    wrapper(s, "decoder").pos_emb.scale = 1.0
+
+
+@other("sines and cosines in turns, not one after the other", "encoder.positions")
+def _(s, patch):
+    table = wrapper(s, "encoder").pos_emb
+    right = table.forward
+    table.forward = lambda x, **options: right(x, **options).unflatten(-1, (2, -1)).mT.flatten(-2)
+
+
+@modern("rotary pairs of halves, not of neighbours", "encoder.layers.0.self_attention.q")
+def _(s, patch):
+    def rotate_half(x):
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([-b, a], dim=-1)
+
+    patch.setattr(xt, "rotate_half", rotate_half)
+
+
+@modern("rotary base 500", "decoder.layers.0.self_attention.q")
+def _(s, patch):
+    rotary = layers(s, "decoder").rotary_pos_emb
+    d = 2 * len(rotary.inv_freq)
+    rotary.inv_freq = 500.0 ** (-torch.arange(0, d, 2) / d)
+
+
+@modern("queries one position ahead of keys", "encoder.layers.0.self_attention.q")
+def _(s, patch):
+    right = xt.apply_rotary_pos_emb
+
+    def ahead(x, freqs, scale=1):
+        is_query = x.shape[1] == 4  # there are two key-value heads
+        return right(x, freqs + (freqs[:, 1:2] - freqs[:, :1]) * is_query, scale)
+
+    patch.setattr(xt, "apply_rotary_pos_emb", ahead)
+
+
+@bucketed("relative bias not scaled", "encoder.layers.0.self_attention.scores")
+def _(s, patch):
+    layers(s, "encoder").rel_pos.scale = 1.0
+
+
+@bucketed("relative bias one position off", "decoder.layers.0.self_attention.scores")
+def _(s, patch):
+    bias = layers(s, "decoder").rel_pos
+    right = bias.forward
+    bias.forward = lambda i, j: right(i + 1, j + 1)[:, 1:, :-1]
+
+
+@alibi("ALiBi slopes squared", "encoder.layers.0.self_attention.scores")
+def _(s, patch):
+    bias = layers(s, "encoder").rel_pos
+    bias.slopes = bias.slopes**2
+
+
+# Other conventions.
+
+
+@other("queries and keys normalised, not scaled by 10", "decoder.layers.0.self_attention.scores")
+def _(s, patch):
+    block(s, "decoder", 0, "a").attend.scale = 6**-0.5
+
+
+@other("learned key-value pairs swapped", "encoder.layers.0.self_attention.scores")
+def _(s, patch):
+    attention = block(s, "encoder", 0, "a")
+    attention.mem_k, attention.mem_v = attention.mem_v, attention.mem_k
+
+
+@other("tied logits not scaled", "logits")
+def _(s, patch):
+    wrapper(s, "decoder").tie_embedding_scale = 1.0
+
+
+# The cache.
+
+
+@pre_norm("position off by one with a cache", "step.1.decoder.positions", max_new_tokens=4)
+def _(s, patch):
+    table = wrapper(s, "decoder").pos_emb
+    right = table.forward
+    table.forward = lambda x, **options: right(x, offset=1 if x.shape[1] > 1 else 0)
+
+
+@modern(
+    "query not turned by its position, with a cache",
+    "step.1.*.0.self_attention.q",
+    max_new_tokens=4,
+)
+def _(s, patch):
+    right = xt.apply_rotary_pos_emb
+
+    def restarting(x, freqs, scale=1):
+        return right(x, freqs[:, :1] if x.shape[2] == 1 else freqs, scale)
+
+    patch.setattr(xt, "apply_rotary_pos_emb", restarting)
+
+
+def cached(attention: nn.Module, change: Any) -> None:
+    """Let ``attention`` find other keys and values in its cache."""
+
+    def changed(*args, cache=None, **kwargs):
+        if cache is not None:
+            cache.cached_kv = tuple(change(x) for x in cache.cached_kv)
+        return cache
+
+    given(attention, cache=changed)
+
+
+@pre_norm(
+    "cache does not receive the second token", "step.2.*.1.self_attention.scores", max_new_tokens=4
+)
+def _(s, patch):
+    def overlooked(x):
+        return torch.cat([x[:, :, :1], torch.zeros_like(x[:, :, 1:2]), x[:, :, 2:]], dim=2)
+
+    cached(block(s, "decoder", 1, "a"), overlooked)
+
+
+# All rows have the same first token, and so the same first key.
+@pre_norm("cache of another row", "step.2.*.0.self_attention.scores", max_new_tokens=4)
+def _(s, patch):
+    cached(block(s, "decoder", 0, "a"), lambda x: x.roll(1, 0))
+
+
+@pre_norm(
+    "cached source of the batch before", "step.1.*.1.cross_attention.scores", max_new_tokens=4
+)
+def _(s, patch):
+    cached(block(s, "decoder", 1, "c"), lambda x: x.flip(2))

@@ -1,0 +1,85 @@
+"""Mistakes in live modules: each is found, and at its place."""
+
+import re
+
+import pytest
+
+for peer in ("torch", "transformers", "x_transformers"):
+    pytest.importorskip(peer, reason=f"needs {peer}: pip install '.[peers]'")
+
+from planted import one_thread  # noqa: E402
+from planted_page import FAULTS, PAGE, RIGHT, broken, diagnosis, read_rows  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads():
+    with one_thread():
+        yield
+
+
+@pytest.mark.parametrize("where", RIGHT)
+def test_nothing_deviates_in_a_module_that_is_right(where):
+    forced = RIGHT[where]().diagnose()
+    assert forced.first is None, forced.report()
+    assert len(forced.compared) > 40
+    if "nn.Transformer" not in where:
+        generated = RIGHT[where]().diagnose(max_new_tokens=4)
+        assert generated.first is None, generated.report()
+        assert any(name.startswith("step.3.") for name in generated.compared)
+
+
+@pytest.mark.parametrize("i", range(len(FAULTS)), ids=[f"{f.where}: {f.name}" for f in FAULTS])
+def test_a_mistake_is_found_at_its_place(i):
+    found = diagnosis(i)
+    assert FAULTS[i].is_found(found.first), found.report()
+    assert found.first in found.report()
+
+
+def test_there_are_many():
+    assert len(FAULTS) > 100
+    assert len({(fault.name, fault.where) for fault in FAULTS}) == len(FAULTS)
+
+
+def test_the_page_says_what_is_found():
+    """``python tests/peers/planted_page.py`` writes it."""
+    text = PAGE.read_text(encoding="utf-8")
+    rows = list(read_rows(text))
+    told = {(row.fault, row.where): (row.first, row.expected) for row in rows}
+    found = {("*none*", where): ("none", "none") for where in RIGHT}
+    for i, fault in enumerate(FAULTS):
+        expected = " or ".join(f"`{place}`" for place in fault.expected)
+        found[fault.name, fault.where] = f"`{diagnosis(i).first}`", expected
+    assert told == found
+    faults = [row for row in rows if row.fault != "*none*"]
+    n, at_place, by_properties = re.search(
+        r"Of (\d+) bugs, `diagnose` finds (\d+) .* find (\d+)", text
+    ).groups()
+    assert (int(n), int(at_place)) == (len(FAULTS), len(FAULTS))
+    assert int(by_properties) == sum(bool(row.properties) for row in faults)
+    assert not any(row.properties for row in rows if row.fault == "*none*")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_seen"),
+    [
+        ("causal mask off by one: the next token is seen", True),
+        ("cross-attention attends to padding", True),
+        ("GELU by tanh for GELU by erf", False),
+        ("no bias of keys", False),
+    ],
+)
+def test_the_page_says_which_the_properties_find(name, is_seen):
+    fault = next(fault for fault in FAULTS if fault.name == name)
+    row = next(
+        row
+        for row in read_rows(PAGE.read_text(encoding="utf-8"))
+        if (row.fault, row.where) == (fault.name, fault.where)
+    )
+    failed = broken(fault, fault.where)
+    assert bool(failed) == is_seen
+    assert row.properties == ", ".join(failed)
