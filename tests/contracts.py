@@ -52,11 +52,16 @@ class Documented:
     def _check_array(self, name, x, env):
         if self.kind and x.dtype.kind not in KINDS[self.kind]:
             raise ContractError(f"{name} is documented as {self.kind}, got {x.dtype}")
-        for dims in self.shapes:
-            trial = dict(env)
-            if self._fits(dims, tuple(x.shape), trial):
-                env.update(trial)
-                return
+        trials = [dict(env) for _ in self.shapes]
+        fits = [
+            trial
+            for dims, trial in zip(self.shapes, trials, strict=True)
+            if self._fits(dims, tuple(x.shape), trial)
+        ]
+        if fits:  # where several do, a letter is known only if all say the same of it
+            first, *rest = fits
+            env.update({s: n for s, n in first.items() if all(t.get(s) == n for t in rest)})
+            return
         known = {symbol: size for symbol, size in env.items() if isinstance(size, int | tuple)}
         documented = " or ".join(f"({', '.join(dims)})" for dims in self.shapes)
         raise ContractError(
