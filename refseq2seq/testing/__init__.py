@@ -1,10 +1,10 @@
 """What a user of refseq2seq imports in tests of another implementation.
 
-`refseq2seq.testing.strategies` has the Hypothesis strategies; it needs
-``pip install 'refseq2seq[test]'``.
+`refseq2seq.testing.strategies` has the Hypothesis strategies and `refseq2seq.testing.plugin` the
+pytest plugin; they need ``pip install 'refseq2seq[test]'``.
 """
 
-from . import vectors
+from . import properties, vectors
 from .agreement import (
     Divergence,
     TokenAgreement,
@@ -25,6 +25,7 @@ __all__ = [
     "assert_agrees",
     "assert_tokens_agree",
     "first_difference",
+    "properties",
     "rounded",
     "row_ulp",
     "spread",
