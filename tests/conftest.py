@@ -8,19 +8,18 @@ import contracts
 import numpy as np
 import pytest
 from backends.double import Device
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
 contracts.install()  # every call of the suite is held to the shapes that docstrings promise
 
-# No deadline: a shared machine stalls. Derandomised: a failure is everybody's failure.
-settings.register_profile(
-    "default", max_examples=30, deadline=None, derandomize=True, database=None
-)
-settings.register_profile("thorough", max_examples=500, deadline=None)
+# No deadlines: a shared machine stalls. Derandomised: a failure is everybody's failure.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("default", patient, max_examples=30, derandomize=True, database=None)
+settings.register_profile("thorough", patient, max_examples=500)
 settings.register_profile(  # for mutation testing: a fault is to be found, not to be understood
     "mutation",
+    patient,
     max_examples=6,
-    deadline=None,
     derandomize=True,
     database=None,
     phases=(Phase.explicit, Phase.generate),
