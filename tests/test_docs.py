@@ -43,7 +43,7 @@ NOT_RUN = {
 }
 """How a command begins, and why this test does not run it."""
 
-RUN_BY = {"docs/peers.md": "tests/peers/test_page.py"}
+RUN_BY = {"docs/peers.md": "tests/peers/test_page.py", "README.md": "tests/test_readme.py"}
 """A page, and the test that runs its Python, C and other blocks that are not examples."""
 
 PLAIN = {
