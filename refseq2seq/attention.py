@@ -80,7 +80,10 @@ def self_attention(
     bias : array, shape ([batch,] n_heads, n, n_k), or None
     mask : boolean array, shape broadcastable to (batch, n_heads, n, n_k), or None
     cache : KeyValueCache, optional
-        Receives the new keys and values; n_k then counts all that it holds.
+        Receives the new keys and values; n_k then counts all that it holds. Its keys were
+        rotated when they were new.
+    tap : Tap
+        Sees ``input``, ``q``, ``k``, ``v``, and what `attend` lets pass.
 
     Returns
     -------
@@ -115,6 +118,8 @@ def cross_attention(
     k, v : array, shapes (batch, n_kv_heads, n_source, d_k) and (..., d_v)
         From `keys_values` of the memory, once per source.
     mask : boolean array, shape broadcastable to (batch, n_heads, n_target, n_source), or None
+    tap : Tap
+        Sees ``input``, ``q``, and what `attend` lets pass.
 
     Returns
     -------
@@ -149,7 +154,10 @@ def attend(
     bias: Array | None,
     tap: Tap = no_tap,
 ) -> Array:
-    """Attention of all heads, gates, and the output projection: (batch, n, d_model)."""
+    """Attention of all heads, gates, and the output projection: (batch, n, d_model).
+
+    Only gates look at ``x``. The tap sees ``scores``, ``weights``, ``heads`` and ``out``.
+    """
     if p.memory_k is not None:
         k, v, mask, bias = _with_memory(p, k, v, mask, bias)
     k, v = _one_per_head(c, k), _one_per_head(c, v)
@@ -194,7 +202,10 @@ def _one_per_head(c: AttentionConfig, x: Array) -> Array:
 def _with_memory(
     p: AttentionParams, k: Array, v: Array, mask: Array | None, bias: Array | None
 ) -> tuple[Array, Array, Array | None, Array | None]:
-    """Put the learned key-value pairs first: always attended, with no bias."""
+    """Put the learned key-value pairs first: always attended, with no bias.
+
+    They are parameters that x-transformers calls memory, not the encoded source.
+    """
     xp = array_namespace(k)
     n = p.memory_k.shape[1]  # type: ignore[union-attr]
 

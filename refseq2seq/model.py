@@ -187,6 +187,7 @@ def encode(
         If the tokens or the mask are not of the stated kind, or do not fit the model.
     """
     c, p, xp = model.config.encoder, model.params.encoder, model.xp
+    # On the host, in NumPy, whatever device the model is on: so ids out of range are found.
     host_ids, host_mask = as_tokens("source", source, c.vocab_size, source_mask)
     ids, mask, positions = xp.asarray(host_ids), None, xp.arange(host_ids.shape[1])
     n_real = host_ids.shape[1]
@@ -200,8 +201,8 @@ def encode(
     key_mask = None if attended is None else padding_mask(attended)
     rotate, biases = relative(p, c, positions, positions)
     for i, layer in enumerate(p.layers):
-        attend_to_source = partial(self_attention, rotate=rotate, bias=biases[i], mask=key_mask)
-        x = encoder_layer(layer, c, x, attend_to_source, inside.at(f"layers.{i}"))
+        attend_to_itself = partial(self_attention, rotate=rotate, bias=biases[i], mask=key_mask)
+        x = encoder_layer(layer, c, x, attend_to_itself, inside.at(f"layers.{i}"))
     hidden = inside("final", normalize(p.final_norm, c.norm, x))[:, c.n_memory_tokens :]
     return remember(model, hidden, mask, tap=tap)
 
@@ -308,12 +309,12 @@ def new_cache(model: Model, batch: int, capacity: int) -> tuple[KeyValueCache, .
 
 
 def encoder_layer(
-    p: LayerParams, c: StackConfig, x: Array, attend_to_source: Callable[..., Array], tap: Tap
+    p: LayerParams, c: StackConfig, x: Array, attend_to_itself: Callable[..., Array], tap: Tap
 ) -> Array:
     """Self-attention, then feed-forward, each inside a residual: (batch, n, d_model)."""
 
     def self_attend(h: Array) -> Array:
-        return attend_to_source(p.self_attention, c.self_attention, h, tap=tap.at("self_attention"))
+        return attend_to_itself(p.self_attention, c.self_attention, h, tap=tap.at("self_attention"))
 
     def transform(h: Array) -> Array:
         return feed_forward(p.feed_forward, c.feed_forward, h, tap.at("feed_forward"))
@@ -404,7 +405,10 @@ def relative(
 def _with_memory_tokens(
     p: StackParams, x: Array, mask: Array | None, positions: Array
 ) -> tuple[Array, Array | None, Array]:
-    """Put the learned vectors before the sequence, at positions -n to -1, never masked."""
+    """Put the learned vectors before the sequence, at positions -n to -1, never masked.
+
+    They are parameters that x-transformers calls memory tokens, not the encoded source.
+    """
     if p.memory_tokens is None:
         return x, mask, positions
     xp = array_namespace(x)

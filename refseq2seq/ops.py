@@ -72,7 +72,7 @@ def softmax(x: Array, mask: Array | None = None) -> Array:
     top = x.max(axis=-1, keepdims=True)
     unnormalised = xp.exp(x - xp.where(top == -math.inf, 0.0, top))
     total = unnormalised.sum(axis=-1, keepdims=True)
-    return unnormalised / xp.maximum(total, 1.0)  # the greatest adds 1; only nothing is less
+    return unnormalised / xp.maximum(total, 1.0)  # e^0 = 1 is in it; only a row of nothing has less
 
 
 def log_softmax(x: Array) -> Array:
@@ -120,8 +120,10 @@ def logsumexp(x: Array) -> Array:
 
 
 def mean(x: Array) -> Array:
-    """Mean over the last axis, which is kept with length 1."""
-    return x.sum(axis=-1, keepdims=True) / x.shape[-1]
+    """Mean over the last axis, which is kept with length 1; float16 is added up in float32."""
+    wide = "float32" if x.dtype == "float16" else x.dtype  # a sum may be too great for float16
+    total = x.sum(axis=-1, keepdims=True, dtype=wide) / x.shape[-1]
+    return total.astype(x.dtype, copy=False)
 
 
 def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:

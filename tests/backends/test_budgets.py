@@ -61,10 +61,10 @@ def cost(config, search=rs.generate, source=SOURCE, steps=(3, 5), **options):
 
 # name of the arrangement: launches of a decoder layer in a step, and of the rest of the step
 LAUNCHES = {
-    "pre-norm": (83, 61),
-    "vaswani": (83, 50),
-    "x_transformers": (109, 50),
-    "t5_like": (65, 49),
+    "pre-norm": (81, 66),
+    "vaswani": (81, 55),
+    "x_transformers": (107, 55),
+    "t5_like": (63, 54),
 }
 
 
