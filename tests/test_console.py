@@ -1,6 +1,5 @@
 """The examples of pages that have console blocks: commands are run, what they print is compared."""
 
-import doctest
 import os
 import re
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"vectors.md": 3, "exactness.md": 9, "scale.md": 0}
+PAGES = ("vectors.md", "scale.md")
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -42,10 +41,3 @@ def test_a_console_block_prints_what_the_page_says(block, tmp_path):
     )
     assert (result.stderr, result.returncode) == ("", 0)
     assert result.stdout == expected
-
-
-@pytest.mark.parametrize(("page", "least"), list(PAGES.items()))
-def test_the_python_examples_of_the_page_run(page, least):
-    failures, examples = doctest.testfile(str(ROOT / "docs" / page), module_relative=False)
-    assert failures == 0
-    assert examples >= least
