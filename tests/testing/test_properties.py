@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import arrangements
 import numpy as np
@@ -569,3 +570,8 @@ def test_functions_that_do_not_fit_are_told_at_once(change, error, message):
 def test_an_error_of_the_first_call_is_the_users():
     with pytest.raises(KeyError, match="typo"):
         properties.examine(ours(encode=lambda source, mask: {}["typo"]))
+
+
+def test_the_page_has_the_table():
+    page = (Path(__file__).parents[2] / "docs/properties.md").read_text(encoding="utf-8")
+    assert f"\n\n{properties.table()}\n\n" in page
