@@ -23,7 +23,7 @@ from .rounding import FORMATS, round_to, step_at, stochastically_rounded
 # that variance, since rounding at random has twice the variance of rounding to nearest.
 ACCUMULATION = 0.3 * 2**0.5
 
-_ROUNDING = {np.add, np.subtract, np.multiply, np.divide, np.sqrt, np.exp, np.tanh, np.power}
+_ROUNDING = {np.add, np.subtract, np.multiply, np.divide, np.sqrt, np.square, np.exp, np.tanh}
 
 
 @dataclass(frozen=True)

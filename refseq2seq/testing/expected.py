@@ -19,8 +19,6 @@ import numpy as np
 
 from .rounding import format_of
 
-PRIOR = 64.0  # how many errors of a row's own the mean over all rows counts for
-
 
 @dataclass(frozen=True, eq=False)
 class Expected:
@@ -63,24 +61,19 @@ class Errors:
     def expected(self, dtype: str) -> Expected:
         """What to expect of an implementation that rounds to ``dtype``, as the errors did.
 
-        Where a row and the runs are too few to tell, the mean over all rows counts more; no
-        row is expected nearer than one rounding takes it.
+        No row is expected nearer than one rounding of its elements takes it.
         """
         x, where, squares = self._value, self._where, self._squares / self._runs
-        of_row, independent = row_mean(squares, where), self._independent(squares)
-        known = self._runs * independent * where.any(axis=-1, keepdims=True)
-        overall = np.sum(of_row * known) / max(np.sum(known), 1.0)
-        variance = (of_row * known + overall * PRIOR) / (known + PRIOR)
         least = format_of(dtype).eps ** 2 * row_mean(x * x, where) / 12
-        sigma = np.sqrt(np.maximum(variance, least))
-        return Expected(x, sigma, np.sqrt(squares), independent, where, dtype)
+        sigma = np.sqrt(np.maximum(row_mean(squares, where), least))
+        return Expected(x, sigma, np.sqrt(squares), self._independent(squares), where, dtype)
 
     def _independent(self, squares: np.ndarray) -> np.ndarray:
         """How many errors make up each row: at most its participants, and on the average over
         rows as many as its mean square's relative variance from run to run tells, 2 / n.
         """
         n, of_row = np.maximum(participants(squares), 1.0), row_mean(squares, self._where)
-        known = of_row > 0
+        known = of_row > 1e-150  # the square of less is 0
         if not known.any():
             return n
         variance = np.mean(self._fourth[known] / self._runs / of_row[known] ** 2) - 1

@@ -135,7 +135,8 @@ def of_hugging_face(seed, dtype):
 def round_parameters(modules, dtype):
     for module in modules:
         for x in module.parameters():
-            x.data = x.data.to(DTYPES[dtype]).to(x.dtype)
+            if x.requires_grad:  # tables of sinusoids must be recognised
+                x.data = x.data.to(DTYPES[dtype]).to(x.dtype)
 
 
 MAKERS = {
