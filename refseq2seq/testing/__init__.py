@@ -12,11 +12,13 @@ from .agreement import (
     assert_tokens_agree,
 )
 from .compare import Difference, first_difference, row_ulp
+from .diagnosis import Diagnosis, diagnose
 from .expected import Expected
 from .rounding import rounded
 from .tolerance import Spread, spread
 
 __all__ = [
+    "Diagnosis",
     "Difference",
     "Divergence",
     "Expected",
@@ -24,6 +26,7 @@ __all__ = [
     "TokenAgreement",
     "assert_agrees",
     "assert_tokens_agree",
+    "diagnose",
     "first_difference",
     "properties",
     "rounded",

@@ -27,7 +27,7 @@ from ..expected import Expected
 from ..rounding import rounded
 from ..tolerance import spread
 from .hooks import Catch
-from .peers import Peer, as_peer, dtype_of, is_compiled, running
+from .peers import Peer, as_peer, dtype_of, is_compiled, quantised_part, running
 from .steps import by_step
 from .story import entering, unseen
 
@@ -187,6 +187,8 @@ def diagnose(
 
 def _converted(peer: Peer) -> Model:
     try:
+        if part := quantised_part(peer):
+            raise UnsupportedFeature(f"{part}, whose numbers are not the model's")
         return peer.convert()
     except UnsupportedFeature as error:
         raise UnsupportedFeature(

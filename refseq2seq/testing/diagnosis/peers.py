@@ -96,6 +96,15 @@ def running(peer: Peer, catch: Catch, config: ModelConfig) -> Iterator[Callable[
             torch.compiler.reset()
 
 
+def quantised_part(peer: Peer) -> str | None:
+    """The name of a part that PyTorch quantised, if there is one, and what it is."""
+    for part in peer.parts:
+        for name, module in part.named_modules():
+            if ".quantized." in type(module).__module__:
+                return f"{name} is a {type(module).__module__}.{type(module).__qualname__}"
+    return None
+
+
 def is_compiled(peer: Peer) -> bool:
     """Whether a part was given to torch.compile, in any of the ways that there are."""
     return any(
