@@ -10,6 +10,7 @@ depends neither on the backend, nor on the batch it stands in, nor on its neighb
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -110,16 +111,15 @@ def exponential_race(noise: Array, *processors: Processor) -> Chooser:
     noise : array, shape (n_steps, batch, vocab_size)
         Positive. ``noise[t]`` serves each row's new token number t, counted from 0.
     """
+    if noise.ndim != 3:
+        raise _wrong_noise(noise, ("batch", "vocab_size"))
     if not (noise > 0).all():
         raise ValueError("exponential_race's noise must be positive")
 
     def pick(scores: Array, state: State) -> Array:
         xp = array_namespace(scores)
         if noise.shape[1:] != scores.shape:
-            raise ValueError(
-                "exponential_race's noise must have the shape (n_steps, batch, vocab_size) = "
-                f"{('n_steps', *scores.shape)}, got {noise.shape}"
-            )
+            raise _wrong_noise(noise, scores.shape)
         t = np.where(state.emitting, state.n_new, 0)
         if t.max() >= len(noise):
             raise ValueError(f"exponential_race has noise for {len(noise)} new tokens only")
@@ -127,6 +127,13 @@ def exponential_race(noise: Array, *processors: Processor) -> Chooser:
         return xp.argmax(softmax(scores) / now, axis=-1)
 
     return Chooser(processors, pick)
+
+
+def _wrong_noise(noise: Array, of_a_step: tuple[Any, ...]) -> ValueError:
+    return ValueError(
+        "exponential_race's noise must have the shape (n_steps, batch, vocab_size) = "
+        f"{('n_steps', *of_a_step)}, got {noise.shape}"
+    )
 
 
 def draw_uniforms(seed: int, row_ids: Sequence[int] | np.ndarray, n_steps: int) -> np.ndarray:

@@ -176,7 +176,13 @@ def test_a_row_that_does_not_choose_needs_no_noise():
         choose.pick(scores, state(n_new=[3, 1], emitting=[True, True]))
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (5, 2, 4), (5, 1, 3), (5, 7, 3), (3,)])
+@pytest.mark.parametrize("shape", [(2, 3), (3,)])
+def test_noise_that_has_no_steps_is_refused_at_once(shape):
+    with pytest.raises(ValueError, match=r"noise must have the shape .*batch, vocab_size"):
+        rs.exponential_race(np.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 4), (5, 1, 3), (5, 7, 3)])
 def test_noise_of_another_shape_is_refused(shape):
     choose = rs.exponential_race(np.ones(shape))
     with pytest.raises(ValueError, match=r"noise must have the shape .*2, 3"):

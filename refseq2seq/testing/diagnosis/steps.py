@@ -7,6 +7,7 @@ whole target that belongs to the tokens of step t.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,6 @@ def _without_last_keys(e: Expected, n: int) -> Expected:
     return replace(part, sigma=e.sigma * np.sqrt(counted[0] / np.maximum(counted[1], 1)))
 
 
-def _arrays(e: Expected) -> list[tuple[str, np.ndarray]]:
+def _arrays(e: Expected) -> list[tuple[str, Any]]:
     fields = ((f.name, getattr(e, f.name)) for f in dataclasses.fields(e))
     return [(name, x) for name, x in fields if isinstance(x, np.ndarray)]
