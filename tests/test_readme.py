@@ -1,6 +1,6 @@
 """What the README shows of the source is the source, and its line counts are right.
 
-    python tests/test_readme.py        writes both anew
+python tests/test_readme.py        writes both anew
 """
 
 import ast
