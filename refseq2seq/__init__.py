@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from . import backend, config, like, presets
 from .backend import BackendError, array_namespace, to_cupy, to_numpy
 from .beam import BeamSearch, BeamStep, beam_search, beam_steps, gnmt_penalty
-from .checkpoint import CheckpointError, load, save
 from .config import ModelConfig
 from .constraints import (
     allowed_tokens,
@@ -61,6 +60,7 @@ from .trace import FunctionTap, Trace, no_tap
 
 if TYPE_CHECKING:
     from . import convert, explain, testing
+    from .checkpoint import CheckpointError, load, save
 
 __version__ = "0.1.0"
 
@@ -139,6 +139,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("CheckpointError", "load", "save"):
+        return getattr(importlib.import_module(".checkpoint", __name__), name)
     if name in ("convert", "explain", "testing"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -156,8 +156,10 @@ def beam_search(model: Model, source: Tokens, *, n_best: int = 1, **options: Any
     >>> [model.target_vocabulary.decode(tokens) for tokens in out.tokens[0]]
     ['R EH D', 'R IY D']
     """
-    margin: Any = np.inf
-    for last in beam_steps(model, source, **options):  # at least one step
+    steps = beam_steps(model, source, **options)
+    last = next(steps)
+    margin = last.margin
+    for last in steps:
         margin = np.minimum(margin, last.margin)
     n_beams = last.pool.scores.shape[1]
     if not 1 <= n_best <= n_beams:

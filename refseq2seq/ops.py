@@ -69,8 +69,8 @@ def softmax(x: Array, mask: Array | None = None) -> Array:
     xp = array_namespace(x)
     if mask is not None:
         x = xp.where(mask, x, -math.inf)
-    top = x.max(axis=-1, keepdims=True)
-    unnormalised = xp.exp(x - xp.where(top == -math.inf, 0.0, top))
+    top = xp.maximum(x.max(axis=-1, keepdims=True), xp.finfo(x.dtype).min)  # of -inf alone too
+    unnormalised = xp.exp(x - top)
     total = unnormalised.sum(axis=-1, keepdims=True)
     return unnormalised / xp.maximum(total, 1.0)  # e^0 = 1 is in it; only a row of nothing has less
 
@@ -121,9 +121,9 @@ def logsumexp(x: Array) -> Array:
 
 def mean(x: Array) -> Array:
     """Mean over the last axis, which is kept with length 1; float16 is added up in float32."""
-    wide = "float32" if x.dtype == "float16" else x.dtype  # a sum may be too great for float16
-    total = x.sum(axis=-1, keepdims=True, dtype=wide) / x.shape[-1]
-    return total.astype(x.dtype, copy=False)
+    if x.dtype.itemsize < 4:
+        return mean(x.astype("float32")).astype(x.dtype)  # a sum may be too great for float16
+    return x.sum(axis=-1, keepdims=True) / x.shape[-1]
 
 
 def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:

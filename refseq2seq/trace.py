@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, Self
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -139,6 +138,8 @@ class Trace(Mapping[str, Array]):
         ValueError
             If the file is no ``.npz``, or would have to be unpickled.
         """
+        from zipfile import BadZipFile  # here, because it imports much that is seldom needed
+
         trace = cls()
         try:
             with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as archive:

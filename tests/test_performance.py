@@ -1,14 +1,16 @@
-"""What generation costs, counted rather than timed: memory, work, imports.
+"""What generation costs, counted rather than timed: work, rows, memory, imports.
 
 Seconds are in docs/performance.md, measured by tests/benchmarks.
 """
 
+import json
 import subprocess
 import sys
 import tracemalloc
 
 import numpy as np
 import pytest
+from benchmarks import peers
 from hypothesis import given, settings
 from test_decoding import Task, tasks
 
@@ -204,3 +206,13 @@ def test_importing_it_is_quick():
         for _ in range(3)
     ]
     assert min(float(run.stdout) for run in runs) < 0.3
+
+
+# The page ---------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_what_was_measured():
+    figures = json.loads(peers.FIGURES.read_text())
+    assert peers.measured(figures) in peers.PAGE.read_text(encoding="utf-8")
+    for row in figures["figures"].values():  # engines of the same weights give the same tokens
+        assert all(of_engine["tokens_equal"] > 0.99 for of_engine in row.values())

@@ -107,7 +107,7 @@ def ended() -> None:
         for _ in rs.decode_steps(model, source, stop=lambda s: s.index + 1 >= stop_at, **options):
             pass
 
-    leaving, staying = in_turns(7, lambda: run(rs.no_tap), lambda: run(rs.trace.NoTap()))
+    leaving, staying = in_turns(5, lambda: run(rs.no_tap), lambda: run(rs.trace.NoTap()))
     print(f"seconds: leaving {leaving:.3f}, staying {staying:.3f}, {leaving / staying:.0%}")
 
 
@@ -126,7 +126,9 @@ def forward() -> None:
         memory = theirs.encoder(torch.as_tensor(source), return_embeddings=True)
         return theirs.decoder.net(torch.as_tensor(target), context=memory).numpy()
 
-    assert np.abs(rs.forward(ours, source, target) - torch_forward()).max() < 1e-10
+    assert (
+        np.abs(rs.forward(ours, source, target) - torch_forward()).max() < 1e-4
+    )  # its softmax is float32
     found = in_turns(3, lambda: rs.forward(ours, source, target), torch_forward)
     print("GELU, seconds: ours, PyTorch", [round(s, 2) for s in found])
     relu = rs.presets.vaswani(

@@ -2,7 +2,6 @@
 
     python tests/benchmarks/peers.py --size d128 --batch 1 4 16 32
     python tests/benchmarks/peers.py --size d256 --new 64 128 256 512 1024
-    python tests/benchmarks/peers.py --table
 
 Each engine has a process of its own, because two thread pools in one process spin against each
 other. All processes live at the same time and one works at a time: run 1 of every engine, then
@@ -11,7 +10,7 @@ size, and each engine runs the one that it can take the weights of: x-transforme
 Hugging Face and CTranslate2 the second (BART), refseq2seq both. A figure is the median time of
 a whole call, encoding included, over the number of new tokens. EOS is switched off.
 
-Figures are added to the JSON file that ``--table`` and the documentation read.
+Figures are added to docs/performance.json, and the table of docs/performance.md is made anew.
 """
 
 import argparse
@@ -21,6 +20,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import statistics
 import tempfile
 import time
@@ -32,7 +32,15 @@ import numpy as np
 
 N_SOURCE, N_POSITIONS, START, EOS = 32, 1100, 3, 2
 FIGURES = Path(__file__).parents[2] / "docs" / "performance.json"
-ENGINES = ("ours, x-transformers", "x-transformers", "ours, BART", "Hugging Face", "CTranslate2")
+PAGE = FIGURES.with_suffix(".md")
+MEASURED = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- until here -->)", re.DOTALL)
+OURS = {  # each engine, and what runs the same weights with our code
+    "ours, x-transformers": "ours, x-transformers",
+    "x-transformers": "ours, x-transformers",
+    "ours, BART": "ours, BART",
+    "Hugging Face": "ours, BART",
+    "CTranslate2": "ours, BART",
+}
 LIBRARIES = {
     "x-transformers": "x_transformers",
     "Hugging Face": "transformers.models.bart.modeling_bart",
@@ -257,22 +265,16 @@ def measure(runs: dict[str, Any], size: Size, batch: int, n: int, repeats: int) 
         for engine, run in runs.items():
             took, tokens[engine], peak[engine] = run(source, n)
             seconds[engine].append(took)
-    reference = {"x-transformers": "ours, x-transformers"}
     return {
         engine: {
             "ms_per_token": 1000 * statistics.median(seconds[engine]) / n,
             "fastest": 1000 * min(seconds[engine]) / n,
             "MiB": peak[engine],
-            "tokens_equal": agreement(
-                tokens[engine], tokens.get(reference.get(engine, "ours, BART"))
-            ),
+            "tokens_equal": float((tokens[engine] == tokens[OURS[engine]]).mean()),
         }
         for engine in runs
+        if OURS[engine] in runs
     }
-
-
-def agreement(tokens: np.ndarray, ours: np.ndarray | None) -> float | None:
-    return None if ours is None or ours.shape != tokens.shape else float((tokens == ours).mean())
 
 
 # What is written
@@ -293,26 +295,42 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
+def measured(known: dict[str, Any]) -> str:
+    """The part of the page that is made from the figures."""
+    about = known["machine"]
+    versions = [f"Python {about['python']}", about["blas"]]
+    versions += [f"{name} {number}" for name, number in about["versions"].items()]
+    return (
+        f"{about['processor']}, {about['cores']} cores, {about['threads']} threads for each "
+        f"engine; {', '.join(versions)}; set beside: {about['environment'] or 'nothing'}.\n\n"
+        f"{table(known['figures'])}\n"
+    )
+
+
 def table(figures: dict[str, Any]) -> str:
-    """Milliseconds per token, and in brackets how many times ours is faster on the same weights."""
+    """Milliseconds per token, and in brackets how many times faster ours is on those weights."""
     lines = [
-        "| size | batch | new | ours, x-transformers | x-transformers | ours, BART "
+        "| size | batch | new tokens | ours, x-transformers | x-transformers | ours, BART "
         "| Hugging Face | CTranslate2 |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for key, row in figures.items():
-        size, batch, n = key.split()
-        cells = []
-        for engine in ENGINES:
-            if engine not in row:
-                cells.append("")
-                continue
-            ms = row[engine]["ms_per_token"]
-            ours = "ours, x-transformers" if "x-trans" in engine else "ours, BART"
-            ratio = "" if engine == ours else f" ({ms / row[ours]['ms_per_token']:.2f})"
-            cells.append(f"{ms:.2f}{ratio}")
-        lines.append(f"| {size} | {batch} | {n} | {' | '.join(cells)} |")
+    for key, row in sorted(figures.items(), key=_by_size):
+        cells = [_cell(row, engine, ours) for engine, ours in OURS.items()]
+        lines.append(f"| {' | '.join([*key.split(), *cells])} |")
     return "\n".join(lines)
+
+
+def _by_size(of_key: tuple[str, Any]) -> tuple[int, ...]:
+    size, batch, n = of_key[0].split()
+    return int(size[1:]), int(n), int(batch)
+
+
+def _cell(row: dict[str, Any], engine: str, ours: str) -> str:
+    if engine not in row:
+        return ""
+    ms = row[engine]["ms_per_token"]
+    ratio = "" if engine == ours else f" ({ms / row[ours]['ms_per_token']:.2f})"
+    return f"{ms:.2f}{ratio}"
 
 
 def main() -> None:
@@ -320,16 +338,12 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="d128")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--new", type=int, nargs="+", default=[64])
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", choices=OURS, default=list(OURS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=FIGURES)
-    parser.add_argument("--table", action="store_true", help="print what was measured before")
     options = parser.parse_args()
     known = json.loads(options.json.read_text()) if options.json.exists() else {"figures": {}}
-    if options.table:
-        print(table(known["figures"]))
-        return
     size, found = SIZES[options.size], {}
     with started(options.engines, size, options.threads) as runs:
         for batch in options.batch:
@@ -341,6 +355,9 @@ def main() -> None:
     for key, row in found.items():
         known["figures"].setdefault(key, {}).update(row)
     options.json.write_text(json.dumps(known, indent=1) + "\n")
+    if options.json == FIGURES:
+        page = PAGE.read_text()
+        PAGE.write_text(MEASURED.sub(lambda _: measured(known), page))
 
 
 if __name__ == "__main__":
