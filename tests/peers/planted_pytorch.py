@@ -143,8 +143,8 @@ def _(s, patch):
 
 @post_norm("encoder attends to padding", "encoder.layers.0.self_attention.out")
 def _(s, patch):
-    s.parts["net"].padding = lambda mask: None
-    s.parts["net"].memory_padding = lambda mask: ~mask
+    net = s.parts["net"]
+    net.memory_padding, net.padding = net.padding, lambda mask: None
 
 
 @post_norm("cross-attention attends to padding", "decoder.layers.0.cross_attention.out")

@@ -199,7 +199,10 @@ def _(s, patch):
 
 @pre_norm("mask of the opposite polarity", "decoder.layers.1.cross_attention.weights")
 def _(s, patch):
-    given(block(s, "decoder", 1, "c"), context_mask=lambda *args, context_mask, **_: ~context_mask)
+    def opposite(*args, context_mask, **_):
+        return None if context_mask is None else ~context_mask
+
+    given(block(s, "decoder", 1, "c"), context_mask=opposite)
 
 
 @pre_norm("softmax over the queries", "encoder.layers.1.self_attention.weights")

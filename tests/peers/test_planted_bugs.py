@@ -4,11 +4,12 @@ import re
 
 import pytest
 
-for peer in ("torch", "transformers", "x_transformers"):
-    pytest.importorskip(peer, reason=f"needs {peer}: pip install '.[peers]'")
+pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
+pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
+pytest.importorskip("x_transformers", reason="needs x-transformers: pip install '.[peers]'")
 
-from planted import one_thread  # noqa: E402
-from planted_page import FAULTS, PAGE, RIGHT, broken, diagnosis, read_rows  # noqa: E402
+from planted import one_thread
+from planted_page import FAULTS, PAGE, RIGHT, broken, diagnosis, read_rows
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning"),

@@ -39,6 +39,7 @@ ENTERS: dict[str, tuple[str, str]] = {
     "after": ("{stack}.norm_positions {stack}.norm", "{norms}.branch.* {norms}.after.*"),
     "projected": ("{stack}.{sub}.biases", "{layer}.{sub}.?_in"),
     "gate": ("{stack}.{sub}.biases", "{layer}.{sub}.?_gate"),
+    "activated": ("{stack}.{sub}.activation {stack}.{sub}.gated", ""),
     "hidden": (
         "{stack}.{sub}.activation {stack}.{sub}.gated {stack}.{sub}.hidden_norm",
         "{layer}.{sub}.hidden_norm.*",

@@ -89,7 +89,7 @@ def _watch_layers(catch: Catch, side: str, layers: Any, c: StackConfig) -> None:
         last = residual if norms[2] is None else norms[2]
         catch.gives(last, [f"{layer}.after_{kind}" for layer, kind in at])
         if at[0][1] == "feed_forward":
-            _watch_feed_forward(catch, block.ff, places)
+            _watch_feed_forward(catch, block.ff, places, c.feed_forward.hidden_norm is not None)
         else:
             # Turned from 0 on, where we turn memory tokens from -n on, q and k are others.
             turned = c.n_memory_tokens and isinstance(c.relative_positions, RotaryPositions)
@@ -137,7 +137,7 @@ def _head_input(attention: Any, is_self: bool, i: int, call: Call) -> Any:
     return x * x.shape[-1] ** 0.5 if attention.qk_norm and i < 2 else x
 
 
-def _watch_feed_forward(catch: Catch, parts: Any, places: list[str]) -> None:
+def _watch_feed_forward(catch: Catch, parts: Any, places: list[str], normed: bool) -> None:
     def half(i: int) -> Read:
         return lambda call: call.output.chunk(2, dim=-1)[i]
 
@@ -148,4 +148,6 @@ def _watch_feed_forward(catch: Catch, parts: Any, places: list[str]) -> None:
         catch.gives(into.proj, [f"{place}.gate" for place in places], half(1))
     else:
         catch.gives(into[0], projected)
+    if normed:
+        catch.gives(into, [f"{place}.activated" for place in places])
     catch.given(out, [f"{place}.hidden" for place in places])

@@ -1,0 +1,415 @@
+"""`refseq2seq.testing.diagnose` on modules that are right, and what it does besides."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
+pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
+pytest.importorskip("x_transformers", reason="needs x-transformers: pip install '.[peers]'")
+
+import hf_models
+import planted_huggingface
+import planted_pytorch
+import planted_x_transformers
+import test_pytorch
+import torch
+from planted import MASK, SOURCE, TARGET, one_thread
+from test_x_transformers import CASES
+from xt_networks import CONVENTIONS, both, random_batch, random_network
+
+import refseq2seq as rs
+from refseq2seq.convert import UnsupportedFeature
+from refseq2seq.testing import diagnose
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads():
+    with one_thread():
+        yield
+
+
+def assert_right(diagnosis, at_least=40):
+    assert diagnosis.first is None, diagnosis.report()
+    assert diagnosis.difference is None
+    assert len(diagnosis.compared) >= at_least
+
+
+# Modules that are right.
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_x_transformers(name):
+    rng = np.random.default_rng([list(CASES).index(name), 1])
+    network = random_network(rng, CASES[name])
+    batch = random_batch(rng, network.options, "right")
+    model = network.convert_arrays()  # as from the module, and quicker
+    found = diagnose(network.module, batch.source, batch.target, batch.mask, model=model)
+    assert_right(found, 36)
+    unseen = [name for name in found.not_compared if not name.endswith((".scores", ".weights"))]
+    if name != "memory tokens, rotary":
+        assert not unseen
+    assert bool(found.not_compared) == ("flash" in name or bool(unseen))
+
+
+@pytest.mark.parametrize("name", list(CASES)[::7])
+def test_x_transformers_generating(name):
+    rng = np.random.default_rng([list(CASES).index(name), 2])
+    network = random_network(rng, CASES[name])
+    batch = random_batch(rng, network.options, "right")
+    found = diagnose(
+        network.module, batch.source, batch.target[:, :2], batch.mask, max_new_tokens=4
+    )
+    assert_right(found)
+    assert "step.3.logits" in found.compared
+    assert "step.4.logits" not in found.compared
+
+
+@pytest.mark.parametrize("generates", [False, True])
+@pytest.mark.parametrize("name", hf_models.CASES)
+def test_hugging_face(name, generates):
+    seed = list(hf_models.CASES).index(name)
+    model = hf_models.random_model(name, seed, exact=False).float()
+    batch = hf_models.random_batch(model, seed, left=hf_models.CASES[name].left_padding)
+    if generates:
+        found = diagnose(model, batch.source, None, batch.mask, max_new_tokens=3)
+        assert "step.2.logits" in found.compared
+    else:
+        found = diagnose(model, batch.source, batch.target, batch.mask)
+    assert_right(found, 38)
+    kinds = {name.rpartition(".")[2] for name in found.not_compared}
+    assert kinds <= {"tokens", "scores", "weights"}  # attention is fused by default
+
+
+def test_hugging_face_tells_weights_that_it_has():
+    model = hf_models.random_model("BART", 3, exact=False).float()
+    model.set_attn_implementation("eager")
+    batch = hf_models.random_batch(model, 3)
+    found = diagnose(model, batch.source, batch.target, batch.mask)
+    assert_right(found)
+    assert {name.rpartition(".")[2] for name in found.not_compared} <= {"tokens", "scores"}
+
+
+@pytest.mark.parametrize("name", test_pytorch.VARIANTS)
+def test_nn_transformer(name):
+    seed = list(test_pytorch.VARIANTS).index(name)
+    net = test_pytorch.random_network(seed, **test_pytorch.VARIANTS[name])
+    cast(net, "float32")
+    source, target, mask = test_pytorch.random_batch(net, seed)
+    model = test_pytorch.convert(net, seed)
+    found = diagnose(net.transformer, source, target, mask, model=model, run=runner(net))
+    assert_right(found, 23)
+    assert "logits" in found.compared
+    kinds = {name.rpartition(".")[2] for name in found.not_compared}
+    assert kinds == {"tokens", "q", "k", "v", "scores", "weights", "heads"} | (
+        {"positions"} if net.positions is not None else set()
+    )
+
+
+def cast(net, dtype):
+    for module in (net.transformer, net.source_embedding, net.target_embedding, net.unembedding):
+        module.to(getattr(torch, dtype))
+    if net.positions is not None:
+        net.positions = net.positions.to(getattr(torch, dtype))
+
+
+def runner(net):
+    def run(source, target, mask):
+        mask = np.ones(source.shape, bool) if mask is None else mask.numpy()
+        return torch.as_tensor(net.logits(source.numpy(), target.numpy(), mask))
+
+    return run
+
+
+HALF = ["rmsnorm", "post-norm", "swiglu", "alibi", "kv_heads", "sinusoids"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", HALF)
+def test_x_transformers_in_half_precision(name, dtype):
+    """Without masks, which x-transformers 2.31 cannot be given in half precision."""
+    rng = np.random.default_rng([list(CASES).index(name), 3])
+    network = random_network(rng, CASES[name])
+    batch = random_batch(rng, network.options, "right")
+    for part in network.parts:
+        part.to(getattr(torch, dtype))
+    found = diagnose(network.module, batch.source, batch.target)
+    assert_right(found)
+    assert found.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["T5 1.1", "UMT5", "BART", "mBART", "Blenderbot-small"])
+def test_hugging_face_in_half_precision(name, dtype):
+    seed = list(hf_models.CASES).index(name)
+    model = hf_models.random_model(name, seed, exact=False).to(getattr(torch, dtype))
+    batch = hf_models.random_batch(model, seed)
+    found = diagnose(model, batch.source, batch.target, batch.mask)
+    assert_right(found, 38)
+    assert found.dtype == dtype
+
+
+def test_nn_transformer_in_half_precision():
+    net = test_pytorch.random_network(2)
+    cast(net, "float16")
+    source, target, mask = test_pytorch.random_batch(net, 2)
+    model = test_pytorch.convert(net, 2)
+    found = diagnose(net.transformer, source, target, mask, model=model, run=runner(net))
+    assert_right(found, 23)
+    assert found.dtype == "float16"
+
+
+# A float64 module.
+
+
+def test_a_float64_module_is_judged_as_float32():
+    model = hf_models.random_model("T5 1.0", 5, exact=False)
+    batch = hf_models.random_batch(model, 5)
+    found = diagnose(model, batch.source, batch.target, batch.mask)
+    assert_right(found, 38)
+    assert found.dtype == "float32"
+    strict = diagnose(model, batch.source, batch.target, batch.mask, dtype="float64")
+    assert strict.first == "encoder.layers.0.self_attention.input"  # its norms are float32
+    hf_models.make_exact(model)
+    strict = diagnose(model, batch.source, batch.target, batch.mask, dtype="float64")
+    assert_right(strict, 38)
+    assert strict.dtype == "float64"
+
+
+# What is seen.
+
+
+def test_layers_that_share_weights_have_a_name_for_each_time():
+    rng = np.random.default_rng(41)
+    options = {"enc_weight_tie_layers": True, "enc_depth": 3} | both(attn_dim_head=6)
+    network = random_network(rng, options)
+    batch = random_batch(rng, network.options, "right")
+    model = network.convert()
+    # The same module, three times: a fault in it is seen the first time.
+    block = network.encoder.attn_layers.layers[1][1]
+    calls = []
+
+    def third_time(module, args, out):
+        calls.append(1)
+        return out * 1.01 if len(calls) % 3 == 0 else out
+
+    block.register_forward_hook(third_time)
+    found = diagnose(network.module, batch.source, batch.target, batch.mask, model=model)
+    assert found.first == "encoder.layers.2.feed_forward.out"
+
+
+def test_a_table_that_both_sides_share():
+    rng = np.random.default_rng(43)
+    options = {"tie_token_emb": True, "enc_num_tokens": 13, "dec_num_tokens": 13}
+    network = random_network(rng, options)
+    batch = random_batch(rng, network.options, "right")
+    found = diagnose(network.module, batch.source, batch.target, batch.mask)
+    assert_right(found)
+    assert {"encoder.tokens", "decoder.tokens"} <= set(found.compared)
+
+
+def test_padding_that_a_module_counts_as_positions():
+    rng = np.random.default_rng(47)
+    network = random_network(rng, {})
+    batch = random_batch(rng, network.options, "right")
+    mask = np.arange(batch.source.shape[1]) >= np.array([[0], [1], [1]])
+    found = diagnose(network.module, batch.source, batch.target, mask)
+    assert found.first == "encoder.positions"
+
+
+def test_lists_of_different_lengths():
+    subject = planted_x_transformers.FAULTS.all[0].make()
+    lists = [list(map(int, row[real])) for row, real in zip(SOURCE, MASK, strict=True)]
+    found = diagnose(subject.module, lists, TARGET)
+    padded = diagnose(subject.module, SOURCE, TARGET, MASK)
+    assert_right(found)
+    assert found.compared == padded.compared
+
+
+def test_tokens_that_the_module_chooses_are_forced_upon_the_oracle():
+    """A module that chooses another token than the best is right in all that it computes."""
+    subject = planted_huggingface.FAULTS.all[0].make()
+    worst = lambda ids, scores: -scores  # noqa: E731
+    generate = subject.module.generate
+    subject.module.generate = lambda *args, **options: generate(
+        *args, **options, logits_processor=[worst]
+    )
+    found = subject.diagnose(max_new_tokens=4)
+    assert_right(found)
+
+
+# What it leaves behind.
+
+
+def test_the_module_and_the_random_numbers_are_as_they_were():
+    rng = np.random.default_rng(53)
+    network = random_network(rng, both(ff_dropout=0.2, attn_dropout=0.2))
+    batch = random_batch(rng, network.options, "right")
+    network.encoder.train()
+    network.decoder.net.attn_layers.train()
+    before = snapshot(network)
+    state = torch.get_rng_state()
+    assert_right(diagnose(network.module, batch.source, batch.target, batch.mask))
+    assert_right(
+        diagnose(network.module, batch.source, batch.target[:, :1], batch.mask, max_new_tokens=3)
+    )
+    assert snapshot(network) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+
+
+def test_hooks_are_removed_after_an_error():
+    network = random_network(np.random.default_rng(59), {})
+    model, before = network.convert(), snapshot(network)
+
+    def broken(*args):
+        raise RuntimeError("broken")
+
+    handle = network.decoder.net.to_logits.register_forward_hook(broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        diagnose(network.module, SOURCE, TARGET, model=model)
+    handle.remove()
+    assert snapshot(network) == before
+
+
+def snapshot(network):
+    return [
+        (module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
+        for part in network.parts
+        for module in part.modules()
+    ]
+
+
+# The report.
+
+
+def test_the_report():
+    fault = next(
+        fault
+        for fault in planted_x_transformers.FAULTS.all
+        if fault.name == "attention scale 1/sqrt(d_model)"
+    )
+    subject = fault.make()
+    fault.plant(subject, None)
+    found = subject.diagnose()
+    report = found.report()
+    first = "decoder.layers.0.cross_attention.scores"
+    assert report.startswith(f"{first} is the first of 83 quantities that deviates.")
+    assert "the last of them decoder.layers.0.cross_attention.q" in report
+    assert f"decoder.cross_attention.scale = {6**-0.5!r}" in report
+    assert "the source mask; keys and values of encoder.final" in report
+    assert "decoder.layers.0.cross_attention.k (agrees)" in report
+    told = json.loads(json.dumps(found.to_dict()))
+    assert told["first"] == told["difference"]["name"] == first
+    assert told["compared"] == list(found.compared)
+
+
+def test_the_report_leads_through_what_cannot_be_seen():
+    subject = planted_pytorch.FAULTS.all[0].make()
+    subject.parts["net"].causal = lambda n: None
+    report = subject.diagnose().report()
+    for name in ("q", "k", "v", "scores", "weights", "heads"):
+        assert f"on the way, unseen: decoder.layers.0.self_attention.{name}" in report
+    assert "the causal mask" in report
+    assert "decoder.layers.0.self_attention.w_q, an array of shape (24, 24)" in report
+
+
+def test_the_report_of_a_module_that_is_right():
+    subject = planted_pytorch.FAULTS.all[0].make()
+    report = subject.diagnose().report()
+    assert report.startswith("All 43 quantities that were compared agree, up to 6 spreads")
+
+
+# Modules that were changed.
+
+
+def test_a_module_that_the_converter_refuses_needs_a_model():
+    network = random_network(np.random.default_rng(61), {})
+    model = network.convert()
+    batch = random_batch(np.random.default_rng(61), network.options, "right")
+    network.decoder.net.attn_layers.layers[2][1].ff[0][-1] = torch.nn.Tanh()
+    with pytest.raises(UnsupportedFeature, match=r"ff\.0\.1.*model="):
+        diagnose(network.module, batch.source, batch.target, batch.mask)
+    found = diagnose(network.module, batch.source, batch.target, batch.mask, model=model)
+    assert found.first == "decoder.layers.0.feed_forward.hidden"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize:UserWarning")
+@pytest.mark.parametrize(
+    ("library", "first"),
+    [
+        (planted_x_transformers, "encoder.layers.0.self_attention.q"),
+        (planted_huggingface, "encoder.layers.0.self_attention.q"),
+        (planted_pytorch, "encoder.layers.0.feed_forward.projected"),
+    ],
+)
+def test_dynamic_quantisation(library, first):
+    """int8 weights are an error of their own: how great, z tells."""
+    subject = library.FAULTS.all[0].make()
+    quantised = torch.ao.quantization.quantize_dynamic(subject.module, {torch.nn.Linear})
+    if library is planted_pytorch:
+        subject.parts["net"].transformer = quantised
+    else:
+        with pytest.raises(UnsupportedFeature, match=r"quantized.*Linear.*model="):
+            diagnose(quantised, SOURCE, TARGET, MASK)
+    options = {"model": subject.model, "run": subject.run}
+    found = diagnose(quantised, SOURCE, TARGET, MASK, **options)
+    assert found.first == first
+    assert 100 < found.difference.spreads < 1e7
+    assert_right(diagnose(quantised, SOURCE, TARGET, MASK, z=1e8, **options))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_module():
+    """It is compiled anew with the hooks inside, here without generating code."""
+    rng = np.random.default_rng(67)
+    network = random_network(rng, both(depth=1))
+    batch = random_batch(rng, network.options, "right")
+    model = network.convert()
+    pair = tuple(
+        torch.compile(part, backend="eager") for part in (network.encoder, network.decoder.net)
+    )
+    assert_right(diagnose(pair, batch.source, batch.target, batch.mask, model=model))
+    network.encoder.attn_layers.layers[0][1].attend.scale = 1.0
+    found = diagnose(pair, batch.source, batch.target, batch.mask, model=model)
+    assert found.first == "encoder.layers.0.self_attention.scores"
+    with pytest.raises(UnsupportedFeature, match="compiled"):
+        diagnose(pair, batch.source, batch.target, batch.mask, model=model, max_new_tokens=2)
+    with pytest.raises(UnsupportedFeature, match="compiled XTransformer computes a loss"):
+        diagnose(torch.compile(network.module), batch.source, batch.target, model=model)
+
+
+# Arguments.
+
+
+def test_arguments_that_do_not_fit():
+    subject = planted_pytorch.FAULTS.all[0].make()
+    t5 = planted_huggingface.FAULTS.all[0].make()
+    xt = planted_x_transformers.FAULTS.all[0].make()
+    with pytest.raises(TypeError, match="run"):
+        diagnose(subject.module, SOURCE, TARGET, MASK, model=subject.model)
+    with pytest.raises(TypeError, match="from_pytorch"):
+        diagnose(subject.module, SOURCE, TARGET, MASK, run=subject.run)
+    with pytest.raises(TypeError, match="does not generate"):
+        subject.diagnose(max_new_tokens=2)
+    with pytest.raises(TypeError, match=r"run is for an nn\.Transformer"):
+        diagnose(t5.module, SOURCE, TARGET, MASK, run=subject.run)
+    with pytest.raises(TypeError, match="target is missing"):
+        diagnose(t5.module, SOURCE, None, MASK)
+    with pytest.raises(TypeError, match="got Linear"):
+        diagnose(torch.nn.Linear(2, 3), SOURCE, TARGET)
+    with pytest.raises(ValueError, match="source"):
+        diagnose(t5.module, SOURCE + 99, TARGET)
+    smaller = rs.convert.from_x_transformers(
+        random_network(np.random.default_rng(1), {"dec_num_tokens": 11, "enc_num_tokens": 11}
+                       | both(depth=1)).module,
+        **CONVENTIONS,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"layers\.1.*another model"):
+        diagnose(xt.module, SOURCE, TARGET, MASK, model=smaller)
