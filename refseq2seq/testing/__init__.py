@@ -1,6 +1,6 @@
 """What a user of refseq2seq imports in tests of another implementation.
 
-`refseq2seq.testing.strategies` has the Hypothesis strategies and `refseq2seq.testing.plugin` the
+`refseq2seq.testing.strategies` has the Hypothesis strategies and ``refseq2seq.testing.plugin`` the
 pytest plugin; they need ``pip install 'refseq2seq[test]'``.
 """
 
