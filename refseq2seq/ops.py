@@ -121,7 +121,7 @@ def logsumexp(x: Array) -> Array:
 
 def mean(x: Array) -> Array:
     """Mean over the last axis, which is kept with length 1; float16 is added up in float32."""
-    if x.dtype.itemsize < 4:
+    if array_namespace(x).finfo(x.dtype).bits < 32:
         return mean(x.astype("float32")).astype(x.dtype)  # a sum may be too great for float16
     return x.sum(axis=-1, keepdims=True) / x.shape[-1]
 

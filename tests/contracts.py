@@ -22,6 +22,8 @@ import sys
 import textwrap
 from types import FunctionType
 
+import numpy as np
+
 GROUP = r"\((?:[^()]|\([^()]*\))*\)"
 SHAPES = re.compile(
     rf"(?:arrays?(?: views| on the host)?,? (?:shapes? )?|shapes? )(broadcastable to )?"
@@ -50,7 +52,7 @@ class Documented:
                 self._check_array(name, item, env)
 
     def _check_array(self, name, x, env):
-        if self.kind and x.dtype.kind not in KINDS[self.kind]:
+        if self.kind and kind_of(x) not in KINDS[self.kind]:
             raise ContractError(f"{name} is documented as {self.kind}, got {x.dtype}")
         trials = [dict(env) for _ in self.shapes]
         fits = [
@@ -193,6 +195,11 @@ def watched(function, doc=None):
         return result
 
     return checked
+
+
+def kind_of(x):
+    """The kind of its dtype as NumPy writes it; other libraries' dtypes have only a name."""
+    return np.dtype(str(x.dtype).rpartition(".")[2]).kind
 
 
 def form(x):
