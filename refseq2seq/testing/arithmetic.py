@@ -1,11 +1,15 @@
-"""Arithmetic in low precision, simulated: a NumPy array whose operations round at random.
+r"""Arithmetic in low precision, simulated: a NumPy array whose operations round at random.
 
 An implementation rounds in three places, and so does a `LowPrecisionArray`:
 
 - an operation on elements rounds its results to the precision that it computes in, and its
   constants too;
-- a product or sum of n terms rounds partial sums, in an order that nobody knows: an error
-  of about 0.3 u sqrt(n sum_k (a_k b_k)^2), where u is half of the machine epsilon;
+- a product or sum of n terms t rounds partial sums. These drift towards the whole sum, and
+  wander as far as independent terms do, so that their mean square is about
+  (2 (sum t)^2 + sum t^2) / 6, and the errors of n of them together have the variance
+
+  .. math:: c^2 u^2\, n\, \frac{2 (\sum_k t_k)^2 + \sum_k t_k^2}{3}, \qquad c = 0.3;
+
 - a tensor is kept in a format of its own between operations. Taps round named quantities
   to it; here, a sum of two activations is such a tensor.
 
@@ -19,8 +23,8 @@ import numpy as np
 
 from .rounding import FORMATS, round_to, step_at, stochastically_rounded
 
-# Sequential and blocked products stay below 0.3 (n = 64 to 4096, NumPy and PyTorch). Twice
-# that variance, since rounding at random has twice the variance of rounding to nearest.
+# c is 0.3 for sums in order, of any terms, and less for sums in blocks. Twice the variance,
+# since rounding at random has twice the variance of rounding to nearest.
 ACCUMULATION = 0.3 * 2**0.5
 
 _ROUNDING = {np.add, np.subtract, np.multiply, np.divide, np.sqrt, np.square, np.exp, np.tanh}
@@ -61,21 +65,22 @@ class Arithmetic:
         """a @ b, with operands and partial sums rounded."""
         if self.operands != self.stored:
             a, b = self._rounded(a, self.operands), self._rounded(b, self.operands)
+        total = a @ b
         if self.is_fine:
-            return a @ b
-        return a @ b + self._accumulated(a.shape[-1], (a * a) @ (b * b))
+            return total
+        return self._accumulated(total, a.shape[-1], (a * a) @ (b * b))
 
     def sum(self, x: np.ndarray, **options: Any) -> np.ndarray:
         """x.sum(...), with partial sums rounded."""
         total = np.sum(x, **options)
         if self.is_fine:
             return total
-        return total + self._accumulated(x.size // max(total.size, 1), np.sum(x * x, **options))
+        return self._accumulated(total, x.size // max(total.size, 1), np.sum(x * x, **options))
 
-    def _accumulated(self, n: int, squares: np.ndarray) -> np.ndarray:
-        """What the rounding of partial sums of n terms, with this sum of squares, adds."""
-        noise = self.rng.standard_normal(squares.shape)
-        return ACCUMULATION * self.unit * np.sqrt(n * squares) * noise
+    def _accumulated(self, total: np.ndarray, n: int, squares: np.ndarray) -> np.ndarray:
+        """A sum of n terms, with this sum of their squares, whose partial sums were rounded."""
+        spread = ACCUMULATION * self.unit * np.sqrt(n * (2 * total**2 + squares) / 3)
+        return total + spread * self.rng.standard_normal(total.shape)
 
     def _rounded(self, x: np.ndarray, dtype: str) -> np.ndarray:
         if dtype == "float64":  # is rounded already, by the oracle: a step for both sides

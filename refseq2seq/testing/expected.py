@@ -69,15 +69,19 @@ class Errors:
         return Expected(x, sigma, np.sqrt(squares), self._independent(squares), where, dtype)
 
     def _independent(self, squares: np.ndarray) -> np.ndarray:
-        """How many errors make up each row: at most its participants, and on the average over
-        rows as many as its mean square's relative variance from run to run tells, 2 / n.
+        """How many errors make up each row: at most its participants, and at most as many as
+        the relative variance of its mean square from run to run tells, 2 / n, its own or that
+        of all rows.
         """
-        n, of_row = np.maximum(participants(squares), 1.0), row_mean(squares, self._where)
+        n = np.maximum(participants(np.where(self._where, squares, 0.0)), 1.0)
+        of_row = row_mean(squares, self._where)
         known = of_row > 1e-150  # the square of less is 0
         if not known.any():
             return n
-        variance = np.mean(self._fourth[known] / self._runs / of_row[known] ** 2) - 1
-        return np.minimum(n, max(1.0, 2 / max(variance, 1e-9)))
+        fourth = self._fourth / self._runs
+        variance = np.divide(fourth, of_row**2, where=known, out=np.ones_like(of_row)) - 1
+        variance = np.maximum(variance, np.mean(variance[known]))
+        return np.minimum(n, np.maximum(1.0, 2 / np.maximum(variance, 1e-9)))
 
 
 def row_mean(x: np.ndarray, where: np.ndarray) -> np.ndarray:

@@ -11,12 +11,8 @@ By default a few of each are tried. The table of docs/tolerances.md is that of
 """
 
 import os
-import zlib
 from collections import defaultdict
-from dataclasses import dataclass, field
-from functools import partial
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
@@ -28,6 +24,7 @@ import test_x_transformers
 import torch
 import torch_forward
 import xt_networks
+from tally import Tally, generator, judge, judge_mistakes
 
 import refseq2seq as rs
 from refseq2seq.testing import first_difference, rounded, spread
@@ -35,55 +32,6 @@ from refseq2seq.testing import first_difference, rounded, spread
 N = int(os.environ.get("TOLERANCE_CASES", "3"))  # of each kind and dtype
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FREQUENCIES = ("rotary", "sinusoids", "modern")  # that a cast to half precision would cast too
-
-
-@dataclass
-class Tally:
-    """What was tried, and how many of it were rejected."""
-
-    n: int = 0
-    ours: int = 0
-    defaults: int = 0
-    worst: float = 0.0  # of what was accepted or rejected, in gates: 1 is as far as allowed
-    evident: int = 0  # mistakes whose effect exceeds two gates
-    evident_missed: int = 0
-    said: list = field(default_factory=list)
-
-
-def in_gates(expected, actual):
-    """How far off, in units of what is allowed: over 1 is rejected."""
-    error = np.abs(actual - expected.value) * expected.where
-    rms = np.sqrt(np.mean(error**2, axis=-1, keepdims=True)) / expected.sigma
-    return max((error / expected.element_sigma).max() / 6, (rms / expected.rms_limit(6)).max())
-
-
-def close_by_default(actual, value):
-    try:
-        torch.testing.assert_close(actual, torch.tensor(value).to(actual.dtype))
-    except AssertionError:
-        return False
-    return True
-
-
-def judge(tally, spread_of, tensor, effect=None):
-    """Both verdicts on logits; ``effect`` are those of a mistake without any rounding."""
-    expected = spread_of["logits"]
-    found = first_difference(spread_of, {"logits": tensor})
-    actual = tensor.double().numpy()
-    assert (found is not None) == (not in_gates(expected, actual) <= 1)
-    tally.n += 1
-    tally.ours += found is not None
-    tally.defaults += not close_by_default(tensor, expected.value)
-    tally.worst = max(tally.worst, in_gates(expected, actual))
-    if effect is not None and in_gates(expected, effect) > 2:
-        tally.evident += 1
-        tally.evident_missed += found is None
-    elif effect is None and found is not None:
-        tally.said.append(str(found))
-
-
-def generator(*seed):
-    return np.random.default_rng([zlib.crc32(repr(seed).encode())])
 
 
 def written_in_torch(seed, dtype):
@@ -169,14 +117,10 @@ def test_what_is_right_is_accepted(dtype, report):
                 judge(ours, within, torch.tensor(trace["logits"]))
                 everything = first_difference(within, trace)
                 assert everything is None, everything
-        report.append(row(name, dtype, theirs))
+        report.append(theirs.row(name, dtype))
         if ours.n:
-            report.append(row(f"refseq2seq, models of {name}", dtype, ours))
+            report.append(ours.row(f"refseq2seq, models of {name}", dtype))
         assert theirs.ours + ours.ours == 0, theirs.said + ours.said
-
-
-def row(name, dtype, t):
-    return f"| {name} | {dtype} | {t.n} | {t.ours} | {t.worst:.2f} | {t.defaults} |"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -185,16 +129,7 @@ def test_mistakes_are_rejected_where_they_show(dtype, report):
     for seed in range(N):
         model, inputs, _ = written_in_torch(seed, dtype)
         within = spread(model, *inputs, dtype=dtype)
-        right = torch_forward.TorchTransformer(model, torch.float64)(*inputs).numpy()
-        for mistake in torch_forward.MISTAKES:
-            made = partial(torch_forward.TorchTransformer, model, mistake=mistake)
-            effect = made(torch.float64)(*inputs).numpy()
-            if not np.array_equal(effect, right):  # else this model gives no occasion to make it
-                judge(tallies[mistake], within, made(DTYPES[dtype])(*inputs), effect)
-    for mistake, t in tallies.items():
-        report.append(
-            f"| {mistake} | {dtype} | {t.n} | {t.evident} | {t.evident_missed} | {t.n - t.ours} "
-            f"| {t.n - t.defaults} |"
-        )
-        assert t.evident_missed == 0, mistake
+        judge_mistakes(tallies, within, model, inputs, DTYPES[dtype])
+    report.extend(t.row_of_a_mistake(mistake, dtype) for mistake, t in tallies.items())
+    assert not any(t.evident_missed for t in tallies.values())
     assert sum(t.evident for t in tallies.values()) > N * len(torch_forward.MISTAKES) / 3

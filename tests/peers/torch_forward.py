@@ -168,9 +168,11 @@ class TorchTransformer:
         return F.linear(h, self.w[f"{at}.w_out"].T, self.w.get(f"{at}.b_out"))
 
 
-def random_model(rng):
+def random_model(rng, wide=False):
     """A model that `TorchTransformer` serves: pre- or post-norm, of any such conventions."""
     d_k, n_heads = int(rng.choice([5, 8, 16])), int(rng.choice([2, 3, 4]))
+    if wide:
+        d_k, n_heads = int(rng.choice([32, 64])), int(rng.choice([4, 6]))
     sizes = {"d_model": d_k * n_heads, "n_heads": n_heads}
     tokens = {"decoder_start_id": 1, "eos_ids": (2,), "pad_id": 0}
     if rng.random() < 0.5:

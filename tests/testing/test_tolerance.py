@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import refseq2seq as rs
 from refseq2seq.config import RotaryPositions
+from refseq2seq.exact import sequential_matmul, sequential_sum
 from refseq2seq.testing import (
     assert_agrees,
     assert_tokens_agree,
@@ -20,7 +21,7 @@ from refseq2seq.testing import (
 )
 from refseq2seq.testing.arithmetic import Arithmetic, LowPrecisionArray, low_precision
 from refseq2seq.testing.expected import Errors, participants
-from refseq2seq.testing.rounding import FORMATS, round_to, step_at
+from refseq2seq.testing.rounding import round_to, step_at
 
 SOURCE, TARGET = [[3, 4, 7, 9, 5], [5, 6, 11]], [[1, 5, 8], [1, 7, 3]]
 CONFIGS = {
@@ -220,17 +221,17 @@ def test_angles_are_less_certain_the_further_the_position(what):
         }
         config = dataclasses.replace(config, **stacks)
     model = rounded(rs.Model.random(config, 0), "float32")
-    source = np.full((1, 400), 5)
+    source = np.full((1, 101), 5)
     within = spread(model, source, [[1]], dtype="float32")
     name = "positions" if what == "sinusoids" else "layers.0.self_attention.q"
     sigma = (
         within[f"encoder.{name}"]
         .element_sigma.reshape(
-            -1, 400, model.config.encoder.d_model // (1 if what == "sinusoids" else 2)
+            -1, 101, model.config.encoder.d_model // (1 if what == "sinusoids" else 2)
         )
         .mean((0, 2))
     )
-    assert sigma[350:].mean() > 5 * sigma[:10].mean()
+    assert sigma[90:].mean() > 5 * sigma[:3].mean()
 
 
 def test_agreement_is_that_of_one_quantity_or_of_many():
@@ -416,20 +417,24 @@ def test_what_is_exact_stays_exact():
     assert x.mean() == pytest.approx(-1 / 6, rel=1e-6)
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 64, 500])
-@pytest.mark.parametrize("computed", ["float32", "float16"])
-def test_products_and_sums_are_off_as_float_sums_are(n, computed):
-    """Their noise has sqrt(2) of the spread that adding term after term in float32 has."""
-    rng = np.random.default_rng(n)
-    a, b = rng.standard_normal((40, n)), rng.standard_normal((n, 30))
-    by = arithmetic(computed, computed=computed)
-    unit = FORMATS[computed].eps / 2
-    scale = unit * np.sqrt(n * ((a**2) @ (b**2)))
-    error = np.asarray(low_precision(a, by) @ low_precision(b, by)) - a @ b
-    assert np.sqrt(np.mean((error / scale) ** 2)) == pytest.approx(0.3 * 2**0.5, rel=0.1)
-    error = np.asarray(low_precision(a, by).sum(axis=-1)) - a.sum(axis=-1)
-    scale = unit * np.sqrt(n * (a**2).sum(axis=-1))
-    assert 0.2 < np.sqrt(np.mean((error / scale) ** 2)) < 0.6
+@pytest.mark.parametrize("n", [17, 64, 500])
+@pytest.mark.parametrize("mean", [0.0, 0.5, 3.0])
+def test_products_and_sums_err_as_float32_does_term_after_term(n, mean):
+    """The simulation has sqrt(2) of the spread of sums in order, whatever the signs of terms."""
+    rng, by = np.random.default_rng(n), arithmetic()
+    a, b = (rng.standard_normal(shape) + mean for shape in ((200, n), (n, 50)))
+    a, b = round_to(a, "float32"), round_to(b, "float32")
+    simulated = np.asarray(low_precision(a, by) @ low_precision(b, by))
+    real = sequential_matmul(a.astype("float32"), b.astype("float32"))
+
+    def rms(error):
+        return np.sqrt(np.mean(error**2))
+
+    assert rms(simulated - a @ b) / rms(real - a @ b) == pytest.approx(2**0.5, rel=0.25)
+    simulated = np.stack([np.asarray(low_precision(a, by).sum(axis=-1)) for _ in range(20)])
+    real = sequential_sum(a.astype("float32"), axis=-1)
+    exact = a.sum(axis=-1)
+    assert rms(simulated - exact) / rms(real - exact) == pytest.approx(2**0.5, rel=0.5)
 
 
 def test_tf32_rounds_the_operands_of_products():
@@ -463,6 +468,15 @@ def test_errors_of_a_row_are_pooled_and_counted():
     assert (e.rms_limit(6) == 2).all()
 
 
+def test_places_without_meaning_have_no_errors():
+    where = np.arange(4) < 2
+    errors = Errors(np.zeros((1, 4)), np.broadcast_to(where, (1, 4)))
+    errors.add(np.array([[[1.0, -1, 100, 7]], [[3.0, 3, -100, 7]]]))
+    e = errors.expected("float32")
+    assert e.sigma.item() == 5**0.5
+    assert e.independent.item() <= 2
+
+
 def test_errors_that_go_together_count_as_one():
     rng = np.random.default_rng(0)
     value = np.zeros((50, 20))
@@ -471,7 +485,7 @@ def test_errors_that_go_together_count_as_one():
     assert (together.expected("float32").independent < 1.3).all()
     pairs = Errors(value, np.ones(value.shape, bool))
     pairs.add(np.repeat(rng.standard_normal((64, 50, 10)), 2, axis=-1))
-    assert pairs.expected("float32").independent == pytest.approx(10, rel=0.25)
+    assert np.median(pairs.expected("float32").independent) == pytest.approx(10, rel=0.25)
 
 
 def test_nothing_is_expected_nearer_than_one_rounding():
