@@ -36,18 +36,17 @@ INTRODUCTION = """\
 
 Mistakes that programmers make, each planted in a live PyTorch module that was right, and what
 `refseq2seq.testing.diagnose` says of it: the first quantity that is not what the oracle
-computes, and how far it is off, in spreads of float32 rounding. More than 6 are a deviation.
-In a row together, less may be. Names that begin with `step.` are of greedy generation with the
+computes, and by how many spreads of float32 rounding an element of it is off. Six are allowed,
+fewer where a whole row is off. Names that begin with `step.` are of greedy generation with the
 module's own cache.
 
-The last column is what [the properties](api/testing.rst) find on their own, which need no
-reference weights: cached against uncached, a row alone against the row in a batch, padding
-against none, and so on. They see a mistake that breaks such a relation, and cannot see one
-that gives another, consistent model; an empty cell is such a mistake, or one that the trials
-did not meet.
+The last column is what [the properties](api/testing.rst) find alone, without reference
+weights: cached against uncached, a row alone against the row in a batch, padding against none,
+and so on. They see a mistake that breaks such a relation; one that makes another, consistent
+model of it they cannot see, nor one that their random trials did not meet.
 
-This page is made by `python tests/peers/planted_page.py`, and the tests hold it to what
-`diagnose` finds.
+The page is made by `python tests/peers/planted_page.py`; the tests hold it to what `diagnose`
+finds.
 """
 """Before the tables."""
 

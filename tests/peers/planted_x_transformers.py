@@ -75,7 +75,7 @@ def implementation(network: Network, padding: tuple[str, ...]) -> properties.Imp
 
 
 FAULTS = Faults()
-RIGHT, ANYWHERE = ("right",), ("right", "left", "between")
+RIGHT, ENDS = ("right",), ("right", "left")
 pre_norm = FAULTS.on(partial(subject, 1, RIGHT), "pre-norm, learned positions, GELU")
 post_norm = FAULTS.on(
     partial(subject, 2, RIGHT, **both(pre_norm=False)), "post-norm, learned positions, GELU"
@@ -84,7 +84,7 @@ modern = FAULTS.on(
     partial(
         subject,
         3,
-        ANYWHERE,
+        ENDS,
         **both(
             rotary_pos_emb=True,
             use_rmsnorm=True,
@@ -100,14 +100,12 @@ bucketed = FAULTS.on(
     partial(
         subject,
         4,
-        ANYWHERE,
+        ENDS,
         **both(rel_pos_bias=True, rel_pos_num_buckets=8, rel_pos_max_distance=8),
     ),
     "relative bias",
 )
-alibi = FAULTS.on(
-    partial(subject, 5, ANYWHERE, **both(alibi_pos_bias=True, use_abs_pos_emb=False)), "ALiBi"
-)
+alibi = FAULTS.on(partial(subject, 5, RIGHT, **both(alibi_pos_bias=True)), "ALiBi")
 other = FAULTS.on(
     partial(
         subject,
