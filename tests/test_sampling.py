@@ -266,7 +266,7 @@ def test_seeds_and_rows_give_streams_of_their_own():
 
 
 @pytest.mark.parametrize(
-    "make", [rs.greedy, rs.sample, lambda p: rs.exponential_race(np.ones(1), p)]
+    "make", [rs.greedy, rs.sample, lambda p: rs.exponential_race(np.ones((1, 1, 1)), p)]
 )
 def test_a_processor_must_be_callable(make):
     with pytest.raises(TypeError, match=r"a processor must be a function .* got 0\.7"):
