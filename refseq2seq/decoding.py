@@ -187,9 +187,9 @@ def decode_steps(
         The name, below 2^32, by which each source's row draws its uniforms; 0, 1, 2, ... by
         default. Sample number j of a source draws by the name plus j * 2^32, so that it
         does not depend on how many there are.
-    uniforms : array, shape (batch, max_new_tokens), optional
-        Used instead of drawn ones: column t for a row's new token number t, from 0. There
-        may be more columns.
+    uniforms : array, shape (rows, n_uniforms), optional
+        Used instead of drawn ones: column t for a row's new token number t, from 0, and so
+        at least ``max_new_tokens`` columns.
     amateurs : sequence of Amateur
         Models whose logits correct the model's own: contrastive decoding, see
         `refseq2seq.amateur`. A step's ``logits`` are then the corrected ones.

@@ -12,7 +12,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> s
 
     Examples
     --------
-    >>> table("two", ["a"], [[1], ["<"]])[-48:]
+    >>> table("two", ["a"], [[1], ["<"]])[-49:]
     '<tr><td>1</td></tr><tr><td>&lt;</td></tr></table>'
     """
     rows = list(rows)

@@ -32,6 +32,7 @@ class DeviceArray:
     def __init__(self, host):
         self.host = np.array(host)
         self.shape, self.dtype, self.ndim = self.host.shape, self.host.dtype, self.host.ndim
+        self.strides = self.host.strides
 
     @property
     def T(self):  # noqa: N802 - NumPy's name

@@ -87,8 +87,9 @@ def from_pytorch(
         The arguments of nn.Transformer: d_model, nhead, num_encoder_layers,
         num_decoder_layers, dim_feedforward, activation ("relu" or "gelu"), layer_norm_eps,
         norm_first, bias.
-    source_embedding, target_embedding : nn.Embedding, or array (vocab_size, d_model)
-    unembedding : nn.Linear, array (vocab_size, d_model), or pair of that and a bias
+    source_embedding, target_embedding : nn.Embedding, or array of two axes
+        A row of width d_model per token.
+    unembedding : nn.Linear, array of the target embedding's shape, or pair of that and a bias
     embedding_scale : float
         Multiplies the token vectors, before positions are added: sqrt(d_model) in the
         paper and in PyTorch's tutorials, 1.0 for none.

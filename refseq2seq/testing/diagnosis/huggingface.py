@@ -38,10 +38,10 @@ class HuggingFaceModule:
         )
 
     def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> None:
-        """Greedy, with the module's cache; nothing ends a row."""
+        """Greedy, with its cache; nothing ends a row. Without a mask it would guess one."""
         self.model.generate(
             source,
-            attention_mask=_as_int(mask),
+            attention_mask=source.new_ones(source.shape) if mask is None else _as_int(mask),
             decoder_input_ids=prefix,
             max_new_tokens=n_new,
             min_new_tokens=n_new,
