@@ -7,7 +7,7 @@ tolerances it has by default, on the same numbers.
 
 By default a few of each are tried. The table of docs/tolerances.md is that of
 
-    TOLERANCE_CASES=60 python -m pytest -q tests/peers/test_tolerances.py
+    TOLERANCE_CASES=80 python -m pytest -q -s tests/peers/test_tolerances.py
 """
 
 import os
