@@ -54,16 +54,18 @@ class Diagnosis:
         """What agrees, what differs first and by how much, and what enters there."""
         n = len(self.compared)
         allowed = f"up to {self.z:g} spreads of rounding to {self.dtype}"
-        missing = f"{len(self.not_compared)} more could not be seen in the module"
+        missing = "; the module shows all"
+        if self.not_compared:
+            missing = f"; {len(self.not_compared)} more could not be seen in the module"
         if self.difference is None:
-            return f"All {n} quantities that were compared agree, {allowed}; {missing}."
+            return f"All {n} quantities that were compared agree, {allowed}{missing}."
         agreed = self.difference.agreed
         last = f", the last of them {self.compared[agreed - 1]}" if agreed else ""
         hidden = unseen(self.difference.name, self.compared, self.not_compared)
         return "\n".join(
             [
                 f"{self.first} is the first of {n} quantities that deviates.",
-                f"Before it {agreed} agree, {allowed}{last}; {missing}.",
+                f"Before it {agreed} agree, {allowed}{last}{missing}.",
                 "",
                 str(self.difference),
                 *(f"  on the way, unseen: {name}" for name in hidden),
