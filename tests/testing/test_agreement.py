@@ -1,0 +1,140 @@
+"""`assert_agrees` and `assert_tokens_agree`: what they accept, and what they say otherwise."""
+
+import dataclasses
+
+import arrangements
+import numpy as np
+import pytest
+
+import refseq2seq as rs
+from refseq2seq.testing import assert_agrees, assert_tokens_agree, rounded, spread
+
+CONFIG = arrangements.x_transformers
+MODEL = rounded(rs.Model.random(CONFIG, 1, "float64"), "bfloat16")
+SOURCE, TARGET = [[3, 4, 7, 9, 5], [5, 6, 11]], [[1, 5, 8], [1, 7, 3]]
+
+
+def test_agreement_is_that_of_one_quantity_or_of_many():
+    within, right = spread(MODEL, SOURCE, TARGET, dtype="bfloat16"), rs.Trace()
+    rs.forward(MODEL, SOURCE, TARGET, tap=right)
+    assert_agrees(right["logits"], within)
+    assert_agrees(right["encoder.final"], within, name="encoder.final")
+    assert_agrees(right, within)
+    wrong = dict(right)
+    wrong["decoder.layers.1.feed_forward.out"] = 1.5 * right["decoder.layers.1.feed_forward.out"]
+    wrong["logits"] = 2 * right["logits"]
+    with pytest.raises(AssertionError, match=r"^decoder\.layers\.1\.feed_forward\.out differs"):
+        assert_agrees(wrong, within)
+    with pytest.raises(AssertionError, match=r"^logits differs") as caught:
+        assert_agrees(wrong["logits"], within)
+    story = str(caught.value)
+    e = within["logits"]
+    spreads = np.abs(right["logits"]) / e.element_sigma
+    row = np.unravel_index(spreads.max(-1).argmax(), (2, 3))
+    assert f"{spreads.max():.3g} spreads (allowed 6)" in story
+    assert f"{(spreads > 6).sum()} of {e.value.size} elements are over" in story
+    assert f"the worst rows, in spreads: [{row[0]}, {row[1]}] {spreads.max():.3g}" in story
+
+
+def test_z_scales_what_is_allowed():
+    within = spread(MODEL, SOURCE, TARGET, dtype="bfloat16")
+    e = within["logits"]
+    off = e.value.copy()
+    off[0, 1, 2] += 7 * e.element_sigma[0, 1, 2]
+    assert_agrees(off, within, z=7.1)
+    with pytest.raises(AssertionError, match=r"7 spreads \(allowed 6\)"):
+        assert_agrees(off, within)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_never_agrees(value):
+    within = spread(MODEL, SOURCE, TARGET, dtype="bfloat16")
+    with pytest.raises(AssertionError, match="NaN, or infinity"):
+        assert_agrees(np.full(within["logits"].value.shape, value), within)
+    with pytest.raises(AssertionError, match="shape"):
+        assert_agrees(within["logits"].value[0], within)
+
+
+def greedy():
+    tokens = rs.generate(MODEL, SOURCE, max_new_tokens=6, eos_ids=()).tokens
+    target = np.concatenate([np.full((2, 1), 1), tokens], axis=1)
+    return tokens, spread(MODEL, SOURCE, target, dtype="bfloat16")
+
+
+def test_the_oracles_own_tokens_agree():
+    tokens, within = greedy()
+    found = assert_tokens_agree(tokens, within, eos_ids=())
+    assert (found.compared, found.total, found.diverged) == (12, 12, ())
+    assert str(found) == "12 of 12 tokens are the oracle's"
+    longer = np.concatenate([tokens, tokens], axis=1)
+    assert assert_tokens_agree(longer.tolist(), within, eos_ids=()) == found
+
+
+def test_another_token_is_wrong_unless_it_nearly_ties():
+    tokens, within = greedy()
+    logits = within["logits"].value[1, 2]  # of new token 2, the prefix being one token
+    second = int(np.argsort(logits)[-2])
+    changed = tokens.copy()
+    changed[1, 2:] = second
+    margin = logits.max() - logits[second]
+    sigma = within["logits"].element_sigma[1, 2]
+    spreads = margin / np.hypot(sigma[tokens[1, 2]], sigma[second])
+    assert spreads > 6
+    with pytest.raises(AssertionError, match="rounding to bfloat16 explains at most 6") as caught:
+        assert_tokens_agree(changed, within, eos_ids=())
+    assert f"new token 2 of row 1 is {second}; the oracle's is {tokens[1, 2]}" in str(caught.value)
+    assert f"greater by {margin:.3g}, or {spreads:.3g} spreads" in str(caught.value)
+    found = assert_tokens_agree(changed, within, z=spreads * 1.001, eos_ids=())
+    assert (found.compared, found.total) == (8, 12)
+    (stop,) = found.diverged
+    assert (stop.row, stop.position, stop.token) == (1, 2, second)
+    assert stop.margin == margin
+    assert stop.spreads == pytest.approx(spreads)
+    assert "8 of 12 tokens are the oracle's\n  new token 2 of row 1 is" in str(found)
+    with pytest.raises(AssertionError, match="explains at most"):
+        assert_tokens_agree(changed, within, z=spreads * 0.999, eos_ids=())
+
+
+def test_a_row_must_not_end_before_the_oracle():
+    tokens, within = greedy()
+    with pytest.raises(AssertionError, match=f"row 0 ends after 4 .* goes on with {tokens[0, 4]}"):
+        assert_tokens_agree(tokens[:, :4], within, eos_ids=())
+    # After the oracle's end nothing is compared, and eos_ids says where that is.
+    found = assert_tokens_agree(
+        tokens[:, :4], within, eos_ids=(int(tokens[0, 2]), int(tokens[1, 3]))
+    )
+    assert found.total == found.compared
+    assert 2 <= found.total <= 7
+
+
+def test_the_target_must_be_the_oracles_choice():
+    """Else somebody's own tokens, given as the target, would always agree."""
+    tokens, _ = greedy()
+    tokens[0, 3] = (tokens[0, 3] + 1) % 23
+    target = np.concatenate([np.full((2, 1), 1), tokens], axis=1)
+    within = spread(MODEL, SOURCE, target, dtype="bfloat16", runs=1)
+    with pytest.raises(ValueError, match=r"new token 3 of row 0 is .* the oracle prefers"):
+        assert_tokens_agree(tokens, within, eos_ids=())
+
+
+def test_tokens_that_a_model_suppresses_are_not_its_choice():
+    free = rs.generate(MODEL, SOURCE, max_new_tokens=4, eos_ids=()).tokens
+    config = dataclasses.replace(
+        CONFIG, suppressed_ids=(int(free[0, 1]),), begin_suppressed_ids=(int(free[1, 0]),)
+    )
+    model = dataclasses.replace(MODEL, config=config)
+    tokens = rs.generate(model, SOURCE, max_new_tokens=4, eos_ids=()).tokens
+    assert not np.array_equal(tokens, free)
+    target = np.concatenate([np.full((2, 1), 1), tokens], axis=1)
+    within = spread(model, SOURCE, target, dtype="bfloat16", runs=1)
+    assert assert_tokens_agree(tokens, within, eos_ids=()).compared == 8
+
+
+def test_rows_and_prefix_are_checked():
+    tokens, within = greedy()
+    with pytest.raises(ValueError, match="tokens has 1 rows, the target of the spread 2"):
+        assert_tokens_agree(tokens[:1], within)
+    for n_prefix in (0, 7):
+        with pytest.raises(ValueError, match=f"n_prefix must be from 1 to 6, .* got {n_prefix}"):
+            assert_tokens_agree(tokens, within, n_prefix=n_prefix)
+    assert assert_tokens_agree(tokens[:, 2:], within, n_prefix=3, eos_ids=()).total == 8
