@@ -48,6 +48,12 @@ def test_a_sum_of_two_tensors_is_a_tensor():
     assert not of_the_format(np.asarray(x + y[0]), "bfloat16")  # a bias
 
 
+def test_constants_are_those_of_the_format():
+    ones = low_precision(np.ones((2, 3)), arithmetic())
+    for constant in (0.1, np.full(3, 0.1)):
+        assert (np.asarray(ones * constant) == np.float64(np.float32(0.1))).all()
+
+
 def test_what_is_exact_stays_exact():
     x = low_precision(np.array([[1.0, -2.0, 0.5]]), arithmetic())
     for found, expected in ((-x, [-1, 2, -0.5]), (np.maximum(x, 0), [1, 0, 0.5]), (x.T.T, x[0])):
