@@ -115,14 +115,12 @@ def page() -> str:
 
 def summary(rows: list[Row]) -> str:
     """How many are found, by either way, and which properties find most."""
-    faults = [row for row in rows if row.fault != "*none*"]
-    at_place = len(faults)
-    by_properties = sum(bool(row.properties) for row in faults)
-    counted = Counter(name for row in faults for name in row.properties.split(", ") if name)
+    at_place = sum(fault.is_found(diagnosis(i).first) for i, fault in enumerate(FAULTS))
+    counted = Counter(name for row in rows for name in row.properties.split(", ") if name)
     most = ", ".join(f"`{name}` {n}" for name, n in counted.most_common(6))
     return (
-        f"Of {len(faults)} bugs, `diagnose` finds {at_place} at the expected place; the properties "
-        f"alone find {by_properties}, most often {most}.\n"
+        f"Of {len(FAULTS)} bugs, `diagnose` finds {at_place} at the expected place. The properties "
+        f"alone\nfind {sum(bool(row.properties) for row in rows)}, most often {most}.\n"
     )
 
 

@@ -401,10 +401,10 @@ def test_a_compiled_module():
     pair = tuple(
         torch.compile(part, backend="eager") for part in (network.encoder, network.decoder.net)
     )
+    torch._dynamo.utils.counters.clear()
     assert_right(diagnose(pair, batch.source, batch.target, batch.mask, model=model))
-    network.encoder.attn_layers.layers[0][1].attend.scale = 1.0
-    found = diagnose(pair, batch.source, batch.target, batch.mask, model=model)
-    assert found.first == "encoder.layers.0.self_attention.scores"
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+    assert not torch._dynamo.utils.counters["graph_break"]
     with pytest.raises(UnsupportedFeature, match="compiled"):
         diagnose(pair, batch.source, batch.target, batch.mask, model=model, max_new_tokens=2)
     with pytest.raises(UnsupportedFeature, match="compiled XTransformer computes a loss"):
