@@ -4,6 +4,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
+
+pytest.importorskip("x_transformers", reason="needs x-transformers: pip install '.[peers]'")
+
 import torch
 from einops.layers.torch import Rearrange
 from planted import Faults, Subject

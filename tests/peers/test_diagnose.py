@@ -430,6 +430,8 @@ def test_arguments_that_do_not_fit():
         diagnose(t5.module, SOURCE, None, MASK)
     with pytest.raises(TypeError, match="got Linear"):
         diagnose(torch.nn.Linear(2, 3), SOURCE, TARGET)
+    with pytest.raises(TypeError, match="pair"):
+        diagnose(xt.module.encoder, SOURCE, TARGET)
     with pytest.raises(ValueError, match="source"):
         diagnose(t5.module, SOURCE + 99, TARGET)
     smaller = rs.convert.from_x_transformers(

@@ -54,12 +54,17 @@ def as_peer(module: Any, run: Run | None) -> Peer:
         raise TypeError("run is for an nn.Transformer; other modules are run here")
     if hasattr(whole, "can_generate"):
         return HuggingFaceModule(module)
-    if isinstance(whole, tuple) or type(whole).__module__.startswith("x_transformers."):
+    if isinstance(whole, tuple) or _is_of("x_transformers", whole):
         return XTransformersModule(module)
     raise TypeError(
         "module must be an XTransformer, a pair (encoder, decoder) of TransformerWrapper, a model "
         f"of transformers or an nn.Transformer, got {type(whole).__qualname__}"
     )
+
+
+def _is_of(package: str, module: Any) -> bool:
+    """Whether a module is of a package's class, or of one made from it."""
+    return any(kind.__module__.partition(".")[0] == package for kind in type(module).__mro__)
 
 
 def dtype_of(peer: Peer) -> str:

@@ -28,12 +28,17 @@ class XTransformersModule:
                     "(torch.compile(module.encoder), torch.compile(module.decoder.net))"
                 )
             module = module.encoder, module.decoder
+        if not (isinstance(module, tuple) and len(module) == 2):
+            raise TypeError(
+                "of x-transformers, module must be an XTransformer or a pair (encoder, decoder), "
+                f"got {type(module).__qualname__}"
+            )
         self.encoder, decoder = module
         wrapped = isinstance(decoder, AutoregressiveWrapper)
         self.decoder = decoder.net if wrapped else decoder
         self.loop = decoder if wrapped else AutoregressiveWrapper(decoder)
         self.called = [self.encoder, self.decoder]
-        self.parts = [getattr(part, "_orig_mod", part) for part in self.called]
+        self.parts: list[Any] = [getattr(part, "_orig_mod", part) for part in self.called]
 
     def convert(self) -> Model:
         """Ours. The module knows no start token and no end, so that these are arbitrary."""
