@@ -38,7 +38,6 @@ nitpick_ignore = [
     ("any", "torch.multinomial(probs, 1)"),
     ("any", "topk"),
 ]
-suppress_warnings = ["toc.not_readable"]  # pages that are not written yet
 
 # Markdown and notebooks
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]

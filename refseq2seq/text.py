@@ -29,6 +29,12 @@ class Tokenizer(Protocol):
         """The text of the ids; special symbols are left out."""
 
 
+def symbol(tokenizer: Tokenizer, token: int) -> str:
+    """How a token is shown; a model's table may be longer than its vocabulary, as T5's is."""
+    symbols = tokenizer.symbols
+    return symbols[token] if token < len(symbols) else f"<{token}>"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary(Config):
     """A list of symbols; the id of a symbol is its place, counted from 0.

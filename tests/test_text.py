@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refseq2seq as rs
+from refseq2seq.text import symbol
 
 LETTERS = rs.Vocabulary(
     symbols=("<pad>", "a", "b", "'", "é", "\N{PILE OF POO}"),
@@ -120,3 +121,8 @@ def test_to_json_types_and_back(vocabulary):
     fields = vocabulary.to_dict()
     assert rs.Vocabulary.from_dict(fields) == vocabulary
     assert set(fields) == {"symbols", "separator", "special", "replacements"}
+
+
+def test_a_token_beyond_the_vocabulary_is_shown_by_its_number():
+    letters = rs.Vocabulary(symbols=("<pad>", "a"), separator="", special=(), replacements=())
+    assert [symbol(letters, token) for token in (1, 2)] == ["a", "<2>"]

@@ -10,6 +10,7 @@ from ..beam import BeamStep
 from ..decoding import Step
 from ..model import Model
 from ..ops import softmax
+from ..text import symbol
 
 SHOWN = 5  # candidates per step
 
@@ -20,9 +21,9 @@ def print_token_steps(model: Model, steps: Iterable[Step], row: int) -> None:
     total = 0.0
     for step in steps:
         total += step.log_probs[row]
-        symbol = _symbol(model, step.tokens[row])
+        chosen = _symbol(model, step.tokens[row])
         candidates = "  ".join(_candidates(model, step, row))
-        print(f"  {step.index:4}  {symbol:8} {step.log_probs[row]:8.3f}  {candidates}")
+        print(f"  {step.index:4}  {chosen:8} {step.log_probs[row]:8.3f}  {candidates}")
         sys.stdout.flush()
     print(f"  {'sum':4}  {'':8} {total:8.3f}")
 
@@ -57,5 +58,4 @@ def _candidates(model: Model, step: Step, row: int) -> Iterator[str]:
 
 
 def _symbol(model: Model, token: int) -> str:
-    symbols = model.target_vocabulary.symbols  # type: ignore[union-attr]
-    return symbols[token] if token < len(symbols) else f"<{token}>"  # T5 pads its vocabulary
+    return symbol(model.target_vocabulary, token)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from ..decoding import Step, decode_steps
 from ..model import Model
 from ..ops import softmax
 from ..sampling import Chooser, Processor, State, greedy, sample
+from ..text import Tokenizer, symbol
 from ..tokens import Tokens
 from ..trace import Trace
 from .tree import search
@@ -90,8 +91,8 @@ def record(
     return {
         "text": text,
         "output": model.target_vocabulary.decode([step["token"] for step in recorded]),
-        "source": [symbol(model.source_vocabulary.symbols, token) for token in source[0]],
-        "start": symbol(model.target_vocabulary.symbols, model.config.decoder_start_id),
+        "source": [symbol(model.source_vocabulary, token) for token in source[0]],
+        "start": symbol(model.target_vocabulary, model.config.decoder_start_id),
         "steps": _without_idle_rules(recorded),
         **_attention(model, source, trace, len(recorded)),
         "tree": tree,
@@ -101,7 +102,7 @@ def record(
 def _steps(
     model: Model, steps: Iterator[Step], stages: list[tuple[str, Array]]
 ) -> Iterator[dict[str, Any]]:
-    symbols = model.target_vocabulary.symbols  # type: ignore[union-attr]
+    vocabulary: Any = model.target_vocabulary
     total = 0.0
     for step in steps:
         token, log_prob = int(step.tokens[0]), float(step.log_probs[0])
@@ -109,22 +110,24 @@ def _steps(
         margin = float(step.margin[0])
         yield {
             "token": token,
-            "symbol": symbol(symbols, token),
+            "symbol": symbol(vocabulary, token),
             "log_prob": log_prob,
             "sum": total,
             "margin": margin if math.isfinite(margin) else None,
-            **_candidates(symbols, token, [("the model", step.logits), *stages]),
+            **_candidates(vocabulary, token, [("the model", step.logits), *stages]),
         }
         stages.clear()
 
 
-def _candidates(symbols: Any, chosen: int, stages: list[tuple[str, Array]]) -> dict[str, Any]:
+def _candidates(
+    vocabulary: Tokenizer, chosen: int, stages: list[tuple[str, Array]]
+) -> dict[str, Any]:
     """The most probable tokens and the chosen one, with their probabilities at each stage."""
     probs = [to_numpy(softmax(scores[0].astype("float64"))) for _, scores in stages]
     best = np.argsort(-probs[0], kind="stable")[:SHOWN].tolist()
     shown = best if chosen in best else [*best, chosen]
     return {
-        "candidates": [{"token": i, "symbol": symbol(symbols, i)} for i in shown],
+        "candidates": [{"token": i, "symbol": symbol(vocabulary, i)} for i in shown],
         "stages": [
             {"label": label, "probs": p[shown].tolist(), "kept": int((p > 0).sum())}
             for (label, _), p in zip(stages, probs, strict=True)
@@ -135,7 +138,7 @@ def _candidates(symbols: Any, chosen: int, stages: list[tuple[str, Array]]) -> d
 def _attention(model: Model, source: Tokens, trace: Trace, n_steps: int) -> dict[str, Any]:
     """Weights ``[layer][head]`` of the encoder, and of each step's newest token, with labels."""
     c = model.config
-    letters = [symbol(model.source_vocabulary.symbols, i) for i in source[0]]  # type: ignore[union-attr]
+    letters = [symbol(model.source_vocabulary, i) for i in source[0]]  # type: ignore[arg-type]
     encoder, decoder = c.encoder, c.decoder
 
     def learned(n: int) -> list[str]:
@@ -191,11 +194,6 @@ def _without_idle_rules(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for step in steps:
             del step["stages"][1]
     return steps
-
-
-def symbol(symbols: Any, token: int) -> str:
-    """How a token is shown; a table may be longer than its vocabulary, as T5's is."""
-    return symbols[token] if token < len(symbols) else f"<{token}>"
 
 
 def _rounded(weights: Array) -> list[Any]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..beam import BeamStep, beam_steps
 from ..model import Model
+from ..text import symbol
 from ..tokens import Tokens
 
 
@@ -45,7 +46,7 @@ def search(model: Model, source: Tokens, *, beams: int, **options: Any) -> dict[
 
 def _grow(model: Model, nodes: list[dict[str, Any]], live: list[int], step: BeamStep) -> list[int]:
     """Add a step's candidates; the nodes of the beams that live on."""
-    symbols = model.target_vocabulary.symbols  # type: ignore[union-attr]
+    vocabulary: Any = model.target_vocabulary
     c, place_of = step.candidates, {}
     survivors = step.survivors[0].tolist()
     for place in range(c.tokens.shape[1]):
@@ -59,7 +60,7 @@ def _grow(model: Model, nodes: list[dict[str, Any]], live: list[int], step: Beam
                 "step": step.index,
                 "parent": live[int(c.beams[0, place])],
                 "token": token,
-                "symbol": symbols[token] if token < len(symbols) else f"<{token}>",
+                "symbol": symbol(vocabulary, token),
                 "log_prob": float(c.log_probs[0, place]),
                 "score": score,
                 "fate": "ends" if ends else "lives" if lives else "out",
