@@ -149,6 +149,11 @@ def from_the_edge(mask):
     return np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
 
 
+def from_the_first_token(mask):
+    n_before = mask.argmax(axis=1)
+    return np.maximum(np.arange(mask.shape[1]) - n_before[:, None], 0)
+
+
 def both_ways(stack):
     how = stack.relative_positions
     return dataclasses.replace(
@@ -188,6 +193,10 @@ MISTAKES = {
     ),
     "PositionAfterPadding": (
         replaced(model, "real_positions", from_the_edge),
+        "encoder.positions",
+    ),
+    "ScatteredMask": (
+        replaced(model, "real_positions", from_the_first_token),
         "encoder.positions",
     ),
     "CachePosition": (lambda case, patch: (case, StalePosition()), "step.1.decoder.positions"),

@@ -151,7 +151,9 @@ def test_x_transformers_in_half_precision(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["T5 1.1", "UMT5", "BART", "mBART", "Blenderbot-small"])
+@pytest.mark.parametrize(
+    "name", ["T5 1.1", "UMT5", "BART", "mBART", "Marian", "Pegasus", "Blenderbot-small"]
+)
 def test_hugging_face_in_half_precision(name, dtype):
     seed = list(hf_models.CASES).index(name)
     model = hf_models.random_model(name, seed, exact=False).to(getattr(torch, dtype))
@@ -407,11 +409,55 @@ def test_a_compiled_module():
     assert not torch._dynamo.utils.counters["graph_break"]
     with pytest.raises(UnsupportedFeature, match="compiled"):
         diagnose(pair, batch.source, batch.target, batch.mask, model=model, max_new_tokens=2)
+    assert_right(diagnose(pair, batch.source, batch.target, batch.mask))
+    assert_right(diagnose(network.module, batch.source, batch.target, batch.mask))
     with pytest.raises(UnsupportedFeature, match="compiled XTransformer computes a loss"):
         diagnose(torch.compile(network.module), batch.source, batch.target, model=model)
+    wrapped = network.encoder, torch.compile(network.decoder, backend="eager")
+    with pytest.raises(UnsupportedFeature, match="compiled AutoregressiveWrapper computes a loss"):
+        diagnose(wrapped, batch.source, batch.target, model=model)
+
+
+COMPILED = {
+    "in place": lambda module: module.compile(backend="eager"),
+    "attention": lambda module: compile_part(module.attn_layers.layers[0], "1"),
+    "layers": lambda module: compile_part(module, "attn_layers"),
+}
+
+
+def compile_part(module, name):
+    setattr(module, name, torch.compile(getattr(module, name), backend="eager"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("change", COMPILED.values(), ids=COMPILED)
+def test_a_module_with_compiled_parts(change):
+    rng = np.random.default_rng(71)
+    network = random_network(rng, both(depth=1))
+    batch = random_batch(rng, network.options, "right")
+    model = network.convert()
+    for part in (network.encoder, network.decoder.net):
+        change(part)
+    assert_right(diagnose(network.module, batch.source, batch.target, batch.mask))
+    wrong = network.decoder.net.attn_layers.layers[0][1].to_out
+    wrong.register_forward_hook(lambda module, args, out: 1.01 * out)
+    found = diagnose(network.module, batch.source, batch.target, batch.mask, model=model)
+    assert found.first == "decoder.layers.0.self_attention.out"
 
 
 # Arguments.
+
+
+def test_a_target_is_begun_with_the_start_token_of_the_model():
+    network = random_network(np.random.default_rng(73), {})
+    begun = []
+    network.decoder.net.token_emb.register_forward_pre_hook(
+        lambda module, args: begun.append(set(args[0][:, 0].tolist()))
+    )
+    options = {"decoder_start_id": 7, "eos_ids": ()}
+    model = rs.convert.from_x_transformers(network.arrays(), network.options, **options)
+    assert_right(diagnose(network.module, SOURCE, None, MASK, model=model, max_new_tokens=2))
+    assert begun[0] == {7}
 
 
 def test_arguments_that_do_not_fit():
@@ -430,8 +476,20 @@ def test_arguments_that_do_not_fit():
         diagnose(t5.module, SOURCE, None, MASK)
     with pytest.raises(TypeError, match="got Linear"):
         diagnose(torch.nn.Linear(2, 3), SOURCE, TARGET)
-    with pytest.raises(TypeError, match="pair"):
-        diagnose(xt.module.encoder, SOURCE, TARGET)
+    accepted = r"an XTransformer or a pair \(encoder, decoder\) of TransformerWrapper"
+    encoder, decoder = xt.module.encoder, xt.module.decoder
+    for wrong, got in (
+        (encoder, "got TransformerWrapper"),
+        (torch.compile(encoder, backend="eager"), "got TransformerWrapper"),
+        (decoder, "got AutoregressiveWrapper"),
+        ((decoder, encoder), "got a pair with AutoregressiveWrapper"),
+        ((torch.nn.Linear(2, 3), encoder), "got a pair with Linear"),
+        ((encoder, decoder, encoder), "got tuple"),
+    ):
+        with pytest.raises(TypeError, match=f"{accepted}.*{got}"):
+            diagnose(wrong, SOURCE, TARGET)
+        with pytest.raises(TypeError, match=f"{accepted}.*{got}"):
+            diagnose(wrong, SOURCE, TARGET, model=xt.model)
     with pytest.raises(ValueError, match="source"):
         diagnose(t5.module, SOURCE + 99, TARGET)
     smaller = rs.convert.from_x_transformers(

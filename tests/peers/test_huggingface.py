@@ -179,7 +179,7 @@ def test_float32(name):
     assert closeness(computed, logits(theirs, batch)) < 30 * EPS32
 
 
-@pytest.mark.parametrize("name", ["BART", "T5 1.1"])
+@pytest.mark.parametrize("name", ["BART", "T5 1.1", "Marian", "Pegasus"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_held_exactly(name, dtype):
     theirs = random_model(name, 2).to(getattr(torch, dtype))
@@ -361,6 +361,30 @@ def test_a_table_that_is_not_sinusoids_is_refused():
     config |= {"d_model": 13}
     with pytest.raises(UnsupportedFeature, match="d_model = 13"):
         from_huggingface(arrays, config)
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [("bfloat16", 2.0**-7), ("float16", 2.0**-10)])
+@pytest.mark.parametrize(
+    ("family", "table"), [("Marian", "weight"), ("Pegasus", "weight"), ("M2M100", "weights")]
+)
+def test_a_table_of_sinusoids_is_held_to_the_rounding_of_its_dtype(family, table, dtype, eps):
+    """So many positions that the float32 angles of M2M100 show."""
+    theirs = random_model(family, 0)
+    arrays, config = plain(theirs)
+    longer = type(theirs)(type(theirs.config).from_dict(config | {"max_position_embeddings": 1021}))
+    name = f"model.encoder.embed_positions.{table}"
+    stored = getattr(longer.model.encoder.embed_positions, table).detach()
+    rounded = stored.to(getattr(torch, dtype)).float().numpy()
+    expected = from_huggingface(arrays, config)
+    for right in (stored.numpy(), rounded):
+        assert_same_model(from_huggingface(arrays | {name: right}, config), expected)
+    off = rounded.copy()
+    off[7] -= np.where(np.abs(off[7]) == np.abs(off[7]).max(), eps, 0)
+    coarse = stored.numpy().copy()
+    coarse[7] = rounded[7]  # the others are float32, so that all are held to that
+    for wrong in (off, coarse):
+        with pytest.raises(UnsupportedFeature, match=name):
+            from_huggingface(arrays | {name: wrong}, config)
 
 
 def test_what_is_not_a_model_is_refused():

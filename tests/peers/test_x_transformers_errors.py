@@ -122,6 +122,70 @@ def test_a_module_that_was_used_copied_and_set_to_training_is_the_same(option):
     np.testing.assert_array_equal(rs.forward(again, ids, ids), rs.forward(model, ids, ids))
 
 
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+def with_compiled_parts(network):
+    """An XTransformer with all compiled that may be: its sides, their layers, an attention."""
+    layers = network.encoder.attn_layers.layers
+    layers[0][1] = compiled(layers[0][1])
+    for part in (network.encoder, network.decoder.net):
+        part.attn_layers = compiled(part.attn_layers)
+    network.module.encoder = compiled(network.encoder)
+    network.decoder.net = compiled(network.decoder.net)
+    return network.module
+
+
+def compiled_in_place(network):
+    network.module.encoder.compile(backend="eager")
+    return network.module
+
+
+def compiled_and_put_aside(network):
+    compiled(network.encoder)
+    return network.module
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda network: compiled(network.module),
+        lambda network: (compiled(network.encoder), compiled(network.decoder)),
+        lambda network: (compiled(network.encoder), compiled(network.decoder.net)),
+        with_compiled_parts,
+        compiled_in_place,
+        compiled_and_put_aside,
+    ],
+    ids=["whole", "pair", "pair without loop", "parts", "in place", "put aside"],
+)
+def test_a_compiled_module_is_the_same(change):
+    """Tied tables too, which are found by their identity."""
+    network = network_with(tie_token_emb=True, **both(num_tokens=13, rotary_pos_emb=True))
+    model = network.convert()
+    network.module = change(network)
+    again = network.convert()
+    assert again.config == model.config
+    ids = np.array([[3, 4, 5]])
+    np.testing.assert_array_equal(rs.forward(again, ids, ids), rs.forward(model, ids, ids))
+
+
+def test_what_is_changed_in_a_compiled_module_is_seen():
+    network = network_with()
+    network.module = compiled(network.module)
+    network.encoder.attn_layers.layers[0][1].scale = 0.3
+    refused(network, r"encoder\.attn_layers\.layers\.0\.1\.scale")
+    network = network_with()
+    network.encoder.attn_layers = compiled(network.encoder.attn_layers)
+    network.encoder.attn_layers.register_forward_hook(lambda *_: None)
+    refused(network, r"encoder\.attn_layers\..*_forward_hooks")
+    network = network_with()
+    encoder = compiled(network.encoder)
+    encoder.register_forward_hook(lambda *_: None)
+    network.module = (encoder, network.decoder)
+    refused(network, r"encoder\..*_forward_hooks")
+
+
 def test_a_subclass_is_refused():
     network = network_with()
     network.encoder.__class__ = type("Mine", (TransformerWrapper,), {})

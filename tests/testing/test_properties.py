@@ -7,9 +7,10 @@ from pathlib import Path
 import arrangements
 import numpy as np
 import pytest
-from faulty import FAULTS, MODEL, ours, seeing_everything, tap_of, tapped
+from faulty import CONFIG, FAULTS, MODEL, ours, seeing_everything, tap_of, tapped
 
 import refseq2seq as rs
+from refseq2seq.config import AlibiPositions
 from refseq2seq.testing import properties
 
 NAMES = {p.name for p in properties.ALL}
@@ -106,6 +107,24 @@ def test_they_hold_of_a_recurrent_network(dtype):
 def test_they_hold_of_ours(config, dtype):
     report = properties.check(ours(rs.Model.random(config, 1, dtype)), trials=2)
     assert len(report.passed) >= len(NAMES) - 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_the_source_counts_where_only_distances_do(seed):
+    """Symmetric ALiBi and nothing else: a reversed source gives the same logits."""
+    fields = {"positions": None, "relative_positions": AlibiPositions(slopes=(0.5, 0.25))}
+    encoder = dataclasses.replace(CONFIG.encoder, **fields)
+    config = dataclasses.replace(CONFIG, encoder=encoder)
+    symmetric = ours(rs.Model.random(config, seed, "float64"))
+    source, target = np.array([[3, 5, 7, 11, 13]]), np.array([[1, 2]])
+    a, b = (
+        symmetric.logits(symmetric.encode(ids, None), target) for ids in (source, source[:, ::-1])
+    )
+    np.testing.assert_allclose(a, b, rtol=1e-12)
+    properties.check(symmetric, only=["source_order"], trials=1, seed=seed)
+    blind = dataclasses.replace(encoder, relative_positions=None)
+    model = rs.Model.random(dataclasses.replace(config, encoder=blind), seed, "float64")
+    assert properties.examine(ours(model), only=["source_order"]).failed == ["source_order"]
 
 
 def test_all_are_tried_on_ours():

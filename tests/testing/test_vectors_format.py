@@ -15,6 +15,7 @@ import refseq2seq as rs
 from refseq2seq import cli
 from refseq2seq.params import build_params
 from refseq2seq.testing import vectors
+from refseq2seq.testing.rounding import round_to
 from refseq2seq.testing.vectors import FAMILIES, drawing, safetensors
 from refseq2seq.testing.vectors.cases import outputs_of
 from refseq2seq.testing.vectors.flags import FLAGS, OF_FAMILY
@@ -89,6 +90,27 @@ def test_a_case_catches_what_its_flag_names(flag, made, tmp_path, monkeypatch):
     assert fnmatchcase(found.name, place), found
 
 
+def test_cases_without_the_flag_have_masks_without_holes(made, tmp_path, monkeypatch):
+    """Positions that count masked places from the first real token on are right in them."""
+    root, drawn = made
+    cases = [case for case in drawn if case.name.startswith("x_transformers")]
+    has_holes = {case.name: holes(case.source_mask) for case in cases}
+    assert has_holes == {case.name: "ScatteredMask" in case.flags for case in cases}
+    mistake, _ = MISTAKES["ScatteredMask"]
+    for case in (c for c in cases if not has_holes[c.name]):
+        wrong, _ = mistake(case, monkeypatch)
+        record(wrong, tmp_path / case.name)
+    checked = vectors.check(root, tmp_path)
+    assert len(checked) == 3 * (len(cases) - 1)
+    assert first(checked) is None
+
+
+def holes(mask):
+    """Whether a masked place stands between two real ones."""
+    edges = np.abs(np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(int))).sum(axis=1)
+    return bool((edges > 2).any())
+
+
 def test_an_implementation_without_mistakes_passes(made, tmp_path):
     """With sums in BLAS's order: in float32 every place of every case, in float64 of some."""
     root, drawn = made
@@ -100,6 +122,22 @@ def test_an_implementation_without_mistakes_passes(made, tmp_path):
         assert len(checked) == 3 * len(cases)
         assert [str(one.difference) for one in checked if one.difference] == []
         assert all(one.compared == one.of for one in checked)
+
+
+def test_bfloat16_widened_to_float32_is_held_to_what_is_asked(made, tmp_path):
+    """Every quantity rounded to bfloat16 on its way, as a program in it computes."""
+    root, drawn = made
+    cases = [case for case in drawn if case.name.endswith("ordinary")]
+    for case in cases:
+        plain = dataclasses.replace(case, model=case.model.to("numpy").astype("float32"))
+        record(plain, tmp_path / case.name, through_bfloat16)
+    for rtol, differs in ((None, True), (0.09, False)):
+        forward = [c for c in vectors.check(root, tmp_path, rtol=rtol) if c.file == "forward"]
+        assert [bool(one.difference) for one in forward] == [differs] * len(cases)
+
+
+def through_bfloat16(name, x):
+    return round_to(x, "bfloat16").astype(x.dtype) if x.dtype.kind == "f" else x
 
 
 def test_the_same_bits_are_the_same_with_no_tolerance(made):
@@ -284,7 +322,8 @@ def entry(begin=0, end=16, shape=(2,), dtype="F64"):
         (entry(end=8), bytes(16), "cannot lie at 0 to 8"),
         (entry(begin=-16, end=0), bytes(16), "cannot lie"),
         (entry(shape=(3,)), bytes(16), r"of shape \[3\]"),
-        (entry(dtype="F8"), bytes(16), "F8"),
+        (entry(dtype="BF16"), bytes(4), r"x has dtype BF16; .* F64, F32, F16, .*: widen"),
+        (entry(dtype=[]), bytes(16), "not a whole safetensors file"),
         (entry(), bytes(17), "bytes of no array"),
         ({"x": 3}, b"", "not a whole safetensors file"),
         ([], b"", "not a whole safetensors file"),
@@ -309,7 +348,7 @@ def test_a_header_that_is_cut_off_is_refused(content, tmp_path):
 
 
 def test_other_dtypes_are_not_written(tmp_path):
-    with pytest.raises(TypeError, match="x has dtype complex128"):
+    with pytest.raises(TypeError, match=r"x has dtype complex128; the format has F64, .*: widen"):
         safetensors.write(tmp_path / "x", {"x": np.array([1j])})
 
 
@@ -348,6 +387,20 @@ def test_check_says_what_it_cannot_compare(made, tmp_path):
         vectors.check(root, tmp_path)
     safetensors.write(path, {"logits": np.zeros(3)})
     assert first(vectors.check(root, tmp_path)).reason == "shape"
+
+
+def test_a_batch_axis_is_missing_in_positions_only(made, tmp_path):
+    """Padding on the right moves no real token: one array of positions serves all rows."""
+    root, drawn = made
+    case = next(c for c in drawn if c.name == "x_transformers-00-ordinary")
+    ours = safetensors.read(root / case.name / "forward.safetensors")
+    path = tmp_path / case.name / "forward.safetensors"
+    path.parent.mkdir()
+    safetensors.write(path, {"encoder.positions": ours["encoder.positions"][0]})
+    assert first(vectors.check(root, tmp_path)) is None
+    for name in ("encoder.tokens", "logits"):
+        safetensors.write(path, {name: ours[name][0]})
+        assert first(vectors.check(root, tmp_path)).reason == "shape"
 
 
 def test_changed_vectors_are_noticed(tmp_path):

@@ -37,7 +37,8 @@ def from_x_transformers(
     ----------
     module : XTransformer, pair of TransformerWrapper, or mapping of names to NumPy arrays
         The pair is (encoder, decoder); its decoder may be in an AutoregressiveWrapper.
-        The mapping has the names of ``XTransformer.state_dict()``.
+        Modules may come from ``torch.compile``. The mapping has the names of
+        ``XTransformer.state_dict()``.
     options : mapping, with a mapping of arrays only
         The keyword arguments given to XTransformer. What TransformerWrapper takes and it
         does not, such as ``tie_embedding``, has its prefixes ``enc_`` and ``dec_`` as

@@ -32,6 +32,8 @@ WITHOUT_EFFECT = {
     "shift_mem_down",
     "create_causal_mask",
     "sdp_context_manager",
+    "_is_torch_compile",
+    "_compiled_call_impl",
 }
 
 
@@ -41,27 +43,32 @@ def read_module(module: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Parameters
     ----------
     module : XTransformer, or pair (encoder, decoder) of TransformerWrapper
-        The decoder may be in an AutoregressiveWrapper.
+        The decoder may be in an AutoregressiveWrapper. All, and parts of them, may come
+        from ``torch.compile``.
 
     Raises
     ------
     UnsupportedFeature
         Naming the part of the module that is not implemented.
     """
-    encoder, decoder = _pair(module)
+    encoder, decoder = _pair(_uncompiled(module))
     options: dict[str, Any] = {}
-    if type(decoder) is AutoregressiveWrapper:
+    if type(_uncompiled(decoder)) is AutoregressiveWrapper:
         options["pad_value"], decoder = decoder.pad_value, decoder.net
     arrays: dict[str, np.ndarray] = {}
-    for prefix, name, wrapper in (("enc_", "encoder", encoder), ("dec_", "decoder.net", decoder)):
+    for prefix, name, part in (("enc_", "encoder", encoder), ("dec_", "decoder.net", decoder)):
+        wrapper = _uncompiled(part)
         if type(wrapper) is not TransformerWrapper:
             raise UnsupportedFeature(
                 f"{name} is a {type(wrapper).__qualname__}; only TransformerWrapper is implemented"
             )
         of_wrapper, of_layers = _read_wrapper(wrapper, name), _read_layers(wrapper, name)
-        _check_same(name, wrapper, _build(prefix, of_wrapper, of_layers))
+        _check_same(name, part, _build(prefix, of_wrapper, of_layers))
         options |= {prefix + option: value for option, value in (of_wrapper | of_layers).items()}
-        arrays |= {f"{name}.{key}": _to_numpy(x) for key, x in wrapper.state_dict().items()}
+        arrays |= {
+            f"{name}.{_without_compiling(key)}": _to_numpy(x)
+            for key, x in wrapper.state_dict().items()
+        }
     options["tie_token_emb"] = decoder.token_emb is encoder.token_emb
     return arrays, options
 
@@ -75,6 +82,16 @@ def _pair(module: Any) -> tuple[Any, Any]:
         "module must be an XTransformer, a pair (encoder, decoder) of TransformerWrapper, or "
         f"a mapping of names to arrays; got {type(module).__qualname__}"
     )
+
+
+def _uncompiled(module: Any) -> Any:
+    """What was given to ``torch.compile``; another module as it is."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _without_compiling(name: str) -> str:
+    """The name that a part has where nothing around it is compiled."""
+    return name.replace("_orig_mod.", "")
 
 
 def _to_numpy(x: torch.Tensor) -> np.ndarray:
@@ -234,21 +251,34 @@ def _equal(a: Any, b: Any) -> bool:
 def _traits(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """All that says what a module computes, by name: a string, or a buffer's tensor."""
     for path, part in module.named_modules(remove_duplicate=False):
-        if type(part) is nn.Dropout:
-            continue
-        at = f"{path}." if path else ""
-        yield f"{at}class", f"{type(part).__module__}.{type(part).__qualname__}"
-        for name, value in vars(part).items():
-            if name == "_parameters":
-                for parameter, x in value.items():
-                    if x is not None:
-                        yield f"{at}{parameter}", f"a parameter of shape {tuple(x.shape)}"
-            elif name == "_buffers":
-                for buffer, x in value.items():
-                    if x is not None and buffer != "bias":  # ALiBi's of its last call
-                        yield f"{at}{buffer}", x
-            elif name not in WITHOUT_EFFECT | {"_modules"} and value is not None:
-                yield f"{at}{name}", _text(value)
+        at = _without_compiling(f"{path}.") if path else ""
+        if hasattr(part, "_orig_mod"):
+            yield from _hooks_of_compiled(at, part)
+        elif type(part) is not nn.Dropout:
+            yield from _traits_of(at, part)
+
+
+def _traits_of(at: str, part: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Those of one part, without the parts in it."""
+    yield f"{at}class", f"{type(part).__module__}.{type(part).__qualname__}"
+    for name, value in vars(part).items():
+        if name == "_parameters":
+            for parameter, x in value.items():
+                if x is not None:
+                    yield f"{at}{parameter}", f"a parameter of shape {tuple(x.shape)}"
+        elif name == "_buffers":
+            for buffer, x in value.items():
+                if x is not None and buffer != "bias":  # ALiBi's of its last call
+                    yield f"{at}{buffer}", x
+        elif name not in WITHOUT_EFFECT | {"_modules"} and value is not None:
+            yield f"{at}{name}", _text(value)
+
+
+def _hooks_of_compiled(at: str, part: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What torch.compile gives computes what it was given, but for hooks of its own."""
+    for name, value in vars(part).items():
+        if name.endswith("_hooks") and value:
+            yield f"{at}compiled.{name}", _text(value)
 
 
 def _text(value: Any) -> str:

@@ -112,8 +112,8 @@ def diagnose(
         The module is given the model's pad token where the source is masked.
     target : integer array (batch, n_target), or list of lists, optional
         What the decoder is forced to read, the start token first. With ``max_new_tokens``
-        the prefix of what it generates, by default the model's start token (0 in a converted
-        module of x-transformers, which knows none).
+        the prefix of what it generates: by default the start token of ``model``, and
+        without ``model`` that of the module, or 0 for x-transformers, which has none.
     source_mask : boolean array (batch, n_source), optional
         True = real token.
     model : Model, optional

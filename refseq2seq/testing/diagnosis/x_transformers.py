@@ -14,31 +14,35 @@ SUBLAYERS = {
     "decoder": ("self_attention", "cross_attention", "feed_forward"),
 }
 
+ACCEPTED = (
+    "of x-transformers, module must be an XTransformer or a pair (encoder, decoder) of "
+    "TransformerWrapper, the decoder in an AutoregressiveWrapper or not"
+)
+
 
 class XTransformersModule:
     """An XTransformer, or a pair (encoder, decoder) of TransformerWrapper."""
 
     def __init__(self, module: Any) -> None:
-        from x_transformers import AutoregressiveWrapper, XTransformer
+        from x_transformers import AutoregressiveWrapper, TransformerWrapper, XTransformer
 
-        if isinstance(getattr(module, "_orig_mod", module), XTransformer):
-            if hasattr(module, "_orig_mod"):
-                raise UnsupportedFeature(
-                    "a compiled XTransformer computes a loss: compile its parts, and give the pair "
-                    "(torch.compile(module.encoder), torch.compile(module.decoder.net))"
-                )
-            module = module.encoder, module.decoder
-        if not (isinstance(module, tuple) and len(module) == 2):
-            raise TypeError(
-                "of x-transformers, module must be an XTransformer or a pair (encoder, decoder), "
-                f"got {type(module).__qualname__}"
-            )
-        self.encoder, decoder = module
-        wrapped = isinstance(decoder, AutoregressiveWrapper)
+        pair = module
+        if isinstance(_uncompiled(module), XTransformer):
+            _check_not_compiled(module)
+            pair = module.encoder, module.decoder
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise TypeError(f"{ACCEPTED}, got {type(_uncompiled(module)).__qualname__}")
+        self.encoder, decoder = pair
+        wrapped = isinstance(_uncompiled(decoder), AutoregressiveWrapper)
+        if wrapped:
+            _check_not_compiled(decoder)
         self.decoder = decoder.net if wrapped else decoder
-        self.loop = decoder if wrapped else AutoregressiveWrapper(decoder)
         self.called = [self.encoder, self.decoder]
-        self.parts: list[Any] = [getattr(part, "_orig_mod", part) for part in self.called]
+        self.parts: list[Any] = [_uncompiled(part) for part in self.called]
+        for part in self.parts:
+            if not isinstance(part, TransformerWrapper):
+                raise TypeError(f"{ACCEPTED}, got a pair with {type(part).__qualname__}")
+        self.loop = decoder if wrapped else AutoregressiveWrapper(decoder)
 
     def convert(self) -> Model:
         """Ours. The module knows no start token and no end, so that these are arbitrary."""
@@ -73,6 +77,21 @@ class XTransformersModule:
         catch.gives(self.parts[1], ["logits"])
 
 
+def _uncompiled(module: Any) -> Any:
+    """What was given to ``torch.compile``; another module as it is."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _check_not_compiled(module: Any) -> None:
+    """The parts run here, not the whole, whose compiled code would not be tried."""
+    if module is not _uncompiled(module):
+        raise UnsupportedFeature(
+            f"a compiled {type(_uncompiled(module)).__qualname__} computes a loss: compile the "
+            "parts, and give the pair (torch.compile(module.encoder), "
+            "torch.compile(module.decoder.net))"
+        )
+
+
 def _new_tokens(call: Call) -> Any:
     """A decoder with a cache is given all tokens again, and goes on with the last."""
     ids = call.args[0]
@@ -98,7 +117,7 @@ def _watch_layers(catch: Catch, side: str, layers: Any, c: StackConfig) -> None:
         else:
             # Turned from 0 on, where we turn memory tokens from -n on, q and k are others.
             turned = c.n_memory_tokens and isinstance(c.relative_positions, RotaryPositions)
-            _watch_attention(catch, block, places, "v" if turned else "qkv")
+            _watch_attention(catch, _uncompiled(block), places, "v" if turned else "qkv")
     norms, block, _ = layers.layers[layers.layers_execute_order[0]]
     first = block if norms[0] is None else norms[0]
     catch.given(first, [f"{side}.embed"], lambda call: call.args[0][:, c.n_memory_tokens :])

@@ -179,8 +179,13 @@ def last_id_counts(t: Trial) -> Iterator[Claim]:
 @catches("no positions in the encoder")
 def source_order(t: Trial) -> Iterator[Claim]:
     """The order of the source tokens makes a difference."""
-    inputs = {"source": t.source[:, ::-1], **t.inputs}
-    before, after = t.forward(t.source, t.target), t.forward(t.source[:, ::-1], t.target)
+    source, n = t.source_tokens(t.batch, t.most_source), t.most_source
+    source[:, 1] = t.other(source, 2, t.subject.source_vocab_size)[:, 2]
+    # The even places, then the odd ones. Reversed, tokens are as far apart as before, which is
+    # all that symmetric ALiBi sees; rotated, most of them are.
+    changed = source[:, [*range(0, n, 2), *range(1, n, 2)]]
+    inputs = {"source": source, "target": t.target, "changed source": changed}
+    before, after = t.forward(source, t.target), t.forward(changed, t.target)
     yield Claim(after, before, inputs, differ="the order of the source")
 
 

@@ -90,7 +90,9 @@ def _checked(ours: Path, theirs: Path, file: str, rtol: float | None) -> Checked
     meaning = Meaning(ours)
     where = meaning.of_output if file == "outputs" else meaning.of_quantity
     compared = {
-        name: _meaningful(x, expected[name], where(name, expected[name])) if name in expected else x
+        name: _meaningful(name, x, expected[name], where(name, expected[name]))
+        if name in expected
+        else x
         for name, x in actual.items()
     }
     try:
@@ -106,9 +108,11 @@ def _checked(ours: Path, theirs: Path, file: str, rtol: float | None) -> Checked
     )
 
 
-def _meaningful(actual: np.ndarray, expected: np.ndarray, where: np.ndarray) -> np.ndarray:
+def _meaningful(
+    name: str, actual: np.ndarray, expected: np.ndarray, where: np.ndarray
+) -> np.ndarray:
     """Theirs, but ours where the place means nothing; another shape is left to be reported."""
-    if actual.shape == expected.shape[1:]:  # positions that they add to all rows alike
+    if name.endswith(".positions") and actual.shape == expected.shape[1:]:  # added to all rows
         actual = np.broadcast_to(actual, expected.shape)
     if actual.shape != expected.shape:
         return actual

@@ -28,6 +28,12 @@ FLAGS: dict[str, dict[str, str]] = {
         "description": "Positions are counted from the left edge, not from the first real token.",
         "effect": "A row padded on the left is another row.",
     },
+    "ScatteredMask": {
+        "bugType": "positions",
+        "description": "Masked places between real tokens are counted as positions. The source "
+        "mask has holes, and positions count real tokens only.",
+        "effect": "Right with padding at one end, wrong where the mask has holes.",
+    },
     "CachePosition": {
         "bugType": "positions",
         "description": "With a cache the new token gets the position before its own.",

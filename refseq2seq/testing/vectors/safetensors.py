@@ -25,6 +25,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+WHAT_TO_DO = (
+    f"the format has {', '.join(DTYPES)}: widen any other float, such as BF16, to float32 (F32), "
+    "which holds it exactly"
+)
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
@@ -40,7 +44,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
         x = np.asarray(array)
         dtype = x.dtype.newbyteorder("<")
         if dtype not in NAMES:
-            raise TypeError(f"{name} has dtype {x.dtype}; the format has {', '.join(DTYPES)}")
+            raise TypeError(f"{name} has dtype {x.dtype}; {WHAT_TO_DO}")
         data.append(x.astype(dtype).tobytes())
         begin, end = end, end + len(data[-1])
         header[name] = {
@@ -60,7 +64,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises
     ------
     ValueError
-        If the file is not of this format, or not whole.
+        If the file is not of this format, or not whole, or the dtype of an array is none of
+        `DTYPES`.
     """
     with open(path, "rb") as file:
         content = file.read()
@@ -72,9 +77,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         header = json.loads(content[8 : 8 + n])
         header.pop("__metadata__", None)
         entries = sorted(header.items(), key=lambda entry: entry[1]["data_offsets"])
-        arrays = {name: _array(name, entry, data) for name, entry in entries}
+        others = [(name, e["dtype"]) for name, e in entries if e["dtype"] not in DTYPES]
+        arrays = {} if others else {name: _array(name, entry, data) for name, entry in entries}
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    for name, dtype in others:
+        raise ValueError(f"{path}: {name} has dtype {dtype}; {WHAT_TO_DO}")
     if sum(x.nbytes for x in arrays.values()) != len(data):
         raise ValueError(f"{path} is not a whole safetensors file: it has bytes of no array")
     return arrays

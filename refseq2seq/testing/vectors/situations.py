@@ -67,7 +67,7 @@ def scattered(case: Case, rng: Rng) -> Case:
     source[np.arange(3), [2, 2, 3]] = case.model.config.pad_id
     return replace(
         case,
-        flags=("PadIdInferred",),
+        flags=("PadIdInferred", "ScatteredMask"),
         comment="masked places between real tokens; a real token is pad_id",
         source=source,
         source_mask=mask,
