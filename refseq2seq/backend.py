@@ -4,6 +4,8 @@ There is no global switch. A function takes its array namespace from the arrays 
 given, ``xp = array_namespace(x)``, and keeps to what NumPy 2 and CuPy 14 have in common.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +13,8 @@ import numpy as np
 
 Array = Any
 """A NumPy or CuPy array. Shapes and dtypes are stated where the array is named."""
+
+PIECE = 16384  # numbers: 128 KiB of float64
 
 
 class BackendError(RuntimeError):
@@ -67,6 +71,26 @@ def to_cupy(x: Array) -> Array:
         Each names its cure.
     """
     return _usable_cupy().asarray(x)
+
+
+def elementwise(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """A function of each number by itself; of a large NumPy array a piece at a time.
+
+    A formula of many operations makes as many temporary arrays: those of a piece stay in
+    the processor's cache, and take no memory to speak of. A device takes arrays whole.
+    """
+
+    @wraps(function)
+    def in_pieces(x: Array) -> Array:
+        if type(x) is not np.ndarray or x.size <= PIECE:
+            return function(x)
+        flat, result = x.reshape(-1), np.empty(x.shape, x.dtype)
+        pieces = result.reshape(-1)
+        for begin in range(0, x.size, PIECE):
+            pieces[begin : begin + PIECE] = function(flat[begin : begin + PIECE])
+        return result
+
+    return in_pieces
 
 
 def _is_cupy(x: Array) -> bool:

@@ -1,7 +1,6 @@
 """How things show themselves in a notebook: small tables of HTML."""
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
 
 SHOWN = 20  # rows of a table, and tokens of a row, before the rest is left out
@@ -20,7 +19,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> s
     left = len(rows) - len(shown)
     rest = f'<tr><td colspan="{len(head)}">and {left:,} more</td></tr>' if left else ""
     body = "".join(shown) + rest
-    return f"<table><caption>{escape(caption)}</caption>{_row('th', head)}{body}</table>"
+    return f"<table><caption>{_text(caption)}</caption>{_row('th', head)}{body}</table>"
 
 
 def listed(values: Iterable[Any]) -> str:
@@ -35,4 +34,10 @@ def decimals(values: Iterable[float]) -> list[str]:
 
 
 def _row(tag: str, cells: Sequence[Any]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _text(x: Any) -> str:
+    from html import escape  # here: few programs show tables, and all import this module
+
+    return escape(str(x))

@@ -6,7 +6,7 @@ Scalars are Python floats: a NumPy float64 scalar would turn float32 arrays into
 
 import math
 
-from .backend import Array, array_namespace
+from .backend import Array, array_namespace, elementwise
 from .special import gelu_erf
 
 
@@ -208,6 +208,7 @@ def relu_squared(x: Array) -> Array:
     return relu(x) ** 2
 
 
+@elementwise
 def sigmoid(x: Array) -> Array:
     r"""Logistic function :math:`1 / (1 + e^{-x})`; as e^x / (1 + e^x) where x < 0, so that
     nothing overflows and no digit is lost in the left tail.
@@ -217,11 +218,13 @@ def sigmoid(x: Array) -> Array:
     return xp.where(x < 0, small, 1.0) / (1 + small)
 
 
+@elementwise
 def silu(x: Array) -> Array:
     """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016, section 2)."""
     return x * sigmoid(x)
 
 
+@elementwise
 def gelu_tanh(x: Array) -> Array:
     r"""The tanh approximation of GELU (Hendrycks and Gimpel 2016, section 2).
 

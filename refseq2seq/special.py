@@ -17,7 +17,7 @@ computed in: it takes a long one, and what rounding would lose is carried along.
 import math
 from collections.abc import Sequence
 
-from .backend import Array, array_namespace
+from .backend import Array, array_namespace, elementwise
 
 # Coefficients, lowest power first. Each polynomial interpolates at Chebyshev points;
 # tests/test_special.py derives it anew.
@@ -49,6 +49,7 @@ _SQRT_HALF = (_coarse_root, (0.5 - _coarse_root**2) / (math.sqrt(0.5) + _coarse_
 _LN2 = (0xB17217F7 / 2**32, 0xD1CF79ABC9E3B398 / 2**96)
 
 
+@elementwise
 def erfc(x: Array) -> Array:
     r"""Complementary error function.
 
@@ -73,6 +74,7 @@ def erfc(x: Array) -> Array:
     return array_namespace(x).where(x < 0, 2 - tail, tail)
 
 
+@elementwise
 def erf(x: Array) -> Array:
     r"""Error function, 1 - erfc(x); near 0, where that cancels, its power series.
 
@@ -88,6 +90,7 @@ def erf(x: Array) -> Array:
     return xp.where(is_near, near.astype(x.dtype), far)
 
 
+@elementwise
 def normal_cdf(x: Array) -> Array:
     r"""Distribution function of the standard normal distribution.
 
@@ -106,6 +109,7 @@ def normal_cdf(x: Array) -> Array:
     return array_namespace(x).abs((x > 0) - tail)  # tail left of 0, 1 - tail right of it
 
 
+@elementwise
 def gelu_erf(x: Array) -> Array:
     r"""Gaussian error linear unit, exact (Hendrycks and Gimpel 2016, eq. 1).
 

@@ -1,5 +1,6 @@
 """NumPy or CuPy. CuPy's part is played by stand-ins here, so that no device is needed."""
 
+import math
 import re
 import subprocess
 import sys
@@ -8,8 +9,12 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 import refseq2seq as rs
+from refseq2seq import backend
 from refseq2seq.backend import CudaLibrariesMissing, CuPyNotInstalled, NoCudaDevice
 from refseq2seq.params import named_arrays
 
@@ -123,6 +128,44 @@ def test_cupy_arrays_belong_to_cupy(cupy):
 def test_what_is_no_array_is_refused(x):
     with pytest.raises(TypeError, match=f"NumPy or CuPy array, got {type(x).__name__}"):
         rs.array_namespace(x)
+
+
+# A large array a piece at a time
+
+
+@given(
+    shape=hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=7),
+    piece=st.integers(1, 11),
+    transposed=st.booleans(),
+)
+def test_a_function_of_pieces_is_the_function_of_the_whole(shape, piece, transposed):
+    sizes = []
+
+    @backend.elementwise
+    def halved(x):
+        """Half of x."""
+        sizes.append(x.size)
+        return 0.5 * x
+
+    x = np.arange(math.prod(shape), dtype="float32").reshape(shape)
+    x = x.T if transposed else x
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "PIECE", piece)
+        y = halved(x)
+    assert y.dtype == x.dtype
+    np.testing.assert_array_equal(y, x / 2, strict=True)
+    whole, rest = divmod(x.size, piece)
+    assert sizes == [piece] * whole + [rest] * (rest > 0 or whole == 0)
+    assert halved.__doc__ == "Half of x."
+
+
+def test_a_device_and_an_array_of_another_kind_go_whole(cupy, monkeypatch):
+    monkeypatch.setattr(backend, "PIECE", 3)
+    sizes = []
+    seen = backend.elementwise(lambda x: sizes.append(x.shape[0]))
+    seen(DeviceArray(np.ones(7)))
+    seen(rs.exact.as_exact(np.ones(7)))
+    assert sizes == [7, 7]
 
 
 # Moving arrays and models

@@ -178,7 +178,7 @@ def test_amateurs_lose_their_rows_too(batches):
 # Memory -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("batch", "vocab_size"), [(1, 101), (4, 101), (4, 4001)])
+@pytest.mark.parametrize(("batch", "vocab_size"), [(1, 101), (4, 4001), (32, 101)])
 def test_the_peak_is_weights_and_caches_and_a_fifth(batch, vocab_size):
     model, n_source, n_new = network(vocab_size, d_model=256, n_layers=3), 31, 60
     arrays = {id(x): x.nbytes for _, x in named_arrays(model.params)}
