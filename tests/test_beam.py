@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import math
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ import refseq2seq as rs
 from refseq2seq.beam import best_places
 
 EOS, LONGEST = 2, 4
+NOT_FINITE = "^the model's logits of row 0 are NaN or infinite: they are no distribution$"
+NOTHING_LEFT = "^the processors left no token for row 0: all its scores are -inf$"
 
 
 def tiny(seed, vocab_size=5, eos_ids=(EOS,), dtype="float64"):
@@ -96,6 +100,72 @@ searches = {
 }
 
 
+def slow_search(
+    model, source, *, beams, length_penalty, early_stopping, max_new_tokens, prefix, eos_ids
+):
+    """The rules at the top of `refseq2seq.beam`, for one source, in lists and by teacher forcing.
+
+    Gives the pool, best first, and the least gap between scores that were compared.
+    """
+    divide = length_penalty if callable(length_penalty) else lambda n: n**length_penalty
+    live, pool, gaps = [(0.0, ())], [], []
+    for n in range(1, max_new_tokens + 1):
+        candidates = []
+        for beam, (score, tokens) in enumerate(live):
+            logits = rs.forward(model, [source], [[*prefix, *tokens]])[0, -1]
+            log_probs = logits - logits.max()
+            log_probs = log_probs - np.log(np.exp(log_probs).sum())
+            candidates += [(-score - x, beam, token) for token, x in enumerate(log_probs)]
+        candidates.sort()
+        n_considered = max(2, 1 + len(eos_ids)) * beams
+        compared = [score for score, _, _ in candidates[: n_considered + 1]]
+        gaps += [b - a for a, b in itertools.pairwise(compared)]
+        going_on = []
+        for place, (minus, beam, token) in enumerate(candidates[:n_considered]):
+            tokens = (*live[beam][1], token)
+            if token not in eos_ids and n < max_new_tokens:
+                going_on.append((-minus, tokens))
+            elif place < beams:
+                pool.append((-minus / divide(n), tokens))
+        pool = sorted(pool, key=lambda hypothesis: -hypothesis[0])[:beams]
+        live = going_on[:beams]
+        if not live:
+            break
+        if len(pool) == beams:
+            if early_stopping is True:
+                break
+            lengths = range(n, max_new_tokens + 1) if early_stopping == "never" else [n]
+            best = live[0][0] / max(map(divide, lengths))
+            gaps.append(abs(best - pool[-1][0]))
+            if best <= pool[-1][0]:
+                break
+    return pool, min(gaps)
+
+
+@given(
+    seed=st.integers(0, 99),
+    options=st.fixed_dictionaries(searches),
+    eos_ids=st.sampled_from([(), (2,), (2, 4)]),
+    prefix=st.lists(st.integers(0, 6), max_size=3),
+)
+def test_a_search_in_lists_finds_the_same(seed, options, eos_ids, prefix):
+    model, prefix = tiny(seed, 7), [1, *prefix]
+    beams = options["beams"]
+    sources, prefixes = [[6, 2], [3, 4, 5]], [[1, 5, 5, 5], prefix]  # the first: some company
+    out = rs.beam_search(model, sources, prefix=prefixes, eos_ids=eos_ids, n_best=beams, **options)
+    pool, gap = slow_search(model, sources[1], prefix=prefix, eos_ids=eos_ids, **options)
+    found = [
+        (score, tuple(tokens[:n]))
+        for score, tokens, n in zip(
+            out.scores[1], out.tokens[1].tolist(), out.lengths[1], strict=True
+        )
+    ]
+    assert [tokens for _, tokens in found[: len(pool)]] == [tokens for _, tokens in pool]
+    np.testing.assert_allclose([s for s, _ in found[: len(pool)]], [s for s, _ in pool], rtol=1e-11)
+    assert found[len(pool) :] == [(-np.inf, ())] * (beams - len(pool))
+    assert out.margin[1] == pytest.approx(gap, rel=1e-6, abs=1e-11)
+
+
 @given(seed=st.integers(0, 99), options=st.fixed_dictionaries(searches))
 def test_scores_are_those_of_teacher_forcing(seed, options):
     model, source = tiny(seed, 7), [[3, 4, 5], [6, 2]]
@@ -173,6 +243,67 @@ def test_steps_show_the_tree():
         assert step.finishing.any() == (step.index == n - 1)
         previous = step
     assert previous.index == n - 1
+    assert (previous.live.scores == -np.inf).all()  # nothing lives on
+
+
+def test_a_row_in_its_prefix_continues_every_beam_at_no_cost():
+    prefix = [[1], [1, 4, 5]]
+    first, second, third, *_ = rs.beam_steps(
+        tiny(3, 7), [[3, 4], [5]], prefix=prefix, beams=3, eos_ids=(), max_new_tokens=5
+    )
+    for step, token in ((first, 4), (second, 5)):
+        assert step.forced.tolist() == [False, True]
+        assert (step.candidates.tokens[1] == token).all()
+        assert step.candidates.log_probs[1].tolist() == [0.0] * 6
+        assert step.candidates.scores[1].tolist() == [0.0] + [-np.inf] * 5
+        assert (step.candidates.log_probs[0] < 0).all()
+        assert step.live.lengths.tolist() == [[step.index + 1] * 3, [0] * 3]
+        assert step.margin[1] == np.inf
+    assert not third.forced.any()
+    assert np.isfinite(third.margin).all()
+
+
+def test_processors_see_every_beam_with_its_source():
+    seen = []
+
+    def look(scores, state):
+        seen.append((state, scores.shape))
+        return scores
+
+    model, source, prefix = tiny(3, 7), [[3, 4], [5, 6]], [[1], [1, 4]]
+    steps = list(
+        rs.beam_steps(
+            model, source, prefix=prefix, beams=3, eos_ids=(), max_new_tokens=3, processors=[look]
+        )
+    )
+    for (state, shape), step, before in zip(seen, steps, [None, *steps], strict=False):
+        assert shape == (6, 7)
+        assert state.rows.tolist() == [0, 0, 0, 1, 1, 1]
+        assert state.source.tolist() == [[3, 4]] * 3 + [[5, 6]] * 3
+        assert state.source_mask.all()
+        assert state.n_new.tolist() == [step.index] * 3 + [max(0, step.index - 1)] * 3
+        assert state.emitting.tolist() == (~step.forced & (state.n_new[::3] < 3)).repeat(3).tolist()
+        n = step.index + 1
+        assert state.tokens.shape == (6, n)
+        if before is not None:
+            assert np.array_equal(state.tokens[:3, 1:], before.live.tokens[0, :, : n - 1])
+            assert (state.tokens[3:, 1] == 4).all()
+
+
+def test_what_is_not_said_is_four_beams_that_stop_by_their_own_length():
+    stated = {"beams": 4, "length_penalty": 1.0, "early_stopping": False, "n_best": 1}
+    others = set()
+    for seed in range(20):
+        model, source = tiny(seed, 7), [[3, 4, 5]]
+        out = rs.beam_search(model, source)
+        same = rs.beam_search(model, source, **stated)
+        assert out.tokens.tolist() == same.tokens.tolist()
+        assert out.tokens.shape[2] == out.lengths.max()
+        for name, value in (("beams", 5), ("length_penalty", 0.9), ("early_stopping", True)):
+            other = rs.beam_search(model, source, **stated | {name: value})
+            if not np.array_equal(out.scores, other.scores):
+                others.add(name)
+    assert others == {"beams", "length_penalty", "early_stopping"}  # so each could have shown
 
 
 def test_more_beams_may_find_a_worse_target():
@@ -197,7 +328,7 @@ def test_processors_act_on_log_probabilities():
     out = rs.beam_search(model, [[3, 4]], beams=3, max_new_tokens=5, processors=[banned])
     assert not used & set(out.tokens[0, 0, : out.lengths[0, 0]].tolist())
     everything = [rs.suppress(range(7))]
-    with pytest.raises(rs.NonFiniteLogitsError, match="left no token for row 0"):
+    with pytest.raises(rs.NonFiniteLogitsError, match=NOTHING_LEFT):
         rs.beam_search(model, [[3, 4]], processors=everything)
 
 
@@ -215,26 +346,47 @@ def test_best_places_are_those_of_a_stable_sort(scores, data):
         assert places == sorted(range(len(row)), key=lambda i: (-row[i], i))[:n]
 
 
+def nothing(length):
+    return 0.0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"beams": 0}, "beams must be an int of at least 1, got 0"),
-        ({"beams": 2.0}, "beams must be an int"),
+        ({"beams": 2.0}, "beams must be an int of at least 1, got 2.0"),
+        ({"beams": True}, "beams must be an int of at least 1, got True"),
         ({"beams": 2, "n_best": 3}, "n_best must be from 1 to beams = 2, got 3"),
-        ({"early_stopping": "soon"}, "early_stopping must be True, False or 'never'"),
-        ({"length_penalty": lambda n: 0.0}, "length_penalty must give positive finite"),
-        ({"max_new_tokens": 99}, "the model's table serves 11"),
+        ({"beams": 2, "n_best": 0}, "n_best must be from 1 to beams = 2, got 0"),
+        ({"early_stopping": "soon"}, "early_stopping must be True, False or 'never', got 'soon'"),
+        (
+            {"length_penalty": math.inf},
+            "length_penalty must give positive finite numbers, got inf",
+        ),
+        (
+            {"length_penalty": nothing},
+            f"length_penalty must give positive finite numbers, got {nothing}",
+        ),
+        (
+            {"max_new_tokens": 99},
+            "a prefix of 1 tokens and max_new_tokens = 99 need 99 positions; "
+            "the model's table serves 11",
+        ),
+        (
+            {"processors": [lambda scores, state: scores + state.uniforms()]},
+            "beam search draws no uniform numbers: use processors without them",
+        ),
     ],
 )
 def test_bad_requests(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         rs.beam_search(tiny(0), [[3]], **options)
 
 
 def test_logits_that_are_not_finite_are_reported():
     model = tiny(0)
     model.params.unembedding[0, 3] = np.nan
-    with pytest.raises(rs.NonFiniteLogitsError, match="row 0 are NaN or infinite"):
+    with pytest.raises(rs.NonFiniteLogitsError, match=NOT_FINITE):
         rs.beam_search(model, [[3]])
 
 
@@ -249,7 +401,7 @@ def test_a_single_live_beam_that_is_not_finite_is_reported_too(beam, value):
             x[beam, -1, 3] = value
         return x
 
-    with pytest.raises(rs.NonFiniteLogitsError, match="row 0 are NaN or infinite"):
+    with pytest.raises(rs.NonFiniteLogitsError, match=NOT_FINITE):
         rs.beam_search(tiny(0), [[3]], beams=3, eos_ids=(), tap=rs.FunctionTap(fault))
 
 

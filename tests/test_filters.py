@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -72,7 +73,12 @@ FILTERS = {
     "min_p": rs.min_p(0.1),
     "top_a": rs.top_a(0.3),
 }
-PROCESSORS = FILTERS | {"temperature": rs.temperature(0.7)}
+PROCESSORS = FILTERS | {
+    "typical": rs.typical(0.6),  # these keep by another order than the scores'
+    "epsilon": rs.epsilon(0.15),
+    "eta": rs.eta(0.3),
+    "temperature": rs.temperature(0.7),
+}
 every_filter = pytest.mark.parametrize("processor", FILTERS.values(), ids=FILTERS)
 every_processor = pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS)
 
@@ -416,13 +422,23 @@ def test_epsilon_and_eta_keep_what_is_probable_enough_and_the_best(p, cutoff):
         assert set(np.flatnonzero(out[0] > -math.inf).tolist()) == expected
 
 
+def test_epsilon_keeps_what_is_exactly_as_probable(base_two):
+    scores = np.array([[-1.0, -3.0, -2.0, -3.0]])  # 1/2, 1/8, 1/4, 1/8
+    assert kept(rs.epsilon(0.125), scores) == [[0, 1, 2, 3]]
+    assert kept(rs.epsilon(0.1251), scores) == [[0, 2]]
+
+
+def test_typical_stops_where_the_mass_is_exactly_reached(base_two):
+    scores = np.array([[-1.0, -3.0, -2.0, -3.0]])
+    # 1/2, 1/8, 1/4, 1/8; nearest to the entropy is token 2, then 0, then 1 and 3 alike
+    assert kept(rs.typical(0.75), scores) == [[0, 2]]
+    assert kept(rs.typical(0.7501), scores) == [[0, 1, 2]]
+
+
 @pytest.mark.parametrize("make", [rs.typical, rs.epsilon, rs.eta])
-def test_the_newer_filters_check_their_numbers_and_pass_over_removed_tokens(make):
+def test_the_newer_filters_pass_over_removed_tokens(make):
     scores = np.array([[0.0, -math.inf, 1.0]])
     assert not np.isnan(make(0.5)(scores, state())).any()
-    for bad in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match="must be in"):
-            make(bad)
 
 
 def test_gumbel_top_k_draws_without_replacement():
@@ -457,48 +473,63 @@ def test_gumbel_top_k_by_its_seed():
     assert set(first[first > -math.inf].tolist()) == {0.0}
     only = rs.gumbel_top_k(5, rs.top_k(2), seed=1)(np.arange(50.0)[None], state())
     assert set(np.flatnonzero(only[0] > -math.inf).tolist()) >= {48, 49}
-    with pytest.raises(ValueError, match="gumbel_top_k's k"):
-        rs.gumbel_top_k(0)
-    with pytest.raises(ValueError, match="noise for 1 new tokens only"):
+    with pytest.raises(ValueError, match=r"^there is noise for 1 new tokens only$"):
         rs.gumbel_top_k(1, noise=np.zeros((1, 3, 50)))(scores, later)
+
+
+@given(seed=st.integers(0, 2**64 - 1), rows=st.lists(st.integers(0, 9), min_size=1, max_size=5))
+def test_the_noise_of_gumbel_top_k_is_the_documented_one(seed, rows):
+    rows, n_new = np.array(sorted(rows)), np.arange(len(rows))
+    now = dataclasses.replace(state(batch=len(rows)), rows=rows, n_new=n_new)
+    scores = distinct_scores(seed % 2**32, batch=len(rows))
+    out = rs.gumbel_top_k(3, seed=seed)(scores, now)
+    for i, row in enumerate(rows.tolist()):
+        place = rows[:i].tolist().count(row)
+        words = np.array([0, i, place, 1], dtype=np.uint64)
+        key = np.array([seed, row], dtype=np.uint64)
+        uniform = np.random.Generator(np.random.Philox(key=key, counter=words)).random(
+            scores.shape[1]
+        )
+        keys = scores[i] - np.log(-np.log(uniform))
+        assert set(np.flatnonzero(out[i] > -math.inf)) == set(np.argsort(-keys)[:3])
 
 
 # What is refused ---------------------------------------------------------------------------------
 
+RANGES = {  # the name and the interval of a number, and some outside
+    rs.temperature: ("temperature", "(0, inf)", [0, -1.0, math.inf, math.nan]),
+    rs.top_k: ("top_k's fraction", "(0, 1]", [0.0, 1.5, -0.5, math.nan, np.float32(5)]),
+    rs.top_p: ("top_p's p", "(0, 1]", [0, 1.1, -0.1, math.nan]),
+    rs.min_p: ("min_p's ratio", "[0, 1]", [-0.1, 1.1, math.nan]),
+    rs.top_a: ("top_a's ratio", "[0, 1]", [-0.1, 1.1, math.nan]),
+    partial(rs.top_a, 0.1): ("top_a's power", "[1, inf)", [0.5, math.inf, math.nan]),
+    rs.typical: ("typical's mass", "(0, 1]", [0, -0.1, 1.1, math.nan]),
+    rs.epsilon: ("epsilon's cutoff", "[0, 1]", [-0.1, 1.1, math.nan]),
+    rs.eta: ("eta's cutoff", "[0, 1]", [-0.1, 1.1, math.nan]),
+    rs.gumbel_top_k: ("gumbel_top_k's k", "[1, inf]", [0, -3, math.nan]),
+}
 BAD_NUMBERS = [
-    (rs.temperature, 0, "temperature must be in (0, inf)"),
-    (rs.temperature, -1.0, "temperature"),
-    (rs.temperature, math.inf, "temperature"),
-    (rs.temperature, math.nan, "temperature must be in (0, inf), got nan"),
-    (rs.top_k, 0, "top_k's k must be at least 1, got 0"),
-    (rs.top_k, -5, "at least 1, got -5"),
-    (rs.top_k, 0.0, "top_k's fraction must be in (0, 1], got 0.0"),
-    (rs.top_k, 1.5, "top_k's fraction"),
-    (rs.top_k, -0.5, "top_k's fraction"),
-    (rs.top_k, math.nan, "top_k's fraction"),
-    (rs.top_k, np.float32(5), "top_k's fraction"),
-    (rs.top_p, 0, "top_p's p must be in (0, 1], got 0"),
-    (rs.top_p, 1.1, "top_p's p"),
-    (rs.top_p, -0.1, "top_p's p"),
-    (rs.top_p, math.nan, "top_p's p"),
-    (rs.min_p, -0.1, "min_p's ratio must be in [0, 1], got -0.1"),
-    (rs.min_p, 1.1, "min_p's ratio"),
-    (rs.min_p, math.nan, "min_p's ratio"),
-    (rs.top_a, -0.1, "top_a's ratio must be in [0, 1]"),
-    (rs.top_a, 1.1, "top_a's ratio"),
-    (lambda power: rs.top_a(0.1, power), 0.5, "top_a's power must be in [1, inf), got 0.5"),
-    (lambda power: rs.top_a(0.1, power), math.inf, "top_a's power"),
-]
+    (make, value, f"{name} must be in {interval}, got {value}")
+    for make, (name, interval, values) in RANGES.items()
+    for value in values
+] + [(rs.top_k, k, f"top_k's k must be at least 1, got {k}") for k in (0, -5)]
 
 
 @pytest.mark.parametrize(("make", "value", "message"), BAD_NUMBERS)
 def test_a_number_out_of_its_range_is_refused_by_name(make, value, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make(value)
 
 
+@pytest.mark.parametrize("make", [rs.typical, rs.epsilon, rs.eta, rs.min_p, rs.top_a, rs.top_p])
+def test_the_ends_of_a_range_are_in_it(make):
+    scores = np.log(np.array([[0.5, 0.25, 0.25]]))
+    loosest = 1 if make in (rs.typical, rs.top_p) else 0
+    np.testing.assert_array_equal(make(loosest)(scores, state()), scores)
+
+
 @pytest.mark.parametrize("bad", [True, np.True_, "1", None, [1], 1j])
-@pytest.mark.parametrize("make", [rs.temperature, rs.top_k, rs.top_p, rs.min_p, rs.top_a])
+@pytest.mark.parametrize("make", list(RANGES)[:5] + list(RANGES)[6:])
 def test_what_is_no_number_is_refused_by_name(make, bad):
     with pytest.raises(TypeError, match=f"{make.__name__}.* must be .*, got {type(bad).__name__}"):
         make(bad)

@@ -338,13 +338,14 @@ def test_the_source_is_encoded_and_projected_once(monkeypatch):
 # The model itself.
 
 
-def test_rounding_a_model_rounds_each_array():
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_rounding_a_model_rounds_each_array(dtype):
     model = rs.Model.random(arrangements.rich, 0, "float64")
-    rounded = model.astype("float16")
-    assert (model.dtype, rounded.dtype) == (np.float64, np.float16)
+    rounded = model.astype(dtype)
+    assert (model.dtype, rounded.dtype) == (np.dtype("float64"), np.dtype(dtype))
     arrays = dict(named_arrays(rounded.params))
     for name, x in named_arrays(model.params):
-        np.testing.assert_array_equal(arrays[name], x.astype(np.float16))
+        np.testing.assert_array_equal(arrays[name], x.astype(dtype), strict=True)
     assert rounded.config is model.config
 
 

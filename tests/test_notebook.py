@@ -4,6 +4,7 @@ import html.parser
 
 import numpy as np
 import pytest
+from hypothesis.vendor.pretty import pretty
 
 import refseq2seq as rs
 from refseq2seq.notebook import SHOWN, listed, table
@@ -51,6 +52,10 @@ def test_a_line_says_what_it_is(thing, expected):
     assert repr(things()[thing]) == expected
 
 
+def test_hypothesis_shows_a_model_by_its_line():
+    assert pretty(MODEL) == repr(MODEL)
+
+
 def test_a_step_is_a_table_of_rows():
     _, step, *_ = things()
     found = cells(step._repr_html_())
@@ -62,9 +67,29 @@ def test_a_step_is_a_table_of_rows():
     ]  # fmt: skip
 
 
+def test_a_step_says_what_happens_to_each_row():
+    words = [*SOURCE, SOURCE[0]]
+    start = MODEL.config.decoder_start_id
+    prefix = [[start], [start, 5, 6], [start, 5]]
+    steps = list(rs.decode_steps(MODEL, words, prefix=prefix, max_new_tokens=3))
+    states = [cells(step._repr_html_())[10::5] for step in steps]
+    assert states[0] == ["new", "in its prefix", "in its prefix"]
+    assert states[1] == ["new", "in its prefix", "new"]
+    assert states[3] == ["ended", "new", "new"]
+    assert states[4] == ["ended", "new", "ended"]
+
+
+def test_a_generation_says_which_rows_were_cut_off():
+    found = cells(rs.generate(MODEL, SOURCE, max_new_tokens=4)._repr_html_())
+    assert found[0] == "Generation of 2 rows, 4 to 4 tokens, 1 finished"
+    assert found[8::4] == ["yes", "no: cut off"]
+
+
 def test_a_generation_is_a_table_of_rows():
     _, _, out, _ = things()
     found = cells(out._repr_html_())
+    assert found[0] == "Generation of 2 rows, 4 to 7 tokens, 2 finished"
+    assert found[9] == "1"
     assert found[1:5] == ["row", "tokens", "log-probability", "ended"]
     assert found[5:9] == [
         "0",
@@ -87,6 +112,7 @@ def test_a_trace_is_a_table_of_quantities_with_their_meaning():
 
 def test_a_model_is_a_table_of_its_conventions():
     found = cells(MODEL._repr_html_())
+    assert found[:3] == ["Model", "what", "value"]
     assert found[3:5] == ["parameters", "2,196,320 in float32"]
     assert "3 layers, width 160" in found[6]
 
