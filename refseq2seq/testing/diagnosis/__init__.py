@@ -97,7 +97,7 @@ def diagnose(
     run: Any = None,
     max_new_tokens: int | None = None,
     dtype: str | None = None,
-    z: float = 6.0,
+    z: float = 8.0,
     runs: int = 32,
 ) -> Diagnosis:
     """Run a live module and the oracle, and find the first quantity in which they differ.
@@ -132,7 +132,9 @@ def diagnose(
         module is judged as float32 unless ``"float64"`` is asked for, because softmax in
         x-transformers and norms in transformers compute in float32 in any case.
     z : float
-        How many spreads of that rounding an element may be off.
+        How many spreads of that rounding an element may be off. More than the 6 of
+        `assert_agrees`, since every quantity is compared: of 1,413 diagnoses of modules
+        that were right 20 found a difference at 6, and one at 8.
     runs : int
         Rounding runs from which spreads are estimated.
 
