@@ -223,8 +223,8 @@ def remember(model: Model, hidden: Array, mask: Array | None, *, tap: Tap = no_t
     for i, layer in enumerate(model.params.decoder.layers):
         inside = tap.at(f"decoder.layers.{i}.cross_attention")
         k, v = keys_values(layer.cross_attention, attention, hidden)  # type: ignore[arg-type]
-        keys.append(inside("k", k))
-        values.append(inside("v", v))
+        keys.append(inside("k", k).copy())  # heads one after the other: every step reads them so
+        values.append(inside("v", v).copy())
     return Memory(hidden=hidden, mask=mask, keys=tuple(keys), values=tuple(values))
 
 

@@ -346,6 +346,17 @@ def test_best_places_are_those_of_a_stable_sort(scores, data):
         assert places == sorted(range(len(row)), key=lambda i: (-row[i], i))[:n]
 
 
+def test_the_best_places_of_many():
+    scores = np.random.default_rng(0).permuted(np.tile(np.arange(1009) // 3, (2, 1)), axis=1)
+    for row, places in zip(scores.tolist(), best_places(scores, 503).tolist(), strict=True):
+        assert places == sorted(range(1009), key=lambda i: (-row[i], i))[:503]
+
+
+def test_the_penalty_of_gnmt_by_hand():
+    assert [rs.gnmt_penalty(2.0)(n) for n in (1, 7)] == [1.0, 4.0]
+    assert rs.gnmt_penalty(0.0)(7) == 1.0
+
+
 def nothing(length):
     return 0.0
 

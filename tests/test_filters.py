@@ -428,6 +428,15 @@ def test_epsilon_keeps_what_is_exactly_as_probable(base_two):
     assert kept(rs.epsilon(0.1251), scores) == [[0, 2]]
 
 
+def test_of_many_equals_the_lowest_ids_go_first():
+    scores = np.zeros((2, 211))
+    scores[1, 105:] = 1.0
+    expected = [[*range(211)], [*range(106, 211), *range(106)]]
+    assert filters.ranks(scores).tolist() == expected
+    before = np.take_along_axis(filters.probability_before(scores), np.argsort(expected), axis=1)
+    assert (np.diff(before, axis=1) > 0).all()
+
+
 def test_typical_stops_where_the_mass_is_exactly_reached(base_two):
     scores = np.array([[-1.0, -3.0, -2.0, -3.0]])
     # 1/2, 1/8, 1/4, 1/8; nearest to the entropy is token 2, then 0, then 1 and 3 alike
@@ -473,8 +482,21 @@ def test_gumbel_top_k_by_its_seed():
     assert set(first[first > -math.inf].tolist()) == {0.0}
     only = rs.gumbel_top_k(5, rs.top_k(2), seed=1)(np.arange(50.0)[None], state())
     assert set(np.flatnonzero(only[0] > -math.inf).tolist()) >= {48, 49}
+    assert np.array_equal(first, rs.gumbel_top_k(5, seed=1)(scores, now))
+    assert np.array_equal(rs.gumbel_top_k(5)(scores, now), rs.gumbel_top_k(5, seed=0)(scores, now))
     with pytest.raises(ValueError, match=r"^there is noise for 1 new tokens only$"):
         rs.gumbel_top_k(1, noise=np.zeros((1, 3, 50)))(scores, later)
+    at_its_end = dataclasses.replace(later, emitting=np.zeros(3, dtype=bool))
+    rs.gumbel_top_k(1, noise=np.zeros((1, 3, 50)))(scores, at_its_end)  # needs no noise
+
+
+def test_the_processors_of_gumbel_top_k_see_the_state():
+    def only_new(scores, state):
+        return scores + np.where(np.arange(7) == state.n_new[:, None], 100.0, 0.0)
+
+    now = state(n_new=[2, 5])
+    out = rs.gumbel_top_k(1, only_new)(np.zeros((2, 7)), now)
+    assert out.argmax(axis=1).tolist() == [2, 5]
 
 
 @given(seed=st.integers(0, 2**64 - 1), rows=st.lists(st.integers(0, 9), min_size=1, max_size=5))

@@ -173,6 +173,8 @@ def test_a_row_that_does_not_choose_needs_no_noise():
     choose = rs.exponential_race(np.ones((3, 2, 3)))
     at_its_end = state(n_new=[3, 1], emitting=[False, True])
     assert choose.pick(scores, at_its_end).tolist()[1] == 0
+    for_one_token = rs.exponential_race(np.ones((1, 2, 3)))
+    for_one_token.pick(scores, state(n_new=[1, 0], emitting=[False, True]))
     with pytest.raises(ValueError, match="noise for 3 new tokens only"):
         choose.pick(scores, state(n_new=[3, 1], emitting=[True, True]))
 
