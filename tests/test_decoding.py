@@ -984,7 +984,7 @@ BAD_REQUESTS = {
     "a processor as chooser": (
         {"choose": rs.top_k(3)},
         TypeError,
-        "choose must be a Chooser, such as rs.greedy(), got <function top_k.<locals>.process",
+        "choose must be a Chooser, such as rs.greedy(), got <function ",
     ),
     "stop that cannot be called": (
         {"stop": 3},

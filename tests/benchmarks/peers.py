@@ -1,6 +1,6 @@
 """Time and memory of greedy generation, beside x-transformers, Hugging Face and CTranslate2.
 
-    python tests/benchmarks/peers.py --size d128 --batch 1 4 16 32
+    python tests/benchmarks/peers.py --size d128 --batch 1 4 16 32 --our-threads 1
     python tests/benchmarks/peers.py --size d256 --new 64 128 256 512 1024
 
 Each engine has a process of its own, because two thread pools in one process spin against each
@@ -228,10 +228,8 @@ def memory(field: str) -> float:
 
 
 @contextlib.contextmanager
-def started(engines: list[str], size: Size, threads: int) -> Any:
+def started(engines: list[str], size: Size, threads: int, our_threads: int) -> Any:
     """A function for each engine, from (source, n) to (seconds, tokens, MiB)."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(threads)
     processes = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         maker = processes.Process(target=make_models, args=(size, Path(name)))
@@ -240,7 +238,10 @@ def started(engines: list[str], size: Size, threads: int) -> Any:
         runs = {}
         for engine in engines:
             ours, theirs = processes.Pipe()
-            args = (engine, Path(name), size, threads, theirs)
+            n_threads = our_threads if engine in OURS.values() else threads
+            for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+                os.environ[variable] = str(n_threads)
+            args = (engine, Path(name), size, n_threads, theirs)
             process = processes.Process(target=serve, args=args, daemon=True)
             process.start()
             stack.callback(process.join)
@@ -302,7 +303,7 @@ def measured(known: dict[str, Any]) -> str:
     versions += [f"{name} {number}" for name, number in about["versions"].items()]
     return (
         f"{about['processor']}, {about['cores']} cores, {about['threads']} threads for each "
-        f"engine; {', '.join(versions)}; set beside: {about['environment'] or 'nothing'}.\n\n"
+        f"peer; {', '.join(versions)}; set beside: {about['environment'] or 'nothing'}.\n\n"
         f"{table(known['figures'])}\n"
     )
 
@@ -310,13 +311,14 @@ def measured(known: dict[str, Any]) -> str:
 def table(figures: dict[str, Any]) -> str:
     """Milliseconds per token, and in brackets how many times faster ours is on those weights."""
     lines = [
-        "| size | batch | new tokens | ours, x-transformers | x-transformers | ours, BART "
-        "| Hugging Face | CTranslate2 |",
-        "|---|---|---|---|---|---|---|---|",
+        "| size | batch | new tokens | our threads | ours, x-transformers | x-transformers "
+        "| ours, BART | Hugging Face | CTranslate2 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for key, row in sorted(figures.items(), key=_by_size):
         cells = [_cell(row, engine, ours) for engine, ours in OURS.items()]
-        lines.append(f"| {' | '.join([*key.split(), *cells])} |")
+        threads = {str(row[engine]["threads"]) for engine in set(OURS.values()) & set(row)}
+        lines.append(f"| {' | '.join([*key.split(), *threads, *cells])} |")
     return "\n".join(lines)
 
 
@@ -341,15 +343,19 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=OURS, default=list(OURS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--our-threads", type=int, help="default: as the others")
     parser.add_argument("--json", type=Path, default=FIGURES)
     options = parser.parse_args()
     known = json.loads(options.json.read_text()) if options.json.exists() else {"figures": {}}
     size, found = SIZES[options.size], {}
-    with started(options.engines, size, options.threads) as runs:
+    ours = options.our_threads or options.threads
+    with started(options.engines, size, options.threads, ours) as runs:
         for batch in options.batch:
             for n in options.new:
                 key = f"{options.size} {batch} {n}"
                 found[key] = measure(runs, size, batch, n, options.repeats)
+                for engine, figures in found[key].items():
+                    figures["threads"] = ours if engine in OURS.values() else options.threads
                 print(table({key: found[key]}).splitlines()[-1], flush=True)
     known["machine"] = machine(options.threads)
     for key, row in found.items():
