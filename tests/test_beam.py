@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import refseq2seq as rs
-from refseq2seq.beam import best_places
+from refseq2seq.beam import Hypotheses, best_places
 
 EOS, LONGEST = 2, 4
 NOT_FINITE = "^the model's logits of row 0 are NaN or infinite: they are no distribution$"
@@ -166,6 +166,53 @@ def test_a_search_in_lists_finds_the_same(seed, options, eos_ids, prefix):
     assert out.margin[1] == pytest.approx(gap, rel=1e-6, abs=1e-11)
 
 
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+def test_each_rule_of_stopping(early_stopping, penalty):
+    others = set()
+    for seed in range(12):
+        model, source = tiny(seed, 7), [3, 4, 5]
+        options = {
+            "beams": 3,
+            "length_penalty": penalty,
+            "max_new_tokens": 8,
+            "prefix": [1],
+            "eos_ids": (2, 4),
+        }
+        pool, gap = slow_search(model, source, early_stopping=early_stopping, **options)
+        options["prefix"] = [[1]]
+        out, *rest = (
+            rs.beam_search(model, [source], early_stopping=rule, n_best=3, **options)
+            for rule in [early_stopping, *{True, False, "never"} - {early_stopping}]
+        )
+        np.testing.assert_allclose(out.scores[0], [score for score, _ in pool], rtol=1e-11)
+        assert out.margin[0] == pytest.approx(gap, rel=1e-6, abs=1e-11)
+        others |= {i for i, x in enumerate(rest) if not np.array_equal(x.margin, out.margin)}
+    assert others == {0, 1} or penalty != 1.0  # so another rule would have shown
+
+
+def test_masked_tokens_of_a_source_are_not_there():
+    model, mask = tiny(3, 7), np.array([[True, True, False, True], [True] * 4])
+    out = rs.beam_search(model, [[3, 4, 6, 5], [3, 4, 6, 5]], source_mask=mask, n_best=4)
+    alone = rs.beam_search(model, [[3, 4, 5]], n_best=4)
+    np.testing.assert_allclose(out.scores[0], alone.scores[0], rtol=1e-11)
+    assert not np.allclose(out.scores[0], out.scores[1])
+
+
+def test_of_equal_hypotheses_those_that_were_there_go_before():
+    k = 53
+    old, new = (
+        dataclasses.replace(
+            Hypotheses.none(1, k, 1, pad_id=0),
+            tokens=np.arange(k).reshape(1, k, 1) + begin,
+            scores=np.zeros((1, k)),
+        )
+        for begin in (0, 100)
+    )
+    both = old.best(2 * k, new)
+    assert both.tokens.ravel().tolist() == [*range(k), *range(100, 100 + k)]
+
+
 @given(seed=st.integers(0, 99), options=st.fixed_dictionaries(searches))
 def test_scores_are_those_of_teacher_forcing(seed, options):
     model, source = tiny(seed, 7), [[3, 4, 5], [6, 2]]
@@ -255,6 +302,7 @@ def test_a_row_in_its_prefix_continues_every_beam_at_no_cost():
         assert step.forced.tolist() == [False, True]
         assert (step.candidates.tokens[1] == token).all()
         assert step.candidates.log_probs[1].tolist() == [0.0] * 6
+        assert step.candidates.beams[1].tolist() == [0, 1, 2, 0, 1, 2]
         assert step.candidates.scores[1].tolist() == [0.0] + [-np.inf] * 5
         assert (step.candidates.log_probs[0] < 0).all()
         assert step.live.lengths.tolist() == [[step.index + 1] * 3, [0] * 3]
@@ -396,6 +444,12 @@ def test_bad_requests(options, message):
 
 def test_logits_that_are_not_finite_are_reported():
     model = tiny(0)
+
+    def fault(name, x):
+        return np.where(np.arange(len(x))[:, None, None] >= 4, np.nan, x) if "logits" in name else x
+
+    with pytest.raises(rs.NonFiniteLogitsError, match=NOT_FINITE.replace("row 0", "row 1")):
+        rs.beam_search(model, [[3], [3]], tap=rs.FunctionTap(fault))
     model.params.unembedding[0, 3] = np.nan
     with pytest.raises(rs.NonFiniteLogitsError, match=NOT_FINITE):
         rs.beam_search(model, [[3]])

@@ -691,6 +691,18 @@ def test_a_processor_sees_the_rows_as_they_are():
         np.testing.assert_array_equal(state.source[source_mask], [3, 4, 6])
 
 
+def test_a_processor_sees_which_source_each_sample_is_of():
+    seen = []
+    path(
+        path_model(),
+        [[0], [0]],
+        num_return_sequences=2,
+        choose=rs.greedy(lambda scores, state: seen.append(state.rows) or scores),
+    )
+    assert seen[0].tolist() == [0, 0, 1, 1]
+    assert seen[0].dtype == np.int64
+
+
 def test_a_caller_can_write_a_processor():
     def never_twice(scores, state):
         again = scores.copy()

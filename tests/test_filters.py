@@ -75,7 +75,7 @@ FILTERS = {
 }
 PROCESSORS = FILTERS | {
     "typical": rs.typical(0.6),  # these keep by another order than the scores'
-    "epsilon": rs.epsilon(0.15),
+    "epsilon": rs.epsilon(0.9),
     "eta": rs.eta(0.3),
     "temperature": rs.temperature(0.7),
 }

@@ -399,7 +399,11 @@ MEMORY = rs.encode(MODEL, SOURCE)
         (lambda: rs.decode(MODEL, [[23]] * 2, MEMORY), ValueError, "target holds token id 23"),
         (lambda: rs.decode(MODEL, [[-1]] * 2, MEMORY), ValueError, "target holds token id -1"),
         (lambda: rs.decode(MODEL, [[0.5]] * 2, MEMORY), TypeError, "target must hold integer"),
-        (lambda: rs.decode(MODEL, [[1]], MEMORY), ValueError, "target has 1 rows, the memory 2"),
+        (
+            lambda: rs.decode(MODEL, [[1, 1, 1]], MEMORY),
+            ValueError,
+            "^target has 1 rows, the memory 2$",
+        ),
         (lambda: rs.decode(MODEL, [[1] * 18] * 2, MEMORY), ValueError, "has 18 tokens.*most 17"),
         (lambda: rs.forward(MODEL, SOURCE, [[1]]), ValueError, "target has 1 rows, the memory 2"),
         (

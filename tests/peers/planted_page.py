@@ -36,7 +36,7 @@ INTRODUCTION = """\
 
 Mistakes that programmers make, each planted in a live PyTorch module that was right, and what
 `refseq2seq.testing.diagnose` says of it: the first quantity that is not what the oracle
-computes, and by how many spreads of float32 rounding an element of it is off. Six are allowed,
+computes, and by how many spreads of float32 rounding an element of it is off. Eight are allowed,
 fewer where a whole row is off. Names that begin with `step.` are of greedy generation with the
 module's own cache.
 

@@ -65,7 +65,7 @@ def test_x_transformers_generating(name):
     network = random_network(rng, CASES[name])
     batch = random_batch(rng, network.options, "right")
     found = diagnose(
-        network.module, batch.source, batch.target[:, :2], batch.mask, max_new_tokens=4, z=Z
+        network.module, batch.source, batch.target[:, :2], batch.mask, max_new_tokens=4
     )
     assert_right(found)
     assert "step.3.logits" in found.compared
