@@ -346,7 +346,7 @@ def test_the_report_leads_through_what_cannot_be_seen():
 def test_the_report_of_a_module_that_is_right():
     subject = planted_pytorch.FAULTS.all[0].make()
     report = subject.diagnose().report()
-    assert report.startswith("All 43 quantities that were compared agree, up to 6 spreads")
+    assert report.startswith("All 43 quantities that were compared agree, up to 8 spreads")
 
 
 # Modules that were changed.
