@@ -265,6 +265,16 @@ def test_bit_for_bit_with_or_without_cache_alone_or_in_a_batch(seed, options, da
         assert batch.margin[row] == alone.margin[0]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_row_is_done_when_it_would_be_alone(seed):
+    model, sources = tiny(seed, 7), [[3, 4, 5], [6, 2]]
+    options = {"beams": 3, "eos_ids": (2, 4), "max_new_tokens": 8}
+    together = [step.done.tolist() for step in rs.beam_steps(model, sources, **options)]
+    for row, source in enumerate(sources):
+        alone = [bool(step.done[0]) for step in rs.beam_steps(model, [source], **options)]
+        assert [done[row] for done in together][: len(alone)] == alone
+
+
 @pytest.mark.parametrize("eos_ids", [(), (2,), (2, 4), (0, 2, 4)])
 def test_several_ends_leave_live_beams(eos_ids):
     model = tiny(5, 7)
@@ -405,8 +415,14 @@ def test_the_penalty_of_gnmt_by_hand():
     assert rs.gnmt_penalty(0.0)(7) == 1.0
 
 
-def nothing(length):
-    return 0.0
+class Nothing:
+    """A penalty by which nothing can be divided."""
+
+    def __call__(self, length):
+        return 0.0
+
+    def __repr__(self):
+        return "nothing"
 
 
 @pytest.mark.parametrize(
@@ -423,8 +439,8 @@ def nothing(length):
             "length_penalty must give positive finite numbers, got inf",
         ),
         (
-            {"length_penalty": nothing},
-            f"length_penalty must give positive finite numbers, got {nothing}",
+            {"length_penalty": Nothing()},
+            "length_penalty must give positive finite numbers, got nothing",
         ),
         (
             {"max_new_tokens": 99},
