@@ -43,7 +43,8 @@ class Mutants:
         seconds, reached = stats["duration_by_test"], stats["tests_by_mangled_function_name"]
         items = {item.nodeid: item for item in session.items}
         killers: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        run([items[name] for name in sorted(items, key=seconds.get)[-1:]])  # imports, once for all
+        longest = max(items.keys() & seconds.keys(), key=seconds.get)
+        run([items[longest]])  # so that what it imports and caches is there in every fork
         for mutant in self.mutants():
             function = mutant.rpartition("__mutmut_")[0]
             tests = [name for name in reached.get(function, ()) if name in items]
