@@ -311,14 +311,15 @@ def measured(known: dict[str, Any]) -> str:
 def table(figures: dict[str, Any]) -> str:
     """Milliseconds per token, and in brackets how many times faster ours is on those weights."""
     lines = [
-        "| size | batch | new tokens | our threads | ours, x-transformers | x-transformers "
+        "| size | rows, new tokens | our threads | ours, x-transformers | x-transformers "
         "| ours, BART | Hugging Face | CTranslate2 |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for key, row in sorted(figures.items(), key=_by_size):
         cells = [_cell(row, engine, ours) for engine, ours in OURS.items()]
         threads = {str(row[engine]["threads"]) for engine in set(OURS.values()) & set(row)}
-        lines.append(f"| {' | '.join([*key.split(), *threads, *cells])} |")
+        size, batch, n = key.split()
+        lines.append(f"| {' | '.join([size, f'{batch}, {n}', *threads, *cells])} |")
     return "\n".join(lines)
 
 
