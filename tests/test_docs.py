@@ -20,6 +20,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import test_console
 
@@ -182,8 +183,9 @@ def test_the_cells_of_a_page_run(page, monkeypatch):
     namespace = {"__name__": "__main__"}
     cells = [block for where, block in grouped(page) if where == "cell"]
     assert cells
-    for cell in cells:
-        run_cell(cell, namespace)
+    with np.printoptions():  # a page sets its own
+        for cell in cells:
+            run_cell(cell, namespace)
 
 
 def run_cell(cell, namespace):
