@@ -1,4 +1,4 @@
-"""What single things cost: length, batch, taps, rows that have ended, float64, the import.
+"""What single things cost: length, batch, taps, ended rows, float64, products, GELU, the import.
 
     OPENBLAS_NUM_THREADS=1 python tests/benchmarks/costs.py length batch
     python tests/benchmarks/costs.py taps ended forward import
@@ -126,9 +126,8 @@ def forward() -> None:
         memory = theirs.encoder(torch.as_tensor(source), return_embeddings=True)
         return theirs.decoder.net(torch.as_tensor(target), context=memory).numpy()
 
-    assert (
-        np.abs(rs.forward(ours, source, target) - torch_forward()).max() < 1e-4
-    )  # its softmax is float32
+    difference = np.abs(rs.forward(ours, source, target) - torch_forward()).max()
+    assert difference < 1e-4  # x-transformers computes its softmax in float32
     found = in_turns(3, lambda: rs.forward(ours, source, target), torch_forward)
     print("GELU, seconds: ours, PyTorch", [round(s, 2) for s in found])
     relu = rs.presets.vaswani(
@@ -149,6 +148,53 @@ def forward() -> None:
 
     found = in_turns(3, lambda: rs.forward(ours, source, target), torch_relu)
     print("ReLU, seconds: ours, PyTorch", [round(s, 2) for s in found])
+
+
+def products() -> None:
+    """The products of one step alone, 20 us apart as in a step, beside PyTorch's."""
+    import torch
+
+    for name in ("d256", "d512"):
+        d, n_layers, _, vocab_size = SIZES[name]
+        shapes = [(d, d)] * 6 * n_layers + [(d, 4 * d), (4 * d, d)] * n_layers + [(d, vocab_size)]
+        ours = [np.ones(shape, "float32") for shape in shapes]
+        theirs = [torch.ones(shape[::-1]) for shape in shapes]
+        for n in (1, 4, 16, 32):
+            x = {k: np.ones((n, k), "float32") for k in (d, 4 * d)}
+            y = {k: torch.ones((n, k)) for k in x}
+            with torch.no_grad():
+                found = [
+                    min(apart(np.matmul, [(x[len(w)], w) for w in ours]) for _ in range(7)),
+                    min(
+                        apart(torch.nn.functional.linear, [(y[w.shape[1]], w) for w in theirs])
+                        for _ in range(7)
+                    ),
+                ]
+            print(name, n, "rows, ms: NumPy, PyTorch", [round(1000 * s, 2) for s in found])
+
+
+def apart(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> float:
+    """Seconds in the calls, with 20 us between any two."""
+    total = 0.0
+    for arguments in calls:
+        begun = time.perf_counter()
+        function(*arguments)
+        ended = time.perf_counter()
+        total += ended - begun
+        while time.perf_counter() < ended + 2e-5:
+            pass
+    return total
+
+
+def gelu() -> None:
+    """Nanoseconds per number of GELU, of a whole array and a piece at a time."""
+    piece = rs.backend.PIECE
+    for shape, dtype in (((1024, 1024), "float32"), ((1024, 2048), "float64")):
+        x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+        found = []
+        for rs.backend.PIECE in (x.size, piece):
+            found += in_turns(7, lambda x=x: rs.special.gelu_erf(x))
+        print("GELU", dtype, "ns: whole, pieces", [round(1e9 * s / x.size, 1) for s in found])
 
 
 def importing() -> None:
@@ -174,6 +220,8 @@ COSTS = {
     "taps": taps,
     "ended": ended,
     "forward": forward,
+    "products": products,
+    "gelu": gelu,
     "import": importing,
 }
 
