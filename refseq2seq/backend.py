@@ -5,7 +5,7 @@ given, ``xp = array_namespace(x)``, and keeps to what NumPy 2 and CuPy 14 have i
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
@@ -73,24 +73,38 @@ def to_cupy(x: Array) -> Array:
     return _usable_cupy().asarray(x)
 
 
-def elementwise(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """A function of each number by itself; of a large NumPy array a piece at a time.
+def elementwise(function: Callable[..., Array]) -> Callable[..., Array]:
+    """A function of each number by itself, and of numbers or arrays that broadcast to it.
 
-    A formula of many operations makes as many temporary arrays: those of a piece stay in
-    the processor's cache, and take no memory to speak of. A device takes arrays whole.
+    A formula of many operations makes as many temporary arrays, and on a device as many
+    kernels, each of which costs more to launch than to run. The formula is written once:
+    NumPy is given a large array a piece at a time, so that temporary arrays stay in the
+    processor's cache and take no memory to speak of; CuPy makes a single kernel of it.
     """
 
-    @wraps(function)
-    def in_pieces(x: Array) -> Array:
-        if type(x) is not np.ndarray or x.size <= PIECE:
-            return function(x)
-        flat, result = x.reshape(-1), np.empty(x.shape, x.dtype)
-        pieces = result.reshape(-1)
-        for begin in range(0, x.size, PIECE):
-            pieces[begin : begin + PIECE] = function(flat[begin : begin + PIECE])
-        return result
+    @cache
+    def kernel(cupy: ModuleType) -> Callable[..., Array]:
+        return cupy.fuse(kernel_name=f"fused_{function.__name__}")(function)
 
-    return in_pieces
+    @wraps(function)
+    def in_one_go(x: Array, *others: Array | float | None) -> Array:
+        if type(x) is np.ndarray:
+            if others or x.size <= PIECE:
+                return function(x, *others)
+            return _in_pieces(function, x)
+        if _is_cupy(x):
+            return kernel(array_namespace(x))(x, *others)
+        return function(x, *others)
+
+    return in_one_go
+
+
+def _in_pieces(function: Callable[[Array], Array], x: np.ndarray) -> np.ndarray:
+    flat, result = x.reshape(-1), np.empty(x.shape, x.dtype)
+    pieces = result.reshape(-1)
+    for begin in range(0, x.size, PIECE):
+        pieces[begin : begin + PIECE] = function(flat[begin : begin + PIECE])
+    return result
 
 
 def _is_cupy(x: Array) -> bool:

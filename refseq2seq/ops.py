@@ -69,10 +69,21 @@ def softmax(x: Array, mask: Array | None = None) -> Array:
     xp = array_namespace(x)
     if mask is not None:
         x = xp.where(mask, x, -math.inf)
-    top = xp.maximum(x.max(axis=-1, keepdims=True), xp.finfo(x.dtype).min)  # of -inf alone too
-    unnormalised = xp.exp(x - top)
-    total = unnormalised.sum(axis=-1, keepdims=True)
-    return unnormalised / xp.maximum(total, 1.0)  # e^0 = 1 is in it; only a row of nothing has less
+    unnormalised = _exp_from(x, x.max(axis=-1, keepdims=True))
+    return _share(unnormalised, unnormalised.sum(axis=-1, keepdims=True))
+
+
+@elementwise
+def _exp_from(x: Array, top: Array) -> Array:
+    """e^(x - top), and 0 in a row of -inf alone."""
+    xp = array_namespace(x)
+    return xp.exp(x - xp.maximum(top, xp.finfo(x.dtype).min))
+
+
+@elementwise
+def _share(part: Array, total: Array) -> Array:
+    """part / total, where e^0 = 1 is in the total; only a row of nothing has less."""
+    return part / array_namespace(part).maximum(total, 1.0)
 
 
 def log_softmax(x: Array) -> Array:
@@ -145,10 +156,9 @@ def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> 
     -------
     array, shape (..., d)
     """
-    xp = array_namespace(x)
     centred = x - mean(x)
     variance = mean(centred * centred)
-    return _affine(centred / xp.sqrt(variance + eps), gain, bias)
+    return _over_root(centred, variance, eps, gain, bias)
 
 
 def rms_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
@@ -159,8 +169,7 @@ def rms_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Ar
     Arguments as in `layer_norm`. Hugging Face's ``T5LayerNorm`` is this function;
     ``RMSNorm`` of x-transformers is `l2_norm`.
     """
-    xp = array_namespace(x)
-    return _affine(x / xp.sqrt(mean(x * x) + eps), gain, bias)
+    return _over_root(x, mean(x * x), eps, gain, bias)
 
 
 def l2_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
@@ -191,6 +200,14 @@ def std_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Ar
     centred = x - mean(x)
     variance = (centred * centred).sum(axis=-1, keepdims=True) / (x.shape[-1] - 1)
     return _affine(centred / (xp.sqrt(variance) + eps), gain, bias)
+
+
+@elementwise
+def _over_root(
+    x: Array, mean_square: Array, eps: float, gain: Array | None, bias: Array | None
+) -> Array:
+    """x / sqrt(mean_square + eps) * gain + bias."""
+    return _affine(x / array_namespace(x).sqrt(mean_square + eps), gain, bias)
 
 
 def _affine(x: Array, gain: Array | None, bias: Array | None) -> Array:

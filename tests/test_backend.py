@@ -159,13 +159,39 @@ def test_a_function_of_pieces_is_the_function_of_the_whole(shape, piece, transpo
     assert halved.__doc__ == "Half of x."
 
 
-def test_a_device_and_an_array_of_another_kind_go_whole(cupy, monkeypatch):
+@pytest.mark.parametrize("others", [(), (1.5,), (None, np.ones((7, 1)))], ids=["none", "1", "2"])
+def test_other_arrays_and_arrays_of_another_kind_go_whole(others, monkeypatch):
     monkeypatch.setattr(backend, "PIECE", 3)
-    sizes = []
-    seen = backend.elementwise(lambda x: sizes.append(x.shape[0]))
-    seen(DeviceArray(np.ones(7)))
-    seen(rs.exact.as_exact(np.ones(7)))
-    assert sizes == [7, 7]
+    given_to = []
+
+    @backend.elementwise
+    def same(x, *others):
+        given_to.append((x, *others))
+        return x
+
+    x = np.ones(7) if others else rs.exact.as_exact(np.ones(7))
+    assert same(x, *others) is x
+    assert [id(part) for part in given_to[0]] == [id(part) for part in (x, *others)]
+    assert len(given_to) == 1
+
+
+def test_cupy_makes_one_kernel_of_it_once(cupy):
+    made = []
+
+    def fuse(kernel_name):
+        made.append(kernel_name)
+        return lambda function: lambda *args: ("fused", function(*args))
+
+    cupy.fuse = fuse
+
+    @backend.elementwise
+    def sum_of(x, y):
+        return x.host + y
+
+    for _ in range(2):
+        kind, result = sum_of(DeviceArray([1.0, 2.0]), 3.0)
+        assert (kind, result.tolist()) == ("fused", [4.0, 5.0])
+    assert made == ["fused_sum_of"]  # erf itself is a name of CUDA's
 
 
 # Moving arrays and models

@@ -17,15 +17,21 @@ class DeviceArray:
     def __init__(self, device: Any, host: np.ndarray) -> None:
         self._device, self._host = device, host
 
-    shape = property(lambda self: self._host.shape)
     dtype = property(lambda self: self._host.dtype)
     ndim = property(lambda self: self._host.ndim)
-    size = property(lambda self: self._host.size)
-    nbytes = property(lambda self: self._host.nbytes)
-    strides = property(lambda self: self._host.strides)
-    flags = property(lambda self: self._host.flags)
-    T = property(lambda self: DeviceArray(self._device, self._host.T))
-    mT = property(lambda self: DeviceArray(self._device, self._host.mT))  # noqa: N815
+    shape = property(lambda self: self._layout.shape)
+    size = property(lambda self: self._layout.size)
+    nbytes = property(lambda self: self._layout.nbytes)
+    strides = property(lambda self: self._layout.strides)
+    flags = property(lambda self: self._layout.flags)
+    T = property(lambda self: DeviceArray(self._device, self._layout.T))
+    mT = property(lambda self: DeviceArray(self._device, self._layout.mT))  # noqa: N815
+
+    @property
+    def _layout(self) -> np.ndarray:
+        """What a kernel that is being made cannot know."""
+        self._device.refuse_in_a_kernel("a shape")
+        return self._host
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__") or name not in rules.METHODS:

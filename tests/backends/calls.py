@@ -4,6 +4,7 @@ The double writes calls down as it makes them; `ghosts.py` makes them again with
 """
 
 import operator
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,10 @@ class ArrayKind:
 
 @dataclass(frozen=True)
 class Call:
-    """``how`` is "function", "method" or "operator"; arguments are `ArrayKind` or plain values."""
+    """``how`` is "function", "method", "operator" or "fused"; arguments are `ArrayKind` or values.
+
+    A fused call names a function of the package that is made into one kernel.
+    """
 
     how: str
     name: str
@@ -42,6 +46,8 @@ class Call:
             return getattr(library, self.name)(*args, **kwargs)
         if self.how == "method":
             return getattr(args[0], self.name)(*args[1:], **kwargs)
+        if self.how == "fused":
+            return pkgutil.resolve_name(self.name)(*args)
         return getattr(operator, self.name)(*args)
 
 

@@ -16,7 +16,7 @@ import contextlib
 import operator
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -37,6 +37,10 @@ class Namespace(ModuleType):
 
     def is_available(self) -> bool:
         return True
+
+    def fuse(self, kernel_name: str) -> Callable[..., Callable[..., Any]]:
+        """One kernel of a function of each number by itself."""
+        return lambda function: lambda *args: self._device.run_fused(function, args)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -72,6 +76,9 @@ class Device:
     calls : dict with `calls.Call` as keys, in order
     sites : set of (file, function, name)
         Where in the code which name of the namespace was used.
+    fusing : bool
+        Whether a function is being made into one kernel. It may do to its arrays what is done to
+        each number by itself, and not look at their shape.
     """
 
     def __init__(self, jitter: float = 0.0, seed: int = 0, records: bool = False) -> None:
@@ -80,6 +87,7 @@ class Device:
         self.reads = 0
         self.calls: dict[calls.Call, None] = {}
         self.sites: set[tuple[str, str, str]] = set()
+        self.fusing = False
         self._records = records
         self._jitter, self._random = jitter, np.random.default_rng(seed)
 
@@ -95,10 +103,27 @@ class Device:
         if self._records:
             self.sites.add((*_place(frame), name))
 
+    def run_fused(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """All that the function does, in one kernel; within another, a part of that one."""
+        if self.fusing:
+            return function(*args)
+        if bad := [x for x in args if not isinstance(x, DeviceArray | int | float | None)]:
+            raise TypeError(f"a kernel takes arrays of the device, numbers and None: {bad}")
+        self._write_down("fused", f"{function.__module__}:{function.__qualname__}", args, {})
+        self.fusing = True
+        try:
+            result = function(*args)
+        finally:
+            self.fusing = False
+        self._launch("fused", 1)
+        return result
+
     def run(self, how: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call, checked, written down, counted and made."""
         self._write_down(how, name, args, kwargs)
         target = rules.OPERATORS[name] if how == "operator" else name
+        if target not in rules.UFUNCS and target not in ("where", "astype"):
+            self.refuse_in_a_kernel(target)
         creates = target in ("asarray", "array")
         given = [self._on_host(x, creates) for x in args]
         options = {key: self._on_host(x, creates) for key, x in kwargs.items()}
@@ -108,7 +133,7 @@ class Device:
         function = getattr(given[0], name) if how == "method" else getattr(np, target)
         with np.errstate(all="ignore"):  # a device does not warn
             result = function(*given[how == "method" :], **options)
-        self.launches[target] += cost
+        self._launch(target, cost)
         if self._jitter and target not in rules.EXACT and np.asarray(result).dtype.kind == "f":
             result = result + self._jitter * self._errors(target, result, given)
         return self._result(target, result, given)
@@ -127,23 +152,26 @@ class Device:
         host, value = self._on_host(x), self._on_host(other)
         with np.errstate(all="ignore"):
             getattr(operator, name)(host, value)
-        self.launches[name] += 1
+        self._launch(name, 1)
         return x
 
     def read(self, host: np.ndarray) -> np.ndarray:
         """A copy on the host, for which it waits."""
+        self.refuse_in_a_kernel("reading")
         self.reads += 1
-        self.launches["get"] += rules.copied(host) + rules.reads(host.shape)
+        self._launch("get", rules.copied(host) + rules.reads(host.shape))
         return host.copy()
 
     def take(self, x: DeviceArray, index: Any) -> DeviceArray:
+        self.refuse_in_a_kernel("indexing")
         self._write_down("operator", "getitem", (x, index), {})
         places = self._index(x, index)
         n_indices = sum(isinstance(place, np.ndarray) for place in places)
-        self.launches["getitem"] += rules.gathered(x.shape, n_indices)
+        self._launch("getitem", rules.gathered(x.shape, n_indices))
         return self._wrap(x._host[places])
 
     def put(self, x: DeviceArray, index: Any, value: Any) -> None:
+        self.refuse_in_a_kernel("assignment")
         self._write_down("operator", "setitem", (x, index, value), {})
         if isinstance(value, np.ndarray | list) and np.ndim(value):
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
@@ -153,11 +181,19 @@ class Device:
             rows = np.stack(np.broadcast_arrays(*arrays)).reshape(len(arrays), -1)
             if len(np.unique(rows, axis=1).T) != rows.shape[1]:
                 raise ValueError("an assignment to duplicate indices: any of them may win")
-        self.launches["setitem"] += max(1, rules.gathered(x.shape, len(arrays)))
+        self._launch("setitem", max(1, rules.gathered(x.shape, len(arrays))))
         x._host[places] = self._on_host(value)
 
+    def refuse_in_a_kernel(self, what: str) -> None:
+        if self.fusing:
+            raise NotImplementedError(f"{what} has no place in a kernel for each number by itself")
+
+    def _launch(self, name: str, cost: int) -> None:
+        if not self.fusing:
+            self.launches[name] += cost
+
     def _write_down(self, how: str, name: str, args: Any, kwargs: Any) -> None:
-        if self._records:
+        if self._records and not self.fusing:
             self.calls.setdefault(calls.written_down(how, name, args, kwargs, _kind))
 
     def _cost(self, how: str, name: str, args: list[Any], kwargs: dict[str, Any]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from backends import calls, ghosts, journeys, rules
+from backends import calls, ghosts, journeys, rules, unfit
 from backends.double import Device
 
 import refseq2seq
@@ -53,6 +53,11 @@ def written_down(defect):
     return calls.written_down("function", *defect, calls.kind_of)
 
 
+def fused(name):
+    """A call of a function that is made into one kernel."""
+    return calls.written_down("fused", f"backends.unfit:{name}", (np.eye(3),), {}, calls.kind_of)
+
+
 @pytest.fixture(scope="session")
 def recorded(double, travelled):
     """The double, after every journey in float64, and functions of float32 that are others."""
@@ -69,10 +74,7 @@ def answers(recorded):
     """CuPy's complaints about the recorded calls and the defects, and its signatures."""
     if find_spec("cupy") is None:
         pytest.skip("CuPy is not installed")
-    defects = [
-        calls.written_down("function", *defect, calls.kind_of) for defect in DEFECTS.values()
-    ]
-    made = [*recorded.calls, *defects]
+    made = [*recorded.calls, *map(written_down, DEFECTS.values()), *map(fused, unfit.NAMES)]
     done = subprocess.run(
         [sys.executable, ghosts.__file__],
         input=pickle.dumps((made, [*rules.UFUNCS, *rules.FUNCTIONS])),
@@ -109,6 +111,24 @@ def test_numpy_takes_it_and_the_double_does_not(defect):
 
     with pytest.raises((TypeError, AttributeError)):
         getattr(cupy, name)(*map(there, args), **{k: there(x) for k, x in kwargs.items()})
+
+
+def test_the_package_has_kernels(recorded):
+    made = {call.name for call in recorded.calls if call.how == "fused"}
+    assert {"refseq2seq.ops:silu", "refseq2seq.special:gelu_erf"} < made
+
+
+@pytest.mark.parametrize("name", unfit.NAMES)
+def test_what_cannot_be_one_kernel_is_found(answers, name):
+    assert answers[0][fused(name)]
+
+
+@pytest.mark.parametrize("name", unfit.NAMES)
+def test_what_cannot_be_one_kernel_numpy_computes_and_the_double_does_not(double, name):
+    function = getattr(unfit, name)
+    function(np.eye(3))
+    with double.installed(), pytest.raises((NotImplementedError, TypeError)):
+        function(double.cupy.asarray(np.eye(3)))
 
 
 def test_the_double_knows_cupys_signatures(answers):

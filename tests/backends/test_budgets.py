@@ -61,10 +61,10 @@ def cost(config, search=rs.generate, source=SOURCE, steps=(3, 5), **options):
 
 # name of the arrangement: launches of a decoder layer in a step, and of the rest of the step
 LAUNCHES = {
-    "pre-norm": (79, 66),
-    "vaswani": (79, 55),
-    "x_transformers": (105, 55),
-    "t5_like": (61, 54),
+    "pre-norm": (60, 62),
+    "vaswani": (60, 55),
+    "x_transformers": (54, 52),
+    "t5_like": (45, 51),
 }
 
 

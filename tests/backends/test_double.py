@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from backends.double import Device
 
+from refseq2seq.backend import array_namespace, elementwise
+
 
 @pytest.fixture
 def device():
@@ -126,6 +128,34 @@ def test_how_much_is_put_into_the_devices_queue(device, act, launches):
     device.launches.clear()
     act(device.cupy, x)
     assert device.launches.total() == launches
+
+
+def test_a_fused_function_is_one_launch_however_deep():
+    device = Device()
+
+    @elementwise
+    def doubled(x, by):
+        return x + by * x
+
+    @elementwise
+    def squared(x):
+        y = doubled(x, 1)
+        y *= y
+        return array_namespace(y).where(y > 9, y, 0.0)
+
+    with device.installed():
+        result = squared(device.cupy.asarray([[1.0, 2.0]]))
+    assert device.launches == {"asarray": 1, "fused": 1}
+    assert result.get().tolist() == [[0.0, 16.0]]
+
+
+def test_a_kernel_that_fails_leaves_the_device_usable():
+    device = Device()
+    with device.installed():
+        x = device.cupy.asarray([[1.0, 2.0]])
+        with pytest.raises(NotImplementedError, match="reshape"):
+            elementwise(lambda x: x.reshape(-1))(x)
+        assert x.reshape(-1).shape == (2,)
 
 
 def test_errors_of_rounding_have_the_size_that_is_asked_for():
