@@ -44,14 +44,14 @@ LengthPenalty = float | Callable[[int], float]
 """The exponent of the length, or the function from a length to what a score is divided by."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Hypotheses:
     """Some targets of each row and their scores. Arrays are on the host.
 
     A place that holds no target has the score -inf.
     """
 
-    tokens: np.ndarray  # (batch, k, n) new tokens, EOS kept, pad_id after them
+    tokens: np.ndarray  # (batch, k, n) new tokens, EOS kept, pad_id after them; n steps were made
     log_probs: np.ndarray  # (batch, k, n) after the processors, in nats; 0 after the end
     lengths: np.ndarray  # (batch, k) new tokens, EOS counted
     scores: np.ndarray  # (batch, k)
@@ -76,9 +76,18 @@ class Hypotheses:
             scores=self.scores[rows, places],
         )
 
-    def extended(self, c: "Candidates", emitted: np.ndarray) -> Self:
+    def longer(self, pad_id: int) -> Self:
+        """These, with a place for one more token."""
+        place = (*self.scores.shape, 1)
+        return replace(
+            self,
+            tokens=np.concatenate([self.tokens, np.full(place, pad_id)], axis=2),
+            log_probs=np.concatenate([self.log_probs, np.zeros(place)], axis=2),
+        )
+
+    def extended(self, c: "Candidates", emitted: np.ndarray, pad_id: int) -> Self:
         """These, continued as the candidates say: one more token in the rows ``emitted``."""
-        parents = self.take(c.beams)
+        parents = self.take(c.beams).longer(pad_id)
         rows, n_new = np.flatnonzero(emitted), self.lengths[emitted, :1]
         places = np.arange(c.beams.shape[1])
         parents.tokens[rows[:, None], places, n_new] = c.tokens[emitted]
@@ -106,7 +115,7 @@ class Candidates(NamedTuple):
     scores: np.ndarray  # sum of the log-probabilities of new tokens
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BeamStep:
     """One turn of the search: enough to draw its tree. Arrays are on the host."""
 
@@ -121,7 +130,7 @@ class BeamStep:
     margin: np.ndarray  # (batch,) least gap between scores that were compared
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BeamSearch:
     """The best hypotheses of each row, best first."""
 
@@ -158,12 +167,12 @@ def beam_search(model: Model, source: Tokens, *, n_best: int = 1, **options: Any
     """
     steps = beam_steps(model, source, **options)
     last = next(steps)
-    margin = last.margin
-    for last in steps:
-        margin = np.minimum(margin, last.margin)
     n_beams = last.pool.scores.shape[1]
     if not 1 <= n_best <= n_beams:
         raise ValueError(f"n_best must be from 1 to beams = {n_beams}, got {n_best}")
+    margin = last.margin
+    for last in steps:
+        margin = np.minimum(margin, last.margin)
     batch = len(last.done)
     best = last.pool.take(np.broadcast_to(np.arange(n_best), (batch, n_best)))
     longest = best.lengths.max()
@@ -249,7 +258,7 @@ def gnmt_penalty(alpha: float) -> Callable[[int], float]:
     return lambda length: ((5 + length) / 6) ** alpha
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Rules:
     """What is asked of a search."""
 
@@ -266,19 +275,22 @@ class _Beams:
     def __init__(self, request: Request, n_beams: int, pad_id: int) -> None:
         batch, start = request.batch, request.start
         self.request, self.pad_id = request, pad_id
-        self.tokens = np.full((batch, n_beams, request.end), pad_id)
-        self.tokens[:, :, :start] = request.prefix[:, None, :start]
-        self.n = start  # tokens so far, the same for every beam
-        self.live = Hypotheses.none(batch, n_beams, request.max_new_tokens, pad_id)
+        # The tokens so far, as many for every beam: (batch, B, n).
+        self.tokens = np.repeat(request.prefix[:, None, :start], n_beams, axis=1)
+        self.live = Hypotheses.none(batch, n_beams, 0, pad_id)
         self.live.scores[:, 0] = 0  # one live beam, the prefix
-        self.pool = Hypotheses.none(batch, n_beams, request.max_new_tokens, pad_id)
+        self.pool = Hypotheses.none(batch, n_beams, 0, pad_id)
         self.done = np.zeros(batch, dtype=bool)
+
+    @property
+    def n(self) -> int:
+        """How many tokens there are so far."""
+        return int(self.tokens.shape[2])
 
     @property
     def rows(self) -> np.ndarray:
         """The targets of all beams, those of a source together: (batch * B, n)."""
-        batch, n_beams, _ = self.tokens.shape
-        return self.tokens.reshape(batch * n_beams, -1)[:, : self.n]
+        return self.tokens.reshape(-1, self.n)
 
     def state(self, emitted: np.ndarray) -> State:
         """What processors may look at."""
@@ -296,9 +308,9 @@ class _Beams:
 
     def append(self, parents: np.ndarray, tokens: np.ndarray) -> None:
         """One token more in every beam, after the beams that are continued: both (batch, B)."""
-        self.tokens = np.take_along_axis(self.tokens, parents[:, :, None], axis=1)
-        self.tokens[:, :, self.n] = np.where(self.done[:, None], self.pad_id, tokens)
-        self.n += 1
+        so_far = np.take_along_axis(self.tokens, parents[:, :, None], axis=1)
+        new = np.where(self.done[:, None], self.pad_id, tokens)
+        self.tokens = np.concatenate([so_far, new[:, :, None]], axis=2)
 
 
 def _search(
@@ -343,8 +355,9 @@ def _step(
     survivors = np.argsort(ends, axis=1, kind="stable")[:, : rules.n_beams]
 
     # The pool takes those that finish; the best that do not are the next live beams.
-    extended = live.extended(considered, emitted)
-    beams.pool = _with_finished(beams.pool, extended, finishing, rules, tap)
+    extended = live.extended(considered, emitted, beams.pad_id)
+    pool = beams.pool.longer(beams.pad_id)
+    beams.pool = _with_finished(pool, extended, finishing, rules, tap)
     live = extended.take(survivors)
     has_ended = np.take_along_axis(ends, survivors, axis=1)
     beams.live = replace(live, scores=np.where(has_ended, -np.inf, live.scores))

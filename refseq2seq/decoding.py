@@ -33,7 +33,7 @@ class NonFiniteLogitsError(ValueError):
     """No token can be chosen: the model's logits, or the processors' scores, are not finite."""
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Step:
     """One turn of the loop. ``logits`` and ``scores`` are arrays of the model's backend.
 
@@ -63,7 +63,7 @@ class Step:
         return table(f"step {self.index}", head, [*zip(count(), *columns, strict=False)])
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Generation:
     """New tokens of each row, left-aligned: no prefix, EOS kept, ``pad_id`` after it."""
 

@@ -41,7 +41,7 @@ from .tokens import Tokens, as_tokens
 from .trace import Tap, no_tap
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Model:
     """Conventions, arrays, and, where there are any, the vocabularies of both languages."""
 
@@ -110,7 +110,7 @@ class Model:
         return replace(self, params=map_arrays(self.config, self.params, function))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Memory:
     """An encoded source: all that decoding needs of it, computed once."""
 

@@ -28,7 +28,7 @@ ArrayMaker = Callable[[str, tuple[int, ...]], Array]
 """Gives the array for a name such as ``encoder.layers.0.self_attention.w_q`` and a shape."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NormParams:
     """Gain and bias of a normalisation."""
 
@@ -36,7 +36,7 @@ class NormParams:
     bias: Array | None  # (d,) or (n_heads, 1, d_k)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SublayerNorms:
     """x = after(x + branch(sublayer(before(x)))); a norm that is None is the identity."""
 
@@ -45,7 +45,7 @@ class SublayerNorms:
     after: NormParams | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AttentionParams:
     """The projections of one multi-head attention, and what some models add to them."""
 
@@ -66,7 +66,7 @@ class AttentionParams:
     head_scale: Array | None  # (n_heads, 1, 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FeedForwardParams:
     """The matrices of one feed-forward sublayer."""
 
@@ -79,7 +79,7 @@ class FeedForwardParams:
     b_out: Array | None  # (d_model,)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerParams:
     """One encoder or decoder layer."""
 
@@ -91,7 +91,7 @@ class LayerParams:
     feed_forward_norms: SublayerNorms
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StackParams:
     """An encoder or a decoder."""
 
@@ -104,7 +104,7 @@ class StackParams:
     final_norm: NormParams | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Params:
     """All arrays of a model."""
 

@@ -11,7 +11,7 @@ from .model import Model, check_fits
 from .tokens import Tokens, as_tokens
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
     """Sources, how each target begins, and when it ends. All arrays are on the host."""
 

@@ -18,7 +18,7 @@ from .backend import Array, array_namespace
 from .ops import softmax
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class State:
     """What processors and choosers may look at beside the scores. Arrays are on the host."""
 

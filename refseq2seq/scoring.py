@@ -10,7 +10,7 @@ from .ops import log_softmax
 from .tokens import Tokens, as_tokens
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
     """Log-probabilities in nats, on the host."""
 
