@@ -95,22 +95,19 @@ class Generation:
         ValueError
             If there are no steps.
         """
-        # Without their logits, which for a long target would fill the memory.
-        steps = [replace(step, logits=None, scores=None) for step in steps]
-        if not steps:
-            raise ValueError("no steps: at least one is needed to know the batch")
-        emitted = np.stack([step.emitted for step in steps], axis=1)
-        lengths = emitted.sum(axis=1)
-        rows = np.arange(len(lengths))
-        tokens = np.full((len(rows), lengths.max()), pad_id, dtype=np.int64)
-        log_probs = np.zeros(tokens.shape)
-        column = np.zeros_like(lengths)
+        kept = []  # not whole steps: their logits would fill the memory
         for step in steps:
-            now = rows[step.emitted]
-            tokens[now, column[now]] = step.tokens[now]
-            log_probs[now, column[now]] = step.log_probs[now]
-            column[now] += 1
-        return cls(tokens=tokens, lengths=lengths, log_probs=log_probs, finished=steps[-1].finished)
+            kept.append((step.tokens, step.log_probs, step.emitted))
+        if not kept:
+            raise ValueError("no steps: at least one is needed to know the batch")
+        chosen, their_log_probs, emitted = (np.stack(x, axis=1) for x in zip(*kept, strict=True))
+        lengths = emitted.sum(axis=1)
+        is_new = np.arange(lengths.max()) < lengths[:, None]
+        tokens = np.full(is_new.shape, pad_id, dtype=np.int64)
+        log_probs = np.zeros(is_new.shape)
+        tokens[is_new] = chosen[emitted]  # both in the order of rows, and in a row of steps
+        log_probs[is_new] = their_log_probs[emitted]
+        return cls(tokens=tokens, lengths=lengths, log_probs=log_probs, finished=step.finished)
 
 
 def generate(model: Model, source: Tokens, **options: Any) -> Generation:
@@ -342,7 +339,7 @@ def _read(
     Rows that emit take the chosen token, the others the given one.
     """
     xp = array_namespace(logits)
-    rows, best_token = xp.arange(len(emitted)), xp.argmax(scores, axis=-1)
+    rows, best_token = xp.arange(len(emitted)), scores.argmax(axis=-1)
     others = scores.copy()
     others[rows, best_token] = -math.inf
     best = scores[rows, best_token]

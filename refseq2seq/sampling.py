@@ -70,7 +70,7 @@ def greedy(*processors: Processor) -> Chooser:
 
 
 def _best(scores: Array, state: State) -> Array:
-    return array_namespace(scores).argmax(scores, axis=-1)
+    return scores.argmax(axis=-1)
 
 
 def sample(*processors: Processor) -> Chooser:
@@ -95,7 +95,7 @@ def _inverse_cdf(scores: Array, state: State) -> Array:
     cumulative = xp.cumsum(softmax(scores.astype("float64")), axis=-1)
     total = cumulative[:, -1:]
     u = xp.asarray(state.uniforms())[:, None]
-    return xp.argmax(cumulative > u * total, axis=-1)  # u <= 1 - 2^-53: u * total < total
+    return (cumulative > u * total).argmax(axis=-1)  # u <= 1 - 2^-53: u * total < total
 
 
 def exponential_race(noise: Array, *processors: Processor) -> Chooser:
@@ -124,7 +124,7 @@ def exponential_race(noise: Array, *processors: Processor) -> Chooser:
         if t.max() >= len(noise):
             raise ValueError(f"exponential_race has noise for {len(noise)} new tokens only")
         now = xp.asarray(noise)[xp.asarray(t), xp.arange(len(t))]
-        return xp.argmax(softmax(scores) / now, axis=-1)
+        return (softmax(scores) / now).argmax(axis=-1)
 
     return Chooser(processors, pick)
 

@@ -62,7 +62,10 @@ def methods(monkeypatch):
         return strict.astype(x, getattr(strict, dtype) if isinstance(dtype, str) else dtype)
 
     array = type(strict.asarray(0.0))
-    for function in (strict.max, strict.min, strict.sum, strict.mean, reshape, astype):
+    for function in (
+        *(strict.max, strict.min, strict.sum, strict.mean, strict.argmax),
+        *(reshape, astype),
+    ):
         monkeypatch.setattr(array, function.__name__, function, raising=False)
 
 
