@@ -12,7 +12,7 @@ from backends import journeys, test_budgets
 from backends.double import Device
 
 import refseq2seq as rs
-from refseq2seq import decoding
+from refseq2seq import decoding, ops, special
 
 pytestmark = pytest.mark.gpu
 
@@ -119,6 +119,9 @@ OPERATIONS = {
     "reshaped": lambda xp, x: x.T.reshape(-1),
     "products": lambda xp, x: (x[:, :4, None] * x[:, None, :4]) @ x[:, :4, None],
     "products of a view": lambda xp, x: x[:, :16].reshape(-1, 4, 4).mT @ x[0, :4],
+    "fused": lambda xp, x: special.gelu_erf(x),
+    "fused, of several arrays": lambda xp, x: ops.layer_norm(x, x[0], None, 1e-5),
+    "fused, masked": lambda xp, x: ops.softmax(x, x > 0),
 }
 
 
@@ -132,8 +135,33 @@ def test_the_double_knows_what_an_operation_launches(launches_of, operation, wid
     operation(cupy, there)  # compiles
     measured = launches_of(lambda: operation(cupy, there))
     device.launches.clear()
-    operation(device.cupy, on_double)
+    with device.installed():
+        operation(device.cupy, on_double)
     assert device.launches.total() == measured
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 1, 7), (3, 1, 509), (67, 127, 251)], ids=str)
+@pytest.mark.parametrize("name", [*ops.ACTIVATIONS, *ops.NORMS, "softmax"])
+def test_a_kernel_computes_what_its_formula_says(real_cupy, name, shape, dtype):
+    """Of few numbers and of many, in rows that broadcast; where all of a row is masked too."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype(dtype)
+    gain, bias = rng.normal(size=(2, shape[-1])).astype(dtype)
+    mask = rng.random((shape[0], 1, shape[-1])) < 0.5
+    mask[0] = False
+
+    def result(xp):
+        if name in ops.ACTIVATIONS:
+            return ops.ACTIVATIONS[name](xp.asarray(x))
+        if name in ops.NORMS:
+            return ops.NORMS[name](xp.asarray(x), xp.asarray(gain), xp.asarray(bias), 1e-5)
+        return ops.softmax(xp.asarray(x), xp.asarray(mask))
+
+    here, there = result(np), rs.to_numpy(result(real_cupy))
+    assert there.dtype == here.dtype
+    error = np.abs(there.astype("float64") - here).max()
+    assert error <= 16 * np.finfo(dtype).eps * np.abs(here).astype("float64").max()
 
 
 @pytest.mark.parametrize("search", SEARCHES)
