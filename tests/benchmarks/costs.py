@@ -7,15 +7,18 @@ Medians of repeated runs; two things that are compared take turns.
 """
 
 import argparse
+import contextlib
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
-from peers import SIZES, Size
+from peers import PAUSE, SIZES, Size, x_transformer
 
 import refseq2seq as rs
 
@@ -112,42 +115,89 @@ def ended() -> None:
 
 
 def forward() -> None:
-    """Teacher forcing in float64 beside PyTorch, with the same weights."""
+    """Teacher forcing in float64 beside PyTorch, each in a process of its own, taking turns."""
+    processes = multiprocessing.get_context("spawn")
+    seconds: dict[str, list[float]] = {name: [] for name in FORWARD}
+    with contextlib.ExitStack() as stack:
+        connections = {}
+        for name in FORWARD:
+            connections[name], theirs = processes.Pipe()
+            process = processes.Process(target=serve_forward, args=(name, theirs), daemon=True)
+            process.start()
+            stack.callback(process.terminate)
+        for _ in range(6):
+            for name, connection in connections.items():
+                time.sleep(PAUSE)
+                connection.send(None)
+                seconds[name].append(connection.recv())
+    for name, found in seconds.items():
+        print(f"{name}: {statistics.median(found[1:]):.2f} s, at best {min(found):.2f}")
+
+
+def serve_forward(name: str, connection: Any) -> None:
+    run = FORWARD[name](SIZES["d512"], rows(SIZES["d512"], 8, 128), rows(SIZES["d512"], 8, 128))
+    while True:
+        connection.recv()
+        begun = time.perf_counter()
+        run()
+        connection.send(time.perf_counter() - begun)
+
+
+def our_gelu(size: Size, source: np.ndarray, target: np.ndarray) -> Callable[[], Any]:
+    return partial(rs.forward, network(size, "float64"), source, target)
+
+
+def our_relu(size: Size, source: np.ndarray, target: np.ndarray) -> Callable[[], Any]:
+    config = rs.presets.vaswani(
+        d_model=size.d_model,
+        vocab_size=size.vocab_size,
+        n_layers=size.n_layers,
+        n_heads=size.n_heads,
+        d_ff=4 * size.d_model,
+        decoder_start_id=1,
+        eos_ids=(2,),
+        pad_id=0,
+    )
+    return partial(rs.forward, rs.Model.random(config, 0, "float64"), source, target)
+
+
+def their_gelu(size: Size, source: np.ndarray, target: np.ndarray) -> Callable[[], Any]:
     import torch
-    from peers import x_transformer
 
-    size = SIZES["d512"]
-    theirs = x_transformer(size).double()
-    ours = rs.convert.from_x_transformers(theirs, decoder_start_id=1, eos_ids=(2,))
-    source, target = rows(size, 8, 128), rows(size, 8, 128)
+    network = x_transformer(size).double()
 
     @torch.no_grad()
-    def torch_forward() -> np.ndarray:
-        memory = theirs.encoder(torch.as_tensor(source), return_embeddings=True)
-        return theirs.decoder.net(torch.as_tensor(target), context=memory).numpy()
+    def run() -> np.ndarray:
+        memory = network.encoder(torch.as_tensor(source), return_embeddings=True)
+        return network.decoder.net(torch.as_tensor(target), context=memory).numpy()
 
-    difference = np.abs(rs.forward(ours, source, target) - torch_forward()).max()
-    assert difference < 1e-4  # x-transformers computes its softmax in float32
-    found = in_turns(3, lambda: rs.forward(ours, source, target), torch_forward)
-    print("GELU, seconds: ours, PyTorch", [round(s, 2) for s in found])
-    relu = rs.presets.vaswani(
-        d_model=512, vocab_size=32_000, n_layers=6, n_heads=8, d_ff=2048,
-        decoder_start_id=1, eos_ids=(2,), pad_id=0,
-    )  # fmt: skip
-    ours = rs.Model.random(relu, 0, "float64")
-    table = torch.as_tensor(np.ascontiguousarray(ours.params.decoder.embedding))
+    return run
+
+
+def their_relu(size: Size, source: np.ndarray, target: np.ndarray) -> Callable[[], Any]:
+    import torch
+
     network = torch.nn.Transformer(
-        512, 8, 6, 6, 2048, 0.0, batch_first=True, dtype=torch.float64
-    ).eval()
-    mask = network.generate_square_subsequent_mask(128, dtype=torch.float64)
+        size.d_model, size.n_heads, size.n_layers, size.n_layers, 4 * size.d_model, 0.0,
+        batch_first=True, dtype=torch.float64,
+    ).eval()  # fmt: skip
+    table = torch.randn(size.vocab_size, size.d_model, dtype=torch.float64)
+    mask = network.generate_square_subsequent_mask(target.shape[1], dtype=torch.float64)
 
     @torch.no_grad()
-    def torch_relu() -> None:
+    def run() -> np.ndarray:
         a, b = table[torch.as_tensor(source)], table[torch.as_tensor(target)]
-        network(a, b, tgt_mask=mask, tgt_is_causal=True) @ table.T
+        return (network(a, b, tgt_mask=mask, tgt_is_causal=True) @ table.T).numpy()
 
-    found = in_turns(3, lambda: rs.forward(ours, source, target), torch_relu)
-    print("ReLU, seconds: ours, PyTorch", [round(s, 2) for s in found])
+    return run
+
+
+FORWARD = {
+    "ours, GELU": our_gelu,
+    "x-transformers, GELU": their_gelu,
+    "ours, ReLU": our_relu,
+    "torch.nn.Transformer, ReLU": their_relu,
+}
 
 
 def products() -> None:

@@ -3,8 +3,9 @@
     python tests/benchmarks/gpu.py --size d256 --batch 1 16 --new 64
 
 There are two models of a size: each peer runs the one that refseq2seq can take the weights of,
-and refseq2seq both. Everything is float32 without TensorFloat, EOS is switched off, the source has
-32 tokens. A figure is the median of a whole call, encoding included. Launches (kernels, copies,
+and refseq2seq both, once with formulas fused into kernels and once operation by operation.
+Everything is float32 without TensorFloat, EOS is switched off, the source has 32 tokens. A figure
+is the median of a whole call, encoding included; the engines take turns. Launches (kernels, copies,
 fills) and reads (copies to the host) are those of a longer call less a shorter one, per token,
 in the trace of PyTorch's profiler.
 """
@@ -15,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +46,40 @@ class Row(NamedTuple):
     tokens_equal: float  # the share that refseq2seq gives too, with the same weights
 
 
-def x_transformers_pair(size: str) -> dict[str, Generate]:
+class Fusing:
+    """In the place of `cupy.fuse`: kernels of fused formulas, or while it is off, of operations."""
+
+    def __init__(self) -> None:
+        import cupy
+
+        self.on, self._fuse, cupy.fuse = True, cupy.fuse, self
+
+    def __call__(self, kernel_name: str) -> Any:
+        def fused(function: Any) -> Any:
+            kernel = self._fuse(kernel_name=kernel_name)(function)
+
+            def either(*args: Any) -> Any:
+                return kernel(*args) if self.on else function(*args)
+
+            return either
+
+        return fused
+
+
+def ours(model: rs.Model, peer: str, fusing: Fusing) -> dict[str, Generate]:
+    model = model.to("cupy")
+
+    def generate(fused: bool, source: np.ndarray, n: int) -> np.ndarray:
+        fusing.on = fused
+        return rs.generate(model, source, max_new_tokens=n, eos_ids=()).tokens
+
+    return {
+        f"refseq2seq, {peer}'s model": partial(generate, True),
+        f"refseq2seq, {peer}'s model, not fused": partial(generate, False),
+    }
+
+
+def x_transformers_engines(size: str, fusing: Fusing) -> dict[str, Generate]:
     import torch
     from x_transformers import XTransformer
 
@@ -68,10 +103,10 @@ def x_transformers_pair(size: str) -> dict[str, Generate]:
         ids = torch.as_tensor(source).cuda()
         return theirs.generate(ids, start, n, temperature=0.0).cpu().numpy()
 
-    return {"refseq2seq, x-transformers' model": ours(model), "x-transformers": generate}
+    return ours(model, "x-transformers", fusing) | {"x-transformers": generate}
 
 
-def huggingface_pair(size: str) -> dict[str, Generate]:
+def huggingface_engines(size: str, fusing: Fusing) -> dict[str, Generate]:
     import torch
     from transformers import BartConfig, BartForConditionalGeneration
 
@@ -104,22 +139,7 @@ def huggingface_pair(size: str) -> dict[str, Generate]:
         options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "num_beams": 1}
         return theirs.generate(ids, max_new_tokens=n, **options)[:, 1:].cpu().numpy()
 
-    return {"refseq2seq, Hugging Face's model": ours(model), "Hugging Face": generate}
-
-
-def ours(model: rs.Model) -> Generate:
-    model = model.to("cupy")
-    return lambda source, n: rs.generate(model, source, max_new_tokens=n, eos_ids=()).tokens
-
-
-def seconds(generate: Generate, source: np.ndarray, n: int, repeats: int) -> float:
-    """The median of a call. A call ends with its tokens on the host, so that it is over."""
-    times = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        generate(source, n)
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times)
+    return ours(model, "Hugging Face", fusing) | {"Hugging Face": generate}
 
 
 def traced(generate: Generate, source: np.ndarray, n: int) -> tuple[int, int]:
@@ -134,13 +154,19 @@ def traced(generate: Generate, source: np.ndarray, n: int) -> tuple[int, int]:
     return sum(event.count for event in launched), reads
 
 
-def measure(pair: dict[str, Generate], size: str, batch: int, n: int, repeats: int) -> list[Row]:
+def measure(engines: dict[str, Generate], size: str, batch: int, n: int, repeats: int) -> list[Row]:
     source = np.random.default_rng(0).integers(3, SIZES[size][-1], (batch, N_SOURCE))
-    rows, expected = [], None
-    for engine, generate in pair.items():
-        tokens = generate(source, n)  # compiles, fills pools
-        expected = tokens if expected is None else expected
-        took = seconds(generate, source, n, repeats)
+    tokens = {engine: generate(source, n) for engine, generate in engines.items()}  # compiles too
+    expected = next(iter(tokens.values()))
+    seconds: dict[str, list[float]] = {engine: [] for engine in engines}
+    for _ in range(repeats):
+        for engine, generate in engines.items():
+            begun = time.perf_counter()
+            generate(source, n)  # ends with its tokens on the host, so that it is over
+            seconds[engine].append(time.perf_counter() - begun)
+    rows = []
+    for engine, generate in engines.items():
+        took = statistics.median(seconds[engine])
         traced(generate, source, 2)  # the first trace is not like the others
         (few, some), (more, many) = (traced(generate, source, m) for m in (4, 12))
         row = Row(
@@ -151,7 +177,7 @@ def measure(pair: dict[str, Generate], size: str, batch: int, n: int, repeats: i
             tokens_per_second=batch * n / took,
             launches=(more - few) / 8,
             reads=(many - some) / 8,
-            tokens_equal=float((tokens == expected).mean()),
+            tokens_equal=float((tokens[engine] == expected).mean()),
         )
         print(table([row]).splitlines()[-1], flush=True)
         rows.append(row)
@@ -190,19 +216,19 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, nargs="+", default=["d128"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--new", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     try:
         rs.to_cupy(np.zeros(1))
     except rs.BackendError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    rows = []
+    rows, fusing = [], Fusing()
     for size in options.size:
-        for make in (x_transformers_pair, huggingface_pair):
-            pair = make(size)
+        for make in (x_transformers_engines, huggingface_engines):
+            engines = make(size, fusing)
             for batch in options.batch:
-                rows += measure(pair, size, batch, options.new, options.repeats)
+                rows += measure(engines, size, batch, options.new, options.repeats)
     print(json.dumps(machine()), table(rows), sep="\n\n")
     if options.json:
         figures = {"machine": machine(), "rows": [row._asdict() for row in rows]}
