@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from .backend import Array, array_namespace, to_numpy
+from .backend import Array, array_namespace, read
 from .constraints import rules_of
 from .decoder import Amateur, ShrinkingDecoder, start_decoder
 from .decoding import NonFiniteLogitsError
@@ -404,8 +404,8 @@ def _candidates(log_probs: Array, live_scores: np.ndarray, n: int) -> tuple[Cand
     scores = xp.where(xp.isnan(scores), math.inf, scores)  # first, where it cannot be overlooked
     n_read = min(n + 1, scores.shape[1])
     places = best_places(scores, n_read)
-    columns = [xp.take_along_axis(x, places, axis=1) for x in (scores, log_probs)]
-    best, steps, flat = to_numpy(xp.stack([*columns, places.astype("float64")]))
+    chosen = (xp.take_along_axis(x, places, axis=1) for x in (scores, log_probs))
+    flat, best, steps = read(places, *chosen)
     flat = flat.astype(np.int64)
     candidates = Candidates(
         beams=flat[:, :n] // vocab_size,

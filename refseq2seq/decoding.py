@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from .backend import Array, array_namespace, to_numpy
+from .backend import Array, array_namespace, read, to_numpy
 from .constraints import rules_of
 from .decoder import Amateur, ShrinkingDecoder, start_decoder
 from .model import Model
@@ -345,9 +345,9 @@ def _read(
     best = scores[rows, best_token]
     token = xp.where(xp.asarray(emitted), chosen, xp.asarray(given))
     log_probs = logits[rows, token] - logsumexp(logits)[:, 0]
-    columns = [token.astype("float64"), log_probs, best, best - others.max(axis=-1)]
-    tokens, host_log_probs, host_best, host_margin = to_numpy(xp.stack(columns, axis=1)).T
-    return tokens.astype(np.int64), host_log_probs, host_best, host_margin
+    margin = best - others.max(axis=-1)
+    tokens, log_probs, best, margin = read(token, log_probs, best, margin)
+    return tokens.astype(np.int64), log_probs, best, margin
 
 
 def _check_finite(

@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from backends.double import Device
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -195,6 +196,27 @@ def test_cupy_makes_one_kernel_of_it_once(cupy):
 
 
 # Moving arrays and models
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_arrays_are_read_as_float64_on_the_host(dtype):
+    numbers, places = np.array([[0.1, -math.inf], [math.nan, 3]], dtype), np.array([[5, 2**40]] * 2)
+    exact = rs.exact.as_exact(numbers)
+    for found in (backend.read(places, numbers, exact), backend.read(exact, places, numbers)):
+        assert all(type(x) is np.ndarray and x.dtype == np.float64 for x in found)
+    found = backend.read(places, numbers)
+    np.testing.assert_array_equal(found[0], places)
+    np.testing.assert_array_equal(found[1], numbers.astype("float64"))
+
+
+def test_a_device_is_read_once():
+    device = Device()
+    there = [device.cupy.asarray(x) for x in ([5, 2**40], np.float32([0.1, -2]), [True, False])]
+    with device.installed():
+        found = backend.read(*there)
+    assert device.reads == 1
+    assert [x.dtype for x in found] == [np.float64] * 3
+    assert [x.tolist() for x in found] == [[5, 2**40], [float(np.float32(0.1)), -2], [1, 0]]
 
 
 def test_to_numpy(cupy):

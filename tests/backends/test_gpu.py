@@ -12,7 +12,7 @@ from backends import journeys, test_budgets
 from backends.double import Device
 
 import refseq2seq as rs
-from refseq2seq import decoding, ops, special
+from refseq2seq import backend, ops, special
 
 pytestmark = pytest.mark.gpu
 
@@ -33,8 +33,7 @@ def no_waiting(real_cupy, monkeypatch):
         with cupyx.allow_synchronize(True):
             return rs.to_numpy(x)
 
-    monkeypatch.setattr(decoding, "to_numpy", read)
-    monkeypatch.setattr("refseq2seq.beam.to_numpy", read)
+    monkeypatch.setattr(backend, "to_numpy", read)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "cupyx.allow_synchronize")  # it may miss some
         yield cupyx.allow_synchronize, reads
