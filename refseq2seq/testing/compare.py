@@ -235,8 +235,12 @@ def _difference(
 
 
 def _worst(a: np.ndarray, e: np.ndarray, badness: np.ndarray) -> dict[str, Any]:
-    """The five worst places, and both values there."""
-    order = np.argsort(-badness, axis=None, kind="stable")[:5]
+    """The five worst places, and both values there; of equally bad ones the first.
+
+    A wrong factor is as bad in every row but for rounding, which float32 does not see.
+    """
+    with np.errstate(over="ignore"):
+        order = np.argsort(-badness.astype(np.float32), axis=None, kind="stable")[:5]
     places = [tuple(int(i) for i in np.unravel_index(flat, e.shape)) for flat in order]
     pairs = tuple((place, float(e[place]), float(a[place])) for place in places)
     return {"place": places[0], "pairs": pairs}

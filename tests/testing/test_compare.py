@@ -46,6 +46,14 @@ def test_what_agrees_has_no_difference():
     assert first_difference(SOUND, {"logits": SOUND["logits"] * (1 + 1e-9)}) is None
 
 
+@given(st.integers(0, 2**32 - 1))
+def test_a_wrong_factor_is_shown_at_the_first_rows(seed):
+    e = np.random.default_rng(seed).normal(size=(3, 5, 7))
+    found = first_difference({"logits": e}, {"logits": e * 11**0.5})
+    rows = [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4)]  # all are as bad, but for rounding
+    assert [place for place, *_ in found.pairs] == [(*r, np.abs(e[r]).argmax()) for r in rows]
+
+
 def test_the_difference_says_where_and_how_much():
     name = "decoder.layers.1.self_attention.scores"
     value = SOUND[name].copy()
