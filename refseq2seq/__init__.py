@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from . import backend, config, like, presets
 from .backend import BackendError, array_namespace, to_cupy, to_numpy
-from .beam import BeamSearch, BeamStep, beam_search, beam_steps, gnmt_penalty
+from .beam import (
+    BeamSearch,
+    BeamStep,
+    Candidates,
+    Hypotheses,
+    beam_search,
+    beam_steps,
+    gnmt_penalty,
+)
 from .config import ModelConfig
 from .constraints import (
     allowed_tokens,
@@ -19,6 +27,7 @@ from .constraints import (
     encoder_repetition_penalty,
     forced_bos,
     forced_eos,
+    minimum_length,
     no_repeat_ngram,
     repetition_penalty,
     suppress,
@@ -37,7 +46,6 @@ from .filters import (
     eta,
     gumbel_top_k,
     min_p,
-    minimum_length,
     temperature,
     top_a,
     top_k,
@@ -48,6 +56,7 @@ from .model import Memory, Model, decode, encode, forward, new_cache, remember
 from .params import random_params
 from .sampling import (
     Chooser,
+    Processor,
     State,
     draw_uniforms,
     exponential_race,
@@ -56,7 +65,7 @@ from .sampling import (
 )
 from .scoring import Scores, score
 from .text import UnknownSymbolError, Vocabulary
-from .trace import FunctionTap, Trace, no_tap
+from .trace import FunctionTap, Tap, Trace, no_tap
 
 if TYPE_CHECKING:
     from . import convert, explain, testing
@@ -69,17 +78,21 @@ __all__ = [
     "BackendError",
     "BeamSearch",
     "BeamStep",
+    "Candidates",
     "CheckpointError",
     "Chooser",
     "FunctionTap",
     "Generation",
+    "Hypotheses",
     "Memory",
     "Model",
     "ModelConfig",
     "NonFiniteLogitsError",
+    "Processor",
     "Scores",
     "State",
     "Step",
+    "Tap",
     "Trace",
     "UnknownSymbolError",
     "Vocabulary",

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from .backend import Array, array_namespace
 from .cache import KeyValueCache
-from .config import AttentionConfig, NormConfig
-from .ops import NORMS, linear, sigmoid, softmax
-from .params import AttentionParams, NormParams
+from .config import AttentionConfig
+from .ops import linear, normalize, sigmoid, softmax
+from .params import AttentionParams
 from .trace import Tap, no_tap
 
 
@@ -132,14 +132,14 @@ def cross_attention(
 
 def queries(p: AttentionParams, c: AttentionConfig, x: Array) -> Array:
     """Queries of each head: (batch, n, d_model) -> (batch, n_heads, n, d_k)."""
-    return _head_norm(p.q_norm, c.qk_norm, split_heads(linear(x, p.w_q, p.b_q), c.n_heads))
+    return normalize(p.q_norm, c.qk_norm, split_heads(linear(x, p.w_q, p.b_q), c.n_heads))
 
 
 def keys_values(p: AttentionParams, c: AttentionConfig, x: Array) -> tuple[Array, Array]:
     """Keys and values of each head: two of (batch, n_kv_heads, n, d_k or d_v)."""
     k = split_heads(linear(x, p.w_k, p.b_k), c.n_kv_heads)
     v = split_heads(linear(x, p.w_v, p.b_v), c.n_kv_heads)
-    return _head_norm(p.k_norm, c.qk_norm, k), v
+    return normalize(p.k_norm, c.qk_norm, k), v
 
 
 def attend(
@@ -182,10 +182,6 @@ def merge_heads(x: Array) -> Array:
     """(batch, n_heads, n, d) -> (batch, n, n_heads * d), the inverse of `split_heads`."""
     batch, n_heads, n, d = x.shape
     return x.transpose(0, 2, 1, 3).reshape(batch, n, n_heads * d)
-
-
-def _head_norm(p: NormParams | None, c: NormConfig | None, x: Array) -> Array:
-    return x if p is None or c is None else NORMS[c.kind](x, p.gain, p.bias, c.eps)
 
 
 def _one_per_head(c: AttentionConfig, x: Array) -> Array:

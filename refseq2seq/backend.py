@@ -86,8 +86,9 @@ def elementwise(function: Callable[..., Array]) -> Callable[..., Array]:
 
     A formula of many operations makes as many temporary arrays, and on a device as many
     kernels, each of which costs more to launch than to run. The formula is written once:
-    NumPy is given a large array a piece at a time, so that temporary arrays stay in the
-    processor's cache and take no memory to speak of; CuPy makes a single kernel of it.
+    CuPy makes a single kernel of it, and NumPy is given a large array a piece at a time, so
+    that temporary arrays stay in the processor's cache and take no memory to speak of. Only
+    where it is the sole argument: what others broadcast to goes in one go.
     """
 
     @cache
@@ -95,7 +96,7 @@ def elementwise(function: Callable[..., Array]) -> Callable[..., Array]:
         return cupy.fuse(kernel_name=f"fused_{function.__name__}")(function)
 
     @wraps(function)
-    def in_one_go(x: Array, *others: Array | float | None) -> Array:
+    def apply(x: Array, *others: Array | float | None) -> Array:
         if type(x) is np.ndarray:
             if others or x.size <= PIECE:
                 return function(x, *others)
@@ -104,7 +105,7 @@ def elementwise(function: Callable[..., Array]) -> Callable[..., Array]:
             return kernel(array_namespace(x))(x, *others)
         return function(x, *others)
 
-    return in_one_go
+    return apply
 
 
 def _in_pieces(function: Callable[[Array], Array], x: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from .backend import Array, array_namespace, read
+from .checks import check_int
 from .constraints import rules_of
 from .decoder import Amateur, ShrinkingDecoder, start_decoder
 from .decoding import NonFiniteLogitsError
@@ -154,7 +155,7 @@ def beam_search(model: Model, source: Tokens, *, n_best: int = 1, **options: Any
     Notes
     -----
     If another implementation's scores differ by less than half of a row's ``margin``, it
-    must give the same targets for that row; otherwise it may not.
+    must give the same targets for that row; otherwise they may differ.
 
     Examples
     --------
@@ -227,9 +228,8 @@ def beam_steps(
     -------
     iterator of BeamStep
     """
-    if not isinstance(beams, int | np.integer) or isinstance(beams, bool) or beams < 1:
-        raise ValueError(f"beams must be an int of at least 1, got {beams!r}")
-    if early_stopping not in (True, False, "never"):
+    check_int("beams", beams, 1)
+    if not isinstance(early_stopping, bool) and early_stopping != "never":
         raise ValueError(f"early_stopping must be True, False or 'never', got {early_stopping!r}")
     request = as_request(
         model, source, source_mask, prefix, max_new_tokens, min_new_tokens, eos_ids
@@ -242,7 +242,13 @@ def beam_steps(
         processors=(*rules_of(request, model.config), *processors),
     )
     start = partial(
-        start_decoder, model, request, amateurs=amateurs, copies=int(beams), use_cache=use_cache
+        start_decoder,
+        model,
+        request,
+        amateurs=amateurs,
+        copies=int(beams),
+        use_cache=use_cache,
+        tap=tap,
     )
     return _search(start, rules, _Beams(request, int(beams), model.config.pad_id), tap)
 
@@ -314,13 +320,13 @@ class _Beams:
 
 
 def _search(
-    start: Callable[..., ShrinkingDecoder], rules: _Rules, beams: _Beams, tap: Tap
+    start: Callable[[], ShrinkingDecoder], rules: _Rules, beams: _Beams, tap: Tap
 ) -> Iterator[BeamStep]:
-    decoder = start(tap=tap)
+    decoder = start()  # encodes the sources: not before the first step is asked for
     index = 0
     while not beams.done.all():
         step = _step(decoder, beams, rules, index, tap.at(f"step.{index}"))
-        decoder.leave(np.repeat(beams.done, rules.n_beams))
+        decoder.drop(np.repeat(beams.done, rules.n_beams))
         index += 1
         yield step
 
@@ -508,7 +514,7 @@ def _check_finite(c: Candidates, emitted: np.ndarray) -> None:
     if (unfit := (c.scores == np.inf).any(axis=1) & emitted).any():
         raise NonFiniteLogitsError(
             f"the model's logits of row {unfit.argmax()} are NaN or infinite: "
-            "they are no distribution"
+            "they define no distribution"
         )
     if (empty := (c.scores[:, 0] == -np.inf) & emitted).any():
         raise NonFiniteLogitsError(

@@ -72,7 +72,7 @@ class KeyValueCache:
         Parameters
         ----------
         rows : integer array on the host, shape (n_rows,)
-            With fewer rows than before, the cache is left with so many.
+            With fewer rows than before, the cache keeps only that many.
         """
         moved = np.flatnonzero(rows != np.arange(len(rows)))
         if len(moved):

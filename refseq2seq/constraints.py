@@ -1,4 +1,4 @@
-"""Processors that look at what has been decoded, or at the source: penalties, bans, orders.
+"""Processors that look at the target so far, or at the source: penalties, bans, forced tokens.
 
 Each is a function of its settings that gives a processor, ``(scores, state) -> scores``, for
 greedy decoding, sampling and beam search alike. Hugging Face has one of the same name for
@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from .backend import Array, array_namespace
+from .checks import check_int, check_number
 from .config import ModelConfig
-from .filters import check_number, keep, minimum_length
+from .filters import keep
 from .request import Request
 from .sampling import Processor, State
 
@@ -88,8 +89,12 @@ def no_repeat_ngram(n: int) -> Processor:
     n : int
         At least 1. The prefix counts.
     """
-    _check_count("no_repeat_ngram's n", n)
-    return _ban(lambda state, row: _completions(state.tokens[row], state.tokens[row], n))
+    check_int("no_repeat_ngram's n", n, 1)
+
+    def banned(state: State, row: int) -> set[int]:
+        return _completions(state.tokens[row], state.tokens[row], n)
+
+    return _ban("no_repeat_ngram", banned)
 
 
 def encoder_no_repeat_ngram(n: int) -> Processor:
@@ -100,24 +105,24 @@ def encoder_no_repeat_ngram(n: int) -> Processor:
     n : int
         At least 1. Source and target must share a vocabulary.
     """
-    _check_count("encoder_no_repeat_ngram's n", n)
+    check_int("encoder_no_repeat_ngram's n", n, 1)
 
     def banned(state: State, row: int) -> set[int]:
         return _completions(state.source[row][state.source_mask[row]], state.tokens[row], n)
 
-    return _ban(banned)
+    return _ban("encoder_no_repeat_ngram", banned)
 
 
 def suppress(ids: TokenIds) -> Processor:
     """Ban tokens at every step."""
     ids = _checked_ids("suppress's ids", ids)
-    return _ban(lambda state, row: ids)
+    return _ban("suppress", lambda state, row: ids)
 
 
 def begin_suppress(ids: TokenIds, *, after: int = 0) -> Processor:
-    """Ban tokens as the new one number ``after`` of a row, counted from 0: the first by default."""
+    """Ban tokens at one place only: as a row's new token number ``after``, by default the first."""
     ids = _checked_ids("begin_suppress's ids", ids)
-    return _ban(lambda state, row: ids if state.n_new[row] == after else ())
+    return _ban("begin_suppress", lambda state, row: ids if state.n_new[row] == after else ())
 
 
 def bad_words(sequences: Sequence[TokenIds]) -> Processor:
@@ -134,22 +139,38 @@ def bad_words(sequences: Sequence[TokenIds]) -> Processor:
         tokens = tuple(int(token) for token in state.tokens[row])
         return {word[-1] for word in words if (tokens[len(tokens) - len(word) + 1 :] == word[:-1])}
 
-    return _ban(banned)
+    return _ban("bad_words", banned)
+
+
+def minimum_length(n: int, eos_ids: Sequence[int] | np.ndarray) -> Processor:
+    """Remove the tokens ``eos_ids`` from rows that have fewer than ``n`` new tokens.
+
+    What ``min_new_tokens`` of `refseq2seq.decode_steps` puts before all other processors.
+    """
+
+    def process(scores: Array, state: State) -> Array:
+        early = state.n_new < n
+        if not early.any():
+            return scores
+        is_eos = np.isin(np.arange(scores.shape[-1]), eos_ids)
+        return keep(scores, array_namespace(scores).asarray(~(early[:, None] & is_eos)))
+
+    return process
 
 
 def forced_bos(token: int) -> Processor:
     """Make ``token`` the first new one of every row, with score 0.
 
-    M2M100, NLLB and mBART begin a target so with the token of its language. Hugging Face
-    does it only after a prefix of one token; here it is after any prefix.
+    This is how M2M100, NLLB and mBART put the token of its language first in a target.
+    Hugging Face does so only after a prefix of one token; here it is so after any.
     """
-    return _force(token, lambda state: state.n_new == 0)
+    return _force("forced_bos", token, lambda state: state.n_new == 0)
 
 
 def forced_eos(token: int, max_new_tokens: int) -> Processor:
     """Make ``token`` the last new one of rows that reach ``max_new_tokens``, with score 0."""
-    _check_count("forced_eos's max_new_tokens", max_new_tokens)
-    return _force(token, lambda state: state.n_new == max_new_tokens - 1)
+    check_int("forced_eos's max_new_tokens", max_new_tokens, 1)
+    return _force("forced_eos", token, lambda state: state.n_new == max_new_tokens - 1)
 
 
 def allowed_tokens(function: Callable[[int, np.ndarray], Iterable[int]]) -> Processor:
@@ -175,12 +196,12 @@ def allowed_tokens(function: Callable[[int, np.ndarray], Iterable[int]]) -> Proc
     return process
 
 
-def _ban(banned: Callable[[State, int], Iterable[int]]) -> Processor:
+def _ban(name: str, banned: Callable[[State, int], Iterable[int]]) -> Processor:
     def process(scores: Array, state: State) -> Array:
         allowed = np.ones(scores.shape, dtype=bool)
         for row in np.flatnonzero(state.emitting).tolist():
             ids = list(banned(state, row))
-            allowed[row, _in_vocabulary("a ban", ids, scores.shape[-1])] = False
+            allowed[row, _in_vocabulary(name, ids, scores.shape[-1])] = False
         if allowed.all():
             return scores
         return keep(scores, array_namespace(scores).asarray(allowed))
@@ -188,14 +209,14 @@ def _ban(banned: Callable[[State, int], Iterable[int]]) -> Processor:
     return process
 
 
-def _force(token: int, when: Callable[[State], np.ndarray]) -> Processor:
+def _force(name: str, token: int, when: Callable[[State], np.ndarray]) -> Processor:
     (token,) = _checked_ids("a forced token", [token])
 
     def process(scores: Array, state: State) -> Array:
         xp, now = array_namespace(scores), when(state)
         if not now.any():
             return scores
-        _in_vocabulary("a forced token", [token], scores.shape[-1])
+        _in_vocabulary(name, [token], scores.shape[-1])
         forced = xp.where(xp.arange(scores.shape[-1]) == token, 0.0, -np.inf)
         return xp.where(xp.asarray(now)[:, None], forced.astype(scores.dtype), scores)
 
@@ -218,13 +239,6 @@ def _members(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
     return members[:, :-1]
 
 
-def _check_count(name: str, n: int) -> None:
-    if not isinstance(n, int | np.integer) or isinstance(n, bool):
-        raise TypeError(f"{name} must be an int, got {type(n).__name__}")
-    if n < 1:
-        raise ValueError(f"{name} must be at least 1, got {n}")
-
-
 def _checked_ids(name: str, ids: TokenIds) -> tuple[int, ...]:
     array = np.asarray(ids)
     if array.ndim != 1 or not array.size or array.dtype.kind not in "iu" or array.min() < 0:
@@ -233,6 +247,9 @@ def _checked_ids(name: str, ids: TokenIds) -> tuple[int, ...]:
 
 
 def _in_vocabulary(name: str, ids: list[int], vocab_size: int) -> list[int]:
-    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-        raise ValueError(f"{name} names the token {max(ids)}; the vocabulary has {vocab_size}")
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise ValueError(
+                f"{name} names token id {token}; the vocabulary has ids 0 to {vocab_size - 1}"
+            )
     return ids

@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from .backend import Array, array_namespace
-from .filters import check_number, keep
+from .checks import check_number
+from .filters import keep
 from .model import Memory, Model, decode_checked, encode, new_cache, remember
 from .request import Request
 from .trace import Tap, no_tap
@@ -80,7 +81,7 @@ class ShrinkingDecoder:
         places = np.searchsorted(self._rows, rows[self._rows])
         self._decoder.reorder(places)
 
-    def leave(self, ended: np.ndarray) -> None:
+    def drop(self, ended: np.ndarray) -> None:
         """Let go of rows that have ended (batch,), if they are many."""
         going = ended[self._rows]
         if not self._watched and 4 * going.sum() >= len(going) and not going.all():
@@ -163,10 +164,10 @@ class ContrastiveDecoder:
 
 def contrast(expert: Array, amateur: Array, how: Amateur) -> Array:
     """Logits of the expert corrected by those of an amateur, both (batch, vocab_size)."""
-    plausible = expert >= array_namespace(expert).max(expert, axis=-1, keepdims=True) + math.log(
-        how.alpha
-    )
-    return keep(how.expert_weight * expert - how.amateur_weight * amateur, plausible)
+    best = expert.max(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # NaN goes through; the loop reports it by row
+        contrasted = how.expert_weight * expert - how.amateur_weight * amateur
+    return keep(contrasted, expert >= best + math.log(how.alpha))
 
 
 def start_decoder(
@@ -186,18 +187,18 @@ def start_decoder(
         memory = memory if copies == 1 else memory.take(model.xp.asarray(rows))
         return ModelDecoder(model, memory, capacity)
 
-    with np.errstate(invalid="ignore"):
-        memory = encode(model, request.source, request.source_mask, tap=tap)
-    whole: Decoder = decoder(model, memory)
     contrasted = []
-    for i, how in enumerate(amateurs):
-        _check_amateur(how, model)
-        at = tap.at(f"amateur.{i}")
-        if how.reads_source:
-            theirs = encode(how.model, request.source, request.source_mask, tap=at)
-        else:
-            theirs = remember(how.model, memory.hidden, memory.mask, tap=at)
-        contrasted.append((how, decoder(how.model, theirs)))
+    with np.errstate(invalid="ignore"):  # NaN goes through; the loop reports it by row
+        memory = encode(model, request.source, request.source_mask, tap=tap)
+        whole: Decoder = decoder(model, memory)
+        for i, how in enumerate(amateurs):
+            _check_amateur(how, model)
+            at = tap.at(f"amateur.{i}")
+            if how.reads_source:
+                theirs = encode(how.model, request.source, request.source_mask, tap=at)
+            else:
+                theirs = remember(how.model, memory.hidden, memory.mask, tap=at)
+            contrasted.append((how, decoder(how.model, theirs)))
     if contrasted:
         whole = ContrastiveDecoder(whole, contrasted)
     return ShrinkingDecoder(whole, len(rows), watched=tap is not no_tap)

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from .backend import Array, array_namespace, read, to_numpy
+from .checks import check_int
 from .constraints import rules_of
 from .decoder import Amateur, ShrinkingDecoder, start_decoder
 from .model import Model
@@ -26,7 +27,7 @@ from .sampling import Chooser, State, draw_uniforms, greedy
 from .tokens import Tokens
 from .trace import Tap, no_tap
 
-SAMPLE_ID = 2**32  # sample j of a source has the source's row id plus j times this
+SAMPLE_STRIDE = 2**32  # sample j of a source has the source's row id plus j times this
 
 
 class NonFiniteLogitsError(ValueError):
@@ -218,14 +219,17 @@ def decode_steps(
         raise TypeError(f"stop must be a function of a Step, got {stop!r}")
     rules = rules_of(request, model.config)
     choose = replace(choose, processors=(*rules, *choose.processors))
-    if not isinstance(num_return_sequences, int | np.integer) or num_return_sequences < 1:
-        raise ValueError(
-            f"num_return_sequences must be an int of at least 1, got {num_return_sequences!r}"
-        )
+    check_int("num_return_sequences", num_return_sequences, 1)
     copies = int(num_return_sequences)
     draw = _uniforms_of(request, copies, seed, row_ids, uniforms)
     start = partial(
-        start_decoder, model, request, amateurs=amateurs, copies=copies, use_cache=use_cache
+        start_decoder,
+        model,
+        request,
+        amateurs=amateurs,
+        copies=copies,
+        use_cache=use_cache,
+        tap=tap,
     )
     targets = _Targets(request.repeated(copies), copies, model.config.pad_id, draw)
     return _loop(start, targets, choose, stop, tap)
@@ -277,20 +281,20 @@ class _Targets:
 
 
 def _loop(
-    start: Callable[..., ShrinkingDecoder],
+    start: Callable[[], ShrinkingDecoder],
     targets: _Targets,
     choose: Chooser,
     stop: Callable[[Step], Any] | None,
     tap: Tap,
 ) -> Iterator[Step]:
-    decoder = start(tap=tap)
+    decoder = start()  # encodes the sources: not before the first step is asked for
     index = 0
     while not targets.ended.all():
         step = _step(decoder, targets, choose, index, tap.at(f"step.{index}"))
         if stop is not None:
             targets.finished = targets.finished | _checked_stop(stop(step), len(step.tokens))
             step = replace(step, finished=targets.finished)
-        decoder.leave(targets.ended)
+        decoder.drop(targets.ended)
         index += 1
         yield step
 
@@ -356,7 +360,7 @@ def _check_finite(
     if (unfit := np.isnan(log_probs) & (forced | emitted)).any():
         raise NonFiniteLogitsError(
             f"the model's logits of row {unfit.argmax()} are NaN or infinite: "
-            "they are no distribution"
+            "they define no distribution"
         )
     if (unfit := ~np.isfinite(best) & emitted).any():
         raise NonFiniteLogitsError(
@@ -372,20 +376,20 @@ def _uniforms_of(
 
     Numbers are drawn when the first are asked for: a greedy generation draws none.
     """
-    names = range(request.batch) if row_ids is None else row_ids
-    if len(names) != request.batch:
-        raise ValueError(f"row_ids has {len(names)} entries, source has {request.batch} rows")
-    if copies > 1 and max(names) >= SAMPLE_ID:
-        raise ValueError(f"row_ids must be below 2**32 for several samples, got {max(names)}")
-    row_names = [name + SAMPLE_ID * j for name in names for j in range(copies)]
-    shape = (len(row_names), request.max_new_tokens)
+    ids = range(request.batch) if row_ids is None else row_ids
+    if len(ids) != request.batch:
+        raise ValueError(f"row_ids has {len(ids)} entries, source has {request.batch} rows")
+    if copies > 1 and max(ids) >= SAMPLE_STRIDE:
+        raise ValueError(f"row_ids must be below 2**32 for several samples, got {max(ids)}")
+    stream_ids = [row_id + SAMPLE_STRIDE * j for row_id in ids for j in range(copies)]
+    shape = (len(stream_ids), request.max_new_tokens)
     if given is not None:
         table = cache(partial(_checked_uniforms, given, shape))
         table()  # complain now, not at the first draw
     else:
-        draw_uniforms(seed, row_names, 0)
-        table = cache(partial(draw_uniforms, seed, row_names, request.max_new_tokens))
-    rows = np.arange(len(row_names))
+        draw_uniforms(seed, stream_ids, 0)  # none: only complain now
+        table = cache(partial(draw_uniforms, seed, stream_ids, request.max_new_tokens))
+    rows = np.arange(len(stream_ids))
     return lambda n_new: table()[rows, np.minimum(n_new, request.max_new_tokens - 1)]
 
 

@@ -7,14 +7,13 @@ filter says what it does, and `refseq2seq.like` has the pipelines of the peers.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from .backend import Array, array_namespace
+from .checks import check_int, check_number
 from .ops import log_softmax, softmax
-from .sampling import Processor, State
+from .sampling import Processor, State, check_noise, noise_of_step
 
 
 def temperature(t: float) -> Processor:
@@ -49,8 +48,8 @@ def top_k(k: int | float, *, keep_ties: bool = False) -> Processor:
         k = float(k)
     elif not isinstance(k, int | np.integer) or isinstance(k, bool):
         raise TypeError(f"top_k's k must be an int or a float fraction, got {type(k).__name__}")
-    elif k < 1:
-        raise ValueError(f"top_k's k must be at least 1, got {k}")
+    else:
+        check_int("top_k's k", k, 1)
 
     def process(scores: Array, state: State) -> Array:
         xp, vocab_size = array_namespace(scores), scores.shape[-1]
@@ -101,7 +100,7 @@ def min_p(ratio: float) -> Processor:
 
     def process(scores: Array, state: State) -> Array:
         probs = softmax(scores)
-        best = array_namespace(scores).max(probs, axis=-1, keepdims=True)
+        best = probs.max(axis=-1, keepdims=True)
         return keep(scores, probs >= ratio * best)
 
     return process
@@ -125,7 +124,7 @@ def top_a(ratio: float, power: float = 2.0) -> Processor:
 
     def process(scores: Array, state: State) -> Array:
         probs = softmax(scores)
-        best = array_namespace(scores).max(probs, axis=-1, keepdims=True)
+        best = probs.max(axis=-1, keepdims=True)
         return keep(scores, probs >= best**power * ratio)
 
     return process
@@ -210,7 +209,7 @@ def entropy(log_probs: Array) -> Array:
 
 
 def _is_best(scores: Array) -> Array:
-    return scores == array_namespace(scores).max(scores, axis=-1, keepdims=True)
+    return scores == scores.max(axis=-1, keepdims=True)
 
 
 def gumbel_top_k(
@@ -235,13 +234,18 @@ def gumbel_top_k(
     noise : array, shape (n_steps, rows, vocab_size), optional
         Gumbel noise to use instead; ``noise[t]`` serves new token number t.
     """
-    check_number("gumbel_top_k's k", k, 1, math.inf)
+    check_int("gumbel_top_k's k", k, 1)
+    if noise is not None:
+        check_noise("gumbel_top_k", noise)
 
     def process(scores: Array, state: State) -> Array:
         keys = scores
         for processor in processors:
             keys = processor(keys, state)
-        now = _gumbel(seed, state, scores.shape[-1]) if noise is None else _at(noise, state)
+        if noise is None:
+            now = _gumbel(seed, state, scores.shape[-1])
+        else:
+            now = noise_of_step("gumbel_top_k", noise, scores, state)
         return keep(scores, ranks(keys + array_namespace(scores).asarray(now)) < k)
 
     return process
@@ -256,30 +260,6 @@ def _gumbel(seed: int, state: State, vocab_size: int) -> np.ndarray:
         uniform = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(vocab_size)
         noise[i] = -np.log(-np.log(uniform + 2.0**-54))  # never log 0
     return noise
-
-
-def _at(noise: Array, state: State) -> Array:
-    t = np.where(state.emitting, state.n_new, 0)
-    if t.max() >= len(noise):
-        raise ValueError(f"there is noise for {len(noise)} new tokens only")
-    xp = array_namespace(noise)
-    return noise[xp.asarray(t), xp.arange(len(t))]
-
-
-def minimum_length(n: int, eos_ids: Sequence[int] | np.ndarray) -> Processor:
-    """Remove the tokens ``eos_ids`` from rows that have fewer than ``n`` new tokens.
-
-    What ``min_new_tokens`` of `refseq2seq.decode_steps` puts before all other processors.
-    """
-
-    def process(scores: Array, state: State) -> Array:
-        early = state.n_new < n
-        if not early.any():
-            return scores
-        is_eos = np.isin(np.arange(scores.shape[-1]), eos_ids)
-        return keep(scores, array_namespace(scores).asarray(~(early[:, None] & is_eos)))
-
-    return process
 
 
 def keep(scores: Array, kept: Array) -> Array:
@@ -317,14 +297,3 @@ def probability_before(scores: Array, preference: Array | None = None) -> Array:
     up_to = xp.cumsum(probs, axis=-1)
     before = xp.concat([xp.zeros_like(up_to[:, :1]), up_to[:, :-1]], axis=-1)
     return xp.take_along_axis(before, xp.argsort(order, axis=-1), axis=-1)
-
-
-def check_number(
-    name: str, x: Any, low: float, high: float, low_open: bool = False, high_open: bool = False
-) -> None:
-    """Raise unless ``x`` is a number in the interval; ``name`` is what the error calls it."""
-    if isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating):
-        raise TypeError(f"{name} must be a number, got {type(x).__name__}")
-    if not (low < x if low_open else low <= x) or not (x < high if high_open else x <= high):
-        interval = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
-        raise ValueError(f"{name} must be in {interval}, got {x}")

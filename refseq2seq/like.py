@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from . import filters
 from .backend import Array, array_namespace
-from .filters import check_number, keep
+from .checks import check_number
+from .filters import keep
 from .ops import softmax
 from .sampling import Chooser, Processor, State, greedy, sample
 

@@ -4,7 +4,7 @@
     logits = decode(model, target, memory)     all positions at once, or step by step
     logits = forward(model, source, target)    the two in a row: teacher forcing
 
-No flag forks a function twice: what a model does not have is None, and passes.
+What a model does not have is None, and its step is the identity: no function has two versions.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from .cache import KeyValueCache
 from .config import FeedForwardConfig, ModelConfig, NormConfig, RotaryPositions, StackConfig
 from .exact import as_exact
 from .masks import causal_mask, padding_mask, real_positions
-from .ops import ACTIVATIONS, NORMS, linear
+from .ops import ACTIVATIONS, linear, normalize
 from .params import (
     FeedForwardParams,
     LayerParams,
-    NormParams,
     Params,
     StackParams,
     SublayerNorms,
@@ -189,16 +188,15 @@ def encode(
     c, p, xp = model.config.encoder, model.params.encoder, model.xp
     # On the host, in NumPy, whatever device the model is on: so ids out of range are found.
     host_ids, host_mask = as_tokens("source", source, c.vocab_size, source_mask)
-    ids, mask, positions = xp.asarray(host_ids), None, xp.arange(host_ids.shape[1])
-    n_real = host_ids.shape[1]
-    if host_mask is not None:
-        mask, n_real = xp.asarray(host_mask), int(host_mask.sum(axis=1).max())
-        positions = real_positions(mask)
+    n_real = host_ids.shape[1] if host_mask is None else int(host_mask.sum(axis=1).max())
     check_fits("source", n_real, c)
+    ids = xp.asarray(host_ids)
+    mask = None if host_mask is None else xp.asarray(host_mask)
+    positions = xp.arange(ids.shape[1]) if mask is None else real_positions(mask)
     inside = tap.at("encoder")
     x = embed(p, c, ids, positions, inside)
-    x, attended, positions = _with_memory_tokens(p, x, mask, positions)
-    key_mask = None if attended is None else padding_mask(attended)
+    x, real_keys, positions = _with_memory_tokens(p, x, mask, positions)
+    key_mask = None if real_keys is None else padding_mask(real_keys)
     rotate, biases = relative(p, c, positions, positions)
     for i, layer in enumerate(p.layers):
         attend_to_itself = partial(self_attention, rotate=rotate, bias=biases[i], mask=key_mask)
@@ -355,11 +353,6 @@ def residual(
     """after(x + branch(sublayer(before(x)))): pre-norm, post-norm, sandwich; absent norms pass."""
     branch = sublayer(normalize(p.before, c, x))
     return normalize(p.after, c, x + normalize(p.branch, c, branch))
-
-
-def normalize(p: NormParams | None, c: NormConfig, x: Array) -> Array:
-    """The norm of the configuration, or ``x`` where the model has none."""
-    return x if p is None else NORMS[c.kind](x, p.gain, p.bias, c.eps)
 
 
 def feed_forward(p: FeedForwardParams, c: FeedForwardConfig, x: Array, tap: Tap = no_tap) -> Array:

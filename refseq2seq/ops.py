@@ -7,6 +7,8 @@ Scalars are Python floats: a NumPy float64 scalar would turn float32 arrays into
 import math
 
 from .backend import Array, array_namespace, elementwise
+from .config import NormConfig
+from .params import NormParams
 from .special import gelu_erf
 
 
@@ -69,21 +71,22 @@ def softmax(x: Array, mask: Array | None = None) -> Array:
     xp = array_namespace(x)
     if mask is not None:
         x = xp.where(mask, x, -math.inf)
-    unnormalised = _exp_from(x, x.max(axis=-1, keepdims=True))
-    return _share(unnormalised, unnormalised.sum(axis=-1, keepdims=True))
+    top = x.max(axis=-1, keepdims=True)
+    exponentials = _shifted_exp(x, top)
+    return _normalised(exponentials, exponentials.sum(axis=-1, keepdims=True))
 
 
 @elementwise
-def _exp_from(x: Array, top: Array) -> Array:
-    """e^(x - top), and 0 in a row of -inf alone."""
+def _shifted_exp(x: Array, top: Array) -> Array:
+    """e^(x - top). Where top is -inf, the least finite number is subtracted: zeros, not NaN."""
     xp = array_namespace(x)
     return xp.exp(x - xp.maximum(top, xp.finfo(x.dtype).min))
 
 
 @elementwise
-def _share(part: Array, total: Array) -> Array:
-    """part / total, where e^0 = 1 is in the total; only a row of nothing has less."""
-    return part / array_namespace(part).maximum(total, 1.0)
+def _normalised(x: Array, total: Array) -> Array:
+    """x / total. The greatest entry adds e^0 = 1 to a total; only a row of zeros has less."""
+    return x / array_namespace(x).maximum(total, 1.0)
 
 
 def log_softmax(x: Array) -> Array:
@@ -146,8 +149,8 @@ def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> 
     ----------
     x : array, shape (..., d)
     gain, bias : array, shape broadcastable to (..., d), or None
-        Of heads, (n_heads, 1, d). The gain is whole: x-transformers stores it minus one
-        (``gamma + 1`` is the gain).
+        For norms of each head (n_heads, 1, d). The gain is the full factor; x-transformers
+        stores ``gamma``, the gain minus one.
     eps : float
         Added to the variance, inside the square root. The variance is the biased one,
         the mean of squared deviations.
@@ -269,3 +272,8 @@ ACTIVATIONS = {
     "gelu_erf": gelu_erf,
     "gelu_tanh": gelu_tanh,
 }
+
+
+def normalize(p: NormParams | None, c: NormConfig | None, x: Array) -> Array:
+    """The norm that ``c`` describes, with the arrays ``p``; ``x`` itself where a model has none."""
+    return x if p is None or c is None else NORMS[c.kind](x, p.gain, p.bias, c.eps)

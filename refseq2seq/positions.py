@@ -1,4 +1,4 @@
-"""Where a token stands: what is added to embeddings, to scores, or turns queries and keys.
+"""Positions: vectors added to embeddings, biases added to scores, rotations of queries and keys.
 
 Positions are integer arrays counted from 0, of shape (n,), or (batch, n) where padding
 makes rows differ. Angles are computed in float64 and rounded once.
@@ -148,15 +148,17 @@ def score_bias(
     2020, section 2.1) is a table entry per head and bucket.
     """
     xp = array_namespace(q_positions)
-    distance = k_positions[..., None, :] - q_positions[..., :, None]
+    relative_position = k_positions[..., None, :] - q_positions[..., :, None]
     if isinstance(c, AlibiPositions):
         slopes = xp.asarray(c.slopes, dtype=dtype)[:, None, None]
-        return -slopes * xp.abs(distance)[..., None, :, :].astype(dtype)
-    buckets = t5_bucket(distance, c.n_buckets, c.max_distance, c.bidirectional)
+        return -slopes * xp.abs(relative_position)[..., None, :, :].astype(dtype)
+    buckets = t5_bucket(relative_position, c.n_buckets, c.max_distance, c.bidirectional)
     return xp.moveaxis(table[buckets], -1, -3) * c.scale  # type: ignore[index]
 
 
-def t5_bucket(distance: Array, n_buckets: int, max_distance: int, bidirectional: bool) -> Array:
+def t5_bucket(
+    relative_position: Array, n_buckets: int, max_distance: int, bidirectional: bool
+) -> Array:
     r"""The bucket of a relative position, key minus query (Raffel et al. 2020, section 2.1).
 
     Of the n buckets for one direction, the first n/2 hold one distance each; the others
@@ -175,16 +177,16 @@ def t5_bucket(distance: Array, n_buckets: int, max_distance: int, bidirectional:
     >>> t5_bucket(np.array([-9, -2, 0, 2, 9]), 8, 16, bidirectional=True)
     array([3, 2, 0, 6, 7])
     """
-    xp = array_namespace(distance)
+    xp = array_namespace(relative_position)
     if bidirectional:
         n = n_buckets // 2
-        offset = xp.where(distance > 0, n, 0)
-        far = xp.abs(distance)
+        offset = xp.where(relative_position > 0, n, 0)
+        distance = xp.abs(relative_position)
     else:
         n, offset = n_buckets, 0
-        far = xp.maximum(-distance, 0)
+        distance = xp.maximum(-relative_position, 0)
     borders = xp.asarray(_bucket_borders(n, max_distance))
-    return offset + xp.searchsorted(borders, far, side="right")
+    return offset + xp.searchsorted(borders, distance, side="right")
 
 
 @cache

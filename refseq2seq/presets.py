@@ -1,4 +1,4 @@
-"""Two complete arrangements, by sizes: what the papers and the peers leave as defaults."""
+"""Two complete configurations, given their sizes: the defaults of a paper and of a peer."""
 
 import math
 from typing import Literal

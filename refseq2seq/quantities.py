@@ -9,7 +9,7 @@ hold it to what passes: every name, every shape, in this order.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 class Quantity:
     """A quantity that passes a tap.
 
-    ``name`` has ``*`` for the number of a layer. ``sources`` are the names of what it is
+    ``name`` has ``*`` for the number of a layer. ``inputs`` are the names of what it is
     computed from beside parameters; ``^`` stands for what the layer is given: the
     embedding, or the last quantity of the layer before.
     """
@@ -26,7 +26,7 @@ class Quantity:
     name: str
     shape: str
     meaning: str
-    sources: tuple[str, ...]
+    inputs: tuple[str, ...]
 
 
 def quantity(name: str) -> Quantity:
@@ -47,14 +47,14 @@ def quantity(name: str) -> Quantity:
 
 
 def known(name: str) -> Quantity | None:
-    """The same, or None for a name of somebody's own."""
+    """As `quantity`, but None for a name that is not in the table."""
     try:
         return quantity(name)
     except KeyError:
         return None
 
 
-def sources(name: str, among: Iterable[str]) -> list[str]:
+def inputs_of(name: str, among: Collection[str]) -> list[str]:
     """Those of the names ``among`` from which the quantity ``name`` is computed directly.
 
     Keys and values that a cache holds from earlier steps are left out.
@@ -62,26 +62,26 @@ def sources(name: str, among: Iterable[str]) -> list[str]:
     Parameters
     ----------
     name : str
-    among : iterable of str
+    among : collection of str
         In order of execution, as a `Trace` has them.
 
     Examples
     --------
     >>> names = ["encoder.embed", "encoder.final", "step.3.decoder.embed"]
-    >>> sources("step.3.decoder.layers.0.self_attention.input", names)
+    >>> inputs_of("step.3.decoder.layers.0.self_attention.input", names)
     ['step.3.decoder.embed']
-    >>> sources("decoder.layers.0.cross_attention.k", names)
+    >>> inputs_of("decoder.layers.0.cross_attention.k", names)
     ['encoder.final']
     """
     prefix, bare = _split(name)
     layer = re.search(r"(?<=layers\.)\d+", bare)
     given = f"layers.{int(layer[0]) - 1}.after_feed_forward" if layer and int(layer[0]) else "embed"
-    found = {}
-    for source in quantity(name).sources:
-        at = _of_sources(prefix) if _is_of_the_source(source) else prefix
-        pattern = at + source.replace("^", given).replace("*", layer[0] if layer else "*")
-        found[source] = [known for known in among if fnmatchcase(known, pattern)][-1:]
-    return [known for last in found.values() for known in last]
+    found: list[str] = []
+    for other in quantity(name).inputs:
+        at = _without_step(prefix) if _is_of_the_source(other) else prefix
+        pattern = at + other.replace("^", given).replace("*", layer[0] if layer else "*")
+        found += [candidate for candidate in among if fnmatchcase(candidate, pattern)][-1:]
+    return found
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -94,7 +94,7 @@ def _is_of_the_source(name: str) -> bool:
     return name.startswith("encoder.") or name.endswith(("cross_attention.k", "cross_attention.v"))
 
 
-def _of_sources(prefix: str) -> str:
+def _without_step(prefix: str) -> str:
     """Sources are encoded once, before the first step."""
     return re.sub(r"^step\.\d+\.", "", prefix)
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from .backend import Array
+from .checks import check_int
 from .model import Model, check_fits
 from .tokens import Tokens, as_tokens
 
@@ -82,10 +83,10 @@ def as_request(
     n_prefix = prefix_mask.sum(axis=1)
     check_fits("prefix", int(n_prefix.max()), c.decoder)
     max_new_tokens = _fitting(max_new_tokens, int(n_prefix.max()), c.decoder.max_length)
-    _check_int("min_new_tokens", min_new_tokens)
-    if not 0 <= min_new_tokens <= max_new_tokens:
+    check_int("min_new_tokens", min_new_tokens, 0)
+    if min_new_tokens > max_new_tokens:
         raise ValueError(
-            f"min_new_tokens must be from 0 to max_new_tokens = {max_new_tokens}, "
+            f"min_new_tokens must be at most max_new_tokens = {max_new_tokens}, "
             f"got {min_new_tokens}"
         )
     return Request(
@@ -105,20 +106,13 @@ def _fitting(max_new_tokens: int | None, n_prefix: int, max_length: int | None) 
         if max_length is None:
             raise ValueError("max_new_tokens is needed: the model has no position table to end at")
         return max_length + 1 - n_prefix
-    _check_int("max_new_tokens", max_new_tokens)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    check_int("max_new_tokens", max_new_tokens, 1)
     if max_length is not None and n_prefix + max_new_tokens - 1 > max_length:
         raise ValueError(
             f"a prefix of {n_prefix} tokens and max_new_tokens = {max_new_tokens} need "
             f"{n_prefix + max_new_tokens - 1} positions; the model's table serves {max_length}"
         )
     return int(max_new_tokens)
-
-
-def _check_int(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
 
 
 def _checked_eos(eos_ids: Sequence[int], vocab_size: int) -> np.ndarray:

@@ -111,27 +111,46 @@ def exponential_race(noise: Array, *processors: Processor) -> Chooser:
     noise : array, shape (n_steps, batch, vocab_size)
         Positive. ``noise[t]`` serves each row's new token number t, counted from 0.
     """
-    if noise.ndim != 3:
-        raise _wrong_noise(noise, ("batch", "vocab_size"))
+    check_noise("exponential_race", noise)
     if not (noise > 0).all():
         raise ValueError("exponential_race's noise must be positive")
 
     def pick(scores: Array, state: State) -> Array:
-        xp = array_namespace(scores)
-        if noise.shape[1:] != scores.shape:
-            raise _wrong_noise(noise, scores.shape)
-        t = np.where(state.emitting, state.n_new, 0)
-        if t.max() >= len(noise):
-            raise ValueError(f"exponential_race has noise for {len(noise)} new tokens only")
-        now = xp.asarray(noise)[xp.asarray(t), xp.arange(len(t))]
+        now = noise_of_step("exponential_race", noise, scores, state)
         return (softmax(scores) / now).argmax(axis=-1)
 
     return Chooser(processors, pick)
 
 
-def _wrong_noise(noise: Array, of_a_step: tuple[Any, ...]) -> ValueError:
+def check_noise(name: str, noise: Array) -> None:
+    """Raise unless ``noise`` has the axes (n_steps, batch, vocab_size)."""
+    if noise.ndim != 3:
+        raise _wrong_noise(name, noise, ("batch", "vocab_size"))
+
+
+def noise_of_step(name: str, noise: Array, scores: Array, state: State) -> Array:
+    """Each row's noise for its next new token, (batch, vocab_size), on the backend of ``scores``.
+
+    Parameters
+    ----------
+    name : str
+        Whose noise it is, for errors.
+    noise : array, shape (n_steps, batch, vocab_size)
+    scores : array, shape (batch, vocab_size)
+    state : State
+    """
+    if noise.shape[1:] != scores.shape:
+        raise _wrong_noise(name, noise, scores.shape)
+    t = np.where(state.emitting, state.n_new, 0)  # a row at its end needs none
+    if t.max() >= len(noise):
+        raise ValueError(f"{name} has noise for {len(noise)} new tokens only")
+    xp = array_namespace(noise)
+    return array_namespace(scores).asarray(noise[xp.asarray(t), xp.arange(len(t))])
+
+
+def _wrong_noise(name: str, noise: Array, of_a_step: tuple[Any, ...]) -> ValueError:
     return ValueError(
-        "exponential_race's noise must have the shape (n_steps, batch, vocab_size) = "
+        f"{name}'s noise must have the shape (n_steps, batch, vocab_size) = "
         f"{('n_steps', *of_a_step)}, got {noise.shape}"
     )
 
@@ -156,10 +175,11 @@ def draw_uniforms(seed: int, row_ids: Sequence[int] | np.ndarray, n_steps: int) 
     -------
     float64 array, shape (len(row_ids), n_steps)
     """
-    for name, values in (("seed", [seed]), ("row_ids", row_ids)):
+    kinds = (("seed must be an integer", [seed]), ("row_ids must be integers", row_ids))
+    for what, values in kinds:
         for value in values:
             if not (isinstance(value, int | np.integer) and 0 <= value < 2**64):
-                raise ValueError(f"{name} must be integers from 0 to 2**64 - 1, got {value!r}")
+                raise ValueError(f"{what} from 0 to 2**64 - 1, got {value!r}")
     uniforms = np.empty((len(row_ids), n_steps))
     for row, row_id in zip(uniforms, row_ids, strict=True):
         key = np.array([seed, row_id], dtype=np.uint64)

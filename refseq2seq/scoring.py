@@ -1,4 +1,4 @@
-"""The log-probability of targets that are given: what reconciles any search with any score."""
+"""Log-probabilities of given targets, by teacher forcing: they check the score of any search."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,8 @@ def score(model: Model, source: Tokens, target: Tokens, source_mask: Array | Non
     Returns
     -------
     Scores
-        A hypothesis of beam search has ``total / lengths ** length_penalty`` as its score.
+        Without processors, and rules of the model's own such as ``forced_bos_id``, the score
+        of a hypothesis of beam search is ``total / lengths ** length_penalty``.
 
     Examples
     --------

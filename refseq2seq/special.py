@@ -142,11 +142,11 @@ def _fast_erfc(x: Array, scale: tuple[float, float], times: Array | float) -> Ar
     """times * erfc(scale x) in float64, good to float32, for x >= 0 of float16 or float32."""
     xp = array_namespace(x)
     t = x.astype(xp.float64) * sum(scale)
-    erfcx = _polynomial(_SHORT, 3 / (t + 3))
+    result = _polynomial(_SHORT, 3 / (t + 3))  # erfcx(t)
     t *= -t  # in place: memory costs more here than arithmetic
-    erfcx *= xp.exp(t)
-    erfcx *= times
-    return erfcx
+    result *= xp.exp(t)  # erfc(t)
+    result *= times
+    return result
 
 
 def _accurate_erfc(x: Array, scale: tuple[float, float], times: Array | float) -> Array:

@@ -50,7 +50,9 @@ class FunctionTap:
 
     >>> def double(name, x):
     ...     return 2 * x if name == "decoder.layers.0.cross_attention.scores" else x
-    >>> tap = FunctionTap(double)
+    >>> tap = FunctionTap(double).at("decoder.layers.0.cross_attention")
+    >>> tap("scores", 3.0), tap("weights", 3.0)
+    (6.0, 3.0)
     """
 
     def __init__(self, function: Callable[[str, Array], Array], prefix: str = "") -> None:

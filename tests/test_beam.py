@@ -15,7 +15,7 @@ import refseq2seq as rs
 from refseq2seq.beam import Hypotheses, best_places
 
 EOS, LONGEST = 2, 4
-NOT_FINITE = "^the model's logits of row 0 are NaN or infinite: they are no distribution$"
+NOT_FINITE = "^the model's logits of row 0 are NaN or infinite: they define no distribution$"
 NOTHING_LEFT = "^the processors left no token for row 0: all its scores are -inf$"
 
 
@@ -429,12 +429,15 @@ class Nothing:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beams": 0}, "beams must be an int of at least 1, got 0"),
-        ({"beams": 2.0}, "beams must be an int of at least 1, got 2.0"),
-        ({"beams": True}, "beams must be an int of at least 1, got True"),
+        ({"beams": 0}, "beams must be at least 1, got 0"),
         ({"beams": 2, "n_best": 3}, "n_best must be from 1 to beams = 2, got 3"),
         ({"beams": 2, "n_best": 0}, "n_best must be from 1 to beams = 2, got 0"),
         ({"early_stopping": "soon"}, "early_stopping must be True, False or 'never', got 'soon'"),
+        ({"early_stopping": 1}, "early_stopping must be True, False or 'never', got 1"),
+        (
+            {"early_stopping": np.True_},
+            "early_stopping must be True, False or 'never', got np.True_",
+        ),
         (
             {"length_penalty": math.inf},
             "length_penalty must give positive finite numbers, got inf",
@@ -457,6 +460,12 @@ class Nothing:
 def test_bad_requests(options, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         rs.beam_search(tiny(0), [[3]], **options)
+
+
+@pytest.mark.parametrize("bad", [2.0, True, "2", None])
+def test_beams_that_are_no_int_are_refused(bad):
+    with pytest.raises(TypeError, match=f"^beams must be an int, got {type(bad).__name__}$"):
+        rs.beam_search(tiny(0), [[3]], beams=bad)
 
 
 def test_logits_that_are_not_finite_are_reported():

@@ -115,14 +115,27 @@ def test_in_the_loop():
         (lambda: rs.suppress([-1]), ValueError),
         (lambda: rs.suppress([]), ValueError),
         (lambda: rs.bad_words([[1.5]]), ValueError),
-        (lambda: banned(rs.suppress([99]), state([[1]])), ValueError),
-        (lambda: banned(rs.forced_bos(99), state([[1]], n_new=0)), ValueError),
-        (lambda: banned(rs.allowed_tokens(lambda row, tokens: [9]), state([[1]])), ValueError),
     ],
 )
 def test_bad_settings(make, error):
     with pytest.raises(error):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "token"),
+    [
+        (lambda: rs.suppress([3, 99, 98]), "suppress", 99),
+        (lambda: rs.begin_suppress([99]), "begin_suppress", 99),
+        (lambda: rs.bad_words([[99]]), "bad_words", 99),
+        (lambda: rs.forced_bos(99), "forced_bos", 99),
+        (lambda: rs.allowed_tokens(lambda row, tokens: [-1, 3]), "allowed_tokens", -1),
+    ],
+)
+def test_a_token_that_is_not_in_the_vocabulary_is_named(make, name, token):
+    said = f"^{name} names token id {token}; the vocabulary has ids 0 to 8$"
+    with pytest.raises(ValueError, match=said):
+        banned(make(), state([[1]], n_new=0))
 
 
 def test_the_models_own_rules_go_before_all_others():

@@ -377,7 +377,7 @@ def test_min_p_and_top_a_by_hand():
 
 def test_minimum_length_removes_eos_from_rows_that_are_short():
     scores = distinct_scores(3, batch=3, vocab_size=5)
-    after = filters.minimum_length(2, np.array([4, 1]))(scores, state(n_new=[0, 1, 2]))
+    after = rs.minimum_length(2, np.array([4, 1]))(scores, state(n_new=[0, 1, 2]))
     expected = scores.copy()
     expected[:2, [1, 4]] = -math.inf
     np.testing.assert_array_equal(after, expected)
@@ -484,8 +484,15 @@ def test_gumbel_top_k_by_its_seed():
     assert set(np.flatnonzero(only[0] > -math.inf).tolist()) >= {48, 49}
     assert np.array_equal(first, rs.gumbel_top_k(5, seed=1)(scores, now))
     assert np.array_equal(rs.gumbel_top_k(5)(scores, now), rs.gumbel_top_k(5, seed=0)(scores, now))
-    with pytest.raises(ValueError, match=r"^there is noise for 1 new tokens only$"):
+    with pytest.raises(ValueError, match=r"^gumbel_top_k has noise for 1 new tokens only$"):
         rs.gumbel_top_k(1, noise=np.zeros((1, 3, 50)))(scores, later)
+    with pytest.raises(ValueError, match=r"= \('n_steps', 'batch', 'vocab_size'\), got \(3, 50\)$"):
+        rs.gumbel_top_k(1, noise=np.zeros((3, 50)))
+    for shape in ((2, 1, 50), (2, 7, 50), (2, 3, 51)):
+        said = "gumbel_top_k's noise must have the shape (n_steps, batch, vocab_size) = "
+        said += f"('n_steps', 3, 50), got {shape}"
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+            rs.gumbel_top_k(1, noise=np.zeros(shape))(scores, now)
     at_its_end = dataclasses.replace(later, emitting=np.zeros(3, dtype=bool))
     rs.gumbel_top_k(1, noise=np.zeros((1, 3, 50)))(scores, at_its_end)  # needs no noise
 
@@ -528,13 +535,17 @@ RANGES = {  # the name and the interval of a number, and some outside
     rs.typical: ("typical's mass", "(0, 1]", [0, -0.1, 1.1, math.nan]),
     rs.epsilon: ("epsilon's cutoff", "[0, 1]", [-0.1, 1.1, math.nan]),
     rs.eta: ("eta's cutoff", "[0, 1]", [-0.1, 1.1, math.nan]),
-    rs.gumbel_top_k: ("gumbel_top_k's k", "[1, inf]", [0, -3, math.nan]),
 }
+COUNTS = {rs.top_k: "top_k's k", rs.gumbel_top_k: "gumbel_top_k's k"}
 BAD_NUMBERS = [
     (make, value, f"{name} must be in {interval}, got {value}")
     for make, (name, interval, values) in RANGES.items()
     for value in values
-] + [(rs.top_k, k, f"top_k's k must be at least 1, got {k}") for k in (0, -5)]
+] + [
+    (make, k, f"{name} must be at least 1, got {k}")
+    for make, name in COUNTS.items()
+    for k in (0, -5)
+]
 
 
 @pytest.mark.parametrize(("make", "value", "message"), BAD_NUMBERS)
@@ -551,7 +562,7 @@ def test_the_ends_of_a_range_are_in_it(make):
 
 
 @pytest.mark.parametrize("bad", [True, np.True_, "1", None, [1], 1j])
-@pytest.mark.parametrize("make", list(RANGES)[:5] + list(RANGES)[6:])
+@pytest.mark.parametrize("make", [*list(RANGES)[:5], *list(RANGES)[6:], rs.gumbel_top_k])
 def test_what_is_no_number_is_refused_by_name(make, bad):
     with pytest.raises(TypeError, match=f"{make.__name__}.* must be .*, got {type(bad).__name__}"):
         make(bad)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refseq2seq as rs
-from refseq2seq.quantities import BY_NAME, QUANTITIES, quantity, sources
+from refseq2seq.quantities import BY_NAME, QUANTITIES, inputs_of, quantity
 from refseq2seq.testing import strategies
 
 
@@ -92,7 +92,7 @@ def test_a_source_passes_before_what_is_computed_from_it():
     for trace in everything():
         names = list(trace)
         for i, name in enumerate(names):
-            found = sources(name, names)
+            found = inputs_of(name, names)
             assert all(source in names[:i] for source in found), name
             roots = ("tokens", "positions")
             assert found or name.endswith(roots), name
@@ -100,8 +100,8 @@ def test_a_source_passes_before_what_is_computed_from_it():
 
 def test_the_last_layer_is_the_source_of_the_final_norm():
     forward, *_ = everything()
-    assert sources("decoder.final", forward) == ["decoder.layers.1.after_feed_forward"]
-    assert sources("decoder.layers.1.self_attention.input", forward) == [
+    assert inputs_of("decoder.final", forward) == ["decoder.layers.1.after_feed_forward"]
+    assert inputs_of("decoder.layers.1.self_attention.input", forward) == [
         "decoder.layers.0.after_feed_forward"
     ]
 
@@ -119,7 +119,7 @@ def test_a_change_shows_in_what_the_table_says_is_computed_from_it():
         tap = rs.FunctionTap(lambda name, x, f=fault, t=faulty: t(name, f(name, x)))
         rs.forward(model, [[3, 4]], [[1, 5]], tap=tap)
         for name in sound:
-            if changed in sources(name, sound):
+            if changed in inputs_of(name, sound):
                 assert not np.array_equal(sound[name], faulty[name]), (changed, name)
 
 

@@ -297,5 +297,6 @@ def test_a_processor_must_be_callable(make):
     ],
 )
 def test_a_seed_or_row_id_that_is_no_64_bit_word_is_refused_by_name(seed, row_ids, name):
-    with pytest.raises(ValueError, match=rf"^{name} must be integers from 0 to 2\*\*64 - 1, got "):
+    kind = {"seed": "an integer", "row_ids": "integers"}[name]
+    with pytest.raises(ValueError, match=rf"^{name} must be {kind} from 0 to 2\*\*64 - 1, got "):
         rs.draw_uniforms(seed, row_ids, 3)

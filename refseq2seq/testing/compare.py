@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, to_numpy
-from ..quantities import sources as sources_of
+from ..quantities import inputs_of
 from .expected import Expected, row_mean
 from .rounding import FORMATS, step_at
 
@@ -248,7 +248,7 @@ def _worst(a: np.ndarray, e: np.ndarray, badness: np.ndarray) -> dict[str, Any]:
 
 def _sources(name: str, among: list[str], agreed: list[str]) -> tuple[tuple[str, bool], ...]:
     try:
-        found = sources_of(name, among)
+        found = inputs_of(name, among)
     except KeyError:  # a name of the caller's own
         return ()
     return tuple((source, source in agreed) for source in found)

@@ -82,7 +82,8 @@ def in_pieces(model: rs.Model) -> Results:
     for layer in cache:
         layer.reorder(np.array([2, 1, 1]))
     then = rs.decode(model, target[:, 4:], memory, cache=cache)
-    return {"hidden": memory.hidden, "first": first, "then": then}
+    unpadded = rs.encode(model, SOURCE[:1]).hidden
+    return {"hidden": memory.hidden, "first": first, "then": then, "unpadded": unpadded}
 
 
 def greedily(model: rs.Model) -> Results:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...config import AlibiPositions, BucketedPositions, ModelConfig, RotaryPositions
 from ...params import param_shapes
-from ...quantities import sources
+from ...quantities import inputs_of
 
 # The last word of a name -> fields of the config, and parameters, that enter there. {stack} is
 # encoder or decoder, {layer} its layer, {sub} self_attention, cross_attention or feed_forward,
@@ -73,7 +73,7 @@ def unseen(name: str, compared: Collection[str], not_compared: Collection[str]) 
     names = [*compared, *not_compared]
     found, waiting = set(), [name]
     while waiting:
-        for source in sources(waiting.pop(), names):
+        for source in inputs_of(waiting.pop(), names):
             if source in not_compared and source not in found:
                 found.add(source)
                 waiting.append(source)
