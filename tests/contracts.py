@@ -12,7 +12,6 @@ A letter means the same number throughout one call; ``...`` the same leading axe
 package that documents a shape. It is done once, by conftest.py, for the whole suite.
 """
 
-import ast
 import contextlib
 import dataclasses
 import functools
@@ -120,11 +119,15 @@ def same(env, dim, size):
     return expected is None or expected == size
 
 
+@functools.cache
+def compiled(expression):
+    return compile(expression, "shape", "eval")
+
+
 def value(expression, env):
     """The number that an expression stands for, or None if something in it is not known."""
     try:
-        tree = ast.parse(expression, mode="eval")
-        return eval(compile(tree, "shape", "eval"), {"len": len}, env)
+        return eval(compiled(expression), {"len": len}, env)
     except (NameError, SyntaxError, TypeError):
         return None
 
