@@ -290,6 +290,7 @@ def test_steps_show_the_tree():
     for step in rs.beam_steps(model, [[3, 4], [5]], beams=3, eos_ids=(), max_new_tokens=n):
         c, rows = step.candidates, np.arange(2)[:, None]
         assert (np.diff(c.scores, axis=1) <= 0).all()
+        assert step.live.tokens.shape == step.pool.log_probs.shape == (2, 3, step.index + 1)
         if not step.done.any():
             assert np.array_equal(step.live.scores, c.scores[rows, step.survivors])
             parents = c.beams[rows, step.survivors]
