@@ -109,9 +109,12 @@ def elementwise(function: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def _in_pieces(function: Callable[[Array], Array], x: np.ndarray) -> np.ndarray:
-    flat, result = x.reshape(-1), np.empty(x.shape, x.dtype)
+    flat = x.reshape(-1)
+    first = function(flat[:PIECE])
+    result = np.empty(x.shape, first.dtype)
     pieces = result.reshape(-1)
-    for begin in range(0, x.size, PIECE):
+    pieces[:PIECE] = first
+    for begin in range(PIECE, x.size, PIECE):
         pieces[begin : begin + PIECE] = function(flat[begin : begin + PIECE])
     return result
 

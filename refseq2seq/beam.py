@@ -31,7 +31,7 @@ import numpy as np
 from .backend import Array, array_namespace, read
 from .checks import check_int
 from .constraints import rules_of
-from .decoder import Amateur, ShrinkingDecoder, start_decoder
+from .decoder import Amateur, ShrinkingDecoder, check_amateurs, start_decoder
 from .decoding import NonFiniteLogitsError
 from .model import Model
 from .ops import log_softmax
@@ -142,7 +142,9 @@ class BeamSearch:
     margin: np.ndarray  # (batch,) the least gap between scores that the search compared
 
 
-def beam_search(model: Model, source: Tokens, *, n_best: int = 1, **options: Any) -> BeamSearch:
+def beam_search(
+    model: Model, source: Tokens, *, beams: int = 4, n_best: int = 1, **options: Any
+) -> BeamSearch:
     """Search for the most probable targets with several beams.
 
     Takes the arguments of `beam_steps`, and ``n_best``: how many hypotheses to give for
@@ -166,13 +168,12 @@ def beam_search(model: Model, source: Tokens, *, n_best: int = 1, **options: Any
     >>> [model.target_vocabulary.decode(tokens) for tokens in out.tokens[0]]
     ['R EH D', 'R IY D']
     """
-    steps = beam_steps(model, source, **options)
-    last = next(steps)
-    n_beams = last.pool.scores.shape[1]
-    if not 1 <= n_best <= n_beams:
-        raise ValueError(f"n_best must be from 1 to beams = {n_beams}, got {n_best}")
-    margin = last.margin
-    for last in steps:
+    check_int("beams", beams, 1)
+    check_int("n_best", n_best, 1)
+    if n_best > beams:
+        raise ValueError(f"n_best must be at most beams = {beams}, got {n_best}")
+    margin = np.array(np.inf)
+    for last in beam_steps(model, source, beams=beams, **options):
         margin = np.minimum(margin, last.margin)
     batch = len(last.done)
     best = last.pool.take(np.broadcast_to(np.arange(n_best), (batch, n_best)))
@@ -229,6 +230,7 @@ def beam_steps(
     iterator of BeamStep
     """
     check_int("beams", beams, 1)
+    check_amateurs(amateurs, model)
     if not isinstance(early_stopping, bool) and early_stopping != "never":
         raise ValueError(f"early_stopping must be True, False or 'never', got {early_stopping!r}")
     request = as_request(
@@ -315,8 +317,7 @@ class _Beams:
     def append(self, parents: np.ndarray, tokens: np.ndarray) -> None:
         """One token more in every beam, after the beams that are continued: both (batch, B)."""
         so_far = np.take_along_axis(self.tokens, parents[:, :, None], axis=1)
-        new = np.where(self.done[:, None], self.pad_id, tokens)
-        self.tokens = np.concatenate([so_far, new[:, :, None]], axis=2)
+        self.tokens = np.concatenate([so_far, tokens[:, :, None]], axis=2)
 
 
 def _search(
@@ -335,20 +336,20 @@ def _step(
     decoder: ShrinkingDecoder, beams: _Beams, rules: _Rules, index: int, tap: Tap
 ) -> BeamStep:
     live, n_new = beams.live, beams.live.lengths[:, 0]
-    forced, given = beams.request.forced(beams.n, otherwise=beams.pad_id)
+    forced, given = beams.request.forced(beams.n, beams.done, otherwise=beams.pad_id)
     emitted = ~forced & ~beams.done
 
     # The candidates: continuations of every live beam, by the log-probabilities of tokens.
     logits = decoder.next_logits(beams.rows, tap)
-    with np.errstate(invalid="ignore"):  # what is not finite is reported below, by row
-        log_probs = log_softmax(logits)
     state = beams.state(emitted)
-    for process in rules.processors:
-        log_probs = process(log_probs, state)
+    with np.errstate(all="ignore"):  # what is not finite is reported below, by row
+        log_probs = log_softmax(logits)
+        for process in rules.processors:
+            log_probs = process(log_probs, state)
     log_probs = tap("log_probs", log_probs)
     considered, gap = _candidates(log_probs, live.scores, rules.n_considered)
     _check_finite(considered, emitted)
-    considered = _in_prefix(considered, live, forced, given)
+    considered = _held(considered, live, ~emitted, given)
     seen = {name: tap(f"candidates.{name}", x) for name, x in considered._asdict().items()}
     considered = Candidates(**seen)
 
@@ -454,16 +455,14 @@ def best_places(scores: Array, n: int) -> Array:
     return xp.take_along_axis(chosen, order, axis=1)
 
 
-def _in_prefix(
-    c: Candidates, live: Hypotheses, forced: np.ndarray, given: np.ndarray
-) -> Candidates:
-    """In rows that are forced: each live beam continued by the prefix's token, at no cost."""
-    if not forced.any():
+def _held(c: Candidates, live: Hypotheses, held: np.ndarray, given: np.ndarray) -> Candidates:
+    """In rows in their prefix, or done: each live beam continued by the given token, at no cost."""
+    if not held.any():
         return c
     n_beams, n = live.scores.shape[1], c.tokens.shape[1]
     places = np.arange(n)
     scores = np.where(places < n_beams, live.scores[:, np.minimum(places, n_beams - 1)], -np.inf)
-    rows = forced[:, None]
+    rows = held[:, None]
     return Candidates(
         beams=np.where(rows, places % n_beams, c.beams),
         tokens=np.where(rows, given[:, None], c.tokens),

@@ -122,6 +122,7 @@ def suppress(ids: TokenIds) -> Processor:
 def begin_suppress(ids: TokenIds, *, after: int = 0) -> Processor:
     """Ban tokens at one place only: as a row's new token number ``after``, by default the first."""
     ids = _checked_ids("begin_suppress's ids", ids)
+    check_int("begin_suppress's after", after, 0)
     return _ban("begin_suppress", lambda state, row: ids if state.n_new[row] == after else ())
 
 
@@ -147,11 +148,13 @@ def minimum_length(n: int, eos_ids: Sequence[int] | np.ndarray) -> Processor:
 
     What ``min_new_tokens`` of `refseq2seq.decode_steps` puts before all other processors.
     """
+    check_int("minimum_length's n", n, 0)
 
     def process(scores: Array, state: State) -> Array:
         early = state.n_new < n
         if not early.any():
             return scores
+        _in_vocabulary("minimum_length", list(eos_ids), scores.shape[-1])
         is_eos = np.isin(np.arange(scores.shape[-1]), eos_ids)
         return keep(scores, array_namespace(scores).asarray(~(early[:, None] & is_eos)))
 

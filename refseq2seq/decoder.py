@@ -192,7 +192,6 @@ def start_decoder(
         memory = encode(model, request.source, request.source_mask, tap=tap)
         whole: Decoder = decoder(model, memory)
         for i, how in enumerate(amateurs):
-            _check_amateur(how, model)
             at = tap.at(f"amateur.{i}")
             if how.reads_source:
                 theirs = encode(how.model, request.source, request.source_mask, tap=at)
@@ -204,7 +203,15 @@ def start_decoder(
     return ShrinkingDecoder(whole, len(rows), watched=tap is not no_tap)
 
 
-def _check_amateur(how: Amateur, expert: Model) -> None:
+def check_amateurs(amateurs: Sequence[Amateur], expert: Model) -> None:
+    """Raise unless they can correct the expert."""
+    for how in amateurs:
+        if not isinstance(how, Amateur):
+            raise TypeError(f"amateurs must be such as rs.amateur(model) gives, got {how!r}")
+        _check_fits(how, expert)
+
+
+def _check_fits(how: Amateur, expert: Model) -> None:
     ours, theirs = expert.config, how.model.config
     if theirs.decoder.vocab_size != ours.decoder.vocab_size:
         raise ValueError(

@@ -18,7 +18,7 @@ import numpy as np
 from .backend import Array, array_namespace, read, to_numpy
 from .checks import check_int
 from .constraints import rules_of
-from .decoder import Amateur, ShrinkingDecoder, start_decoder
+from .decoder import Amateur, ShrinkingDecoder, check_amateurs, start_decoder
 from .model import Model
 from .notebook import decimals, listed, table
 from .ops import logsumexp
@@ -219,6 +219,7 @@ def decode_steps(
         raise TypeError(f"stop must be a function of a Step, got {stop!r}")
     rules = rules_of(request, model.config)
     choose = replace(choose, processors=(*rules, *choose.processors))
+    check_amateurs(amateurs, model)
     check_int("num_return_sequences", num_return_sequences, 1)
     copies = int(num_return_sequences)
     draw = _uniforms_of(request, copies, seed, row_ids, uniforms)
@@ -306,8 +307,9 @@ def _step(
     logits = decoder.next_logits(targets.tokens[:, : targets.n], tap)
 
     # A choice from it. Rows still in their prefix take its token; rows that have ended, pad.
-    forced, given = targets.request.forced(targets.n, otherwise=targets.pad_id)
-    emitted = ~forced & ~targets.ended
+    ended = targets.ended
+    forced, given = targets.request.forced(targets.n, ended, otherwise=targets.pad_id)
+    emitted = ~forced & ~ended
     state = targets.state(emitted)
     with np.errstate(all="ignore"):  # what is not finite is reported below, by row
         scores = logits
@@ -342,8 +344,13 @@ def _read(
 
     Rows that emit take the chosen token, the others the given one.
     """
-    xp = array_namespace(logits)
-    rows, best_token = xp.arange(len(emitted)), scores.argmax(axis=-1)
+    xp, batch = array_namespace(logits), len(emitted)
+    if chosen.shape != (batch,) or chosen.dtype.kind not in "iu":
+        raise ValueError(
+            f"choose must pick a token id for each row, integers ({batch},), "
+            f"got {chosen.dtype} {chosen.shape}"
+        )
+    rows, best_token = xp.arange(batch), scores.argmax(axis=-1)
     others = scores.copy()
     others[rows, best_token] = -math.inf
     best = scores[rows, best_token]
@@ -351,6 +358,8 @@ def _read(
     log_probs = logits[rows, token] - logsumexp(logits)[:, 0]
     margin = best - others.max(axis=-1)
     tokens, log_probs, best, margin = read(token, log_probs, best, margin)
+    if tokens.min() < 0:  # it would count from the end
+        raise ValueError(f"choose must pick token ids, got {tokens.min():.0f}")
     return tokens.astype(np.int64), log_probs, best, margin
 
 
@@ -379,15 +388,15 @@ def _uniforms_of(
     ids = range(request.batch) if row_ids is None else row_ids
     if len(ids) != request.batch:
         raise ValueError(f"row_ids has {len(ids)} entries, source has {request.batch} rows")
+    draw_uniforms(seed, ids, 0)  # draws none: only complains, now
     if copies > 1 and max(ids) >= SAMPLE_STRIDE:
         raise ValueError(f"row_ids must be below 2**32 for several samples, got {max(ids)}")
-    stream_ids = [row_id + SAMPLE_STRIDE * j for row_id in ids for j in range(copies)]
+    stream_ids = [int(row_id) + SAMPLE_STRIDE * j for row_id in ids for j in range(copies)]
     shape = (len(stream_ids), request.max_new_tokens)
     if given is not None:
         table = cache(partial(_checked_uniforms, given, shape))
         table()  # complain now, not at the first draw
     else:
-        draw_uniforms(seed, stream_ids, 0)  # none: only complain now
         table = cache(partial(draw_uniforms, seed, stream_ids, request.max_new_tokens))
     rows = np.arange(len(stream_ids))
     return lambda n_new: table()[rows, np.minimum(n_new, request.max_new_tokens - 1)]

@@ -235,6 +235,7 @@ def gumbel_top_k(
         Gumbel noise to use instead; ``noise[t]`` serves new token number t.
     """
     check_int("gumbel_top_k's k", k, 1)
+    check_int("gumbel_top_k's seed", seed, 0)
     if noise is not None:
         check_noise("gumbel_top_k", noise)
 

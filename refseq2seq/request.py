@@ -47,12 +47,12 @@ class Request:
         rows = np.repeat(np.arange(self.batch), copies)
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
-    def forced(self, n: int, otherwise: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows still have a prefix token at place ``n``, and that token.
+    def forced(self, n: int, ended: np.ndarray, otherwise: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows that have not ended still have a prefix token at place ``n``, and that token.
 
         Two arrays (batch,): a mask, and token ids, ``otherwise`` where the mask is False.
         """
-        forced = n < self.n_prefix
+        forced = (n < self.n_prefix) & ~ended
         if not forced.any():
             return forced, np.full(self.batch, otherwise)
         return forced, np.where(forced, self.prefix[:, n], otherwise)

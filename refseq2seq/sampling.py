@@ -124,6 +124,8 @@ def exponential_race(noise: Array, *processors: Processor) -> Chooser:
 
 def check_noise(name: str, noise: Array) -> None:
     """Raise unless ``noise`` has the axes (n_steps, batch, vocab_size)."""
+    if not hasattr(noise, "ndim"):
+        raise TypeError(f"{name}'s noise must be an array, got {type(noise).__name__}")
     if noise.ndim != 3:
         raise _wrong_noise(name, noise, ("batch", "vocab_size"))
 

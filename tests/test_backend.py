@@ -160,6 +160,13 @@ def test_a_function_of_pieces_is_the_function_of_the_whole(shape, piece, transpo
     assert halved.__doc__ == "Half of x."
 
 
+def test_pieces_have_the_dtype_of_their_function():
+    x = np.arange(backend.PIECE + 1) % 7
+    few, many = rs.ops.sigmoid(x[:7]), rs.ops.sigmoid(x)
+    assert few.dtype == many.dtype == "float64"
+    assert np.array_equal(many[:7], few)
+
+
 @pytest.mark.parametrize("others", [(), (1.5,), (None, np.ones((7, 1)))], ids=["none", "1", "2"])
 def test_other_arrays_and_arrays_of_another_kind_go_whole(others, monkeypatch):
     monkeypatch.setattr(backend, "PIECE", 3)

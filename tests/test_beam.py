@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -431,8 +432,8 @@ class Nothing:
     ("options", "message"),
     [
         ({"beams": 0}, "beams must be at least 1, got 0"),
-        ({"beams": 2, "n_best": 3}, "n_best must be from 1 to beams = 2, got 3"),
-        ({"beams": 2, "n_best": 0}, "n_best must be from 1 to beams = 2, got 0"),
+        ({"beams": 2, "n_best": 3}, "n_best must be at most beams = 2, got 3"),
+        ({"beams": 2, "n_best": 0}, "n_best must be at least 1, got 0"),
         ({"early_stopping": "soon"}, "early_stopping must be True, False or 'never', got 'soon'"),
         ({"early_stopping": 1}, "early_stopping must be True, False or 'never', got 1"),
         (
@@ -464,9 +465,51 @@ def test_bad_requests(options, message):
 
 
 @pytest.mark.parametrize("bad", [2.0, True, "2", None])
-def test_beams_that_are_no_int_are_refused(bad):
-    with pytest.raises(TypeError, match=f"^beams must be an int, got {type(bad).__name__}$"):
-        rs.beam_search(tiny(0), [[3]], beams=bad)
+@pytest.mark.parametrize("name", ["beams", "n_best"])
+def test_beams_that_are_no_int_are_refused_at_once(name, bad):
+    with pytest.raises(TypeError, match=f"^{name} must be an int, got {type(bad).__name__}$"):
+        rs.beam_search(tiny(0), [[3]], **{name: bad}, tap=rs.FunctionTap(lambda *_: 1 / 0))
+
+
+@pytest.mark.parametrize("search", [rs.beam_steps, rs.decode_steps])
+def test_what_is_no_amateur_is_refused_at_once(search):
+    with pytest.raises(
+        TypeError, match=r"^amateurs must be such as rs.amateur\(model\) gives, got "
+    ):
+        search(tiny(0), [[3]], max_new_tokens=2, amateurs=[tiny(1)])
+    with pytest.raises(ValueError, match=r"^an amateur must have the expert's target vocabulary"):
+        search(tiny(0), [[3]], max_new_tokens=2, amateurs=[rs.amateur(tiny(1, 7))])
+
+
+def test_a_row_that_is_done_stays_as_it_is():
+    ends, options = set(), {"beams": 3, "early_stopping": True, "eos_ids": (2, 4, 5)}
+    for seed in range(6):
+        model, source = tiny(seed, 7).exact(), [[3, 4, 5], [6, 2]]
+        search = partial(rs.beam_steps, model, source, max_new_tokens=6)
+        before = None
+        for step, watched in zip(search(**options), search(**options, tap=rs.Trace()), strict=True):
+            for ours, theirs in ((step.live, watched.live), (step.candidates, watched.candidates)):
+                for name in ("tokens", "log_probs", "scores"):
+                    assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+            if before is not None:
+                for row in np.flatnonzero(before.done):
+                    assert np.array_equal(step.live.scores[row], before.live.scores[row])
+                    assert np.array_equal(step.live.tokens[row, :, :-1], before.live.tokens[row])
+                    assert (step.live.tokens[row, :, -1] == 0).all()
+                    assert (step.candidates.log_probs[row] == 0).all()
+                    ends.add((seed, row))
+            before = step
+    assert len(ends) > 3
+
+
+def test_a_dead_beam_and_a_filter_that_asks_for_its_entropy_make_no_warning():
+    def only_fours(scores, state):
+        return np.where(np.arange(7) == 4, scores, -np.inf)
+
+    out = rs.beam_search(
+        tiny(0, 7), [[3]], beams=3, max_new_tokens=3, processors=[only_fours, rs.typical(0.9)]
+    )
+    assert out.tokens.tolist() == [[[4, 4, 4]]]
 
 
 def test_logits_that_are_not_finite_are_reported():

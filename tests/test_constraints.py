@@ -115,6 +115,10 @@ def test_in_the_loop():
         (lambda: rs.suppress([-1]), ValueError),
         (lambda: rs.suppress([]), ValueError),
         (lambda: rs.bad_words([[1.5]]), ValueError),
+        (lambda: rs.begin_suppress([3], after=-1), ValueError),
+        (lambda: rs.begin_suppress([3], after="1"), TypeError),
+        (lambda: rs.minimum_length(2.5, [2]), TypeError),
+        (lambda: rs.minimum_length(-1, [2]), ValueError),
     ],
 )
 def test_bad_settings(make, error):
@@ -129,6 +133,7 @@ def test_bad_settings(make, error):
         (lambda: rs.begin_suppress([99]), "begin_suppress", 99),
         (lambda: rs.bad_words([[99]]), "bad_words", 99),
         (lambda: rs.forced_bos(99), "forced_bos", 99),
+        (lambda: rs.minimum_length(1, [99]), "minimum_length", 99),
         (lambda: rs.allowed_tokens(lambda row, tokens: [-1, 3]), "allowed_tokens", -1),
     ],
 )

@@ -486,6 +486,55 @@ def test_a_row_can_be_stopped_in_its_prefix():
     assert (new_tokens(out), out.tokens.shape) == ([[], [3]], (2, 1))
 
 
+@pytest.mark.parametrize("tap", [rs.no_tap, rs.Trace()])
+def test_a_row_that_is_stopped_in_its_prefix_has_ended(tap):
+    model, prefix = learned_model(), [[1, 3, 4, 5], [1]]
+    steps = list(
+        rs.decode_steps(
+            model,
+            [[3, 4], [5]],
+            prefix=prefix,
+            max_new_tokens=3,
+            eos_ids=(),
+            stop=lambda step: [True, False],
+            tap=tap,
+        )
+    )
+    assert [step.forced.tolist() for step in steps] == [[True, False], [False] * 2, [False] * 2]
+    assert [step.tokens[0] for step in steps] == [3, 0, 0]  # then pads
+    assert [step.log_probs[0] == 0 for step in steps] == [False, True, True]
+    assert [step.emitted.tolist() for step in steps] == [[False, True]] * 3
+
+
+@pytest.mark.parametrize(
+    ("pick", "got"),
+    [
+        (lambda scores: scores.argmax(axis=-1, keepdims=True), r"int64 \(2, 1\)"),
+        (lambda scores: scores.argmax(axis=-1)[:1], r"int64 \(1,\)"),
+        (lambda scores: scores.max(axis=-1), r"float64 \(2,\)"),
+    ],
+)
+def test_what_is_no_choice_is_refused(pick, got):
+    choose = rs.Chooser((), lambda scores, state: pick(scores))
+    must = r"^choose must pick a token id for each row, integers \(2,\), got "
+    with pytest.raises(ValueError, match=must + got):
+        rs.generate(learned_model(), [[3], [4]], choose=choose)
+
+
+def test_a_negative_choice_is_refused():
+    choose = rs.Chooser((), lambda scores, state: scores.argmax(axis=-1) * 0 - 1)
+    with pytest.raises(ValueError, match=r"^choose must pick token ids, got -1$"):
+        rs.generate(learned_model(), [[3], [4]], choose=choose)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint32", "uint64"])
+def test_row_ids_of_any_integer_dtype(dtype):
+    options = {"num_return_sequences": 2, "choose": rs.sample()}
+    out = rs.generate(learned_model(), [[3], [4]], row_ids=np.array([1, 2], dtype), **options)
+    same = rs.generate(learned_model(), [[3], [4]], row_ids=[1, 2], **options)
+    assert np.array_equal(out.tokens, same.tokens)
+
+
 # Interrupting ------------------------------------------------------------------------------------
 
 
