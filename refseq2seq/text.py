@@ -106,7 +106,7 @@ class Vocabulary(Config):
         ids = self._ids
         if unknown := sorted({s for s in symbols if s not in ids}):
             names = ", ".join(map(repr, unknown))
-            known = " ".join(ids) if len(ids) <= 60 else f"{len(ids)} symbols"
+            known = ", ".join(map(repr, ids)) if len(ids) <= 60 else f"{len(ids)} symbols"
             raise UnknownSymbolError(f"{text!r} has unknown symbols: {names}. Known are: {known}")
         return [ids[s] for s in symbols]
 

@@ -268,6 +268,33 @@ def test_no_file_of_somebody_else_is_overwritten(tmp_path, call):
     assert "is there already" in call("--input", corpus, "--output", output)[2]
 
 
+def test_an_input_that_can_be_read_once_only_is_refused(tmp_path, call):
+    os.mkfifo(tmp_path / "in.txt")
+    status, out, err = call("--input", tmp_path / "in.txt", "--output", tmp_path / "out.jsonl")
+    assert (status, out) == (1, "")
+    assert "--output needs a file as --input, to read it twice; got " in err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+def test_an_input_that_changes_while_it_is_read_is_told(tmp_path, call, monkeypatch):
+    corpus, output = write(tmp_path / "in.txt", words(9)), tmp_path / "out.jsonl"
+    append = bulk._append
+
+    def meanwhile(*args):
+        append(*args)
+        corpus.write_bytes(corpus.read_bytes() + b"a\n")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk, "_append", meanwhile)
+        status, _, err = call("--input", corpus, "--output", output, "--window", 9)
+    assert status == 1
+    assert f"{corpus} changed while it was read: remove out.jsonl.part and out.jsonl.run" in err
+    assert not output.exists()
+    for end in ("part", "run"):
+        (tmp_path / f"out.jsonl.{end}").unlink()
+    assert call("--input", corpus, "--output", output)[0] == 0
+
+
 def test_two_processes_do_not_write_one_output(begun, tmp_path, call):
     fcntl = pytest.importorskip("fcntl", reason="files are locked on Unix only")
     with open(tmp_path / "out.jsonl.part", "ab") as file:

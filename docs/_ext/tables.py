@@ -53,7 +53,7 @@ class Quantities(SphinxDirective):
 
 
 class Fields(SphinxDirective):
-    """The fields of a dataclass: name, type, and the comment that stands behind it."""
+    """The fields of a dataclass or a named tuple: name, type, and the comment behind it."""
 
     required_arguments = 1
 
@@ -62,11 +62,18 @@ class Fields(SphinxDirective):
         record = getattr(importlib.import_module(module), name)
         comments = field_comments(record)
         head, rows = ["field", "type"], []
-        for field in dataclasses.fields(record):
-            rows.append([_code(field.name), _code(type_name(field.type))])
+        for field, annotation in fields(record).items():
+            rows.append([_code(field), _code(type_name(annotation))])
             if comments:
-                rows[-1].append(_text(comments.get(field.name, "")))
+                rows[-1].append(_text(comments.get(field, "")))
         return [table([*head, "what it is"] if comments else head, rows)]
+
+
+def fields(record: type) -> dict[str, Any]:
+    """The annotations of a dataclass or a named tuple, by the names of its fields."""
+    if dataclasses.is_dataclass(record):
+        return {field.name: field.type for field in dataclasses.fields(record)}
+    return inspect.get_annotations(record)
 
 
 def type_name(annotation: Any) -> str:
@@ -95,8 +102,8 @@ def field_comments(record: type) -> dict[str, str]:
             name = token.string
         elif token.type == tokenize.COMMENT and name:
             comments[name] = token.string.lstrip("# ")
-    fields = {field.name for field in dataclasses.fields(record)}
-    return {name: comment for name, comment in comments.items() if name in fields}
+    names = fields(record)
+    return {name: comment for name, comment in comments.items() if name in names}
 
 
 def literal_examples(

@@ -43,10 +43,12 @@ def generate_file(model: Model, method: dict[str, Any], options: argparse.Namesp
     Raises
     ------
     ValueError
-        If the output is there already or belongs to another run; and, when all is
-        written, if some lines have no answer.
+        If the input is no file, or changed while it was read; if the output is there already or
+        belongs to another run; and, when all is written, if some lines have no answer.
     """
     output: Path = options.output
+    if options.input.exists() and not options.input.is_file():
+        raise ValueError(f"--output needs a file as --input, to read it twice; got {options.input}")
     part, run = (output.with_name(f"{output.name}.{end}") for end in ("part", "run"))
     digest, total = _digest_of_file(options.input)
     _begin(output, part, run, _asked(model, digest, options))
@@ -57,6 +59,11 @@ def generate_file(model: Model, method: dict[str, Any], options: argparse.Namesp
             with _progress(done, total) as advance:
                 for window in _windows(options.input, done, options.window):
                     _append(file, _answers(model, window, method, options.batch_size, advance))
+        if _digest_of_file(options.input) != (digest, total):
+            raise ValueError(
+                f"{options.input} changed while it was read: remove {part.name} and {run.name} "
+                "to begin anew"
+            )
         os.replace(part, output)
     run.unlink()
     _report_failures(output)
@@ -67,7 +74,7 @@ def _begin(output: Path, part: Path, run: Path, asked: dict[str, Any]) -> None:
     if not run.exists():
         for path in (output, part):
             if path.exists():
-                raise ValueError(f"{path} is there already: remove it, or choose another output")
+                raise ValueError(f"{path} is there already: choose another output")
         new = run.with_name(f"{run.name}.new")
         new.write_text(json.dumps(asked, indent=1), encoding="utf-8")
         os.replace(new, run)

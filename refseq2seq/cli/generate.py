@@ -26,11 +26,12 @@ def add_to(commands: Any) -> None:
     command.add_argument("--input", type=Path, metavar="FILE", help="read the lines of FILE")
     add_model_options(command)
     command.add_argument("--batch-size", type=count, default=32, metavar="N")
-    bulk = command.add_argument_group("in bulk", "a file of JSON lines, which a kill does not end")
-    bulk.add_argument("--output", type=Path, metavar="FILE", help="of --input; see docs/scale.md")
-    bulk.add_argument(
-        "--window", type=count, default=2048, metavar="N", help="lines sorted and written together"
+    bulk = command.add_argument_group(
+        "in bulk", "a file of answers as JSON lines; after a kill, the same command goes on"
     )
+    bulk.add_argument("--output", type=Path, metavar="FILE", help="answers to the lines of --input")
+    told = "lines sorted and written together (256)"
+    bulk.add_argument("--window", type=count, default=256, metavar="N", help=told)
     add_method_options(command)
     shown = command.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="one JSON object per input line")

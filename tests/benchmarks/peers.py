@@ -301,9 +301,10 @@ def measured(known: dict[str, Any]) -> str:
     about = known["machine"]
     versions = [f"Python {about['python']}", about["blas"]]
     versions += [f"{name} {number}" for name, number in about["versions"].items()]
+    versions += [f"{name}={value}" for name, value in about["environment"].items()]
     return (
         f"{about['processor']}, {about['cores']} cores, {about['threads']} threads for each "
-        f"peer; {', '.join(versions)}; set beside: {about['environment'] or 'nothing'}.\n\n"
+        f"peer; {', '.join(versions)}.\n\n"
         f"{table(known['figures'])}\n"
     )
 
