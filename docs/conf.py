@@ -37,6 +37,7 @@ nitpick_ignore = [
     ("any", "torch.multinomial"),
     ("any", "torch.multinomial(probs, 1)"),
     ("any", "topk"),
+    ("py:class", "collections.abc.Callable"),
 ]
 
 # Markdown and notebooks

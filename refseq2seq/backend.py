@@ -87,8 +87,8 @@ def elementwise(function: Callable[..., Array]) -> Callable[..., Array]:
     A formula of many operations makes as many temporary arrays, and on a device as many
     kernels, each of which costs more to launch than to run. The formula is written once:
     CuPy makes a single kernel of it, and NumPy is given a large array a piece at a time, so
-    that temporary arrays stay in the processor's cache and take no memory to speak of. Only
-    where it is the sole argument: what others broadcast to goes in one go.
+    that temporary arrays stay in the processor's cache and take no memory to speak of. An
+    array beside other arguments goes whole: they broadcast to it.
     """
 
     @cache

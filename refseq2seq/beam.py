@@ -168,12 +168,12 @@ def beam_search(
     >>> [model.target_vocabulary.decode(tokens) for tokens in out.tokens[0]]
     ['R EH D', 'R IY D']
     """
-    check_int("beams", beams, 1)
+    steps = beam_steps(model, source, beams=beams, **options)
     check_int("n_best", n_best, 1)
     if n_best > beams:
         raise ValueError(f"n_best must be at most beams = {beams}, got {n_best}")
     margin = np.array(np.inf)
-    for last in beam_steps(model, source, beams=beams, **options):
+    for last in steps:
         margin = np.minimum(margin, last.margin)
     batch = len(last.done)
     best = last.pool.take(np.broadcast_to(np.arange(n_best), (batch, n_best)))

@@ -265,6 +265,12 @@ NORMS = {
     "std_norm": std_norm,
 }
 
+
+def normalize(p: NormParams | None, c: NormConfig | None, x: Array) -> Array:
+    """The norm that ``c`` describes, with the arrays ``p``; ``x`` itself where a model has none."""
+    return x if p is None or c is None else NORMS[c.kind](x, p.gain, p.bias, c.eps)
+
+
 ACTIVATIONS = {
     "relu": relu,
     "relu_squared": relu_squared,
@@ -272,8 +278,3 @@ ACTIVATIONS = {
     "gelu_erf": gelu_erf,
     "gelu_tanh": gelu_tanh,
 }
-
-
-def normalize(p: NormParams | None, c: NormConfig | None, x: Array) -> Array:
-    """The norm that ``c`` describes, with the arrays ``p``; ``x`` itself where a model has none."""
-    return x if p is None or c is None else NORMS[c.kind](x, p.gain, p.bias, c.eps)

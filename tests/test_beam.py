@@ -503,13 +503,17 @@ def test_a_row_that_is_done_stays_as_it_is():
 
 
 def test_a_dead_beam_and_a_filter_that_asks_for_its_entropy_make_no_warning():
-    def only_fours(scores, state):
-        return np.where(np.arange(7) == 4, scores, -np.inf)
-
+    after = {(1,): [5], (1, 5): [6, 4], (1, 5, 6): [2], (1, 5, 4): [2]}  # no third beam lives
+    allowed = rs.allowed_tokens(lambda row, tokens: after.get(tuple(tokens.tolist()), []))
     out = rs.beam_search(
-        tiny(0, 7), [[3]], beams=3, max_new_tokens=3, processors=[only_fours, rs.typical(0.9)]
+        tiny(0, 7),
+        [[3]],
+        beams=3,
+        n_best=2,
+        max_new_tokens=4,
+        processors=[allowed, rs.typical(0.9)],
     )
-    assert out.tokens.tolist() == [[[4, 4, 4]]]
+    assert sorted(out.tokens[0].tolist()) == [[5, 4, 2], [5, 6, 2]]
 
 
 def test_logits_that_are_not_finite_are_reported():

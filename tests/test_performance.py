@@ -216,3 +216,16 @@ def test_the_page_shows_what_was_measured():
     assert peers.measured(figures) in peers.PAGE.read_text(encoding="utf-8")
     for row in figures["figures"].values():  # engines of the same weights give the same tokens
         assert all(of_engine["tokens_equal"] > 0.99 for of_engine in row.values())
+
+
+def test_what_the_page_says_of_the_quickest_runs():
+    known, page = json.loads(peers.FIGURES.read_text()), peers.PAGE.read_text(encoding="utf-8")
+
+    def quickest(size, theirs, ours):
+        row = known["figures"][size]
+        return f"{row[theirs]['fastest'] / row[ours]['fastest']:.2f}"
+
+    one, four = (quickest(f"d128 {n} 64", "CTranslate2", "ours, BART") for n in (1, 4))
+    said = f"CTranslate2 comes to {one} there and to {four} with 4 rows, Hugging Face to "
+    said += f"{quickest('d256 32 64', 'Hugging Face', 'ours, BART')} for d256 with 32 rows"
+    assert said in " ".join(page.split())

@@ -30,8 +30,8 @@ def add_to(commands: Any) -> None:
         "in bulk", "a file of answers as JSON lines; after a kill, the same command goes on"
     )
     bulk.add_argument("--output", type=Path, metavar="FILE", help="answers to the lines of --input")
-    told = "lines sorted and written together (256)"
-    bulk.add_argument("--window", type=count, default=256, metavar="N", help=told)
+    together = "lines sorted and written together (%(default)s)"
+    bulk.add_argument("--window", type=count, default=256, metavar="N", help=together)
     add_method_options(command)
     shown = command.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="one JSON object per input line")
