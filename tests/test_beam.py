@@ -360,6 +360,7 @@ def test_what_is_not_said_is_four_beams_that_stop_by_their_own_length():
         same = rs.beam_search(model, source, **stated)
         assert out.tokens.tolist() == same.tokens.tolist()
         assert out.tokens.shape[2] == out.lengths.max()
+        assert next(rs.beam_steps(model, source)).live.scores.shape == (1, 4)
         for name, value in (("beams", 5), ("length_penalty", 0.9), ("early_stopping", True)):
             other = rs.beam_search(model, source, **stated | {name: value})
             if not np.array_equal(out.scores, other.scores):
