@@ -35,17 +35,18 @@ from .constraints import (
 from .decoder import Amateur, amateur, amateur_of_li
 from .decoding import (
     Generation,
-    NonFiniteLogitsError,
     Step,
     decode_steps,
     generate,
     generate_text,
 )
+from .failures import NonFiniteLogitsError, NoTokenLeftError
 from .filters import (
     epsilon,
     eta,
     gumbel_top_k,
     min_p,
+    renormalize_logits,
     temperature,
     top_a,
     top_k,
@@ -87,6 +88,7 @@ __all__ = [
     "Memory",
     "Model",
     "ModelConfig",
+    "NoTokenLeftError",
     "NonFiniteLogitsError",
     "Processor",
     "Scores",
@@ -135,6 +137,7 @@ __all__ = [
     "presets",
     "random_params",
     "remember",
+    "renormalize_logits",
     "repetition_penalty",
     "sample",
     "save",

@@ -62,6 +62,13 @@ def to_numpy(x: Array) -> np.ndarray:
     return x.get() if _is_cupy(x) else np.asarray(x)
 
 
+def read_only(x: np.ndarray) -> np.ndarray:
+    """A view of an array on the host that cannot be written to."""
+    view = x.view()
+    view.flags.writeable = False
+    return view
+
+
 def read(first: Array, *others: Array) -> list[np.ndarray]:
     """Arrays of one shape on the host, in float64: from a device in one copy, one wait."""
     xp = array_namespace(first)
@@ -81,29 +88,51 @@ def to_cupy(x: Array) -> Array:
     return _usable_cupy().asarray(x)
 
 
+def widened(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Decorator for functions of an array: float16 is computed in float32 and rounded once.
+
+    float16 ends at 65504 and has 11 digits: squares, sums and exponentials of its numbers
+    leave that range although the result lies in it.
+    """
+
+    @wraps(function)
+    def apply(x: Array, *others: Any) -> Array:
+        if x.dtype != "float16":
+            return function(x, *others)
+        return function(at_least_float32(x), *others).astype(x.dtype)
+
+    return apply
+
+
+def at_least_float32(x: Array) -> Array:
+    """float16 as float32, which holds it exactly; wider dtypes as they are."""
+    return x.astype("float32") if x.dtype == "float16" else x
+
+
 def elementwise(function: Callable[..., Array]) -> Callable[..., Array]:
-    """A function of each number by itself, and of numbers or arrays that broadcast to it.
+    """Decorator for elementwise functions of an array, and of others that broadcast to it.
 
     A formula of many operations makes as many temporary arrays, and on a device as many
     kernels, each of which costs more to launch than to run. The formula is written once:
     CuPy makes a single kernel of it, and NumPy is given a large array a piece at a time, so
     that temporary arrays stay in the processor's cache and take no memory to speak of. An
-    array beside other arguments goes whole: they broadcast to it.
+    array beside other arguments goes whole: they broadcast to it. float16 is `widened`.
     """
+    formula = widened(function)
 
     @cache
     def kernel(cupy: ModuleType) -> Callable[..., Array]:
-        return cupy.fuse(kernel_name=f"fused_{function.__name__}")(function)
+        return cupy.fuse(kernel_name=f"fused_{function.__name__}")(formula)
 
     @wraps(function)
     def apply(x: Array, *others: Array | float | None) -> Array:
         if type(x) is np.ndarray:
             if others or x.size <= PIECE:
-                return function(x, *others)
-            return _in_pieces(function, x)
+                return formula(x, *others)
+            return _in_pieces(formula, x)
         if _is_cupy(x):
             return kernel(array_namespace(x))(x, *others)
-        return function(x, *others)
+        return formula(x, *others)
 
     return apply
 

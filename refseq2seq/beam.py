@@ -6,7 +6,8 @@
 The rules, which Hugging Face and CTranslate2 share:
 
 1. A row begins with one live beam, the prefix, of score 0. A score is the sum of the
-   log-probabilities of new tokens, after the processors.
+   log-probabilities of new tokens, after the processors. A beam whose score is -inf cannot be
+   chosen: it repeats the best live one, and processors are not asked about it.
 2. In each step every live beam is continued by every token. Of these candidates the best
    2B are considered (more with several EOS ids, so that B always remain that do not end),
    ordered by score, then beam, then token.
@@ -14,7 +15,8 @@ The rules, which Hugging Face and CTranslate2 share:
    the next live beams.
 4. A hypothesis competes by its normalised score, sum / length ** length_penalty, where
    the length counts new tokens, EOS included. A row's pool keeps the B best.
-5. At the maximum length the best B candidates become hypotheses as they are.
+5. At the maximum length the best B candidates become hypotheses as they are; so do the live
+   beams of a row that ``stop`` ends.
 6. A row is done when its pool is full and, by ``early_stopping``: at once (True); when the
    best live beam, normalised by its own length, does not beat the worst of the pool
    (False); when it could not beat it at any length it may still reach ("never").
@@ -22,21 +24,22 @@ The rules, which Hugging Face and CTranslate2 share:
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from .backend import Array, array_namespace, read
-from .checks import check_int
-from .constraints import rules_of
+from .backend import Array, array_namespace, read, read_only
+from .checks import check_int, check_number
+from .constraints import with_rules
 from .decoder import Amateur, ShrinkingDecoder, check_amateurs, start_decoder
-from .decoding import NonFiniteLogitsError
+from .failures import no_token
+from .filters import renormalize_logits
 from .model import Model
-from .ops import log_softmax
-from .request import Request, as_request
-from .sampling import Processor, State
+from .options import check_options
+from .request import Request, as_request, check_stop, stopped
+from .sampling import Processor, State, check_processors, no_uniforms
 from .tokens import Tokens
 from .trace import Tap, no_tap
 
@@ -96,6 +99,12 @@ class Hypotheses:
         lengths = parents.lengths + emitted[:, None]
         return replace(parents, lengths=lengths, scores=c.scores)
 
+    def read_only(self) -> Self:
+        """The same, in arrays that cannot be written to."""
+        return type(self)(
+            **{field.name: read_only(getattr(self, field.name)) for field in fields(self)}
+        )
+
     def best(self, k: int, others: Self) -> Self:
         """The k best of these and others, best first; of equal ones, these go before."""
         both = type(self)(
@@ -118,7 +127,9 @@ class Candidates(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BeamStep:
-    """One turn of the search: enough to draw its tree. Arrays are on the host."""
+    """One turn of the search: enough to draw its tree. Arrays are on the host; those that the
+    search goes on with cannot be written to.
+    """
 
     index: int  # 0 for the first step
     candidates: Candidates  # those considered
@@ -168,8 +179,9 @@ def beam_search(
     >>> [model.target_vocabulary.decode(tokens) for tokens in out.tokens[0]]
     ['R EH D', 'R IY D']
     """
+    check_options("beam_search", options, beam_steps)
     steps = beam_steps(model, source, beams=beams, **options)
-    check_int("n_best", n_best, 1)
+    n_best = check_int("n_best", n_best, 1)
     if n_best > beams:
         raise ValueError(f"n_best must be at most beams = {beams}, got {n_best}")
     margin = np.array(np.inf)
@@ -194,7 +206,9 @@ def beam_steps(
     beams: int = 4,
     length_penalty: LengthPenalty = 1.0,
     early_stopping: EarlyStopping = False,
+    logits_processors: Sequence[Processor] = (),
     processors: Sequence[Processor] = (),
+    stop: Callable[[BeamStep], Any] | None = None,
     source_mask: Array | None = None,
     prefix: Tokens | None = None,
     max_new_tokens: int | None = None,
@@ -219,40 +233,57 @@ def beam_steps(
         such as `gnmt_penalty`.
     early_stopping : True, False or "never"
         When a row with a full pool is done: rule 6.
+    logits_processors : sequence of Processor
+        Applied to logits, whose log-softmax then gives the log-probabilities of the tokens
+        that remain: as CTranslate2 does.
     processors : sequence of Processor
         Applied to log-probabilities, as Hugging Face does in beam search (in greedy and
-        sampling both libraries apply them to logits), and not normalised again.
+        sampling both libraries apply them to logits), and not normalised again, unless the
+        last is `renormalize_logits`.
+    stop : function of BeamStep, optional
+        Called after each step; True ends everything, a boolean array (batch,) ends the
+        rows where it is True.
     amateurs, use_cache, tap
         As in `refseq2seq.decode_steps`.
 
     Returns
     -------
     iterator of BeamStep
+
+    Raises
+    ------
+    TypeError, ValueError, NonFiniteLogitsError, NoTokenLeftError
+        As in `refseq2seq.decode_steps`.
     """
-    check_int("beams", beams, 1)
+    beams = check_int("beams", beams, 1)
+    logits_processors = check_processors(logits_processors, instead="logits_processors=[{}]")
+    processors = check_processors(processors, instead="processors=[{}]")
+    check_stop(stop)
     check_amateurs(amateurs, model)
     if not isinstance(early_stopping, bool) and early_stopping != "never":
         raise ValueError(f"early_stopping must be True, False or 'never', got {early_stopping!r}")
     request = as_request(
-        model, source, source_mask, prefix, max_new_tokens, min_new_tokens, eos_ids
+        model,
+        source,
+        source_mask,
+        prefix,
+        max_new_tokens,
+        min_new_tokens,
+        eos_ids,
+        copies=beams,
+        amateurs=amateurs,
+        use_cache=use_cache,
     )
+    ruled = with_rules(processors, request, model.config)
     rules = _Rules(
-        n_beams=int(beams),
-        n_considered=max(2, 1 + len(request.eos_ids)) * int(beams),
+        n_beams=beams,
+        n_considered=max(2, 1 + len(request.eos_ids)) * beams,
         divisors=_divisors(length_penalty, request.max_new_tokens),
         early_stopping=early_stopping,
-        processors=(*rules_of(request, model.config), *processors),
+        processors=(*logits_processors, renormalize_logits(), *ruled),
+        stop=stop,
     )
-    start = partial(
-        start_decoder,
-        model,
-        request,
-        amateurs=amateurs,
-        copies=int(beams),
-        use_cache=use_cache,
-        tap=tap,
-    )
-    return _search(start, rules, _Beams(request, int(beams), model.config.pad_id), tap)
+    return _search(model, request, rules, tap)
 
 
 def gnmt_penalty(alpha: float) -> Callable[[int], float]:
@@ -263,7 +294,12 @@ def gnmt_penalty(alpha: float) -> Callable[[int], float]:
     >>> gnmt_penalty(0.5)(19)
     2.0
     """
-    return lambda length: ((5 + length) / 6) ** alpha
+    alpha = check_number("gnmt_penalty's alpha", alpha, -math.inf, math.inf, True, True)
+    return partial(_gnmt, alpha)
+
+
+def _gnmt(alpha: float, length: int) -> float:
+    return float(((5 + length) / 6) ** alpha)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -274,14 +310,15 @@ class _Rules:
     n_considered: int
     divisors: np.ndarray  # (max_new_tokens + 1,) what a score of this length is divided by
     early_stopping: EarlyStopping
-    processors: Sequence[Processor]
+    processors: Sequence[Processor]  # from logits to log-probabilities
+    stop: Callable[[BeamStep], Any] | None
 
 
 class _Beams:
     """The live beams and the pools while they grow: the state of the search, on the host."""
 
-    def __init__(self, request: Request, n_beams: int, pad_id: int) -> None:
-        batch, start = request.batch, request.start
+    def __init__(self, request: Request, pad_id: int) -> None:
+        batch, start, n_beams = request.batch, request.start, request.copies
         self.request, self.pad_id = request, pad_id
         # The tokens so far, as many for every beam: (batch, B, n).
         self.tokens = np.repeat(request.prefix[:, None, :start], n_beams, axis=1)
@@ -304,14 +341,16 @@ class _Beams:
         """What processors may look at."""
         batch, n_beams, _ = self.tokens.shape
         sources = np.repeat(np.arange(batch), n_beams)
+        can_be_chosen = self.live.scores.reshape(-1) > -np.inf
         return State(
-            tokens=self.rows,
+            tokens=read_only(self.rows),
             n_new=self.live.lengths[sources, 0],
-            emitting=emitted[sources],
+            emitting=emitted[sources] & can_be_chosen,
             rows=sources,
             source=self.request.source[sources],
             source_mask=self.request.source_mask[sources],
-            uniforms=_no_uniforms,
+            uniforms=no_uniforms,
+            eos_ids=read_only(self.request.eos_ids),
         )
 
     def append(self, parents: np.ndarray, tokens: np.ndarray) -> None:
@@ -320,20 +359,24 @@ class _Beams:
         self.tokens = np.concatenate([so_far, tokens[:, :, None]], axis=2)
 
 
-def _search(
-    start: Callable[[], ShrinkingDecoder], rules: _Rules, beams: _Beams, tap: Tap
-) -> Iterator[BeamStep]:
-    decoder = start()  # encodes the sources: not before the first step is asked for
+def _search(model: Model, request: Request, rules: _Rules, tap: Tap) -> Iterator[BeamStep]:
+    decoder = start_decoder(model, request, tap)  # encodes the sources, once
+    beams = _Beams(request, model.config.pad_id)
     index = 0
     while not beams.done.all():
-        step = _step(decoder, beams, rules, index, tap.at(f"step.{index}"))
+        step = _step(model, decoder, beams, rules, index, tap.at(f"step.{index}"))
+        if rules.stop is not None:
+            ended = stopped(rules.stop, step, request.batch) & ~beams.done
+            beams.pool = _with_finished(beams.pool, beams.live, ended, rules)
+            beams.done = beams.done | ended
+            step = replace(step, pool=beams.pool.read_only(), done=read_only(beams.done))
         decoder.drop(np.repeat(beams.done, rules.n_beams))
         index += 1
         yield step
 
 
 def _step(
-    decoder: ShrinkingDecoder, beams: _Beams, rules: _Rules, index: int, tap: Tap
+    model: Model, decoder: ShrinkingDecoder, beams: _Beams, rules: _Rules, index: int, tap: Tap
 ) -> BeamStep:
     live, n_new = beams.live, beams.live.lengths[:, 0]
     forced, given = beams.request.forced(beams.n, beams.done, otherwise=beams.pad_id)
@@ -343,12 +386,18 @@ def _step(
     logits = decoder.next_logits(beams.rows, tap)
     state = beams.state(emitted)
     with np.errstate(all="ignore"):  # what is not finite is reported below, by row
-        log_probs = log_softmax(logits)
+        log_probs = logits
         for process in rules.processors:
             log_probs = process(log_probs, state)
     log_probs = tap("log_probs", log_probs)
     considered, gap = _candidates(log_probs, live.scores, rules.n_considered)
-    _check_finite(considered, emitted)
+    unfit = ~np.isfinite(considered.scores[:, 0]) & emitted
+    if unfit.any():
+        row = int(unfit.argmax())
+        place = row * rules.n_beams + int(considered.beams[row, 0])
+        raise no_token(
+            model, beams.request, rules.processors, logits, state, place=place, row=row, step=index
+        )
     considered = _held(considered, live, ~emitted, given)
     seen = {name: tap(f"candidates.{name}", x) for name, x in considered._asdict().items()}
     considered = Candidates(**seen)
@@ -364,12 +413,14 @@ def _step(
     # The pool takes those that finish; the best that do not are the next live beams.
     extended = live.extended(considered, emitted, beams.pad_id)
     pool = beams.pool.longer(beams.pad_id)
-    beams.pool = _with_finished(pool, extended, finishing, rules, tap)
+    pool = _with_finished(pool, extended, finishing, rules)
+    beams.pool = replace(pool, scores=tap("pool.scores", pool.scores))
     live = extended.take(survivors)
     has_ended = np.take_along_axis(ends, survivors, axis=1)
     beams.live = replace(live, scores=np.where(has_ended, -np.inf, live.scores))
+    continued = np.where(beams.live.scores > -np.inf, survivors, survivors[:, :1])  # rule 1
     parents, tokens = (
-        np.take_along_axis(x, survivors, axis=1) for x in (considered.beams, considered.tokens)
+        np.take_along_axis(x, continued, axis=1) for x in (considered.beams, considered.tokens)
     )
     beams.append(parents, tokens)
     decoder.reorder((np.arange(len(parents))[:, None] * rules.n_beams + parents).reshape(-1))
@@ -380,22 +431,22 @@ def _step(
         candidates=considered,
         finishing=finishing,
         survivors=survivors,
-        live=beams.live,
-        pool=beams.pool,
-        done=beams.done,
+        live=beams.live.read_only(),
+        pool=beams.pool.read_only(),
+        done=read_only(beams.done),
         forced=forced,
         margin=np.where(emitted, np.minimum(gap, stop_gap), np.inf),
     )
 
 
 def _with_finished(
-    pool: Hypotheses, extended: Hypotheses, finishing: np.ndarray, rules: _Rules, tap: Tap
+    pool: Hypotheses, targets: Hypotheses, finishing: np.ndarray, rules: _Rules
 ) -> Hypotheses:
-    """The pool's best together with those of the candidates that finish now."""
-    normalised = extended.scores / rules.divisors[extended.lengths]
-    hypotheses = replace(extended, scores=np.where(finishing, normalised, -np.inf))
-    pool = pool.best(rules.n_beams, hypotheses)
-    return replace(pool, scores=tap("pool.scores", pool.scores))
+    """The pool's best together with those of ``targets`` that finish now, by place or by row."""
+    finishing = finishing if finishing.ndim == 2 else finishing[:, None]
+    normalised = targets.scores / rules.divisors[targets.lengths]
+    hypotheses = replace(targets, scores=np.where(finishing, normalised, -np.inf))
+    return pool.best(rules.n_beams, hypotheses)
 
 
 def _candidates(log_probs: Array, live_scores: np.ndarray, n: int) -> tuple[Candidates, np.ndarray]:
@@ -488,17 +539,27 @@ def _improvable(live: Hypotheses, pool: Hypotheses, rules: _Rules) -> tuple[np.n
 
 def _divisors(length_penalty: LengthPenalty, longest: int) -> np.ndarray:
     """What the score of a hypothesis of each length, 0 to ``longest``, is divided by."""
-    penalty = length_penalty if callable(length_penalty) else partial(_power, length_penalty)
-    divisors = np.array([1.0, *(penalty(length) for length in range(1, longest + 1))])
-    if not (np.isfinite(divisors).all() and (divisors > 0).all()):
-        raise ValueError(
-            f"length_penalty must give positive finite numbers, got {length_penalty!r}"
+    if callable(length_penalty):
+        penalty = length_penalty
+    elif isinstance(length_penalty, int | float | np.integer | np.floating):
+        penalty = partial(_power, float(length_penalty))
+    else:
+        raise TypeError(
+            "length_penalty must be a number, or a function of a length such as "
+            f"rs.gnmt_penalty(0.6), got {length_penalty!r}"
         )
+    refused = f"length_penalty must give positive finite numbers, got {length_penalty!r}"
+    try:
+        divisors = np.array([1.0, *(float(penalty(n)) for n in range(1, longest + 1))])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{refused}: {error}") from error
+    if not (np.isfinite(divisors).all() and (divisors > 0).all()):
+        raise ValueError(refused)
     return divisors
 
 
 def _power(exponent: float, length: int) -> float:
-    return float(length**exponent)
+    return length**exponent
 
 
 def _least_gap(scores: np.ndarray) -> np.ndarray:
@@ -507,19 +568,3 @@ def _least_gap(scores: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         gaps = np.where(real, scores[:, :-1] - scores[:, 1:], np.inf)
     return gaps.min(axis=1, initial=np.inf)
-
-
-def _check_finite(c: Candidates, emitted: np.ndarray) -> None:
-    if (unfit := (c.scores == np.inf).any(axis=1) & emitted).any():
-        raise NonFiniteLogitsError(
-            f"the model's logits of row {unfit.argmax()} are NaN or infinite: "
-            "they define no distribution"
-        )
-    if (empty := (c.scores[:, 0] == -np.inf) & emitted).any():
-        raise NonFiniteLogitsError(
-            f"the processors left no token for row {empty.argmax()}: all its scores are -inf"
-        )
-
-
-def _no_uniforms() -> np.ndarray:
-    raise ValueError("beam search draws no uniform numbers: use processors without them")

@@ -10,6 +10,7 @@ anything of that size is allocated, every entry is covered by its checksum, and 
 not fit is a `CheckpointError` that says what.
 """
 
+import errno
 import json
 import os
 import re
@@ -37,6 +38,15 @@ _NPY_START = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
     r"\{'descr': '([^']*)', 'fortran_order': (True|False), 'shape': (\([0-9, ]*\)), \} *\n"
 )
+
+# What may be meant by a file that another program wrote; each ends an error about it.
+_PICKLE = (
+    ". Pickles of PyTorch can run any code when they are opened, and are never read here: load "
+    "the model with its own library, and convert it with refseq2seq.convert"
+)
+_CURES = dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl"), _PICKLE) | {
+    ".safetensors": ". Of a safetensors file, give the directory that holds it and its config.json"
+}
 
 T = TypeVar("T")
 
@@ -115,15 +125,21 @@ def load(path: str | os.PathLike[str]) -> Model:
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If there is no such file or directory. Nothing is looked for elsewhere.
     CheckpointError
         If the file is not a whole and sound checkpoint.
+    TypeError, ValueError
+        If ``path`` is no path, or empty. Of a directory, all that `from_huggingface` raises.
 
     Examples
     --------
     >>> load("g2p").dtype
     dtype('float32')
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a str or an os.PathLike, got {type(path).__name__}")
+    if path == "":
+        raise ValueError("path is empty: give that of a checkpoint or of a directory, or 'g2p'")
     if path == "g2p":
         from importlib.resources import as_file, files  # a third of the package's import time
 
@@ -134,14 +150,23 @@ def load(path: str | os.PathLike[str]) -> Model:
         from .convert import from_huggingface  # the core needs converters nowhere else
 
         return from_huggingface(path)
+    if not path.exists():
+        why = (
+            "No such file or directory; the one name that is known is 'g2p', and no hub is asked: "
+            "give the path of a checkpoint or of a directory"
+        )
+        raise FileNotFoundError(errno.ENOENT, why, str(path))
+    cure = _CURES.get(path.suffix.lower(), "")
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 return _read(archive, os.fstat(file.fileno()).st_size)
         except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error!s:.500}") from error
+            raise CheckpointError(f"{path}: {error!s:.500}{cure}") from error
         except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} is not a whole zip file: {error!r:.500}") from error
+            raise CheckpointError(
+                f"{path} is not a whole zip file: {error!r:.500}{cure}"
+            ) from error
 
 
 def _read(archive: zipfile.ZipFile, file_size: int) -> Model:

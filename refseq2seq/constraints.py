@@ -3,9 +3,19 @@
 Each is a function of its settings that gives a processor, ``(scores, state) -> scores``, for
 greedy decoding, sampling and beam search alike. Hugging Face has one of the same name for
 each (in ``generation/logits_process.py``), and the rules are its rules except where said.
+
+The same processors, made from a model's config and from ``min_new_tokens``, are the rules of a
+decoding. Bans come before the caller's processors and forced tokens after them: a forced token
+wins over every other processor, and top-k does not spend its k tokens on banned ones. This
+gives what Hugging Face's order gives (penalties, n-gram bans, bad words, minimum lengths,
+allowed tokens; then forced tokens; then suppressed ones; then filters), because a ban changes
+no other score, and a token that is both forced and suppressed is refused. A caller's own
+function is the exception: it acts before forced tokens here, and after them in Hugging Face.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,33 +24,96 @@ from .checks import check_int, check_number
 from .config import ModelConfig
 from .filters import keep
 from .request import Request
-from .sampling import Processor, State
+from .sampling import MadeProcessor, Processor, State, described, makes_processor, no_uniforms
 
-TokenIds = Sequence[int] | np.ndarray
+TokenIds = Collection[int] | np.ndarray
 
 
-def rules_of(request: Request, c: ModelConfig) -> list[Processor]:
-    """The processors that a request and a model's own rules ask for, before any others."""
-    rules: list[Processor] = []
+@dataclass(frozen=True)
+class Rule:
+    """A processor that the model's config, or the request, asks for."""
+
+    field: str  # what asks for it, for errors
+    process: Processor
+
+    def __call__(self, scores: Array, state: State) -> Array:  # noqa: D102
+        return self.process(scores, state)
+
+
+def named(process: Processor) -> str:
+    """A rule or a processor as errors name it."""
+    if isinstance(process, Rule):
+        return f"the rule {process.field}"
+    return f"the processor {described(process)}"
+
+
+def with_rules(
+    processors: Sequence[Processor], request: Request, c: ModelConfig
+) -> tuple[Processor, ...]:
+    """All processors of a decoding, in order: bans, the caller's own, forced tokens.
+
+    Raises
+    ------
+    ValueError
+        If the config forces a token where it, or a caller's processor, suppresses it.
+    """
+    bans, forced, config = [], [], "of the model's config"
     if request.min_new_tokens:
-        rules.append(minimum_length(request.min_new_tokens, request.eos_ids))
+        bans.append(Rule("min_new_tokens", minimum_length(request.min_new_tokens)))
     if c.suppressed_ids:
-        rules.append(suppress(c.suppressed_ids))
+        bans.append(Rule(f"suppressed_ids {config}", suppress(c.suppressed_ids)))
     if c.begin_suppressed_ids:
-        rules.append(begin_suppress(c.begin_suppressed_ids, after=int(c.forced_bos_id is not None)))
+        is_first_forced = (request.n_prefix == 1) & (c.forced_bos_id is not None)
+        ban = begin_suppress(c.begin_suppressed_ids, after=is_first_forced.astype(int))
+        bans.append(Rule(f"begin_suppressed_ids {config}", ban))
     if c.forced_bos_id is not None:
-        rules.append(forced_bos(c.forced_bos_id))
+        forced.append(Rule(f"forced_bos_id {config}", forced_bos(c.forced_bos_id)))
     if c.forced_eos_id is not None:
-        rules.append(forced_eos(c.forced_eos_id, request.max_new_tokens))
-    return rules
+        force = forced_eos(c.forced_eos_id, request.max_new_tokens)
+        forced.append(Rule(f"forced_eos_id {config}", force))
+    _check_forced(request, c, (*bans, *processors))
+    return (*bans, *processors, *forced)
 
 
+def _check_forced(request: Request, c: ModelConfig, processors: Sequence[Processor]) -> None:
+    """Raise if the config forces a token that a processor suppresses at the same position."""
+    every_row = np.ones(request.batch, dtype=bool)
+    positions = (  # field, token, which new token it is, and in which rows
+        ("forced_bos_id", c.forced_bos_id, 0, request.n_prefix == 1),
+        ("forced_eos_id", c.forced_eos_id, request.max_new_tokens - 1, every_row),
+    )
+    for field, token, n_new, rows in positions:
+        if token is None:
+            continue
+        state = State(
+            tokens=request.prefix,
+            n_new=np.full(request.batch, n_new),
+            emitting=rows,
+            rows=np.arange(request.batch),
+            source=request.source,
+            source_mask=request.source_mask,
+            uniforms=no_uniforms,
+        )
+        for processor in processors:
+            ban = processor.process if isinstance(processor, Rule) else processor
+            if not (isinstance(ban, MadeProcessor) and ban.name in ("suppress", "begin_suppress")):
+                continue
+            scores = ban(np.zeros((request.batch, c.decoder.vocab_size)), state)
+            if (scores[rows, token] < 0).any():
+                raise ValueError(
+                    f"{field} = {token} of the model's config is forced as new token {n_new}, "
+                    f"where {ban!r} bans it: leave one of the two out"
+                )
+
+
+@makes_processor
 def repetition_penalty(penalty: float) -> Processor:
     """Make tokens that the target already has less likely (Keskar et al. 2019, section 4.1).
 
     A positive score is divided by the penalty, a negative one multiplied with it. In greedy
-    decoding and sampling scores are logits; in beam search they are log-probabilities, all
-    negative, so the same penalty acts differently there, as it does in Hugging Face.
+    decoding and sampling scores are logits. In beam search they are log-probabilities, all
+    negative, so the same penalty acts differently there, as it does in Hugging Face; among
+    ``logits_processors`` it acts on logits, as it does in CTranslate2.
 
     Parameters
     ----------
@@ -50,6 +123,7 @@ def repetition_penalty(penalty: float) -> Processor:
     return _penalty("repetition_penalty's penalty", penalty, lambda state: state.tokens)
 
 
+@makes_processor
 def encoder_repetition_penalty(penalty: float) -> Processor:
     """Make tokens that the source has more likely: `repetition_penalty` turned over.
 
@@ -61,17 +135,17 @@ def encoder_repetition_penalty(penalty: float) -> Processor:
         Positive; above 1 encourages copying, below 1 discourages it. Padding does not
         count (in Hugging Face it does).
     """
-    check_number("encoder_repetition_penalty's penalty", penalty, 0, np.inf, True, True)
+    name = "encoder_repetition_penalty's penalty"
+    penalty = check_number(name, penalty, 0, np.inf, low_open=True, high_open=True)
 
     def real_source(state: State) -> np.ndarray:
         return np.where(state.source_mask, state.source, -1)
 
-    return _penalty("encoder_repetition_penalty's penalty", 1 / penalty, real_source)
+    return _penalty(name, 1 / penalty, real_source)
 
 
 def _penalty(name: str, penalty: float, tokens_of: Callable[[State], np.ndarray]) -> Processor:
-    check_number(name, penalty, 0, np.inf, low_open=True, high_open=True)
-    penalty = float(penalty)
+    penalty = check_number(name, penalty, 0, np.inf, low_open=True, high_open=True)
 
     def process(scores: Array, state: State) -> Array:
         xp = array_namespace(scores)
@@ -81,6 +155,7 @@ def _penalty(name: str, penalty: float, tokens_of: Callable[[State], np.ndarray]
     return process
 
 
+@makes_processor
 def no_repeat_ngram(n: int) -> Processor:
     """Ban each token that would complete n tokens in a row which the target already has.
 
@@ -89,7 +164,7 @@ def no_repeat_ngram(n: int) -> Processor:
     n : int
         At least 1. The prefix counts.
     """
-    check_int("no_repeat_ngram's n", n, 1)
+    n = check_int("no_repeat_ngram's n", n, 1)
 
     def banned(state: State, row: int) -> set[int]:
         return _completions(state.tokens[row], state.tokens[row], n)
@@ -97,6 +172,7 @@ def no_repeat_ngram(n: int) -> Processor:
     return _ban("no_repeat_ngram", banned)
 
 
+@makes_processor
 def encoder_no_repeat_ngram(n: int) -> Processor:
     """Ban each token that would complete n tokens in a row which the source has.
 
@@ -105,7 +181,7 @@ def encoder_no_repeat_ngram(n: int) -> Processor:
     n : int
         At least 1. Source and target must share a vocabulary.
     """
-    check_int("encoder_no_repeat_ngram's n", n, 1)
+    n = check_int("encoder_no_repeat_ngram's n", n, 1)
 
     def banned(state: State, row: int) -> set[int]:
         return _completions(state.source[row][state.source_mask[row]], state.tokens[row], n)
@@ -113,69 +189,103 @@ def encoder_no_repeat_ngram(n: int) -> Processor:
     return _ban("encoder_no_repeat_ngram", banned)
 
 
+@makes_processor
 def suppress(ids: TokenIds) -> Processor:
     """Ban tokens at every step."""
     ids = _checked_ids("suppress's ids", ids)
     return _ban("suppress", lambda state, row: ids)
 
 
-def begin_suppress(ids: TokenIds, *, after: int = 0) -> Processor:
-    """Ban tokens at one place only: as a row's new token number ``after``, by default the first."""
+@makes_processor
+def begin_suppress(ids: TokenIds, *, after: int | np.ndarray = 0) -> Processor:
+    """Ban tokens at one position only: as a row's new token number ``after``.
+
+    Parameters
+    ----------
+    ids : collection of int
+    after : int, or integer array (n_sources,)
+        Counted from 0: by default the first new token.
+    """
     ids = _checked_ids("begin_suppress's ids", ids)
-    check_int("begin_suppress's after", after, 0)
-    return _ban("begin_suppress", lambda state, row: ids if state.n_new[row] == after else ())
+    if not isinstance(after, np.ndarray):
+        after = np.array(check_int("begin_suppress's after", after, 0))
+
+    def banned(state: State, row: int) -> tuple[int, ...]:
+        of_row = after if after.ndim == 0 else after[state.rows[row]]
+        return ids if state.n_new[row] == of_row else ()
+
+    return _ban("begin_suppress", banned)
 
 
+@makes_processor
 def bad_words(sequences: Sequence[TokenIds]) -> Processor:
     """Ban the last token of each sequence wherever the target ends with the others.
 
     Parameters
     ----------
     sequences : sequence of sequences of int
-        A single token is banned everywhere.
+        A single token is banned everywhere, unless it ends a row: such a sequence is
+        ignored, as in Hugging Face. `suppress` bans end tokens too.
     """
     words = [_checked_ids("bad_words' sequences", word) for word in sequences]
 
     def banned(state: State, row: int) -> set[int]:
-        tokens = tuple(int(token) for token in state.tokens[row])
-        return {word[-1] for word in words if (tokens[len(tokens) - len(word) + 1 :] == word[:-1])}
+        tokens = tuple(state.tokens[row].tolist())
+        ends = [(token,) for token in state.eos_ids]
+        return {
+            word[-1]
+            for word in words
+            if tokens[len(tokens) - len(word) + 1 :] == word[:-1] and word not in ends
+        }
 
     return _ban("bad_words", banned)
 
 
-def minimum_length(n: int, eos_ids: Sequence[int] | np.ndarray) -> Processor:
-    """Remove the tokens ``eos_ids`` from rows that have fewer than ``n`` new tokens.
+@makes_processor
+def minimum_length(n: int, eos_ids: TokenIds | None = None) -> Processor:
+    """Ban the tokens ``eos_ids`` in rows that have fewer than ``n`` new tokens.
 
-    What ``min_new_tokens`` of `refseq2seq.decode_steps` puts before all other processors.
+    ``min_new_tokens`` of `refseq2seq.decode_steps` puts it before all other processors.
+
+    Parameters
+    ----------
+    n : int
+    eos_ids : collection of int, optional
+        By default the tokens that end a row.
     """
-    check_int("minimum_length's n", n, 0)
+    n = check_int("minimum_length's n", n, 0)
+    given = None if eos_ids is None else _checked_ids("minimum_length's eos_ids", eos_ids)
 
-    def process(scores: Array, state: State) -> Array:
-        early = state.n_new < n
-        if not early.any():
-            return scores
-        _in_vocabulary("minimum_length", list(eos_ids), scores.shape[-1])
-        is_eos = np.isin(np.arange(scores.shape[-1]), eos_ids)
-        return keep(scores, array_namespace(scores).asarray(~(early[:, None] & is_eos)))
+    def banned(state: State, row: int) -> Iterable[int]:
+        if state.n_new[row] >= n:
+            return ()
+        return state.eos_ids if given is None else given
 
-    return process
+    return _ban("minimum_length", banned)
 
 
+@makes_processor
 def forced_bos(token: int) -> Processor:
-    """Make ``token`` the first new one of every row, with score 0.
+    """Make ``token`` the second of every target that has one token so far, with score 0.
 
-    This is how M2M100, NLLB and mBART put the token of its language first in a target.
-    Hugging Face does so only after a prefix of one token; here it is so after any.
+    This is how M2M100, NLLB and mBART put the token of a language first. As in Hugging
+    Face, a prefix of several tokens is left alone.
     """
-    return _force("forced_bos", token, lambda state: state.n_new == 0)
+
+    def has_one_token(state: State) -> np.ndarray:
+        return np.full(len(state.tokens), state.tokens.shape[1] == 1)
+
+    return _force("forced_bos", token, has_one_token)
 
 
+@makes_processor
 def forced_eos(token: int, max_new_tokens: int) -> Processor:
     """Make ``token`` the last new one of rows that reach ``max_new_tokens``, with score 0."""
-    check_int("forced_eos's max_new_tokens", max_new_tokens, 1)
+    max_new_tokens = check_int("forced_eos's max_new_tokens", max_new_tokens, 1)
     return _force("forced_eos", token, lambda state: state.n_new == max_new_tokens - 1)
 
 
+@makes_processor
 def allowed_tokens(function: Callable[[int, np.ndarray], Iterable[int]]) -> Processor:
     """Allow only the tokens that a function names for the target so far.
 
@@ -184,8 +294,9 @@ def allowed_tokens(function: Callable[[int, np.ndarray], Iterable[int]]) -> Proc
     Parameters
     ----------
     function : function of (row, tokens) to token ids
-        ``row`` is the place of the source in the batch, the same for all its beams;
-        ``tokens`` (n,) are prefix and new tokens.
+        ``row`` is the index of the source in the batch, the same for all its beams;
+        ``tokens`` (n,) are prefix and new tokens. It is asked only about targets that take
+        a token now: not about rows that have ended, nor beams that cannot be chosen.
     """
 
     def process(scores: Array, state: State) -> Array:
@@ -243,10 +354,10 @@ def _members(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def _checked_ids(name: str, ids: TokenIds) -> tuple[int, ...]:
-    array = np.asarray(ids)
-    if array.ndim != 1 or not array.size or array.dtype.kind not in "iu" or array.min() < 0:
-        raise ValueError(f"{name} must be token ids, at least one, got {ids!r}")
-    return tuple(array.tolist())
+    found = list(ids) if isinstance(ids, Iterable) else []
+    if not found or not all(isinstance(x, int | np.integer) and x >= 0 for x in found):
+        raise ValueError(f"{name} must be token ids, at least one, got {reprlib.repr(ids)}")
+    return tuple(int(x) for x in found)
 
 
 def _in_vocabulary(name: str, ids: list[int], vocab_size: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .backend import Array, array_namespace
+from .backend import Array, array_namespace, widened
 from .checks import check_number
 from .filters import keep
 from .model import Memory, Model, decode_checked, encode, new_cache, remember
@@ -44,7 +44,7 @@ class ModelDecoder:
     def next_logits(self, target: np.ndarray, tap: Tap) -> Array:
         model, cache = self._model, self._cache
         ids = model.xp.asarray(target[:, cache[0].length if cache else 0 :])
-        with np.errstate(invalid="ignore"):  # NaN goes through; the loop reports it by row
+        with np.errstate(over="ignore", invalid="ignore"):  # the loop reports what is not finite
             return decode_checked(model, ids, self._memory, cache=cache, tap=tap)[:, -1]
 
     def reorder(self, rows: np.ndarray) -> None:
@@ -106,7 +106,10 @@ class Amateur:
     reads_source: bool  # False = takes the expert's encoding, as in x-transformers
 
     def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, 0, 1, low_open=True)
+        check_number("an amateur's alpha", self.alpha, 0, 1, low_open=True)
+        for name in ("expert_weight", "amateur_weight"):
+            weight = getattr(self, name)
+            check_number(f"an amateur's {name}", weight, -math.inf, math.inf, True, True)
 
 
 def amateur(
@@ -123,6 +126,7 @@ def amateur(
         True encodes the source with the amateur's own encoder. False gives its decoder
         the expert's encoding, which must have the same width: what x-transformers does.
     """
+    beta = check_number("an amateur's beta", beta, -math.inf, math.inf, True, True)
     return Amateur(
         model=model,
         alpha=alpha,
@@ -162,36 +166,29 @@ class ContrastiveDecoder:
             decoder.keep(rows)
 
 
+@widened
 def contrast(expert: Array, amateur: Array, how: Amateur) -> Array:
     """Logits of the expert corrected by those of an amateur, both (batch, vocab_size)."""
     best = expert.max(axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # NaN goes through; the loop reports it by row
-        contrasted = how.expert_weight * expert - how.amateur_weight * amateur
+    with np.errstate(over="ignore", invalid="ignore"):  # the loop reports what is not finite
+        contrasted = float(how.expert_weight) * expert - float(how.amateur_weight) * amateur
     return keep(contrasted, expert >= best + math.log(how.alpha))
 
 
-def start_decoder(
-    model: Model,
-    request: Request,
-    *,
-    amateurs: Sequence[Amateur],
-    copies: int,
-    use_cache: bool,
-    tap: Tap,
-) -> ShrinkingDecoder:
-    """Encode the request's sources, once, and give the decoder, each row ``copies`` times."""
-    capacity = request.end if use_cache else None
-    rows = np.repeat(np.arange(request.batch), copies)
+def start_decoder(model: Model, request: Request, tap: Tap = no_tap) -> ShrinkingDecoder:
+    """Encode the request's sources, once, and give the decoder of all their targets."""
+    capacity = request.end if request.use_cache else None
+    rows = np.repeat(np.arange(request.batch), request.copies)
 
     def decoder(model: Model, memory: Memory) -> Decoder:
-        memory = memory if copies == 1 else memory.take(model.xp.asarray(rows))
+        memory = memory if request.copies == 1 else memory.take(model.xp.asarray(rows))
         return ModelDecoder(model, memory, capacity)
 
     contrasted = []
-    with np.errstate(invalid="ignore"):  # NaN goes through; the loop reports it by row
+    with np.errstate(over="ignore", invalid="ignore"):  # the loop reports what is not finite
         memory = encode(model, request.source, request.source_mask, tap=tap)
         whole: Decoder = decoder(model, memory)
-        for i, how in enumerate(amateurs):
+        for i, how in enumerate(request.amateurs):
             at = tap.at(f"amateur.{i}")
             if how.reads_source:
                 theirs = encode(how.model, request.source, request.source_mask, tap=at)

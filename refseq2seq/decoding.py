@@ -15,28 +15,27 @@ from typing import Any, Self
 
 import numpy as np
 
-from .backend import Array, array_namespace, read, to_numpy
+from .backend import Array, array_namespace, at_least_float32, read, read_only, to_numpy
 from .checks import check_int
-from .constraints import rules_of
+from .constraints import with_rules
 from .decoder import Amateur, ShrinkingDecoder, check_amateurs, start_decoder
+from .failures import no_token
 from .model import Model
 from .notebook import decimals, listed, table
 from .ops import logsumexp
-from .request import Request, as_request
-from .sampling import Chooser, State, draw_uniforms, greedy
+from .options import check_options
+from .request import Request, as_request, check_stop, stopped
+from .sampling import Chooser, State, check_chooser, draw_uniforms, greedy
 from .tokens import Tokens
 from .trace import Tap, no_tap
 
 SAMPLE_STRIDE = 2**32  # sample j of a source has the source's row id plus j times this
 
 
-class NonFiniteLogitsError(ValueError):
-    """No token can be chosen: the model's logits, or the processors' scores, are not finite."""
-
-
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Step:
-    """One turn of the loop. ``logits`` and ``scores`` are arrays of the model's backend.
+    """One turn of the loop. ``logits`` and ``scores`` are arrays of the model's backend; the
+    others are on the host, and those that the loop goes on with cannot be written to.
 
     In each step a row is in one of three states: ``forced``, when the token comes from
     its prefix; ``emitted``, when the token is new; neither, when the row has ended, and
@@ -128,6 +127,7 @@ def generate(model: Model, source: Tokens, **options: Any) -> Generation:
     >>> model.target_vocabulary.decode(out.tokens[0])
     'K AE T'
     """
+    check_options("generate", options, decode_steps)
     return Generation.from_steps(decode_steps(model, source, **options), model.config.pad_id)
 
 
@@ -206,49 +206,48 @@ def decode_steps(
     TypeError, ValueError
         At once, for arguments of the wrong kind or a request that cannot fit.
     NonFiniteLogitsError
-        While iterating, if a row's logits are NaN or infinite, or the processors leave it
-        no token.
+        While iterating, if a row's logits are NaN or infinite: names the row, the step and
+        the first quantity that is not finite.
+    NoTokenLeftError
+        While iterating, if the processors leave a row no token: names the row, the step and
+        the processor or rule. A subclass of NonFiniteLogitsError.
+
+    Notes
+    -----
+    The rules of the model's config, and ``min_new_tokens``, act around the processors of
+    ``choose``: bans before them, forced tokens after them; see `refseq2seq.constraints`.
     """
-    request = as_request(
-        model, source, source_mask, prefix, max_new_tokens, min_new_tokens, eos_ids
-    )
     choose = greedy() if choose is None else choose
-    if not isinstance(choose, Chooser):
-        raise TypeError(f"choose must be a Chooser, such as rs.greedy(), got {choose!r}")
-    if stop is not None and not callable(stop):
-        raise TypeError(f"stop must be a function of a Step, got {stop!r}")
-    rules = rules_of(request, model.config)
-    choose = replace(choose, processors=(*rules, *choose.processors))
+    check_chooser(choose)
+    check_stop(stop)
     check_amateurs(amateurs, model)
-    check_int("num_return_sequences", num_return_sequences, 1)
-    copies = int(num_return_sequences)
-    draw = _uniforms_of(request, copies, seed, row_ids, uniforms)
-    start = partial(
-        start_decoder,
+    request = as_request(
         model,
-        request,
+        source,
+        source_mask,
+        prefix,
+        max_new_tokens,
+        min_new_tokens,
+        eos_ids,
+        copies=check_int("num_return_sequences", num_return_sequences, 1),
         amateurs=amateurs,
-        copies=copies,
         use_cache=use_cache,
-        tap=tap,
     )
-    targets = _Targets(request.repeated(copies), copies, model.config.pad_id, draw)
-    return _loop(start, targets, choose, stop, tap)
+    processors = with_rules(choose.processors, request, model.config)
+    draw = _uniforms_of(request, seed, row_ids, uniforms)
+    return _loop(model, request, replace(choose, processors=processors), draw, stop, tap)
 
 
 class _Targets:
     """The targets while they grow: the state of the loop, all on the host."""
 
     def __init__(
-        self,
-        request: Request,
-        copies: int,
-        pad_id: int,
-        draw: Callable[[np.ndarray], np.ndarray],
+        self, asked: Request, pad_id: int, draw: Callable[[np.ndarray], np.ndarray]
     ) -> None:
+        request = asked.one_per_target()
         batch, start = request.batch, request.start
-        self.request, self.pad_id, self.draw = request, pad_id, draw
-        self.sources = np.arange(batch) // copies  # (batch,) each row's source in the request
+        self.asked, self.request, self.pad_id, self.draw = asked, request, pad_id, draw
+        self.sources = np.arange(batch) // asked.copies  # (batch,) each row's source
         self.tokens = np.full((batch, request.end), pad_id, dtype=np.int64)
         self.tokens[:, :start] = request.prefix[:, :start]
         self.n = start  # tokens so far, the same for every row
@@ -263,13 +262,14 @@ class _Targets:
     def state(self, emitted: np.ndarray) -> State:
         """What processors and choosers may look at."""
         return State(
-            tokens=self.tokens[:, : self.n],
-            n_new=self.n_new,
-            emitting=emitted,
-            rows=self.sources,
-            source=self.request.source,
-            source_mask=self.request.source_mask,
+            tokens=read_only(self.tokens[:, : self.n]),
+            n_new=read_only(self.n_new),
+            emitting=read_only(emitted),
+            rows=read_only(self.sources),
+            source=read_only(self.request.source),
+            source_mask=read_only(self.request.source_mask),
             uniforms=partial(self.draw, self.n_new),
+            eos_ids=read_only(self.request.eos_ids),
         )
 
     def append(self, tokens: np.ndarray, emitted: np.ndarray) -> None:
@@ -282,26 +282,33 @@ class _Targets:
 
 
 def _loop(
-    start: Callable[[], ShrinkingDecoder],
-    targets: _Targets,
+    model: Model,
+    request: Request,
     choose: Chooser,
+    draw: Callable[[np.ndarray], np.ndarray],
     stop: Callable[[Step], Any] | None,
     tap: Tap,
 ) -> Iterator[Step]:
-    decoder = start()  # encodes the sources: not before the first step is asked for
+    decoder = start_decoder(model, request, tap)  # encodes the sources, once
+    targets = _Targets(request, model.config.pad_id, draw)
     index = 0
     while not targets.ended.all():
-        step = _step(decoder, targets, choose, index, tap.at(f"step.{index}"))
+        step = _step(model, decoder, targets, choose, index, tap.at(f"step.{index}"))
         if stop is not None:
-            targets.finished = targets.finished | _checked_stop(stop(step), len(step.tokens))
-            step = replace(step, finished=targets.finished)
+            targets.finished = targets.finished | stopped(stop, step, len(step.tokens))
+            step = replace(step, finished=read_only(targets.finished))
         decoder.drop(targets.ended)
         index += 1
         yield step
 
 
 def _step(
-    decoder: ShrinkingDecoder, targets: _Targets, choose: Chooser, index: int, tap: Tap
+    model: Model,
+    decoder: ShrinkingDecoder,
+    targets: _Targets,
+    choose: Chooser,
+    index: int,
+    tap: Tap,
 ) -> Step:
     # The distribution of the next token of every row.
     logits = decoder.next_logits(targets.tokens[:, : targets.n], tap)
@@ -318,7 +325,12 @@ def _step(
         scores = tap("scores", scores)
         chosen = tap("chosen", choose.pick(scores, state))
         tokens, log_probs, best, margin = _read(logits, scores, chosen, given, emitted)
-    _check_finite(log_probs, best, forced, emitted)
+    unfit = np.isnan(log_probs) & (forced | emitted) | ~np.isfinite(best) & emitted
+    if unfit.any():
+        row = int(unfit.argmax())
+        raise no_token(
+            model, targets.asked, choose.processors, logits, state, place=row, row=row, step=index
+        )
     log_probs = tap("log_probs", log_probs)
 
     # One token more.
@@ -330,7 +342,7 @@ def _step(
         scores=scores,
         log_probs=np.where(forced | emitted, log_probs, 0.0),
         margin=np.where(forced | emitted, margin, np.inf),
-        finished=targets.finished,
+        finished=read_only(targets.finished),
         forced=forced,
         emitted=emitted,
     )
@@ -344,7 +356,9 @@ def _read(
 
     Rows that emit take the chosen token, the others the given one.
     """
-    xp, batch = array_namespace(logits), len(emitted)
+    xp, (batch, vocab_size) = array_namespace(logits), logits.shape
+    if chosen.dtype.kind == "u":  # with signed ids these would become floating-point numbers
+        chosen = chosen.astype("int64")
     if chosen.shape != (batch,) or chosen.dtype.kind not in "iu":
         raise ValueError(
             f"choose must pick a token id for each row, integers ({batch},), "
@@ -355,31 +369,28 @@ def _read(
     others[rows, best_token] = -math.inf
     best = scores[rows, best_token]
     token = xp.where(xp.asarray(emitted), chosen, xp.asarray(given))
-    log_probs = logits[rows, token] - logsumexp(logits)[:, 0]
+    wide = at_least_float32(logits)
+    try:
+        log_probs = wide[rows, token] - logsumexp(wide)[:, 0]
+    except IndexError as error:  # NumPy's: an index that CuPy wraps around is found below
+        raise _unknown(to_numpy(token), vocab_size) from error
     margin = best - others.max(axis=-1)
     tokens, log_probs, best, margin = read(token, log_probs, best, margin)
-    if tokens.min() < 0:  # it would count from the end
-        raise ValueError(f"choose must pick token ids, got {tokens.min():.0f}")
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise _unknown(tokens, vocab_size)
     return tokens.astype(np.int64), log_probs, best, margin
 
 
-def _check_finite(
-    log_probs: np.ndarray, best: np.ndarray, forced: np.ndarray, emitted: np.ndarray
-) -> None:
-    if (unfit := np.isnan(log_probs) & (forced | emitted)).any():
-        raise NonFiniteLogitsError(
-            f"the model's logits of row {unfit.argmax()} are NaN or infinite: "
-            "they define no distribution"
-        )
-    if (unfit := ~np.isfinite(best) & emitted).any():
-        raise NonFiniteLogitsError(
-            f"the processors left row {unfit.argmax()} no token to choose: "
-            f"its best score is {best[unfit.argmax()]}"
-        )
+def _unknown(tokens: np.ndarray, vocab_size: int) -> ValueError:
+    row = int(np.argmax((tokens < 0) | (tokens >= vocab_size)))
+    return ValueError(
+        f"choose must pick token ids from 0 to {vocab_size - 1}, got {tokens[row]:.0f} for row "
+        f"{row}"
+    )
 
 
 def _uniforms_of(
-    request: Request, copies: int, seed: int, row_ids: Sequence[int] | None, given: Array | None
+    request: Request, seed: int, row_ids: Sequence[int] | None, given: Array | None
 ) -> Callable[[np.ndarray], np.ndarray]:
     """The function from n_new (rows,) to the uniform numbers of that step, (rows,).
 
@@ -389,6 +400,7 @@ def _uniforms_of(
     if len(ids) != request.batch:
         raise ValueError(f"row_ids has {len(ids)} entries, source has {request.batch} rows")
     draw_uniforms(seed, ids, 0)  # draws none: only complains, now
+    copies = request.copies
     if copies > 1 and max(ids) >= SAMPLE_STRIDE:
         raise ValueError(f"row_ids must be below 2**32 for several samples, got {max(ids)}")
     stream_ids = [int(row_id) + SAMPLE_STRIDE * j for row_id in ids for j in range(copies)]
@@ -412,13 +424,6 @@ def _checked_uniforms(uniforms: Array, shape: tuple[int, int]) -> np.ndarray:
     if not ((host >= 0) & (host < 1)).all():
         raise ValueError("uniforms must be in [0, 1)")
     return host
-
-
-def _checked_stop(answer: Any, batch: int) -> np.ndarray:
-    ended = to_numpy(answer).astype(bool)
-    if ended.shape not in ((), (batch,)):
-        raise ValueError(f"stop must give a boolean or an array ({batch},), got {ended.shape}")
-    return ended
 
 
 def generate_text(model: Model, texts: Sequence[str], **options: Any) -> list[str]:
@@ -446,6 +451,7 @@ def generate_text(model: Model, texts: Sequence[str], **options: Any) -> list[st
         raise ValueError("the model has no vocabularies: give token ids to rs.generate instead")
     if isinstance(texts, str):
         raise TypeError("texts must be a sequence of strings, got one string: put it in a list")
+    check_options("generate_text", options, decode_steps)
     source = [model.source_vocabulary.encode(text) for text in texts]
     out = generate(model, source, **options)
     return [

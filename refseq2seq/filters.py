@@ -3,19 +3,21 @@
     sample(temperature(0.7), top_k(50), top_p(0.9))
 
 They compose in the order written. Libraries disagree about order, ties and boundaries: each
-filter says what it does, and `refseq2seq.like` has the pipelines of the peers.
+filter says what it does, and `refseq2seq.like` has the pipelines of the peers. Probabilities
+are compared in float32 at least: float16 has no number between 0 and 6e-8.
 """
 
 import math
 
 import numpy as np
 
-from .backend import Array, array_namespace
+from .backend import Array, array_namespace, at_least_float32, widened
 from .checks import check_int, check_number
 from .ops import log_softmax, softmax
-from .sampling import Processor, State, check_noise, noise_of_step
+from .sampling import Processor, State, check_noise, makes_processor, noise_of_step
 
 
+@makes_processor
 def temperature(t: float) -> Processor:
     """Divide the scores by t: below 1 sharpens the distribution, above 1 flattens it.
 
@@ -25,11 +27,11 @@ def temperature(t: float) -> Processor:
         Positive and finite. The limit t -> 0 is `greedy`, which is what x-transformers
         does at 0.
     """
-    check_number("temperature", t, 0, math.inf, low_open=True, high_open=True)
-    t = float(t)
+    t = check_number("temperature", t, 0, math.inf, low_open=True, high_open=True)
     return lambda scores, state: scores / t
 
 
+@makes_processor
 def top_k(k: int | float, *, keep_ties: bool = False) -> Processor:
     """Keep the k best scores (Fan, Lewis and Dauphin 2018, section 5).
 
@@ -37,23 +39,24 @@ def top_k(k: int | float, *, keep_ties: bool = False) -> Processor:
     ----------
     k : int or float
         An int counts tokens, at least 1; a vocabulary smaller than that is kept whole. A
-        float in (0, 1] is the fraction of the vocabulary, rounded up to a count.
+        float in (0, 1] is the fraction of the vocabulary, rounded up to a count: the product
+        is a float64, so 0.07 of 100 tokens is 7.000000000000001 and keeps 8, as in
+        x-transformers.
     keep_ties : bool
         By default exactly k tokens stay; of those with equal scores, the lowest ids.
         True keeps all that equal the k-th best, as Hugging Face does. PyTorch's `topk`, in
         x-transformers, keeps exactly k and does not say which.
     """
     if isinstance(k, float | np.floating):
-        check_number("top_k's fraction", k, 0, 1, low_open=True)
-        k = float(k)
+        k = check_number("top_k's fraction", k, 0, 1, low_open=True)
     elif not isinstance(k, int | np.integer) or isinstance(k, bool):
         raise TypeError(f"top_k's k must be an int or a float fraction, got {type(k).__name__}")
     else:
-        check_int("top_k's k", k, 1)
+        k = check_int("top_k's k", k, 1)
 
     def process(scores: Array, state: State) -> Array:
         xp, vocab_size = array_namespace(scores), scores.shape[-1]
-        count = min(math.ceil(k * vocab_size) if isinstance(k, float) else int(k), vocab_size)
+        count = min(math.ceil(k * vocab_size) if isinstance(k, float) else k, vocab_size)
         if keep_ties:
             return keep(scores, scores >= xp.sort(scores, axis=-1)[..., -count, None])
         return keep(scores, ranks(scores) < count)
@@ -61,6 +64,7 @@ def top_k(k: int | float, *, keep_ties: bool = False) -> Processor:
     return process
 
 
+@makes_processor
 def top_p(p: float) -> Processor:
     """Keep the smallest set of best tokens whose probabilities add up to at least p
     (nucleus sampling; Holtzman et al. 2020, section 3.1).
@@ -77,7 +81,7 @@ def top_p(p: float) -> Processor:
     keeps one more where the sum is exactly p; Hugging Face adds up from the worst, and
     so keeps the highest ids among equals. `refseq2seq.like` has both rules.
     """
-    check_number("top_p's p", p, 0, 1, low_open=True)
+    p = check_number("top_p's p", p, 0, 1, low_open=True)
 
     def process(scores: Array, state: State) -> Array:
         if p == 1:
@@ -87,6 +91,7 @@ def top_p(p: float) -> Processor:
     return process
 
 
+@makes_processor
 def min_p(ratio: float) -> Processor:
     """Keep tokens at least ``ratio`` times as probable as the best one (Nguyen et al. 2024).
 
@@ -95,17 +100,17 @@ def min_p(ratio: float) -> Processor:
     ratio : float
         In [0, 1]. A token exactly at the limit stays, as in Hugging Face and x-transformers.
     """
-    check_number("min_p's ratio", ratio, 0, 1)
-    ratio = float(ratio)
+    ratio = check_number("min_p's ratio", ratio, 0, 1)
 
     def process(scores: Array, state: State) -> Array:
-        probs = softmax(scores)
+        probs = softmax(at_least_float32(scores))
         best = probs.max(axis=-1, keepdims=True)
         return keep(scores, probs >= ratio * best)
 
     return process
 
 
+@makes_processor
 def top_a(ratio: float, power: float = 2.0) -> Processor:
     """Keep tokens whose probability is at least ratio * (best probability) ** power.
 
@@ -118,18 +123,18 @@ def top_a(ratio: float, power: float = 2.0) -> Processor:
     power : float
         At least 1, so that the best token always stays.
     """
-    check_number("top_a's ratio", ratio, 0, 1)
-    check_number("top_a's power", power, 1, math.inf, high_open=True)
-    ratio, power = float(ratio), float(power)
+    ratio = check_number("top_a's ratio", ratio, 0, 1)
+    power = check_number("top_a's power", power, 1, math.inf, high_open=True)
 
     def process(scores: Array, state: State) -> Array:
-        probs = softmax(scores)
+        probs = softmax(at_least_float32(scores))
         best = probs.max(axis=-1, keepdims=True)
         return keep(scores, probs >= best**power * ratio)
 
     return process
 
 
+@makes_processor
 def typical(mass: float) -> Processor:
     """Keep the tokens whose surprise is nearest to the expected one, until they add up to mass
     (locally typical sampling; Meister et al. 2023, eq. 9).
@@ -146,18 +151,19 @@ def typical(mass: float) -> Processor:
     Of tokens equally near, the lowest ids are kept; Hugging Face keeps all that are as near
     as the last one kept.
     """
-    check_number("typical's mass", mass, 0, 1, low_open=True)
+    mass = check_number("typical's mass", mass, 0, 1, low_open=True)
 
     def process(scores: Array, state: State) -> Array:
         if mass == 1:
             return scores
-        log_probs = log_softmax(scores)
+        log_probs = log_softmax(at_least_float32(scores))
         distance = array_namespace(scores).abs(-log_probs - entropy(log_probs))
         return keep(scores, probability_before(scores, -distance) < mass)
 
     return process
 
 
+@makes_processor
 def epsilon(cutoff: float) -> Processor:
     """Keep tokens at least as probable as ``cutoff``, and the best (Hewitt et al. 2022, sec. 3).
 
@@ -166,15 +172,15 @@ def epsilon(cutoff: float) -> Processor:
     cutoff : float
         In [0, 1].
     """
-    check_number("epsilon's cutoff", cutoff, 0, 1)
-    cutoff = float(cutoff)
+    cutoff = check_number("epsilon's cutoff", cutoff, 0, 1)
 
     def process(scores: Array, state: State) -> Array:
-        return keep(scores, (softmax(scores) >= cutoff) | _is_best(scores))
+        return keep(scores, (softmax(at_least_float32(scores)) >= cutoff) | _is_best(scores))
 
     return process
 
 
+@makes_processor
 def eta(cutoff: float) -> Processor:
     """Keep tokens at least as probable as min(cutoff, sqrt(cutoff) exp(-entropy)), and the best
     (eta-sampling; Hewitt et al. 2022, eq. 6): the flatter the distribution, the lower the bar.
@@ -184,17 +190,18 @@ def eta(cutoff: float) -> Processor:
     cutoff : float
         In [0, 1].
     """
-    check_number("eta's cutoff", cutoff, 0, 1)
-    cutoff = float(cutoff)
+    cutoff = check_number("eta's cutoff", cutoff, 0, 1)
 
     def process(scores: Array, state: State) -> Array:
         xp = array_namespace(scores)
-        bar = math.sqrt(cutoff) * xp.exp(-entropy(log_softmax(scores)))
-        return keep(scores, (softmax(scores) >= xp.minimum(bar, cutoff)) | _is_best(scores))
+        log_probs = log_softmax(at_least_float32(scores))
+        bar = xp.minimum(math.sqrt(cutoff) * xp.exp(-entropy(log_probs)), cutoff)
+        return keep(scores, (xp.exp(log_probs) >= bar) | _is_best(scores))
 
     return process
 
 
+@widened
 def entropy(log_probs: Array) -> Array:
     """The entropy in nats of distributions over the last axis, which is kept with length 1.
 
@@ -212,6 +219,17 @@ def _is_best(scores: Array) -> Array:
     return scores == scores.max(axis=-1, keepdims=True)
 
 
+@makes_processor
+def renormalize_logits() -> Processor:
+    """Turn scores into log-probabilities: their log-softmax, in nats.
+
+    Hugging Face's option of this name, which acts after all other processors: in beam search
+    hypotheses are then scored by the distribution that the processors leave.
+    """
+    return lambda scores, state: log_softmax(scores)
+
+
+@makes_processor
 def gumbel_top_k(
     k: int, *processors: Processor, seed: int = 0, noise: Array | None = None
 ) -> Processor:
@@ -234,8 +252,8 @@ def gumbel_top_k(
     noise : array, shape (n_steps, rows, vocab_size), optional
         Gumbel noise to use instead; ``noise[t]`` serves new token number t.
     """
-    check_int("gumbel_top_k's k", k, 1)
-    check_int("gumbel_top_k's seed", seed, 0)
+    k = check_int("gumbel_top_k's k", k, 1)
+    seed = check_int("gumbel_top_k's seed", seed, 0)
     if noise is not None:
         check_noise("gumbel_top_k", noise)
 

@@ -9,7 +9,7 @@ from .backend import Array, array_namespace
 from .checks import check_number
 from .filters import keep
 from .ops import softmax
-from .sampling import Chooser, Processor, State, greedy, sample
+from .sampling import Chooser, Processor, State, greedy, makes_processor, sample
 
 XTransformersFilter = Literal["top_k", "top_p", "top_a", "min_p"]
 
@@ -62,10 +62,10 @@ def _x_transformers_top_k(*, frac_num_tokens: float = 0.1, k: int | None = None)
     return filters.top_k(float(frac_num_tokens) if k is None else index(k))
 
 
+@makes_processor
 def _x_transformers_top_p(*, thres: float = 0.9) -> Processor:
     """Remove a token where those before it, best first, add up to more than ``thres``."""
-    check_number("top_p's thres", thres, 0, 1)
-    thres = float(thres)
+    thres = check_number("top_p's thres", thres, 0, 1)
 
     def process(scores: Array, state: State) -> Array:
         xp = array_namespace(scores)
@@ -139,10 +139,10 @@ def _to_float32(scores: Array, state: State) -> Array:
     return scores.astype("float32")
 
 
+@makes_processor
 def _huggingface_top_p(p: float) -> Processor:
     """Remove the least probable tokens while they add up to at most 1 - p; the best stays."""
-    check_number("top_p", p, 0, 1)
-    p = float(p)
+    p = check_number("top_p", p, 0, 1)
 
     def process(scores: Array, state: State) -> Array:
         xp = array_namespace(scores)

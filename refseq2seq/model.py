@@ -5,6 +5,7 @@
     logits = forward(model, source, target)    the two in a row: teacher forcing
 
 What a model does not have is None, and its step is the identity: no function has two versions.
+A float16 model computes in float32, and rounds each quantity that passes a tap to float16.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from . import notebook, summary
 from .attention import cross_attention, keys_values, self_attention
-from .backend import Array, array_namespace, to_cupy, to_numpy
+from .backend import Array, array_namespace, at_least_float32, to_cupy, to_numpy
 from .cache import KeyValueCache
 from .config import FeedForwardConfig, ModelConfig, NormConfig, RotaryPositions, StackConfig
 from .exact import as_exact
@@ -31,23 +32,33 @@ from .params import (
     Params,
     StackParams,
     SublayerNorms,
+    check_params,
     map_arrays,
     random_params,
 )
 from .positions import position_embedding, rotation, score_bias
 from .text import Tokenizer
 from .tokens import Tokens, as_tokens
-from .trace import Tap, no_tap
+from .trace import RoundingTap, Tap, no_tap
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Model:
-    """Conventions, arrays, and, where there are any, the vocabularies of both languages."""
+    """Conventions, arrays, and, where there are any, the vocabularies of both languages.
+
+    Raises
+    ------
+    ValueError
+        If the arrays are not those of the config: by name.
+    """
 
     config: ModelConfig
     params: Params
     source_vocabulary: Tokenizer | None = None
     target_vocabulary: Tokenizer | None = None
+
+    def __post_init__(self) -> None:
+        check_params(self.config, self.params)
 
     @classmethod
     def random(cls, config: ModelConfig, seed: int, dtype: str = "float32") -> Model:
@@ -193,7 +204,7 @@ def encode(
     ids = xp.asarray(host_ids)
     mask = None if host_mask is None else xp.asarray(host_mask)
     positions = xp.arange(ids.shape[1]) if mask is None else real_positions(mask)
-    inside = tap.at("encoder")
+    inside = _rounding(model, tap).at("encoder")
     x = embed(p, c, ids, positions, inside)
     x, real_keys, positions = _with_memory_tokens(p, x, mask, positions)
     key_mask = None if real_keys is None else padding_mask(real_keys)
@@ -218,11 +229,14 @@ def remember(model: Model, hidden: Array, mask: Array | None, *, tap: Tap = no_t
     tap : Tap
     """
     attention, keys, values = model.config.decoder.cross_attention, [], []
+    wide, tap, dtype = at_least_float32(hidden), _rounding(model, tap), model.dtype
     for i, layer in enumerate(model.params.decoder.layers):
         inside = tap.at(f"decoder.layers.{i}.cross_attention")
-        k, v = keys_values(layer.cross_attention, attention, hidden)  # type: ignore[arg-type]
-        keys.append(inside("k", k).copy())  # heads one after the other: every step reads them so
-        values.append(inside("v", v).copy())
+        k, v = keys_values(layer.cross_attention, attention, wide)  # type: ignore[arg-type]
+        # In C order, heads one after the other: every step reads them so.
+        keys.append(inside("k", k).astype(dtype, order="C"))
+        values.append(inside("v", v).astype(dtype, order="C"))
+    hidden = hidden.astype(dtype, copy=False)
     return Memory(hidden=hidden, mask=mask, keys=tuple(keys), values=tuple(values))
 
 
@@ -278,6 +292,7 @@ def decode_checked(
     causal = causal_mask(positions, so_far) if n > 1 else None  # the last token sees all
     source_mask = None if memory.mask is None else padding_mask(memory.mask)
     rotate, biases = relative(p, c, positions, so_far)
+    tap = _rounding(model, tap)
     inside = tap.at("decoder")
     x = embed(p, c, ids, positions, inside)
     for i, layer in enumerate(p.layers):
@@ -294,7 +309,13 @@ def decode_checked(
         x = decoder_layer(layer, c, x, attend_to_target, attend_to_source, inside.at(f"layers.{i}"))
     x = inside("final", normalize(p.final_norm, c.norm, x))
     unembedding, bias = model.params.unembedding, model.params.logits_bias
-    return tap("logits", linear(x * model.config.logits_scale, unembedding, bias))
+    logits = tap("logits", linear(x * model.config.logits_scale, unembedding, bias))
+    return logits.astype(model.dtype, copy=False)
+
+
+def _rounding(model: Model, tap: Tap) -> Tap:
+    """The tap that a model computes by: of float16, it rounds what passes."""
+    return RoundingTap(tap) if model.dtype == "float16" else tap
 
 
 def new_cache(model: Model, batch: int, capacity: int) -> tuple[KeyValueCache, ...]:
@@ -370,7 +391,7 @@ def feed_forward(p: FeedForwardParams, c: FeedForwardConfig, x: Array, tap: Tap 
 
 def embed(p: StackParams, c: StackConfig, ids: Array, positions: Array, tap: Tap) -> Array:
     """Token embeddings, scaled, plus positions, normalised where the model has a norm."""
-    x = tap("tokens", p.embedding[ids] * c.embedding_scale)
+    x = tap("tokens", at_least_float32(p.embedding[ids]) * c.embedding_scale)
     if c.embedding_norm == "before_positions":
         x = normalize(p.embedding_norm, c.norm, x)
     if c.positions is not None:
@@ -390,7 +411,7 @@ def relative(
     if isinstance(how, RotaryPositions):
         return rotation(how, q_positions), [None] * n_layers
     tables = p.relative_bias or (None,)  # ALiBi has no table, T5 one, UMT5 one per layer
-    dtype = p.embedding.dtype
+    dtype = at_least_float32(p.embedding[:0]).dtype
     biases = [score_bias(how, table, q_positions, k_positions, dtype) for table in tables]
     return None, biases if len(biases) == n_layers else biases * n_layers
 

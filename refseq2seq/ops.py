@@ -2,11 +2,13 @@
 
 Every function acts on the last axis, keeps the dtype it is given and mutates nothing.
 Scalars are Python floats: a NumPy float64 scalar would turn float32 arrays into float64.
+In float16, what happens between input and result is computed in float32 and rounded once.
+Where float32 or float64 itself overflows, the result is NaN, never a number that looks right.
 """
 
 import math
 
-from .backend import Array, array_namespace, elementwise
+from .backend import Array, array_namespace, elementwise, widened
 from .config import NormConfig
 from .params import NormParams
 from .special import gelu_erf
@@ -41,6 +43,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     return y.reshape(*x.shape[:-1], weight.shape[-1])
 
 
+@widened
 def softmax(x: Array, mask: Array | None = None) -> Array:
     r"""Probabilities proportional to exp(x) over the entries that the mask allows.
 
@@ -55,11 +58,12 @@ def softmax(x: Array, mask: Array | None = None) -> Array:
     Returns
     -------
     array, shape (..., n)
-        A row whose mask is all False, or whose entries are all -inf, is all zeros.
+        A row whose mask is all False is all zeros. A row whose allowed entries are all -inf
+        has no distribution: NaN.
 
     Notes
     -----
-    The greatest entry is subtracted first, so no finite input overflows. PyTorch gives
+    The largest entry is subtracted first, so no finite input overflows. PyTorch gives
     NaN for a fully masked row; adding -1e9 instead of masking gives a uniform one.
 
     Examples
@@ -69,26 +73,29 @@ def softmax(x: Array, mask: Array | None = None) -> Array:
     array([0.25, 0.75, 0.  ])
     """
     xp = array_namespace(x)
-    if mask is not None:
+    if mask is None:
+        top = x.max(axis=-1, keepdims=True)
+    else:
         x = xp.where(mask, x, -math.inf)
-    top = x.max(axis=-1, keepdims=True)
+        some_allowed = xp.any(mask, axis=-1, keepdims=True)
+        top = xp.where(some_allowed, x.max(axis=-1, keepdims=True), 0.0)
     exponentials = _shifted_exp(x, top)
     return _normalised(exponentials, exponentials.sum(axis=-1, keepdims=True))
 
 
 @elementwise
 def _shifted_exp(x: Array, top: Array) -> Array:
-    """e^(x - top). Where top is -inf, the least finite number is subtracted: zeros, not NaN."""
-    xp = array_namespace(x)
-    return xp.exp(x - xp.maximum(top, xp.finfo(x.dtype).min))
+    """e^(x - top)."""
+    return array_namespace(x).exp(x - top)
 
 
 @elementwise
 def _normalised(x: Array, total: Array) -> Array:
-    """x / total. The greatest entry adds e^0 = 1 to a total; only a row of zeros has less."""
+    """x / total. The largest entry adds e^0 = 1 to a total; only a row of zeros has less."""
     return x / array_namespace(x).maximum(total, 1.0)
 
 
+@widened
 def log_softmax(x: Array) -> Array:
     r"""Logarithm of the softmax, in nats, without forming probabilities that underflow.
 
@@ -114,6 +121,7 @@ def log_softmax(x: Array) -> Array:
     return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
 
 
+@widened
 def logsumexp(x: Array) -> Array:
     r"""log of the sum of exponentials over the last axis, which is kept with length 1.
 
@@ -133,13 +141,13 @@ def logsumexp(x: Array) -> Array:
     return top + xp.log(xp.exp(x - top).sum(axis=-1, keepdims=True))
 
 
+@widened
 def mean(x: Array) -> Array:
-    """Mean over the last axis, which is kept with length 1; float16 is added up in float32."""
-    if array_namespace(x).finfo(x.dtype).bits < 32:
-        return mean(x.astype("float32")).astype(x.dtype)  # a sum may be too great for float16
+    """Mean over the last axis, which is kept with length 1."""
     return x.sum(axis=-1, keepdims=True) / x.shape[-1]
 
 
+@widened
 def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
     r"""Layer normalisation (Ba, Kiros and Hinton 2016, eq. 4).
 
@@ -158,12 +166,15 @@ def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> 
     Returns
     -------
     array, shape (..., d)
+        NaN in rows whose squares overflow float32 or float64, as in every norm here;
+        PyTorch gives zeros.
     """
     centred = x - mean(x)
     variance = mean(centred * centred)
     return _over_root(centred, variance, eps, gain, bias)
 
 
+@widened
 def rms_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
     r"""Root-mean-square normalisation (Zhang and Sennrich 2019, eq. 4), as in T5.
 
@@ -175,6 +186,7 @@ def rms_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Ar
     return _over_root(x, mean(x * x), eps, gain, bias)
 
 
+@widened
 def l2_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
     r"""Scaling to Euclidean length sqrt(d), times the gain.
 
@@ -186,10 +198,11 @@ def l2_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Arr
     below by eps; nothing is added to it.
     """
     xp = array_namespace(x)
-    length = xp.sqrt((x * x).sum(axis=-1, keepdims=True))
+    length = _finite(xp.sqrt((x * x).sum(axis=-1, keepdims=True)))
     return _affine(x / xp.maximum(length, eps) * math.sqrt(x.shape[-1]), gain, bias)
 
 
+@widened
 def std_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Array:
     r"""The layer norm of "The Annotated Transformer".
 
@@ -202,7 +215,7 @@ def std_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Ar
     xp = array_namespace(x)
     centred = x - mean(x)
     variance = (centred * centred).sum(axis=-1, keepdims=True) / (x.shape[-1] - 1)
-    return _affine(centred / (xp.sqrt(variance) + eps), gain, bias)
+    return _affine(centred / (_finite(xp.sqrt(variance)) + eps), gain, bias)
 
 
 @elementwise
@@ -210,7 +223,13 @@ def _over_root(
     x: Array, mean_square: Array, eps: float, gain: Array | None, bias: Array | None
 ) -> Array:
     """x / sqrt(mean_square + eps) * gain + bias."""
-    return _affine(x / array_namespace(x).sqrt(mean_square + eps), gain, bias)
+    root = _finite(array_namespace(x).sqrt(mean_square + eps))
+    return _affine(x / root, gain, bias)
+
+
+def _finite(divisor: Array) -> Array:
+    """The divisor where it is finite, NaN where its squares overflowed: x / inf would be 0."""
+    return divisor % math.inf
 
 
 def _affine(x: Array, gain: Array | None, bias: Array | None) -> Array:
@@ -224,7 +243,7 @@ def relu(x: Array) -> Array:
 
 
 def relu_squared(x: Array) -> Array:
-    """max(x, 0) squared (So et al. 2021, Primer)."""
+    """The square of max(x, 0) (So et al. 2021, Primer)."""
     return relu(x) ** 2
 
 
@@ -240,8 +259,11 @@ def sigmoid(x: Array) -> Array:
 
 @elementwise
 def silu(x: Array) -> Array:
-    """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016, section 2)."""
-    return x * sigmoid(x)
+    """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016, section 2).
+
+    Its limit 0 at -inf, where PyTorch gives NaN.
+    """
+    return array_namespace(x).maximum(x, -800.0) * sigmoid(x)  # sigmoid is 0 from there on
 
 
 @elementwise
@@ -251,9 +273,11 @@ def gelu_tanh(x: Array) -> Array:
     .. math:: \tfrac{x}{2}\left(1 + \tanh\left(\sqrt{2/\pi}\,(x + 0.044715 x^3)\right)\right)
 
     Hugging Face's ``gelu_new``, PyTorch's ``approximate="tanh"``; up to 4.8e-4 from `gelu_erf`.
+    Its limit 0 at -inf, where PyTorch gives NaN.
     """
     xp = array_namespace(x)
-    near = xp.minimum(xp.maximum(x, -30.0), 30.0)  # tanh is -1 or 1 outside; no cube overflows
+    x = xp.maximum(x, -30.0)  # tanh is -1 or 1 outside of -30 to 30: no cube overflows
+    near = xp.minimum(x, 30.0)
     inner = math.sqrt(2 / math.pi) * (near + 0.044715 * (near * near * near))
     return 0.5 * x * (1 + xp.tanh(inner))
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array
+from .checks import check_int
 from .config import (
     AttentionConfig,
     BucketedPositions,
@@ -284,18 +285,37 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_params(config: ModelConfig, params: Params) -> None:
-    """Raise a ValueError unless ``params`` has the arrays of ``config``, and one dtype."""
+    """Raise a ValueError unless ``params`` has the arrays of ``config``, tied as it says, and
+    one dtype.
+    """
     expected = {name: x.shape for name, x in named_arrays(build_params(config, _shaped))}
     found = {name: x.shape for name, x in named_arrays(params)}
     for name in expected | found:
         if found.get(name) != expected.get(name):
             raise ValueError(
                 f"{name} must have shape {expected.get(name)} by the config, "
-                f"got {found.get(name)}; None is no array"
+                f"got {found.get(name)}; None is no array: make config and params together"
             )
     dtypes = {str(x.dtype) for _, x in named_arrays(params)}
     if len(dtypes) > 1:
         raise ValueError(f"the parameters must have one dtype, got {sorted(dtypes)}")
+    if dtypes - {"float16", "float32", "float64"}:
+        raise ValueError(f"the parameters must be float16, float32 or float64, got {dtypes.pop()}")
+    table = params.decoder.embedding
+    if config.tied_logits and not _is_same(params.unembedding.T, table):
+        raise ValueError("tied_logits is True, but unembedding is not decoder.embedding transposed")
+    if config.tied_embeddings and not _is_same(params.encoder.embedding, table):
+        raise ValueError("tied_embeddings is True, but encoder.embedding is not decoder.embedding")
+
+
+def _is_same(a: Array, b: Array) -> bool:
+    """Whether two arrays of one shape are one in memory, or hold the same numbers.
+
+    A device would have to be waited for: its arrays are taken to be the same.
+    """
+    if not isinstance(a, np.ndarray) or a.ctypes.data == b.ctypes.data:
+        return True
+    return np.array_equal(a, b)
 
 
 def _shaped(name: str, shape: tuple[int, ...]) -> Array:
@@ -313,11 +333,12 @@ def random_params(config: ModelConfig, seed: int, dtype: str = "float32") -> Par
     ----------
     config : ModelConfig
     seed : int
-        Not negative.
+        0 or more.
     dtype : "float16", "float32" or "float64"
     """
     if dtype not in ("float16", "float32", "float64"):
         raise ValueError(f"dtype must be float16, float32 or float64, got {dtype!r}")
+    seed = check_int("seed", seed, 0)
 
     def draw(name: str, shape: tuple[int, ...]) -> Array:
         normal = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape)

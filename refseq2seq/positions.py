@@ -73,7 +73,8 @@ def position_embedding(
     ``table`` is the learned one, shape (n_positions, d_model). Result: (..., d_model).
     """
     if isinstance(c, LearnedPositions):
-        return table[positions + c.offset] * c.scale  # type: ignore[index]
+        rows = table[positions + c.offset]  # type: ignore[index]
+        return rows.astype(like.dtype, copy=False) * c.scale
     waves = sinusoids(positions + c.offset, like.shape[-1], c.layout)
     return (waves * c.scale).astype(like.dtype)
 
@@ -150,10 +151,11 @@ def score_bias(
     xp = array_namespace(q_positions)
     relative_position = k_positions[..., None, :] - q_positions[..., :, None]
     if isinstance(c, AlibiPositions):
-        slopes = xp.asarray(c.slopes, dtype=dtype)[:, None, None]
-        return -slopes * xp.abs(relative_position)[..., None, :, :].astype(dtype)
+        slopes = xp.asarray(c.slopes, dtype="float64")[:, None, None]
+        return (-slopes * xp.abs(relative_position)[..., None, :, :]).astype(dtype)
     buckets = t5_bucket(relative_position, c.n_buckets, c.max_distance, c.bidirectional)
-    return xp.moveaxis(table[buckets], -1, -3) * c.scale  # type: ignore[index]
+    biases = table[buckets].astype(dtype, copy=False)  # type: ignore[index]
+    return xp.moveaxis(biases, -1, -3) * c.scale
 
 
 def t5_bucket(

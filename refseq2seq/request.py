@@ -1,20 +1,27 @@
 """What decoding is asked for: checked at once, on the host, before the first step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from .backend import Array
+from .backend import Array, to_numpy
 from .checks import check_int
+from .config import ModelConfig
 from .model import Model, check_fits
 from .tokens import Tokens, as_tokens
+
+if TYPE_CHECKING:
+    from .decoder import Amateur
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """Sources, how each target begins, and when it ends. All arrays are on the host."""
+    """Sources, how each target begins, when it ends, and how it is computed.
+
+    All arrays are on the host.
+    """
 
     source: np.ndarray  # (batch, n_source) token ids
     source_mask: np.ndarray  # (batch, n_source) True = real token
@@ -23,6 +30,9 @@ class Request:
     max_new_tokens: int
     min_new_tokens: int
     eos_ids: np.ndarray  # (n_eos,)
+    copies: int  # targets of each source
+    amateurs: tuple["Amateur", ...]
+    use_cache: bool
 
     @property
     def batch(self) -> int:
@@ -39,16 +49,17 @@ class Request:
         """The most tokens that any target can have, prefix included."""
         return int(self.n_prefix.max()) + self.max_new_tokens
 
-    def repeated(self, copies: int) -> Self:
-        """The request with each row ``copies`` times, one after the other."""
-        if copies == 1:
-            return self
+    def take(self, rows: np.ndarray) -> Self:
+        """The request whose row i is row ``rows[i]`` of this one, with one target each."""
         names = ("source", "source_mask", "prefix", "n_prefix")
-        rows = np.repeat(np.arange(self.batch), copies)
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        return replace(self, copies=1, **{name: getattr(self, name)[rows] for name in names})
+
+    def one_per_target(self) -> Self:
+        """The request with each row as often as it has targets, one after the other."""
+        return self.take(np.repeat(np.arange(self.batch), self.copies))
 
     def forced(self, n: int, ended: np.ndarray, otherwise: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows that have not ended still have a prefix token at place ``n``, and that token.
+        """Which rows that have not ended have a prefix token at position ``n``, and that token.
 
         Two arrays (batch,): a mask, and token ids, ``otherwise`` where the mask is False.
         """
@@ -66,6 +77,10 @@ def as_request(
     max_new_tokens: int | None,
     min_new_tokens: int,
     eos_ids: Sequence[int] | None,
+    *,
+    copies: int = 1,
+    amateurs: Sequence["Amateur"] = (),
+    use_cache: bool = True,
 ) -> Request:
     """The arguments of `refseq2seq.decode_steps` as a request that the model can meet."""
     c = model.config
@@ -73,17 +88,10 @@ def as_request(
     if mask is None:
         mask = np.ones(ids.shape, dtype=bool)
     check_fits("source", int(mask.sum(axis=1).max()), c.encoder)
-    if prefix is None:
-        prefix = np.full((len(ids), 1), c.decoder_start_id)
-    prefix_ids, prefix_mask = as_tokens("prefix", prefix, c.decoder.vocab_size)
-    if len(prefix_ids) != len(ids):
-        raise ValueError(f"prefix has {len(prefix_ids)} rows, source has {len(ids)}")
-    if prefix_mask is None:
-        prefix_mask = np.ones(prefix_ids.shape, dtype=bool)
-    n_prefix = prefix_mask.sum(axis=1)
+    prefix_ids, n_prefix = as_prefix(prefix, len(ids), c)
     check_fits("prefix", int(n_prefix.max()), c.decoder)
     max_new_tokens = _fitting(max_new_tokens, int(n_prefix.max()), c.decoder.max_length)
-    check_int("min_new_tokens", min_new_tokens, 0)
+    min_new_tokens = check_int("min_new_tokens", min_new_tokens, 0)
     if min_new_tokens > max_new_tokens:
         raise ValueError(
             f"min_new_tokens must be at most max_new_tokens = {max_new_tokens}, "
@@ -97,7 +105,37 @@ def as_request(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         eos_ids=_checked_eos(c.eos_ids if eos_ids is None else eos_ids, c.decoder.vocab_size),
+        copies=copies,
+        amateurs=tuple(amateurs),
+        use_cache=use_cache,
     )
+
+
+def as_prefix(prefix: Tokens | None, batch: int, c: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """How each target begins, (batch, longest prefix), and how many tokens that is, (batch,).
+
+    By default the start token.
+    """
+    if prefix is None:
+        prefix = np.full((batch, 1), c.decoder_start_id)
+    ids, mask = as_tokens("prefix", prefix, c.decoder.vocab_size)
+    if len(ids) != batch:
+        raise ValueError(f"prefix has {len(ids)} rows, source has {batch}")
+    return ids, np.full(batch, ids.shape[1]) if mask is None else mask.sum(axis=1)
+
+
+def check_stop(stop: Any) -> None:
+    """Raise unless ``stop`` is a function or None."""
+    if stop is not None and not callable(stop):
+        raise TypeError(f"stop must be a function of a step, got {stop!r}")
+
+
+def stopped(stop: Callable[[Any], Any], step: Any, batch: int) -> np.ndarray:
+    """Which rows ``stop`` ends: boolean, (batch,)."""
+    ended = to_numpy(stop(step)).astype(bool)
+    if ended.shape not in ((), (batch,)):
+        raise ValueError(f"stop must give a boolean or an array ({batch},), got {ended.shape}")
+    return np.broadcast_to(ended, (batch,))
 
 
 def _fitting(max_new_tokens: int | None, n_prefix: int, max_length: int | None) -> int:
@@ -106,13 +144,13 @@ def _fitting(max_new_tokens: int | None, n_prefix: int, max_length: int | None) 
         if max_length is None:
             raise ValueError("max_new_tokens is needed: the model has no position table to end at")
         return max_length + 1 - n_prefix
-    check_int("max_new_tokens", max_new_tokens, 1)
+    max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1)
     if max_length is not None and n_prefix + max_new_tokens - 1 > max_length:
         raise ValueError(
             f"a prefix of {n_prefix} tokens and max_new_tokens = {max_new_tokens} need "
             f"{n_prefix + max_new_tokens - 1} positions; the model's table serves {max_length}"
         )
-    return int(max_new_tokens)
+    return max_new_tokens
 
 
 def _checked_eos(eos_ids: Sequence[int], vocab_size: int) -> np.ndarray:

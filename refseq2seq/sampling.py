@@ -8,9 +8,12 @@ come from a counter-based generator keyed by (seed, row id), so that what a row 
 depends neither on the backend, nor on the batch it stands in, nor on its neighbours.
 """
 
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial, wraps
+from importlib import import_module
+from typing import Any, ParamSpec
 
 import numpy as np
 
@@ -20,7 +23,9 @@ from .ops import softmax
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class State:
-    """What processors and choosers may look at beside the scores. Arrays are on the host."""
+    """What processors and choosers may look at beside the scores. Arrays are on the host,
+    and cannot be written to.
+    """
 
     tokens: np.ndarray  # (batch, n) prefix and new tokens so far; pad_id after a row's end
     n_new: np.ndarray  # (batch,) how many of them are new
@@ -29,10 +34,91 @@ class State:
     source: np.ndarray  # (batch, n_source) token ids
     source_mask: np.ndarray  # (batch, n_source) True = real token
     uniforms: Callable[[], np.ndarray]  # gives this step's, (batch,) float64 in [0, 1)
+    eos_ids: Sequence[int] | np.ndarray = ()  # (n_eos,) the token ids that end a row
 
 
 Processor = Callable[[Array, State], Array]
 """``(scores (batch, vocab_size), state) -> scores``; must not change its input."""
+
+P = ParamSpec("P")
+
+
+class MadeProcessor:
+    """A processor that knows the call it came from: that is its repr, and how it is pickled."""
+
+    def __init__(self, maker: Callable[..., Processor], args: Any, kwargs: Any) -> None:
+        self.module, self.name = maker.__module__, maker.__name__
+        self.args, self.kwargs = args, kwargs
+        self._process = maker(*args, **kwargs)
+
+    def __call__(self, scores: Array, state: State) -> Array:  # noqa: D102
+        return self._process(scores, state)
+
+    def __repr__(self) -> str:
+        named = [f"{name}={reprlib.repr(x)}" for name, x in self.kwargs.items()]
+        return f"{self.name}({', '.join([*map(reprlib.repr, self.args), *named])})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_again, (self.module, self.name, self.args, self.kwargs)
+
+
+def _make_again(module: str, name: str, args: Any, kwargs: Any) -> Processor:
+    return getattr(import_module(module), name)(*args, **kwargs)
+
+
+def makes_processor(maker: Callable[P, Processor]) -> Callable[P, Processor]:
+    """Decorator for functions that make a processor, which makes it a `MadeProcessor`."""
+
+    @wraps(maker)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Processor:
+        return MadeProcessor(maker, args, kwargs)
+
+    make.makes_processors = True  # type: ignore[attr-defined]
+    return make
+
+
+def check_processors(processors: Any, instead: str) -> tuple[Processor, ...]:
+    """The processors as a tuple. Raise unless each is one.
+
+    Parameters
+    ----------
+    processors : iterable of Processor
+    instead : str
+        How one processor is given, for the error: ``rs.greedy({})`` or ``processors=[{}]``.
+    """
+    if not isinstance(processors, Iterable):
+        raise TypeError(
+            f"processors must be a sequence: write {instead.format(_written(processors))}"
+        )
+    processors = tuple(processors)
+    for processor in processors:
+        if getattr(processor, "makes_processors", False):
+            call = f"rs.{processor.__name__}(...)"
+            raise TypeError(
+                f"rs.{processor.__name__} makes a processor when it is called: write "
+                f"{instead.format(call)}"
+            )
+        if isinstance(processor, Chooser):
+            inside = ", ".join(map(_written, processor.processors)) or "..."
+            raise TypeError(
+                "a processor must be a function of scores and state, and a chooser such as "
+                f"rs.greedy(...) picks a token: write {instead.format(inside)}"
+            )
+        if not callable(processor):
+            raise TypeError(
+                "a processor must be a function of scores and state, such as rs.top_k(5); got "
+                f"{reprlib.repr(processor)}: write {instead.format('rs.top_k(5)')}"
+            )
+    return processors
+
+
+def _written(processor: Any) -> str:
+    return f"rs.{processor!r}" if isinstance(processor, MadeProcessor) else described(processor)
+
+
+def described(processor: Any) -> str:
+    """A processor as errors name it: the call that made it, or the function's name."""
+    return getattr(processor, "__name__", None) or reprlib.repr(processor)
 
 
 @dataclass(frozen=True)
@@ -50,12 +136,18 @@ class Chooser:
     pick: Callable[[Array, State], Array]
 
     def __post_init__(self) -> None:
-        for processor in self.processors:
-            if not callable(processor):
-                raise TypeError(
-                    "a processor must be a function of scores and state, such as "
-                    f"rs.top_k(5); got {processor!r}"
-                )
+        check_processors(self.processors, instead="rs.greedy({})")
+
+
+def check_chooser(choose: Any) -> None:
+    """Raise unless ``choose`` is a `Chooser`; a processor is told how it becomes one."""
+    if isinstance(choose, MadeProcessor):
+        raise TypeError(
+            f"choose must be a Chooser, got the processor {choose!r}: write "
+            f"rs.sample({_written(choose)}) or rs.greedy({_written(choose)})"
+        )
+    if not isinstance(choose, Chooser):
+        raise TypeError(f"choose must be a Chooser, such as rs.greedy(), got {choose!r}")
 
 
 def greedy(*processors: Processor) -> Chooser:
@@ -109,25 +201,27 @@ def exponential_race(noise: Array, *processors: Processor) -> Chooser:
     Parameters
     ----------
     noise : array, shape (n_steps, batch, vocab_size)
-        Positive. ``noise[t]`` serves each row's new token number t, counted from 0.
+        Positive and finite. ``noise[t]`` serves each row's new token number t, counted from 0.
     """
     check_noise("exponential_race", noise)
     if not (noise > 0).all():
         raise ValueError("exponential_race's noise must be positive")
+    return Chooser(processors, partial(_race, noise))
 
-    def pick(scores: Array, state: State) -> Array:
-        now = noise_of_step("exponential_race", noise, scores, state)
-        return (softmax(scores) / now).argmax(axis=-1)
 
-    return Chooser(processors, pick)
+def _race(noise: Array, scores: Array, state: State) -> Array:
+    now = noise_of_step("exponential_race", noise, scores, state)
+    return (softmax(scores) / now).argmax(axis=-1)
 
 
 def check_noise(name: str, noise: Array) -> None:
-    """Raise unless ``noise`` has the axes (n_steps, batch, vocab_size)."""
+    """Raise unless ``noise`` is finite and has the axes (n_steps, batch, vocab_size)."""
     if not hasattr(noise, "ndim"):
         raise TypeError(f"{name}'s noise must be an array, got {type(noise).__name__}")
     if noise.ndim != 3:
         raise _wrong_noise(name, noise, ("batch", "vocab_size"))
+    if not array_namespace(noise).isfinite(noise).all():
+        raise ValueError(f"{name}'s noise must be finite")
 
 
 def noise_of_step(name: str, noise: Array, scores: Array, state: State) -> Array:
@@ -148,6 +242,11 @@ def noise_of_step(name: str, noise: Array, scores: Array, state: State) -> Array
         raise ValueError(f"{name} has noise for {len(noise)} new tokens only")
     xp = array_namespace(noise)
     return array_namespace(scores).asarray(noise[xp.asarray(t), xp.arange(len(t))])
+
+
+def no_uniforms() -> np.ndarray:
+    """For a `State` of a decoding that draws nothing."""
+    raise ValueError("beam search draws no uniform numbers: use processors without them")
 
 
 def _wrong_noise(name: str, noise: Array, of_a_step: tuple[Any, ...]) -> ValueError:

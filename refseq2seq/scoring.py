@@ -1,12 +1,16 @@
 """Log-probabilities of given targets, by teacher forcing: they check the score of any search."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .backend import Array, to_numpy
+from .backend import Array, array_namespace, read_only, to_numpy
+from .config import ModelConfig
+from .filters import renormalize_logits
 from .model import Model, forward
-from .ops import log_softmax
+from .request import as_prefix
+from .sampling import Processor, State, check_processors, no_uniforms
 from .tokens import Tokens, as_tokens
 
 
@@ -14,30 +18,55 @@ from .tokens import Tokens, as_tokens
 class Scores:
     """Log-probabilities in nats, on the host."""
 
-    log_probs: np.ndarray  # (batch, n_target - 1) of each token after the first; 0 where padded
+    log_probs: np.ndarray  # (batch, n_target - 1) of each token after the first; 0 if not scored
     total: np.ndarray  # (batch,) their sum
-    lengths: np.ndarray  # (batch,) how many they are
+    lengths: np.ndarray  # (batch,) how many tokens are scored: neither prefix nor padding
 
 
-def score(model: Model, source: Tokens, target: Tokens, source_mask: Array | None = None) -> Scores:
+def score(
+    model: Model,
+    source: Tokens,
+    target: Tokens,
+    source_mask: Array | None = None,
+    *,
+    target_mask: Array | None = None,
+    prefix: Tokens | None = None,
+    logits_processors: Sequence[Processor] = (),
+    processors: Sequence[Processor] = (),
+) -> Scores:
     r"""Log-probability of targets given their sources, by teacher forcing.
 
-    .. math:: \log P(y_t \mid y_{<t}, x), \qquad \sum_{t \ge 1} \log P(y_t \mid y_{<t}, x)
+    .. math:: \log P(y_t \mid y_{<t}, x), \qquad \sum_{t} \log P(y_t \mid y_{<t}, x)
 
     Parameters
     ----------
     model : Model
     source : integer array (batch, n_source), or list of lists of token ids
     target : integer array (batch, n_target), or list of lists of token ids
-        Begins with the start token, which is given and not scored; at least one more.
+        Begins with the prefix, which is given and not scored; at least one token more.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token.
+    target_mask : boolean array, shape (batch, n_target), optional
+        True = real token, False = padding at the end of a row, which is not scored. Lists of
+        different lengths bring their own.
+    prefix : integer array (batch, n), or list of lists of token ids, optional
+        How each target begins; by default with the model's start token alone.
+    logits_processors, processors : sequence of Processor
+        As of `refseq2seq.beam_steps`: applied to logits before, and to log-probabilities
+        after the log-softmax. A token that they ban has log-probability -inf.
 
     Returns
     -------
     Scores
-        Without processors, and rules of the model's own such as ``forced_bos_id``, the score
-        of a hypothesis of beam search is ``total / lengths ** length_penalty``.
+        With the processors of a beam search, the score of its hypothesis is ``total /
+        lengths ** length_penalty``. Rules of the model's own are processors too, and are
+        applied if they are given: `forced_bos`, `suppress` and so on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a target does not begin with its prefix, has nothing after it, is masked elsewhere
+        than at its end, or ends with padding that no mask tells.
 
     Examples
     --------
@@ -49,11 +78,107 @@ def score(model: Model, source: Tokens, target: Tokens, source_mask: Array | Non
     >>> bool(abs(scores.total[0] - out.log_probs.sum()) < 1e-5)
     True
     """
-    ids, mask = as_tokens("target", target, model.config.decoder.vocab_size)
-    if ids.shape[1] < 2:
-        raise ValueError("target must have a token after its first, which is not scored")
-    log_probs = log_softmax(forward(model, source, ids[:, :-1], source_mask))
-    of_tokens = model.xp.take_along_axis(log_probs, model.xp.asarray(ids[:, 1:, None]), axis=-1)
+    logits_processors = check_processors(logits_processors, instead="logits_processors=[{}]")
+    processors = check_processors(processors, instead="processors=[{}]")
+    c = model.config
+    ids, mask = as_tokens("target", target, c.decoder.vocab_size, target_mask)
     real = np.ones(ids.shape, dtype=bool) if mask is None else mask
-    per_token = np.where(real[:, 1:], to_numpy(of_tokens)[..., 0].astype(np.float64), 0.0)
-    return Scores(log_probs=per_token, total=per_token.sum(axis=1), lengths=real[:, 1:].sum(axis=1))
+    if mask is None and target_mask is None:
+        _check_unpadded(ids, c)
+    prefix_ids, n_prefix = as_prefix(prefix, len(ids), c)
+    _check_target(ids, real, prefix_ids, n_prefix, is_default=prefix is None)
+    scored = real[:, 1:] & (np.arange(1, ids.shape[1]) >= n_prefix[:, None])
+    source_ids, known = as_tokens("source", source, c.encoder.vocab_size, source_mask)
+    log_probs = processed(
+        (*logits_processors, renormalize_logits(), *processors),
+        forward(model, source_ids, ids[:, :-1], known),
+        tokens=ids[:, :-1],
+        emitting=scored,
+        n_prefix=n_prefix,
+        source=source_ids,
+        source_mask=np.ones(source_ids.shape, dtype=bool) if known is None else known,
+        eos_ids=c.eos_ids,
+    )
+    of_tokens = model.xp.take_along_axis(log_probs, model.xp.asarray(ids[:, 1:, None]), axis=-1)
+    per_token = np.where(scored, to_numpy(of_tokens)[..., 0].astype(np.float64), 0.0)
+    return Scores(log_probs=per_token, total=per_token.sum(axis=1), lengths=scored.sum(axis=1))
+
+
+def processed(
+    processors: Sequence[Processor],
+    logits: Array,
+    *,
+    tokens: np.ndarray,
+    emitting: np.ndarray,
+    n_prefix: np.ndarray,
+    source: np.ndarray,
+    source_mask: np.ndarray,
+    eos_ids: Sequence[int] | np.ndarray,
+) -> Array:
+    """What processors make of the logits after each token of given targets.
+
+    Parameters
+    ----------
+    processors : sequence of Processor
+    logits : array, shape (batch, n, vocab_size)
+    tokens : integer array, shape (batch, n)
+    emitting : boolean array, shape (batch, n)
+        True = the token after it is a new one.
+    n_prefix : integer array, shape (batch,)
+    source, source_mask, eos_ids
+        As of `State`.
+
+    Returns
+    -------
+    array, shape (batch, n, vocab_size)
+    """
+
+    def after(t: int) -> Array:
+        state = State(
+            tokens=read_only(tokens[:, : t + 1]),
+            n_new=np.maximum(t + 1 - n_prefix, 0),
+            emitting=emitting[:, t],
+            rows=np.arange(len(tokens)),
+            source=read_only(source),
+            source_mask=read_only(source_mask),
+            uniforms=no_uniforms,
+            eos_ids=eos_ids,
+        )
+        scores = logits[:, t]
+        for process in processors:
+            scores = process(scores, state)
+        return scores
+
+    return array_namespace(logits).stack([after(t) for t in range(tokens.shape[1])], axis=1)
+
+
+def _check_unpadded(ids: np.ndarray, c: ModelConfig) -> None:
+    """Raise if a row goes on with pad tokens after an end token, and nothing says so."""
+    has_ended = np.logical_or.accumulate(np.isin(ids[:, 1:-1], c.eos_ids), axis=1)
+    n_padding = has_ended.sum(axis=1)
+    is_padded = (n_padding > 0) & ((ids[:, 2:] == c.pad_id) | ~has_ended).all(axis=1)
+    if is_padded.any():
+        row = int(is_padded.argmax())
+        raise ValueError(
+            f"target row {row} ends with {n_padding[row]} pad tokens after its end token, which "
+            "would be scored: give target_mask=, True = real token, or lists without padding"
+        )
+
+
+def _check_target(
+    ids: np.ndarray, real: np.ndarray, prefix: np.ndarray, n_prefix: np.ndarray, is_default: bool
+) -> None:
+    """Raise unless each row is its prefix, at least one token more, and then padding."""
+    lengths = real.sum(axis=1)
+    if not (real == (np.arange(ids.shape[1]) < lengths[:, None])).all():
+        raise ValueError("target_mask must be False at the end of a row only")
+    for row, n in enumerate(n_prefix.tolist()):
+        begin = ids[row, :n].tolist()
+        if begin != prefix[row, :n].tolist():
+            own = "the model's start token" if is_default else "its prefix"
+            raise ValueError(
+                f"target row {row} must begin with {own} {prefix[row, :n].tolist()}, got {begin}: "
+                "put it first, or say with prefix= how targets begin"
+            )
+        if lengths[row] <= n:
+            raise ValueError(f"target row {row} must have a token after its prefix, to be scored")

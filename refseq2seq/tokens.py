@@ -40,12 +40,19 @@ def as_tokens(
     Raises
     ------
     TypeError
-        If ids are not integers, or the mask not boolean.
+        If ids are not integers, or the mask not boolean; if either is a masked array, whose
+        mask would be lost.
     ValueError
         If the shape is not (batch, n), a row is empty, or an id is out of range.
     """
     if isinstance(tokens, str):
         raise TypeError(f"{name} must hold token ids, got a text: rs.generate_text takes texts")
+    for x in (tokens, mask, *(tokens if isinstance(tokens, Sequence) else ())):
+        if isinstance(x, np.ma.MaskedArray):
+            raise TypeError(
+                f"{name} is a masked array: pass its data, such as x.filled(0), and where a mask "
+                f"is taken {name}_mask=~np.ma.getmaskarray(x)"
+            )
     if isinstance(tokens, Sequence):
         ids, lengths_mask = _from_lists(name, tokens)
         if mask is not None and lengths_mask is not None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .backend import Array, to_numpy
 from .notebook import table
-from .quantities import known
+from .quantities import check_pattern, known
 
 
 class Tap(Protocol):
@@ -39,6 +39,21 @@ class NoTap:
 
 
 no_tap = NoTap()
+
+
+class RoundingTap:
+    """What a float16 model computes by: each named quantity is rounded to float16 once, and
+    what is computed between two of them is float32. ``tap`` sees the float16 arrays.
+    """
+
+    def __init__(self, tap: Tap) -> None:
+        self._tap = tap
+
+    def __call__(self, name: str, x: Array) -> Array:
+        return self._tap(name, x.astype("float16")).astype("float32")
+
+    def at(self, place: object) -> "RoundingTap":
+        return RoundingTap(self._tap.at(place))
 
 
 class FunctionTap:
@@ -77,7 +92,10 @@ class Trace(Mapping[str, Array]):
     Raises
     ------
     ValueError
-        When a name passes twice: use one trace for one computation.
+        If a pattern can match the name of no quantity, see `refseq2seq.quantities`; or when a
+        name passes twice: use one trace for one computation.
+    TypeError
+        If a pattern is no str.
 
     Examples
     --------
@@ -89,6 +107,8 @@ class Trace(Mapping[str, Array]):
     """
 
     def __init__(self, *patterns: str) -> None:
+        for pattern in patterns:
+            check_pattern(pattern)
         self._patterns = patterns or ("*",)
         self._arrays: dict[str, Array] = {}
         self._tap = FunctionTap(self._keep)

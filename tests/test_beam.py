@@ -16,8 +16,10 @@ import refseq2seq as rs
 from refseq2seq.beam import Hypotheses, best_places
 
 EOS, LONGEST = 2, 4
-NOT_FINITE = "^the model's logits of row 0 are NaN or infinite: they define no distribution$"
-NOTHING_LEFT = "^the processors left no token for row 0: all its scores are -inf$"
+NOT_FINITE = "^the model's logits of row 0 in step \\d are NaN or infinite: they define no"
+NOTHING_LEFT = (
+    r"^no token is left for row 0 in step 0: the processor suppress\(.*\) removes the last$"
+)
 
 
 def tiny(seed, vocab_size=5, eos_ids=(EOS,), dtype="float64"):
@@ -343,11 +345,16 @@ def test_processors_see_every_beam_with_its_source():
         assert state.source.tolist() == [[3, 4]] * 3 + [[5, 6]] * 3
         assert state.source_mask.all()
         assert state.n_new.tolist() == [step.index] * 3 + [max(0, step.index - 1)] * 3
-        assert state.emitting.tolist() == (~step.forced & (state.n_new[::3] < 3)).repeat(3).tolist()
+        going = (~step.forced & (state.n_new[::3] < 3)).repeat(3)
+        alive = [True, False, False] * 2 if before is None else before.live.scores.ravel() > -np.inf
+        assert state.emitting.tolist() == (going & alive).tolist()
         n = step.index + 1
         assert state.tokens.shape == (6, n)
         if before is not None:
-            assert np.array_equal(state.tokens[:3, 1:], before.live.tokens[0, :, : n - 1])
+            chosen = before.live.scores[0] > -np.inf
+            assert np.array_equal(
+                state.tokens[:3, 1:][chosen], before.live.tokens[0, chosen, : n - 1]
+            )
             assert (state.tokens[3:, 1] == 4).all()
 
 
@@ -555,3 +562,225 @@ def test_a_beam_that_holds_nothing_may_have_any_logits():
     options = {"beams": 3, "max_new_tokens": 4}
     seen = rs.beam_search(tiny(0), [[3]], tap=rs.FunctionTap(fault), **options)
     np.testing.assert_array_equal(seen.tokens, rs.beam_search(tiny(0), [[3]], **options).tokens)
+
+
+# Processors, stop, what a search hands out --------------------------------------------------------
+
+
+def test_logits_processors_leave_a_distribution():
+    """By hand: half of the mass is banned, and the rest is a distribution again."""
+    logits = np.log(np.array([0.1, 0.4, 0.25, 0.25, 0.0 + 1e-300]))
+    model = tiny(0, 5)
+    tap = rs.FunctionTap(lambda n, x: x * 0 + logits if n.endswith("logits") else x)
+    ban = [rs.suppress([1, 0])]
+    how = {"beams": 2, "n_best": 2, "max_new_tokens": 1, "eos_ids": (), "tap": tap}
+    after = rs.beam_search(model, [[3]], processors=ban, **how)
+    before = rs.beam_search(model, [[3]], logits_processors=ban, **how)
+    again = rs.beam_search(model, [[3]], processors=[*ban, rs.renormalize_logits()], **how)
+    np.testing.assert_allclose(after.scores[0], np.log([0.25, 0.25]), rtol=1e-12)
+    np.testing.assert_allclose(before.scores[0], np.log([0.5, 0.5]), rtol=1e-12)
+    np.testing.assert_allclose(again.scores[0], np.log([0.5, 0.5]), rtol=1e-12)
+
+
+TRIE = {(): {3, 4}, (3,): {5}, (4,): {6}, (3, 5): {EOS}, (4, 6): {EOS}}
+
+
+@given(seed=st.integers(0, 99), beams=st.integers(1, 6))
+@settings(max_examples=30)
+def test_a_trie_is_never_asked_about_a_beam_that_cannot_be_chosen(seed, beams):
+    """Two paths, more beams: a dictionary without the others raises for none of them."""
+
+    def follow(row, tokens):
+        return TRIE[tuple(tokens[1:].tolist())]
+
+    def bare(scores, state):  # looks at every row, as a careless processor does
+        kept = np.zeros(scores.shape, dtype=bool)
+        for row, tokens in enumerate(state.tokens):
+            kept[row, list(TRIE[tuple(tokens[1:].tolist())])] = True
+        return np.where(kept, scores, -np.inf)
+
+    def alive(row, tokens):
+        return TRIE.get(tuple(tokens[1:].tolist()), {0})
+
+    model, how = tiny(seed, 7), {"beams": beams, "max_new_tokens": 3, "n_best": min(beams, 2)}
+    out = rs.beam_search(model, [[3, 4]], processors=[rs.allowed_tokens(follow)], **how)
+    assert {tuple(t) for t in out.tokens[0].tolist()} <= {(3, 5, EOS), (4, 6, EOS)}
+    other = rs.beam_search(model, [[3, 4]], processors=[bare], **how)
+    assert np.array_equal(other.tokens, out.tokens)
+    assert np.array_equal(other.scores, out.scores)
+    reference = rs.beam_search(model, [[3, 4]], processors=[rs.allowed_tokens(alive)], **how)
+    assert np.array_equal(reference.scores, out.scores)
+
+
+@pytest.mark.parametrize("kind", ["processors", "logits_processors"])
+@pytest.mark.parametrize(
+    ("given", "cure"),
+    [
+        (rs.top_k(5), r"must be a sequence: write {}=\[rs.top_k\(5\)\]"),
+        ([rs.sample(rs.top_k(5))], r"picks a token: write {}=\[rs.top_k\(5\)\]"),
+        ([rs.greedy()], r"picks a token: write {}=\[\.\.\.\]"),
+        (
+            [rs.top_k],
+            r"rs.top_k makes a processor when it is called: write {}=\[rs.top_k\(\.\.\.\)\]",
+        ),
+        ([None], r"got None: write {}=\[rs.top_k\(5\)\]"),
+        ([[rs.top_k(5)]], r"got \[top_k\(5\)\]: write {}="),
+        (5, "must be a sequence: write"),
+    ],
+)
+def test_processors_are_checked_before_the_loop(kind, given, cure):
+    encoded = rs.Trace()
+    with pytest.raises(TypeError, match=cure.format(kind)):
+        rs.beam_steps(tiny(0), [[3]], tap=encoded, **{kind: given})
+    assert not encoded
+
+
+def in_row(process, row, step):
+    """The processor in one row of the batch and in one step only."""
+
+    def in_one_row(scores, state):
+        here = (state.rows == row) & (state.n_new == step)
+        return np.where(here[:, None], process(scores, state), scores)
+
+    return in_one_row
+
+
+def greedily(model, source, processors, **how):
+    return rs.generate(model, source, choose=rs.greedy(*processors), **how)
+
+
+def at_random(model, source, processors, **how):
+    return rs.generate(model, source, choose=rs.sample(*processors), **how)
+
+
+def by_beams(model, source, processors, **how):
+    return rs.beam_search(model, source, processors=processors, **how)
+
+
+every_search = pytest.mark.parametrize("search", [greedily, at_random, by_beams])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@every_search
+def test_a_processor_that_gives_no_number_is_named(search, value):
+    def spoil(scores, state):
+        return np.where(np.arange(scores.shape[1]) == 3, value, scores)
+
+    spoilt = [rs.suppress([2]), in_row(spoil, 1, step=1), rs.temperature(0.5)]
+    message = f"^the processor in_one_row gives row 1 in step 1 the score {value}: scores must be"
+    with pytest.raises(rs.NoTokenLeftError, match=message):
+        search(tiny(0, 7), [[3], [4]], spoilt, max_new_tokens=3)
+
+
+@every_search
+def test_no_token_left_names_the_processor_or_rule_the_row_and_the_step(search):
+    model, source, how = tiny(0, 7), [[3], [4]], {"max_new_tokens": 3}
+    ends, others = rs.suppress([2]), rs.suppress([0, 1, 3, 4, 5, 6])
+    with pytest.raises(
+        rs.NoTokenLeftError, match=r"row 0 in step 0: the processor suppress\(\[2\]\) rem"
+    ):
+        search(model, source, [others, ends], **how)
+    with pytest.raises(
+        rs.NoTokenLeftError, match=r"row 0 in step 0: the processor suppress\(\[0, 1"
+    ):
+        search(model, source, [ends, others], **how)
+    with pytest.raises(
+        rs.NoTokenLeftError, match=r"row 0 in step 0: the rule min_new_tokens removes"
+    ):
+        search(model, source, [], eos_ids=range(7), min_new_tokens=1, **how)
+    with pytest.raises(
+        rs.NoTokenLeftError, match="row 1 in step 1: the processor in_one_row removes"
+    ):
+        search(model, source, [ends, in_row(others, 1, step=1)], **how)
+    config = dataclasses.replace(model.config, suppressed_ids=(0, 1, 2, 3, 4, 5, 6))
+    none = dataclasses.replace(model, config=config)
+    with pytest.raises(
+        rs.NoTokenLeftError, match="the rule suppressed_ids of the model's config rem"
+    ):
+        search(none, source, [ends], **how)
+    # what a forced token gives back is not lost
+    forced = dataclasses.replace(
+        model, config=dataclasses.replace(config, suppressed_ids=(), forced_bos_id=3)
+    )
+    search(forced, source, [in_row(rs.suppress(range(7)), 1, step=0), ends], **how)
+
+
+@given(seed=st.integers(0, 60), data=st.data())
+@settings(max_examples=30)
+def test_stop_ends_rows_with_what_they_have(seed, data):
+    """A row that is stopped after n steps, and was not done, is the search for n new tokens."""
+    model, source, beams = tiny(seed, 7), [[3, 4], [5], [6, 2]], data.draw(st.integers(1, 4))
+    ends = data.draw(st.lists(st.integers(1, 4), min_size=3, max_size=3))
+    how = {"beams": beams, "early_stopping": data.draw(st.sampled_from([True, False]))}
+    n_best = data.draw(st.integers(1, beams))
+    seen, done = [], np.zeros(3, bool)
+
+    def stop(step):
+        seen.append(step.index)
+        now = np.array(ends) == step.index + 1
+        done[now] = step.done[now]
+        return np.array(ends) <= step.index + 1
+
+    out = rs.beam_search(model, source, max_new_tokens=5, stop=stop, n_best=n_best, **how)
+    assert seen == list(range(max(seen) + 1))
+    assert max(seen) < max(ends)
+    for row, n in enumerate(ends):
+        if done[row]:
+            continue
+        alone = rs.beam_search(model, [source[row]], max_new_tokens=n, n_best=n_best, **how)
+        k = alone.tokens.shape[2]
+        np.testing.assert_allclose(out.scores[row], alone.scores[0], rtol=1e-11)
+        if alone.margin[0] > 1e-9:
+            assert np.array_equal(out.tokens[row, :, :k], alone.tokens[0])
+    whole = rs.beam_search(model, source, max_new_tokens=5, stop=lambda step: True, **how)
+    assert whole.tokens.shape[2] == 1
+
+
+def test_a_stop_that_is_no_function_or_gives_no_boolean_is_refused():
+    with pytest.raises(TypeError, match="stop must be a function of a step, got 3"):
+        rs.beam_steps(tiny(0), [[3]], stop=3)
+    with pytest.raises(
+        ValueError, match=r"stop must give a boolean or an array \(1,\), got \(3,\)"
+    ):
+        rs.beam_search(tiny(0), [[3]], stop=lambda step: [True] * 3)
+
+
+def test_what_a_search_goes_on_with_cannot_be_written_to():
+    model, source = tiny(1, 7), [[3, 4], [5]]
+    plain = rs.beam_search(model, source, max_new_tokens=4)
+
+    def write(scores, state):
+        for x in (state.tokens, state.eos_ids):
+            with pytest.raises(ValueError, match="read-only"):
+                x[...] = 0
+        return scores
+
+    for step in rs.beam_steps(model, source, max_new_tokens=4, processors=[write]):
+        for x in (
+            step.done,
+            step.live.tokens,
+            step.live.scores,
+            step.pool.tokens,
+            step.pool.scores,
+        ):
+            with pytest.raises(ValueError, match="read-only"):
+                x[...] = 0
+        for x in (step.survivors, step.finishing, step.margin, *step.candidates):
+            x[...] = 0  # these are the caller's
+    assert np.array_equal(step.pool.scores[:, 0], plain.scores[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("penalty", "kind", "message"),
+    [
+        ("1", TypeError, "must be a number, or a function of a length .* got '1'"),
+        (None, TypeError, "must be a number, or a function of a length"),
+        (np.nan, ValueError, "must give positive finite numbers, got nan"),
+        (1e3, ValueError, "must give positive finite numbers, got 1000.0: .*out of range"),
+        (lambda n: "x", ValueError, "must give positive finite numbers"),
+        (lambda n: -1.0, ValueError, "must give positive finite numbers"),
+    ],
+)
+def test_a_length_penalty_is_checked_before_the_loop(penalty, kind, message):
+    with pytest.raises(kind, match=message):
+        rs.beam_steps(tiny(0), [[3]], length_penalty=penalty, max_new_tokens=6)

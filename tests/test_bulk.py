@@ -367,7 +367,7 @@ def test_a_line_for_which_the_model_gives_no_numbers_spoils_no_other(tmp_path):
         bulk.generate_file(model, method, options)
     found = read(tmp_path / "out.jsonl")
     assert ["samples" in line for line in found] == [True, False, True, False]
-    assert found[3]["error"].startswith("line 4: the model's logits of row 0 are NaN")
+    assert found[3]["error"].startswith("line 4: the model's logits of row 0 in step 0 are NaN")
 
 
 # Memory, progress, usage

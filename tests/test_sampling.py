@@ -198,9 +198,9 @@ def test_noise_of_another_shape_is_refused(shape):
         choose.pick(np.zeros((2, 3)), state(batch=2))
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan])
-def test_noise_that_is_not_positive_is_refused(bad):
-    with pytest.raises(ValueError, match=r"^exponential_race's noise must be positive$"):
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_noise_that_is_not_positive_and_finite_is_refused(bad):
+    with pytest.raises(ValueError, match=r"^exponential_race's noise must be (positive|finite)$"):
         rs.exponential_race(np.array([[[1.0, bad]]]))
 
 
@@ -278,8 +278,8 @@ def test_seeds_and_rows_give_streams_of_their_own():
     "make", [rs.greedy, rs.sample, lambda p: rs.exponential_race(np.ones((1, 1, 1)), p)]
 )
 def test_a_processor_must_be_callable(make):
-    said = "a processor must be a function of scores and state, such as rs.top_k(5); got 0.7"
-    with pytest.raises(TypeError, match=f"^{re.escape(said)}$"):
+    said = "a processor must be a function of scores and state, such as rs.top_k(5); got 0.7: write"
+    with pytest.raises(TypeError, match=f"^{re.escape(said)}"):
         make(0.7)
 
 

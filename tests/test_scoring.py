@@ -49,5 +49,82 @@ def test_padding_is_not_scored():
 
 
 def test_a_target_needs_a_token_to_score():
-    with pytest.raises(ValueError, match="a token after its first"):
+    with pytest.raises(ValueError, match="a token after its prefix"):
         rs.score(tiny(0), [[3]], [[1]])
+
+
+# Targets as they should be ------------------------------------------------------------------------
+
+
+def test_a_target_begins_as_the_models_do_unless_it_is_told_otherwise():
+    model = tiny(3, 7)
+    for target in ([[4, 5]], [[0, 4]], [[1, 3], [4, 5]]):
+        with pytest.raises(ValueError, match=r"must begin with the model's start token \[1\], got"):
+            rs.score(model, [[3, 4]] * len(target), target)
+    free = rs.score(model, [[3, 4]], [[4, 5, 6]], prefix=[[4]])
+    logits = rs.forward(model, [[3, 4]], [[4, 5, 6]])
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    expected = [log_probs[0, 0, 5], log_probs[0, 1, 6]]
+    np.testing.assert_allclose(free.log_probs[0], expected, rtol=1e-12, equal_nan=False)
+    with pytest.raises(ValueError, match=r"must begin with its prefix \[4, 2\], got \[4, 5\]"):
+        rs.score(model, [[3, 4]], [[4, 5, 6]], prefix=[[4, 2]])
+
+
+def test_a_prefix_is_not_scored():
+    model = tiny(5, 7)
+    target, prefix = [[1, 4, 3, 6], [1, 5]], [[1, 4, 3], [1]]
+    whole = rs.score(model, SOURCE, target)
+    part = rs.score(model, SOURCE, target, prefix=prefix)
+    assert part.lengths.tolist() == [1, 1]
+    assert part.log_probs.tolist() == [[0, 0, whole.log_probs[0, 2]], [whole.total[1], 0, 0]]
+    out = rs.generate(model, SOURCE, prefix=prefix, max_new_tokens=4)
+    rows = zip(prefix, out.tokens, out.lengths, strict=True)
+    targets = [begin + tokens[:n].tolist() for begin, tokens, n in rows]
+    again = rs.score(model, SOURCE, targets, prefix=prefix)
+    np.testing.assert_allclose(again.total, out.log_probs.sum(axis=1), rtol=1e-11)
+
+
+def test_padding_must_be_told():
+    model = tiny(0, 7)  # ends with 2, pads with 0
+    padded = np.array([[1, 3, 2, 0, 0], [1, 5, 4, 3, 2]])
+    with pytest.raises(ValueError, match=r"target row 0 ends with 2 pad tokens .*target_mask="):
+        rs.score(model, SOURCE, padded)
+    ragged = rs.score(model, SOURCE, [[1, 3, 2], [1, 5, 4, 3, 2]])
+    masked = rs.score(model, SOURCE, padded, target_mask=padded != 0)
+    assert masked.lengths.tolist() == ragged.lengths.tolist() == [2, 4]
+    assert np.array_equal(masked.log_probs, ragged.log_probs)
+    told = rs.score(model, SOURCE, padded, target_mask=np.ones(padded.shape, bool))
+    assert told.lengths.tolist() == [4, 4]
+    # an end token within a target, or the pad token as the first end, is no padding
+    assert rs.score(model, SOURCE, [[1, 2, 3], [1, 0, 0]]).lengths.tolist() == [2, 2]
+    same = tiny(0, 7, eos_ids=(0,))
+    with pytest.raises(ValueError, match="target row 1 ends with 1 pad tokens"):
+        rs.score(same, SOURCE, [[1, 2, 3], [1, 0, 0]])
+
+
+@pytest.mark.parametrize("mask", [[[True, False, True]], [[False, True, True]]])
+def test_padding_is_at_the_end(mask):
+    with pytest.raises(ValueError, match="target_mask must be False at the end of a row only"):
+        rs.score(tiny(0, 7), [[3]], [[1, 4, 5]], target_mask=np.array(mask))
+
+
+PROCESSORS = [
+    [rs.repetition_penalty(1.7)],
+    [rs.no_repeat_ngram(1), rs.minimum_length(3)],
+    [rs.suppress([3, 4]), rs.renormalize_logits()],
+    [rs.encoder_no_repeat_ngram(1)],
+]
+
+
+@pytest.mark.parametrize("processors", PROCESSORS, ids=str)
+@pytest.mark.parametrize("kind", ["processors", "logits_processors"])
+@given(seed=st.integers(0, 99))
+@settings(max_examples=5)
+def test_the_processors_of_a_search_give_its_score(processors, kind, seed):
+    model, how = tiny(seed, 7), {kind: processors}
+    out = rs.beam_search(model, SOURCE, beams=3, max_new_tokens=5, **how)
+    targets = [[1, *tokens[0, :n]] for tokens, n in zip(out.tokens, out.lengths[:, 0], strict=True)]
+    scores = rs.score(model, SOURCE, targets, **how)
+    np.testing.assert_allclose(scores.total / scores.lengths, out.scores[:, 0], rtol=1e-9)
+    banned = rs.score(model, SOURCE, targets, processors=[rs.suppress([int(targets[1][1])])])
+    assert banned.total[1] == -np.inf

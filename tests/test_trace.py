@@ -1,10 +1,16 @@
 """Taps: the names and shapes of all that can be seen, and what a tap may change."""
 
+import re
+from fnmatch import fnmatchcase
+
 import arrangements
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import refseq2seq as rs
+from refseq2seq.quantities import QUANTITIES
 
 MODEL = rs.Model.random(arrangements.rich, 0, "float64")
 SOURCE, TARGET = [[3, 4, 5, 6], [7, 8, 9]], [[1, 5, 6], [1, 2, 3]]
@@ -165,10 +171,92 @@ def test_a_trace_is_a_mapping_in_order():
 
 
 def test_a_trace_keeps_what_its_patterns_match():
-    trace = rs.Trace("*.scores", "decoder.?.q")
-    for name in ("encoder.0.scores", "decoder.0.q", "decoder.10.q", "scores", "decoder.0.k"):
+    trace = rs.Trace("*.scores", "decoder.layers.?.*.q")
+    names = ["mine.0.scores", "decoder.layers.0.x.q", "decoder.layers.10.x.q", "scores", "mine.q"]
+    for name in names:
         trace(name, np.ones(1))
-    assert list(trace) == ["encoder.0.scores", "decoder.0.q"]
+    assert list(trace) == names[:2]
+
+
+POSSIBLE = [
+    "*", "**.q", "*scores", "*.scores", "scores", "chosen", "candidates.tokens", "pool.scores",
+    "logits", "step.1*.logits", "step.?.decoder.layers.[01].*", "step.[!0].chosen",
+    "decoder.layers.7.*", "decoder.layers.12?4.*", "decoder.*.weights", "encoder.*",
+    "encoder.layers.*.after_*", "decoder.layers.0.cross_attention.k", "amateur.0.decoder*",
+    "amateur.12.encoder.embed", "step.2.amateur.0.decoder.embed", "*[.]q", "*[]q]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", POSSIBLE)
+def test_a_pattern_that_some_name_may_match_is_taken(pattern):
+    assert len(rs.Trace(pattern)) == 0
+
+
+IMPOSSIBLE = {
+    "decoder.layer.2.*": "decoder.layers.2.*",
+    "decoder.layers.2": "decoder.layers.2.*",
+    "decoder.layers.07.*": "decoder.layers.7.*",
+    "Decoder.*": "decoder.*",
+    "encoder.layer.[01].self_atention.q": "encoder.layers.[01].self_attention.q",
+    "step.*.decoder.layer.1?.*": "step.*.decoder.layers.1?.*",
+    "step.3.logit": "step.3.logits",
+    "*.score": "*.scores",
+    "self_attention.q": "*.self_attention.q",
+    "step.0.encoder.*": "encoder.*",  # sources are encoded before the first step
+    "step.0.decoder.layers.1.cross_attention.k": "decoder.layers.1.cross_attention.k",
+    "amateur.0.scores": "step.0.scores",  # amateurs choose nothing
+    "xyz": "refseq2seq.quantities",
+    "[q": "refseq2seq.quantities",
+    "": "refseq2seq.quantities",
+}
+
+
+@pytest.mark.parametrize("pattern", IMPOSSIBLE)
+def test_a_pattern_that_no_name_matches_is_refused_with_the_nearest(pattern):
+    with pytest.raises(ValueError, match="no quantity has a name") as caught:
+        rs.Trace("*.q", pattern)
+    assert repr(pattern) in str(caught.value)
+    assert IMPOSSIBLE[pattern] in str(caught.value)
+
+
+def test_a_pattern_is_a_str():
+    with pytest.raises(TypeError, match=r"pattern must be a str.*\['\*\.q'\]"):
+        rs.Trace(["*.q"])
+
+
+NUMBERS = ("0", "1", "5", "10", "12", "21")
+NAMES = sorted(
+    {
+        re.sub(r"\*", number, prefix + row.name)
+        for row in QUANTITIES
+        for number in NUMBERS
+        for prefix in ("", *(f"step.{n}." for n in NUMBERS), "amateur.0.", "step.1.amateur.0.")
+        if "step" not in prefix or not re.match(r"encoder|.*cross_attention\.[kv]$", row.name)
+        if "amateur" not in prefix or re.match(r"encoder|decoder|logits", row.name)
+    }
+)
+
+
+@given(st.data())
+def test_a_pattern_that_matches_a_name_is_taken(data):
+    """Patterns made of names, with wildcards and changes in a few places."""
+    parts = list(data.draw(st.sampled_from(NAMES)))
+    changes = st.sampled_from(["*", "?", "[0-2]", "[!1]", "", "l", "1", "."])
+    for place in data.draw(st.lists(st.integers(0, len(parts) - 1), max_size=4)):
+        parts[place] = data.draw(changes)
+    pattern = "".join(parts)
+    if any(fnmatchcase(name, pattern) for name in NAMES):
+        rs.Trace(pattern)
+
+
+@given(
+    name=st.sampled_from(NAMES), place=st.integers(0, 99), wrong=st.sampled_from(["~", "..", "-"])
+)
+def test_what_is_proposed_for_a_pattern_is_taken(name, place, wrong):
+    with pytest.raises(ValueError, match="no quantity has a name") as caught:
+        rs.Trace(name[:place] + wrong + name[place:])
+    if proposed := re.search(r": is it '(.*)'\?$", str(caught.value)):
+        rs.Trace(proposed[1])
 
 
 def test_a_trace_serves_one_computation():

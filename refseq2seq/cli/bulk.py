@@ -23,7 +23,7 @@ import numpy as np
 
 from .. import __version__
 from ..backend import to_numpy
-from ..decoding import NonFiniteLogitsError
+from ..failures import NonFiniteLogitsError
 from ..model import Model, check_fits
 from ..params import named_arrays
 from .lines import Line, encoded, outputs

@@ -20,6 +20,7 @@ from ..config import (
 )
 from ..model import Model
 from ..presets import plain_attention
+from .given import missing_peers, numpy_array, numpy_arrays, plain_module, plain_name, wrong_module
 from .table import (
     Table,
     UnsupportedFeature,
@@ -77,7 +78,8 @@ def from_pytorch(
     """The model of an nn.Transformer between embeddings and an unembedding.
 
     Arrays may be NumPy's, PyTorch's, or in a module that holds them, and are shaped as
-    PyTorch shapes them. Tables that are equal are tied.
+    PyTorch shapes them. Tables that are equal are tied. Modules, and arrays by their names,
+    may come from ``torch.compile``.
 
     Parameters
     ----------
@@ -106,16 +108,25 @@ def from_pytorch(
     Raises
     ------
     UnsupportedFeature
-        If a part of the transformer is not PyTorch's own, or its layers differ.
+        If a part of the transformer is not PyTorch's own, its layers differ, or adapters are
+        not merged.
     ValueError
-        If an array is missing, has no place or another shape; by name.
+        If an array is missing, has no place, no numbers or another shape; by name.
+    TypeError
+        If something else is given than a module or arrays.
     """
     if isinstance(transformer, Mapping):
-        if options is None:
-            raise TypeError("arrays need options: the arguments of nn.Transformer")
-        layers = {name: _to_numpy(x) for name, x in transformer.items()}
+        if not isinstance(options, Mapping):
+            raise TypeError(
+                "arrays need options: a mapping with the arguments of nn.Transformer, got "
+                f"{type(options).__name__}"
+            )
+        layers = numpy_arrays(transformer)
     elif options is not None:
-        raise TypeError("options are for a mapping of arrays; a module brings its own")
+        raise TypeError(
+            f"options are for a mapping of arrays, got them with {type(transformer).__name__}; a "
+            "module brings its own"
+        )
     else:
         layers, options = _read_module(transformer)
     if missing := [name for name in OPTIONS if name not in options]:
@@ -250,16 +261,15 @@ def _norm(ours: str, theirs: str) -> Table:
 
 def _read_module(transformer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of an nn.Transformer, and the arguments that it was made with."""
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_peers(transformer, "torch", error) from error
+    transformer = plain_module(transformer)
     if not isinstance(transformer, torch.nn.Transformer):
-        raise TypeError(
-            f"transformer must be an nn.Transformer or a mapping, got {type(transformer).__name__}"
-        )
-    for name, part in transformer.named_modules():
-        kind = type(part)
-        if not kind.__module__.startswith("torch.nn.modules.") or kind.__name__ not in PARTS:
-            raise UnsupportedFeature(f"transformer.{name} is a {kind.__qualname__}")
+        raise wrong_module("transformer", "an nn.Transformer", transformer)
+    arrays = numpy_arrays(transformer.state_dict())
+    _check_parts(transformer)
     encoder, decoder = transformer.encoder, transformer.decoder
     layers = [*encoder.layers, *decoder.layers]
     attentions = [layer.self_attn for layer in layers]
@@ -281,7 +291,15 @@ def _read_module(transformer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any
         "norm_first": _only("norm_first", [layer.norm_first for layer in layers]),
         "bias": _only("bias", [layer.linear1.bias is not None for layer in layers]),
     }
-    return {name: _to_numpy(x) for name, x in transformer.state_dict().items()}, options
+    return arrays, options
+
+
+def _check_parts(transformer: Any) -> None:
+    """That all is PyTorch's own, within what torch.compile puts around it."""
+    for name, part in transformer.named_modules():
+        kind = type(plain_module(part))
+        if not kind.__module__.startswith("torch.nn.modules.") or kind.__name__ not in PARTS:
+            raise UnsupportedFeature(f"transformer.{plain_name(name)} is a {kind.__qualname__}")
 
 
 def _only(option: str, values: Iterable[Any]) -> Any:
@@ -297,7 +315,9 @@ def _read_unembedding(given: Any) -> dict[str, np.ndarray]:
     if hasattr(given, "in_features"):  # nn.Linear
         weight, bias = given.weight, given.bias
     arrays = {"unembedding": _weight("unembedding", weight)}
-    return arrays if bias is None else arrays | {"unembedding.bias": _to_numpy(bias)}
+    if bias is not None:
+        arrays["unembedding.bias"] = numpy_array("unembedding.bias", bias)
+    return arrays
 
 
 def _weight(name: str, given: Any) -> np.ndarray:
@@ -306,15 +326,7 @@ def _weight(name: str, given: Any) -> np.ndarray:
         if given.max_norm is not None:
             raise UnsupportedFeature(f"{name}: max_norm = {given.max_norm}")
         given = given.weight
-    table = _to_numpy(given)
+    table = numpy_array(name, given)
     if table.ndim != 2:
         raise ValueError(f"{name} must have two dimensions, (rows, d_model), got {table.shape}")
     return table
-
-
-def _to_numpy(x: Any) -> np.ndarray:
-    """PyTorch's tensor, or an array, as NumPy's; bfloat16, which NumPy has not, as float32."""
-    if not hasattr(x, "detach"):
-        return np.asarray(x)
-    x = x.detach().cpu()
-    return np.asarray(x.float() if str(x.dtype) == "torch.bfloat16" else x)

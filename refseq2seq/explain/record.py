@@ -93,7 +93,7 @@ def record(
         "output": model.target_vocabulary.decode([step["token"] for step in recorded]),
         "source": [symbol(model.source_vocabulary, token) for token in source[0]],
         "start": symbol(model.target_vocabulary, model.config.decoder_start_id),
-        "steps": _without_idle_rules(recorded),
+        "steps": _without_idle_rules(_without_idle_rules(recorded, -1), 1),
         **_attention(model, source, trace, len(recorded)),
         "tree": tree,
     }
@@ -114,7 +114,11 @@ def _steps(
             "log_prob": log_prob,
             "sum": total,
             "margin": margin if math.isfinite(margin) else None,
-            **_candidates(vocabulary, token, [("the model", step.logits), *stages]),
+            **_candidates(
+                vocabulary,
+                token,
+                [("the model", step.logits), *stages, ("forced tokens", step.scores)],
+            ),
         }
         stages.clear()
 
@@ -188,11 +192,11 @@ def _follow(tokens: list[int]) -> Callable[[Array, State], Array]:
     return lambda scores, state: np.asarray(tokens)[state.n_new]
 
 
-def _without_idle_rules(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out the stage of the model's rules (forced or suppressed tokens) if it has none."""
-    if all(step["stages"][0]["probs"] == step["stages"][1]["probs"] for step in steps):
+def _without_idle_rules(steps: list[dict[str, Any]], stage: int) -> list[dict[str, Any]]:
+    """Leave out a stage of the model's rules (banned or forced tokens) that changes nothing."""
+    if all(step["stages"][stage]["probs"] == step["stages"][stage - 1]["probs"] for step in steps):
         for step in steps:
-            del step["stages"][1]
+            del step["stages"][stage]
     return steps
 
 

@@ -5,14 +5,21 @@ assert_agrees(their_logits, within)
 assert_tokens_agree(their_tokens, within)
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..backend import Array
-from .compare import as_float64, first_difference
+from ..checks import check_int, check_number
+from ..constraints import named, with_rules
+from ..request import Request, as_prefix
+from ..sampling import Processor, check_processors
+from ..scoring import processed
+from ..tokens import Tokens
+from .compare import as_float64, first_difference, on_host
 from .expected import Expected
 from .tolerance import Spread
 
@@ -71,13 +78,13 @@ class Divergence:
     position: int  # of the new token, 0 for the first
     token: int
     oracle: int
-    margin: float  # how much the oracle prefers its own token, in logits
+    margin: float  # how much the oracle prefers its own token, by its score
     spreads: float  # the same, in spreads of the difference of the two logits
 
     def __str__(self) -> str:
         return (
             f"new token {self.position} of row {self.row} is {self.token}; the oracle's is "
-            f"{self.oracle}, its logit greater by {self.margin:.3g}, or {self.spreads:.3g} spreads"
+            f"{self.oracle}, its score greater by {self.margin:.3g}, or {self.spreads:.3g} spreads"
         )
 
 
@@ -100,14 +107,16 @@ def assert_tokens_agree(
     z: float = 6.0,
     *,
     n_prefix: int = 1,
+    prefix: Tokens | None = None,
     eos_ids: Sequence[int] | None = None,
+    processors: Sequence[Processor] = (),
 ) -> TokenAgreement:
     """Raise unless greedy ``tokens`` are the oracle's, up to near-ties.
 
     In each row tokens are compared up to the first that differs. That is right only if
-    rounding may have changed the order of the two: if the oracle's logits of them are
-    within ``z`` spreads of each other. The rest of the row continues another text, and is
-    not compared.
+    rounding may have changed the order of the two: if they change places when the oracle's
+    logits of them are moved towards each other by ``z`` spreads. The rest of the row
+    continues another text, and is not compared.
 
     Parameters
     ----------
@@ -118,10 +127,16 @@ def assert_tokens_agree(
         Its target is the prefix and then the oracle's own greedy tokens, generated in
         float64.
     z : float
+        Finite, not negative.
     n_prefix : int
-        How many tokens of that target are prefix.
+        How many tokens of that target are prefix, where every row has as many.
+    prefix : integer array (batch, n), or list of lists of token ids, optional
+        The prefix itself, with the start token; rows may differ in length.
     eos_ids : sequence of ints, optional
         Tokens that end a row; by default those of the model.
+    processors : sequence of Processor
+        With which both sides chose, such as ``[rs.no_repeat_ngram(3)]``. The rules of the
+        model's config need not be given.
 
     Returns
     -------
@@ -131,9 +146,11 @@ def assert_tokens_agree(
     Raises
     ------
     AssertionError
-        If a token differs that rounding cannot explain, or a row ends too early.
+        If a token differs that rounding cannot explain, is banned, or is not in the
+        vocabulary; or if a row ends too early. Names the row and the new token.
     ValueError
-        If there are other rows than the target has, or that is not the oracle's choice.
+        If there are other rows than the target has, or that is not the oracle's choice, or
+        does not begin with the prefix.
 
     Examples
     --------
@@ -147,32 +164,55 @@ def assert_tokens_agree(
     >>> print(assert_tokens_agree(rs.generate(model, source).tokens, within))
     7 of 7 tokens are the oracle's
     """
+    z = check_number("z", z, 0, math.inf, high_open=True)
     target, c = spread.target, spread.model.config
     if len(tokens) != len(target):
         raise ValueError(f"tokens has {len(tokens)} rows, the target of the spread {len(target)}")
-    if not 1 <= n_prefix < target.shape[1]:
-        raise ValueError(
-            f"n_prefix must be from 1 to {target.shape[1] - 1}, for the target of the spread has "
-            f"{target.shape[1]} tokens, got {n_prefix}"
-        )
+    lengths = _prefix_lengths(spread, n_prefix, prefix)
     ends = c.eos_ids if eos_ids is None else eos_ids
+    oracle = _Oracle(spread, lengths, check_processors(processors, "processors=[{}]"), ends)
     compared, total, diverged = 0, 0, []
     for row, new in enumerate(tokens):
-        oracle = _up_to_end(target[row, n_prefix:], ends)
-        theirs = [int(token) for token in new][: len(oracle)]
-        agreed = _agreeing(theirs, oracle)
-        _check_greedy(spread, row, oracle[: agreed + 1], n_prefix)
-        if agreed == len(theirs) < len(oracle):
+        own = _up_to_end(target[row, lengths[row] : spread.target_mask[row].sum()], ends)
+        theirs = _integers(row, new)[: len(own)]
+        agreed = _agreeing(theirs, own)
+        oracle.check_greedy(row, own[: agreed + 1])
+        if agreed == len(theirs) < len(own):
             raise AssertionError(
-                f"row {row} ends after {agreed} new tokens; the oracle goes on with "
-                f"{oracle[agreed]}"
+                f"row {row} ends after {agreed} new tokens; the oracle goes on with {own[agreed]}"
             )
-        if agreed < len(oracle):
-            diverged.append(
-                _diverged(spread, row, agreed, theirs[agreed], oracle[agreed], n_prefix, z)
-            )
-        compared, total = compared + agreed, total + len(oracle)
+        if agreed < len(own):
+            diverged.append(oracle.divergence(row, agreed, theirs[agreed], own[agreed], z))
+        compared, total = compared + agreed, total + len(own)
     return TokenAgreement(compared, total, tuple(diverged))
+
+
+def _prefix_lengths(spread: Spread, n_prefix: int, prefix: Tokens | None) -> np.ndarray:
+    """How many tokens of each row of the spread's target are prefix: (batch,)."""
+    batch, n_target = spread.target.shape
+    if prefix is None:
+        lengths = np.full(batch, check_int("n_prefix", n_prefix, 0))
+    else:
+        ids, lengths = as_prefix(prefix, batch, spread.model.config)
+        for row, n in enumerate(lengths):
+            if (begin := spread.target[row, :n]).tolist() != ids[row, :n].tolist():
+                raise ValueError(
+                    f"the target of the spread must begin with the prefix: row {row} has "
+                    f"{begin.tolist()}, the prefix {ids[row, :n].tolist()}"
+                )
+    if not 1 <= lengths.max() < n_target:
+        raise ValueError(
+            f"n_prefix must be from 1 to {n_target - 1}, for the target of the spread has "
+            f"{n_target} tokens, got {lengths.max()}"
+        )
+    return lengths
+
+
+def _integers(row: int, tokens: Any) -> list[int]:
+    ids = on_host(np.asarray(tokens) if isinstance(tokens, Sequence) else tokens)
+    if ids.size and ids.dtype.kind not in "iu":
+        raise TypeError(f"tokens must be integers, got {ids.dtype} in row {row}")
+    return [int(token) for token in ids]
 
 
 def _up_to_end(tokens: np.ndarray, ends: Sequence[int]) -> list[int]:
@@ -187,32 +227,97 @@ def _agreeing(a: list[int], b: list[int]) -> int:
     return [*equal, False].index(False)
 
 
-def _check_greedy(spread: Spread, row: int, oracle: list[int], n_prefix: int) -> None:
-    """Raise unless these tokens are what the oracle prefers, or has to take."""
-    c = spread.model.config
-    for i, token in enumerate(oracle):
-        logits = spread["logits"].value[row, n_prefix - 1 + i].copy()
-        logits[list(c.suppressed_ids + (c.begin_suppressed_ids if i == 0 else ()))] = -np.inf
-        best = int(np.argmax(logits))
-        if token not in (best, c.forced_bos_id, c.forced_eos_id):
-            raise ValueError(
-                f"the target of the spread must be the oracle's own greedy tokens, generated "
-                f"in float64: new token {i} of row {row} is {token}, the oracle prefers {best}"
+class _Oracle:
+    """The oracle's choice of every new token, by its logits, the model's rules and processors."""
+
+    def __init__(
+        self,
+        spread: Spread,
+        n_prefix: np.ndarray,
+        processors: Sequence[Processor],
+        eos_ids: Sequence[int],
+    ) -> None:
+        request = Request(
+            source=spread.source,
+            source_mask=spread.source_mask,
+            prefix=spread.target[:, : n_prefix.max()],
+            n_prefix=n_prefix,
+            max_new_tokens=int((spread.target_mask.sum(axis=1) - n_prefix).max()),
+            min_new_tokens=0,
+            eos_ids=np.asarray(eos_ids, dtype=np.int64),
+            copies=1,
+            amateurs=(),
+            use_cache=True,
+        )
+        # Where a row was cut off is not known: an end token that is forced is taken as it comes.
+        self._config = replace(spread.model.config, forced_eos_id=None)
+        self._forced_eos = spread.model.config.forced_eos_id
+        self._processors = with_rules(processors, request, self._config)
+        self._spread, self._request = spread, request
+        self._scores = self._scored(self._processors, spread["logits"].value)
+
+    def _scored(self, processors: Sequence[Processor], logits: np.ndarray) -> np.ndarray:
+        """The scores of every next token: (batch, n_target, vocab_size)."""
+        target, request = self._spread.target, self._request
+        with np.errstate(all="ignore"):
+            return processed(
+                processors,
+                logits,
+                tokens=target,
+                emitting=np.arange(1, target.shape[1] + 1) >= request.n_prefix[:, None],
+                n_prefix=request.n_prefix,
+                source=request.source,
+                source_mask=request.source_mask,
+                eos_ids=request.eos_ids,
             )
 
+    def check_greedy(self, row: int, tokens: list[int]) -> None:
+        """Raise unless these new tokens are those of the best scores, or end a row by force."""
+        for i, token in enumerate(tokens):
+            best = int(np.argmax(self._scores[self._place(row, i)]))
+            if token not in (best, self._forced_eos):
+                raise ValueError(
+                    "the target of the spread must be the oracle's own greedy tokens, generated in "
+                    f"float64 with the same processors: new token {i} of row {row} is {token}, the "
+                    f"oracle prefers {best}"
+                )
 
-def _diverged(
-    spread: Spread, row: int, position: int, token: int, oracle: int, n_prefix: int, z: float
-) -> Divergence:
-    """The divergence of a row, unless it is too great to be one of rounding."""
-    place = (row, n_prefix - 1 + position)
-    value, sigma = spread["logits"].value[place], spread["logits"].element_sigma[place]
-    margin = float(value[oracle] - value[token])
-    of_both = float(np.hypot(sigma[oracle], sigma[token]))
-    found = Divergence(row, position, token, oracle, margin, margin / of_both)
-    if not abs(found.spreads) <= z:
+    def divergence(self, row: int, position: int, token: int, own: int, z: float) -> Divergence:
+        """Another choice than the oracle's ``own``, unless rounding cannot explain it."""
+        place, vocab_size = self._place(row, position), self._config.decoder.vocab_size
+        if not 0 <= token < vocab_size:
+            raise AssertionError(
+                f"new token {position} of row {row} is {token}; the vocabulary has ids 0 to "
+                f"{vocab_size - 1}"
+            )
+        sigma = self._spread["logits"].element_sigma[place]
+        of_both = float(np.hypot(sigma[own], sigma[token]))
+        margin = float(self._scores[place][own] - self._scores[place][token])
+        found = Divergence(row, position, token, own, margin, margin / of_both)
+        nearer = self._spread["logits"].value.copy()
+        nearer[place][token] += z * sigma[token] ** 2 / of_both
+        nearer[place][own] -= z * sigma[own] ** 2 / of_both
+        scores = self._scored(self._processors, nearer)[place]
+        if -np.inf < scores[token] >= scores[own]:
+            return found
+        if scores[token] == -np.inf:
+            raise AssertionError(
+                f"new token {position} of row {row} is {token}, which is banned by "
+                f"{self._remover(place, token)}; the oracle's is {own}"
+            )
         raise AssertionError(
-            f"{found}; rounding to {spread.dtype} explains at most {z:g}. The tokens before "
+            f"{found}; rounding to {self._spread.dtype} explains at most {z:g}. The tokens before "
             "agree: compare the logits there with assert_agrees"
         )
-    return found
+
+    def _place(self, row: int, position: int) -> tuple[int, int]:
+        """Where the logits of a row's new token number ``position`` are."""
+        return row, int(self._request.n_prefix[row]) - 1 + position
+
+    def _remover(self, place: tuple[int, int], token: int) -> str:
+        """The processor that gives a token the score -inf."""
+        for n, process in enumerate(self._processors, start=1):
+            scores = self._scored(self._processors[:n], self._spread["logits"].value)
+            if scores[place][token] == -np.inf:
+                return named(process)
+        return "a processor"

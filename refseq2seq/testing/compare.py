@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, to_numpy
+from ..checks import check_number
 from ..quantities import inputs_of
 from .expected import Expected, row_mean
 from .rounding import FORMATS, step_at
@@ -27,7 +28,7 @@ class Difference:
     step: int | None  # of a decoding loop
     shape: tuple[int, ...]
     other_shape: tuple[int, ...]
-    reason: str  # "values", "shape" or "not finite"
+    reason: str  # "values", "not equal" (of integers and booleans), "shape" or "not finite"
     dtype: str  # the ulp are its
     max_ulp: float = math.inf  # greatest error, in ulp of the greatest magnitude of its row
     max_relative: float = math.inf  # the same, relative to that magnitude
@@ -58,6 +59,11 @@ class Difference:
         """What was found, what was allowed, and the worst places."""
         if self.reason == "shape":
             return [f"found    {self.other_shape}"]
+        if self.reason == "not equal":
+            return [
+                "found    other values, where integers or booleans must be equal",
+                *self._pairs(),
+            ]
         story = ["found    NaN, or infinity where the other has a number"]
         if self.reason == "values":
             story = [
@@ -71,11 +77,14 @@ class Difference:
                 f"         {self.spreads:.3g} spreads (allowed {self.limit:g}); root mean square "
                 f"of a row {self.rms_spreads:.3g} (allowed {self.rms_limit:.3g})"
             )
-        story.append(f"{'place':20}{'reference':>17}{'other':>17}{'difference':>12}")
+        return story + self._pairs()
+
+    def _pairs(self) -> list[str]:
+        lines = [f"{'place':20}{'reference':>17}{'other':>17}{'difference':>12}"]
         for place, expected, actual in self.pairs:
             at, apart = str(place).replace(" ", ""), _apart(actual, expected)
-            story.append(f"{at:20}{expected:17.9g}{actual:17.9g}{apart:12.2e}")
-        return story
+            lines.append(f"{at:20}{expected:17.9g}{actual:17.9g}{apart:12.2e}")
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON has them; numbers that are not finite are strings."""
@@ -143,11 +152,12 @@ def first_difference(
         Names as in ``reference``, all or some. Tensors of PyTorch are taken too.
     z : float
         With a Spread: how many spreads an element may be off. The root mean square of a
-        row may be 2, see `refseq2seq.testing.expected`.
+        row may be 2, see `refseq2seq.testing.expected`. Finite, not negative.
     rtol : float, optional
         Without one: how far an element may be off, relative to the greatest magnitude of
         its row, the last axis; by default the square root of the machine epsilon of the
-        coarser dtype. Integers must be equal.
+        coarser dtype. Finite, not negative. Integers and booleans, on either side, must be
+        equal whatever it is.
 
     Returns
     -------
@@ -157,7 +167,8 @@ def first_difference(
     Raises
     ------
     ValueError
-        If ``other`` has names that ``reference`` has not, or none at all.
+        If ``other`` has names that ``reference`` has not, or none at all, or if ``z`` or
+        ``rtol`` is negative, infinite or NaN.
 
     Examples
     --------
@@ -170,6 +181,9 @@ def first_difference(
     >>> first_difference(sound, faulty).name
     'decoder.layers.0.cross_attention.q'
     """
+    z = check_number("z", z, 0, math.inf, high_open=True)
+    if rtol is not None:
+        rtol = check_number("rtol", rtol, 0, math.inf, high_open=True)
     unknown = [name for name in other if name not in reference]
     if unknown:
         raise ValueError(f"the reference has no {', '.join(map(repr, unknown[:5]))}")
@@ -194,7 +208,8 @@ def _difference(
     expected: Expected | Array, actual: Array, z: float, rtol: float | None
 ) -> dict[str, Any] | None:
     """What is wrong with ``actual``, as fields of a `Difference`, or None."""
-    e, a = as_float64(getattr(expected, "value", expected)), as_float64(actual)
+    theirs, ours = on_host(actual), on_host(getattr(expected, "value", expected))
+    e, a = ours.astype(np.float64), theirs.astype(np.float64)
     if isinstance(expected, Expected):
         dtype, where, unit = expected.dtype, expected.where, expected.element_sigma
     else:
@@ -203,6 +218,10 @@ def _difference(
     found = {"shape": e.shape, "other_shape": a.shape, "dtype": dtype, "limit": z}
     if a.shape != e.shape:
         return found | {"reason": "shape"}
+    if not ours.dtype.kind == theirs.dtype.kind == "f":
+        differ = ours != theirs
+        how = {"reason": "not equal", "limit": 0.0} | _worst(a, e, differ.astype(np.float64))
+        return found | how if differ.any() else None
     a = np.where(where, a, e)
     alike = _finite_alike(a, e)
     if not alike.all():
@@ -291,8 +310,14 @@ def _coarser(*arrays: Array) -> str:
 
 
 def as_float64(x: Array) -> np.ndarray:
-    """``x`` on the host, in float64, which holds every format exactly."""
+    """``x`` on the host, in float64, which holds every floating-point format exactly."""
+    return on_host(x).astype(np.float64)
+
+
+def on_host(x: Array) -> np.ndarray:
+    """``x`` on the host: a NumPy array of numbers."""
     if hasattr(x, "detach"):  # a tensor of PyTorch, whose bfloat16 NumPy does not have
         x = x.detach().cpu()
         x = x.double().numpy() if x.is_floating_point() else x.numpy()
-    return to_numpy(x).astype(np.float64)
+    x = to_numpy(x)
+    return x if x.dtype.kind in "biuf" else x.astype(np.float64)

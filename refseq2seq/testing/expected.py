@@ -61,10 +61,12 @@ class Errors:
     def expected(self, dtype: str) -> Expected:
         """What to expect of an implementation that rounds to ``dtype``, as the errors did.
 
-        No row is expected nearer than one rounding of its elements takes it.
+        No row is expected nearer than one rounding of its elements takes it; the grid is
+        evenly spaced below the least normal number.
         """
         x, where, squares = self._value, self._where, self._squares / self._runs
-        least = format_of(dtype).eps ** 2 * row_mean(x * x, where) / 12
+        f = format_of(dtype)
+        least = f.eps**2 * row_mean(np.maximum(x * x, 4.0**f.min_exponent), where) / 12
         sigma = np.sqrt(np.maximum(row_mean(squares, where), least))
         return Expected(x, sigma, np.sqrt(squares), self._independent(squares), where, dtype)
 

@@ -34,10 +34,17 @@ class Spread(Mapping[str, Expected]):
     scores that a mask throws away.
     """
 
-    def __init__(self, quantities: dict[str, Expected], model: Model, target: np.ndarray) -> None:
+    def __init__(
+        self,
+        quantities: dict[str, Expected],
+        model: Model,
+        source: tuple[np.ndarray, np.ndarray],
+        target: tuple[np.ndarray, np.ndarray],
+    ) -> None:
         self._quantities = quantities
         self.model = model  # in float64
-        self.target = target  # (batch, n_target)
+        self.source, self.source_mask = source  # (batch, n_source); True = real token
+        self.target, self.target_mask = target  # (batch, n_target)
 
     def __getitem__(self, name: str) -> Expected:
         return self._quantities[name]
@@ -116,4 +123,9 @@ def spread(
     for first in range(0, runs, at_once):
         n = min(at_once, runs - first)
         simulate(model, source, target, mask, errors=errors, runs=n, by=arithmetic)
-    return Spread({name: e.expected(dtype) for name, e in errors.items()}, model, target)
+    quantities = {name: e.expected(dtype) for name, e in errors.items()}
+    return Spread(quantities, model, _with_mask(source, mask), _with_mask(target, target_mask))
+
+
+def _with_mask(ids: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    return ids, np.ones(ids.shape, dtype=bool) if mask is None else mask

@@ -123,7 +123,7 @@ CONSTRAINTS = {
     "encoder_repetition_penalty": rs.encoder_repetition_penalty(1.3),
     "no_repeat_ngram": rs.no_repeat_ngram(2),
     "encoder_no_repeat_ngram": rs.encoder_no_repeat_ngram(2),
-    "suppress": rs.suppress([4, 5]),
+    "suppress": rs.suppress([3, 4]),
     "begin_suppress": rs.begin_suppress([6]),
     "bad_words": rs.bad_words([[3, 7], [11]]),
     "forced_bos": rs.forced_bos(9),
@@ -190,7 +190,13 @@ def contrasted(reads_source: bool) -> Callable[[rs.Model], Results]:
 
 
 def scored(model: rs.Model) -> Results:
-    return dataclasses.asdict(rs.score(model, SOURCE, [[1, 4, 5, 2], [1, 6]]))
+    return dataclasses.asdict(rs.score(model, SOURCE, [[1, 4, 5, 2], [1, 6]], prefix=[[1], [1]]))
+
+
+def in_half(model: rs.Model) -> Results:
+    """float16, which is computed in float32."""
+    half = model.astype("float16")
+    return greedily(half) | operations(half) | beams()(half)
 
 
 def operations(model: rs.Model) -> Results:
@@ -220,9 +226,13 @@ CHOOSING = {
     "two samples": sampled_twice,
     "exponential race": raced,
     "constraints": constrained,
+    "in float16": in_half,
     "beams, stopped at once": beams(early_stopping=True, length_penalty=0.0),
     "beams, never stopped early": beams(early_stopping="never", length_penalty=rs.gnmt_penalty(1)),
     "beams, constrained": beams(processors=[*CONSTRAINTS.values(), FILTERS["top_p"]]),
+    "beams, of logits": beams(
+        logits_processors=[*CONSTRAINTS.values()], processors=[rs.renormalize_logits()]
+    ),
     "stochastic beams": beams(processors=[rs.gumbel_top_k(3, seed=1)]),
 }
 

@@ -1,6 +1,7 @@
 """`refseq2seq.testing.diagnose` on modules that are right, and what it does besides."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -38,7 +39,8 @@ def _threads():
 
 def assert_right(diagnosis, at_least=40):
     assert diagnosis.first is None, diagnosis.report()
-    assert diagnosis.difference is None
+    assert diagnosis.difference is diagnosis.unhooked is None
+    assert diagnosis.compared[-1] == "unhooked.logits"
     assert len(diagnosis.compared) >= at_least
 
 
@@ -267,6 +269,174 @@ def test_what_is_expected_of_steps_is_what_steps_compute(library):
             )
 
 
+# Faults that are not there while hooks are.
+
+
+def assert_only_without_hooks(diagnosis, *lines):
+    """All that hooks see agrees, and the report has these lines of what they change."""
+    report = diagnosis.report()
+    assert diagnosis.first == diagnosis.unhooked.name == "unhooked.logits", report
+    n = len(diagnosis.compared) - 1
+    assert diagnosis.difference.agreed == n
+    assert report.startswith(f"All {n} quantities that hooks see agree, up to 8 spreads")
+    assert str(diagnosis.difference) in report
+    for line in (*lines, "whatever asks whether there are hooks"):
+        assert f"\n  {line}\n" in report
+    told = json.loads(json.dumps(diagnosis.to_dict()))
+    assert told["first"] == told["unhooked"]["name"] == "unhooked.logits"
+    assert told["changed_by_hooks"] == list(diagnosis.changed_by_hooks)
+
+
+def fast_network():
+    """An nn.Transformer that takes its fast path in evaluation."""
+    net = test_pytorch.random_network(1, d_model=12, nhead=2, batch_first=True)
+    cast(net, "float32")
+    return net
+
+
+def diagnose_fast(net, model):
+    source, target, mask = test_pytorch.random_batch(net, 1)
+    return diagnose(net.transformer, source, target, mask, model=model, run=runner(net))
+
+
+def activation_set_later(net, patch):
+    """The fast path goes on with the activation that the layer was made with."""
+    for layer in (*net.transformer.encoder.layers, *net.transformer.decoder.layers):
+        layer.activation = torch.nn.functional.gelu
+    return test_pytorch.convert(net, 1)
+
+
+def adapter(net, patch):
+    """The fast path reads the weights of a projection, whatever its forward does."""
+    model = test_pytorch.convert(net, 1)
+    linear = net.transformer.encoder.layers[0].linear1
+    whole, linear.weight.data = linear.weight.data, linear.weight.data * 0.9
+    linear.forward = lambda x: torch.nn.functional.linear(x, whole, linear.bias)
+    return model
+
+
+def faulty(kernel):
+    def change(net, patch):
+        right = getattr(torch, kernel)
+        patch.setattr(torch, kernel, lambda *args, **options: wrong(right(*args, **options)))
+        return test_pytorch.convert(net, 1)
+
+    def wrong(out):
+        return (1.01 * out[0], *out[1:]) if isinstance(out, tuple) else 1.01 * out
+
+    return change
+
+
+FAST = {
+    "activation set later": activation_set_later,
+    "adapter": adapter,
+    "encoder layer": faulty("_transformer_encoder_layer_fwd"),
+    "attention": faulty("_native_multi_head_attention"),
+}
+
+
+@pytest.mark.parametrize("change", FAST.values(), ids=FAST)
+def test_a_fault_of_the_fast_path(change, monkeypatch):
+    net = fast_network()
+    model = change(net, monkeypatch)
+    assert_only_without_hooks(
+        diagnose_fast(net, model),
+        "the fast path of torch.nn.TransformerEncoderLayer, which is off",
+        "the fast path of torch.nn.MultiheadAttention, which is off",
+        "encoder.layers.*.self_attention: q, k, v, scores, weights, heads",
+    )
+    with fast_path_off():
+        assert_right(diagnose_fast(net, model), 23)
+        assert not torch.backends.mha.get_fastpath_enabled()
+
+
+@contextmanager
+def fast_path_off():
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(True)
+
+
+def test_the_fast_path_is_on_again_afterwards():
+    net = fast_network()
+    fast = []
+    net.unembedding.register_forward_hook(
+        lambda *args: fast.append(torch.backends.mha.get_fastpath_enabled())
+    )
+    assert_right(diagnose_fast(net, test_pytorch.convert(net, 1)), 23)
+    assert fast == [True, False]
+    net.transformer.decoder.norm = None  # has no forward that could be watched
+    with pytest.raises(AttributeError):
+        diagnose_fast(net, test_pytorch.convert(fast_network(), 1))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def spoil_without_hooks(part):
+    """What it gives is 1 % off unless a hook watches that."""
+    right = part.forward
+    part.forward = lambda *args, **options: (
+        right(*args, **options) * (1 if part._forward_hooks else 1.01)
+    )
+
+
+@pytest.mark.parametrize("max_new_tokens", [None, 4])
+def test_a_fault_of_x_transformers_without_hooks(max_new_tokens):
+    subject = planted_x_transformers.FAULTS.all[0].make()
+    spoil_without_hooks(subject.module.decoder.net.attn_layers.layers[2][1])
+    found = subject.diagnose(max_new_tokens)
+    assert_only_without_hooks(found)
+    assert "What hooks do not see:\n  nothing" in found.report()
+
+
+@pytest.mark.parametrize("max_new_tokens", [None, 4])
+def test_a_fault_of_hugging_face_without_hooks(max_new_tokens):
+    model = hf_models.random_model("BART", 3, exact=False).float()
+    batch = hf_models.random_batch(model, 3)
+    spoil_without_hooks(model.get_decoder().layers[0].fc2)
+    target = batch.target if max_new_tokens is None else None
+    found = diagnose(model, batch.source, target, batch.mask, max_new_tokens=max_new_tokens)
+    assert_only_without_hooks(found)
+
+
+def test_a_fault_with_hooks_alone():
+    """The report says that without them all is well."""
+    subject = planted_x_transformers.FAULTS.all[0].make()
+    block = subject.module.decoder.net.attn_layers.layers[2][1]
+    right = block.forward
+    block.forward = lambda *args, **options: (
+        right(*args, **options) * (1.01 if block._forward_hooks else 1)
+    )
+    found = subject.diagnose()
+    assert found.first == "decoder.layers.0.feed_forward.out"
+    assert found.unhooked is None
+    assert "The logits of a run without hooks agree." in found.report()
+
+
+@pytest.mark.parametrize(("change", "is_found"), [(0.0, False), (0.02, True)])
+def test_a_near_tie_without_hooks_is_no_fault(change, is_found):
+    """Another token is chosen, and the row goes on with it, compared no longer."""
+    subject = planted_x_transformers.FAULTS.all[0].make()
+    decoder, read = subject.module.decoder.net, []
+    unembedding = decoder.to_logits.weight.data
+    unembedding[1::2] = unembedding[:-1:2].clone()  # pairs of tokens that are equally good,
+    unembedding[-1] = 0  # and one without a pair
+    subject.model = rs.convert.from_x_transformers(subject.module, **CONVENTIONS)
+    decoder.token_emb.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+
+    def prefer_the_other(module, args, logits):
+        less = torch.nextafter(logits, torch.tensor(-torch.inf)) - change * abs(logits)
+        even = torch.arange(logits.shape[-1]) % 2 == 0
+        return logits if decoder._forward_hooks else torch.where(even, less, logits)
+
+    decoder.to_logits.register_forward_hook(prefer_the_other)
+    found = subject.diagnose(6)
+    assert not torch.equal(read[5], read[11])
+    if is_found:
+        assert_only_without_hooks(found)
+    else:
+        assert_right(found)
+
+
 # What it leaves behind.
 
 
@@ -323,7 +493,8 @@ def test_the_report():
     found = subject.diagnose()
     report = found.report()
     first = "decoder.layers.0.cross_attention.scores"
-    assert report.startswith(f"{first} is the first of 83 quantities that deviates.")
+    assert report.startswith(f"{first} is the first of 84 quantities that deviates.")
+    assert "The logits of a run without hooks deviate." in report
     assert "the last of them decoder.layers.0.cross_attention.q" in report
     assert f"decoder.cross_attention.scale = {6**-0.5!r}" in report
     assert "the source mask; keys and values of encoder.final" in report
@@ -346,7 +517,8 @@ def test_the_report_leads_through_what_cannot_be_seen():
 def test_the_report_of_a_module_that_is_right():
     subject = planted_pytorch.FAULTS.all[0].make()
     report = subject.diagnose().report()
-    assert report.startswith("All 43 quantities that were compared agree, up to 8 spreads")
+    assert report.startswith("All 44 quantities that were compared agree, up to 8 spreads")
+    assert report.endswith("The logits of a run without hooks are among them.")
 
 
 # Modules that were changed.
@@ -438,6 +610,28 @@ def test_a_module_with_compiled_parts(change):
     wrong.register_forward_hook(lambda module, args, out: 1.01 * out)
     found = diagnose(network.module, batch.source, batch.target, batch.mask, model=model)
     assert found.first == "decoder.layers.0.self_attention.out"
+
+
+def fuse_wrongly(graph, inputs):
+    """A backend that fuses a GELU with what alone gives to it, into the GELU by tanh."""
+    for node in graph.graph.nodes:
+        if node.target is torch.nn.functional.gelu and len(node.args[0].users) == 1:
+            node.kwargs = {"approximate": "tanh"}
+    graph.recompile()
+    return graph.forward
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fault_of_compiled_code():
+    """Hooks are users of what they see: there, nothing is fused."""
+    rng = np.random.default_rng(79)
+    network = random_network(rng, both(depth=1))
+    batch = random_batch(rng, network.options, "right")
+    pair = network.encoder, torch.compile(network.decoder.net, backend=fuse_wrongly)
+    found = diagnose(pair, batch.source, batch.target, batch.mask)
+    assert_only_without_hooks(
+        found, "the code from torch.compile, which is made anew around the hooks"
+    )
 
 
 # Arguments.

@@ -16,6 +16,7 @@ pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
 pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
 
 import torch
+import transformers
 from hf_models import (
     CASES,
     EOS,
@@ -235,6 +236,48 @@ def plain(theirs):
     return arrays, theirs.config.to_dict()
 
 
+def test_arrays_may_be_tensors_and_configs_objects():
+    """A state dict as it comes, on the CPU here: bfloat16, and tensors that require gradients."""
+    theirs = random_model("BART", 0).bfloat16()
+    model = from_huggingface(theirs)
+    tensors = theirs.state_dict(keep_vars=True)
+    assert any(x.requires_grad for x in tensors.values())
+    assert_same_model(from_huggingface(tensors, theirs.config), model)
+    assert_same_model(from_huggingface(tensors, theirs.config, theirs.generation_config), model)
+    theirs.generation_config.eos_token_id = 7
+    settings = theirs.generation_config
+    for given in (from_huggingface(tensors, theirs.config, settings), from_huggingface(theirs)):
+        assert given.config.eos_ids == (7,)
+
+
+def test_arrays_of_bfloat16_by_ml_dtypes():
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="needs ml_dtypes: pip install '.[peers]'")
+    theirs = random_model("T5 1.0", 0).bfloat16()
+    arrays = {
+        name: x.float().numpy().astype(ml_dtypes.bfloat16)
+        for name, x in theirs.state_dict().items()
+    }
+    assert_same_model(from_huggingface(arrays, theirs.config), from_huggingface(theirs))
+
+
+def compiled(theirs):
+    return torch.compile(theirs, backend="eager")
+
+
+def with_compiled_parts(theirs):
+    theirs.model.encoder.layers[0] = compiled(theirs.model.encoder.layers[0])
+    theirs.model.decoder = compiled(theirs.model.decoder)
+    return theirs
+
+
+@pytest.mark.parametrize("change", [compiled, with_compiled_parts])
+def test_a_compiled_model_is_the_same(change):
+    model, theirs = from_huggingface(random_model("BART", 0)), change(random_model("BART", 0))
+    assert_same_model(from_huggingface(theirs), model)
+    assert any("_orig_mod." in name for name in theirs.state_dict())
+    assert_same_model(from_huggingface(theirs.state_dict(), theirs.config), model)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_field_of_the_config_is_needed_or_does_not_matter(name):
     theirs = random_model(name, 0)
@@ -334,6 +377,9 @@ def test_missing_unexpected_and_misshapen_arrays_are_named():
         from_huggingface(arrays | {"classification_head.dense.weight": arrays[name]}, config)
     with pytest.raises(ValueError, match=rf"{name}.*int8"):
         from_huggingface(arrays | {name: arrays[name].astype("int8")}, config)
+    wrapped = {f"module.{key}": x for key, x in arrays.items()}
+    with pytest.raises(ValueError, match=r"no array model.*it may be module\.model.*prefix off"):
+        from_huggingface(wrapped, config)
 
 
 def test_unknown_families_and_options_are_named():
@@ -396,8 +442,129 @@ def test_what_is_not_a_model_is_refused():
     with pytest.raises(TypeError, match="config"):
         from_huggingface(random_model("BART", 0), config)
     headless = random_model("BART", 0).model
-    with pytest.raises(UnsupportedFeature, match="BartModel has no language-model head"):
+    with pytest.raises(UnsupportedFeature, match="BartModel has no language-model head: convert"):
         from_huggingface(headless)
+    with pytest.raises(TypeError, match=r"a module of transformers, the path .* got NoneType"):
+        from_huggingface(None)
+    for fields, kind in ((None, "NoneType"), ("config.json", "str")):
+        with pytest.raises(TypeError, match=rf"^config must be .*to_dict\(\), got {kind}"):
+            from_huggingface(arrays, fields)
+    with pytest.raises(TypeError, match=r"generation_config must be .*to_dict\(\), got list"):
+        from_huggingface(arrays, config, ["decoder_start_token_id"])
+
+
+def test_values_that_are_no_arrays_are_refused():
+    theirs = random_model("BART", 0)
+    arrays, config = plain(theirs)
+    lists = {name: x.tolist() for name, x in arrays.items()}
+    with pytest.raises(
+        TypeError, match=r"final_logits_bias must be an array.*list: numpy\.asarray"
+    ):
+        from_huggingface(lists, config)
+    with pytest.raises(TypeError, match=r"weights must be an array.*dict: give that itself"):
+        from_huggingface({"weights": arrays}, config)
+    with pytest.raises(ValueError, match=r"on the meta device.*load the weights"):
+        from_huggingface(theirs.to("meta"))
+
+
+SMALL = {"vocab_size": 11, "d_model": 4, "num_heads": 2, "d_kv": 2, "d_ff": 4, "num_layers": 1}
+OTHERS = {
+    "longt5": ("LongT5ForConditionalGeneration", "LongT5Config", SMALL),
+    "switch_transformers": (
+        "SwitchTransformersForConditionalGeneration",
+        "SwitchTransformersConfig",
+        SMALL | {"num_experts": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    ),
+    "bert": (
+        "BertModel",
+        "BertConfig",
+        {
+            "vocab_size": 11,
+            "hidden_size": 4,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 4,
+        },
+    ),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {"vocab_size": 11, "n_embd": 4, "n_layer": 1, "n_head": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_another_family_is_refused_before_anything_else_is_read(family, tmp_path):
+    """None of these sets a start token; BERT has no head either, and GPT-2 no encoder."""
+    name, config, sizes = OTHERS[family]
+    theirs = getattr(transformers, name)(getattr(transformers, config)(**sizes))
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for given in (
+        (theirs,),
+        (theirs.state_dict(), theirs.config),
+        ({}, theirs.config),
+        (tmp_path,),
+    ):
+        with pytest.raises(UnsupportedFeature, match=f"model_type = '{family}': supported are t5"):
+            from_huggingface(*given)
+
+
+def test_one_stack_alone_is_refused():
+    config = random_model("BART", 0).config
+    with pytest.raises(UnsupportedFeature, match=r"is_encoder_decoder = False: only encoder-dec"):
+        from_huggingface(transformers.BartForCausalLM(config))
+    with pytest.raises(UnsupportedFeature, match=r"T5EncoderModel has no .*ConditionalGeneration"):
+        from_huggingface(transformers.T5EncoderModel(random_model("T5 1.0", 0).config))
+
+
+# Adapters, as the package peft names and places them
+
+CURE = r"adapters.*not merged.*merge_and_unload\(\)"
+
+
+def with_adapter(theirs):
+    """With LoRA beside one projection."""
+    attention = theirs.model.encoder.layers[0].self_attn
+    adapted = torch.nn.Module()
+    adapted.base_layer = attention.q_proj
+    adapted.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(3, 2, bias=False)})
+    attention.q_proj = adapted
+    return theirs
+
+
+def test_adapters_around_a_model_are_refused():
+    wrapper = type("PeftModel", (torch.nn.Module,), {"__module__": "peft.peft_model"})()
+    wrapper.base_model = random_model("BART", 0)
+    for theirs in (wrapper, compiled(wrapper)):
+        with pytest.raises(UnsupportedFeature, match=r"\(PeftModel\).*merge_and_unload"):
+            from_huggingface(theirs)
+
+
+def test_adapters_in_a_model_are_refused():
+    theirs = with_adapter(random_model("BART", 0))
+    for given in ((theirs,), (theirs.state_dict(), theirs.config)):
+        with pytest.raises(UnsupportedFeature, match=CURE):
+            from_huggingface(*given)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.lm_head.weight",
+        "model.encoder.layers.0.fc1.base_layer.weight",
+        "model.encoder.layers.0.fc1.lora_A.weight",
+        "model.encoder.layers.0.fc1.lora_B.default.weight",
+        "model.shared.lora_embedding_A.default",
+        "lm_head.modules_to_save.default.weight",
+    ],
+)
+def test_arrays_of_adapters_are_refused(name):
+    arrays, config = plain(random_model("BART", 0))
+    with pytest.raises(UnsupportedFeature, match=CURE) as caught:
+        from_huggingface(arrays | {name: np.ones((2, 2))}, config)
+    assert name in str(caught.value)
 
 
 # Special tokens

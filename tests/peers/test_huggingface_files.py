@@ -240,8 +240,52 @@ def test_a_missing_package_is_named_with_its_extra(package, tmp_path, monkeypatc
         from_huggingface(tmp_path)
 
 
+def test_a_directory_with_adapters_is_refused(tmp_path):
+    """Beside a model, from which transformers would load them too; alone; and in the weights."""
+    random_model("BART", 0).save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    cure = r"adapters.*not merged.*merge_and_unload\(\)"
+    with pytest.raises(UnsupportedFeature, match=cure):
+        rs.load(tmp_path)
+    (tmp_path / CONFIG).unlink()
+    with pytest.raises(UnsupportedFeature, match=cure):
+        rs.load(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
+    random_model("BART", 0).save_pretrained(tmp_path)
+    name = "model.encoder.layers.0.fc1.lora_A.default.weight"
+    save_file(load_file(tmp_path / WEIGHTS) | {name: np.ones((2, 3))}, tmp_path / WEIGHTS)
+    with pytest.raises(UnsupportedFeature, match=cure):
+        rs.load(tmp_path)
+
+
+def test_the_weights_of_a_compiled_model_are_read(tmp_path):
+    theirs = random_model("BART", 0)
+    theirs.save_pretrained(tmp_path)
+    arrays = load_file(tmp_path / WEIGHTS)
+    save_file({f"_orig_mod.{name}": x for name, x in arrays.items()}, tmp_path / WEIGHTS)
+    assert_same_model(from_huggingface(tmp_path), from_huggingface(theirs))
+
+
+def test_a_quantised_model_is_refused_before_its_arrays_are_read(tmp_path):
+    random_model("BART", 0).save_pretrained(tmp_path)
+    edit_json(tmp_path / CONFIG, lambda fields: fields | {"quantization_config": {}})
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(
+        UnsupportedFeature, match=r"quantization_config.*convert the model that was"
+    ):
+        from_huggingface(tmp_path)
+
+
+def test_a_path_that_is_no_directory_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such directory; a hub is not asked: give"):
+        from_huggingface("t5-small")
+    (tmp_path / WEIGHTS).write_bytes(b"")
+    with pytest.raises(NotADirectoryError, match=r"give the directory.*config\.json.*safetensors"):
+        from_huggingface(tmp_path / WEIGHTS)
+
+
 def test_broken_directories(tmp_path):
-    with pytest.raises(FileNotFoundError, match=CONFIG):
+    with pytest.raises(FileNotFoundError, match=rf"save_pretrained.*{CONFIG}"):
         from_huggingface(tmp_path)
     random_model("BART", 0).save_pretrained(tmp_path, max_shard_size="20KB")
     index = tmp_path / "model.safetensors.index.json"

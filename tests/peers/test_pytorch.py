@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,6 +267,32 @@ def test_arrays_and_options_give_the_same_model(seed, tmp_path):
         assert all(np.array_equal(found[path], expected[path]) for path in found)
 
 
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+def with_compiled_parts(transformer):
+    transformer.encoder = compiled(transformer.encoder)
+    layer = transformer.decoder.layers[0]
+    layer.self_attn, layer.norm1 = compiled(layer.self_attn), compiled(layer.norm1)
+    transformer.decoder.layers[-1] = compiled(transformer.decoder.layers[-1])
+    return transformer
+
+
+@pytest.mark.parametrize("change", [compiled, with_compiled_parts])
+def test_a_compiled_module_is_the_same(change):
+    net = random_network(1)
+    model, (_, options) = convert(net, 1), plain(net)
+    transformer = change(net.transformer)
+    arrays = transformer.state_dict(keep_vars=True)
+    assert any("_orig_mod." in name and x.requires_grad for name, x in arrays.items())
+    for given in ({"transformer": transformer}, {"transformer": arrays, "options": options}):
+        other = convert(net, 1, **given)
+        assert other.config == model.config
+        expected, found = dict(named_arrays(model.params)), dict(named_arrays(other.params))
+        assert all(np.array_equal(found[path], expected[path]) for path in expected)
+
+
 def test_key_biases_are_theirs():
     """No output shows them: softmax does not see what is added to all scores of a query."""
     net = random_network(1)
@@ -293,6 +320,10 @@ def test_dtypes(dtype):
     assert model.dtype.name == ("float32" if dtype == "bfloat16" else dtype)
     expected = net.source_embedding.weight.detach().double().numpy()
     assert np.array_equal(model.params.encoder.embedding.astype("float64"), expected)
+    tensors, options = net.transformer.state_dict(keep_vars=True), plain(random_network(1))[1]
+    again = convert(net, 1, transformer=tensors, options=options)
+    expected, found = dict(named_arrays(model.params)), dict(named_arrays(again.params))
+    assert all(np.array_equal(found[path], expected[path]) for path in expected)
 
 
 def test_arrays_are_copies():
@@ -394,15 +425,62 @@ def test_arrays_that_do_not_fit_are_named():
 
 def test_what_is_not_a_transformer_is_refused():
     net = random_network(1)
-    with pytest.raises(TypeError, match="Linear"):
-        convert(net, 1, transformer=nn.Linear(2, 3))
-    with pytest.raises(TypeError, match="options"):
-        convert(net, 1, transformer=plain(net)[0])
+    for given, found in (
+        (None, "NoneType"),
+        (nn.Linear(2, 3), "Linear"),
+        ("model.pt", "the path 'model.pt': load the file first"),
+    ):
+        with pytest.raises(TypeError, match=f"must be an nn.Transformer, or a mapping.* {found}"):
+            convert(net, 1, transformer=given)
+    for options in (None, ["d_model"]):
+        with pytest.raises(TypeError, match="arrays need options: a mapping"):
+            convert(net, 1, transformer=plain(net)[0], options=options)
     with pytest.raises(TypeError, match="options"):
         convert(net, 1, options=plain(net)[1])
     arrays, options = plain(net)
     with pytest.raises(UnsupportedFeature, match="activation = 'silu'"):
         convert(net, 1, transformer=arrays, options=options | {"activation": "silu"})
+
+
+def test_values_that_are_no_arrays_are_refused():
+    net = random_network(1)
+    arrays, options = plain(net)
+    lists = {name: x.tolist() for name, x in arrays.items()}
+    with pytest.raises(TypeError, match=r"encoder\..* must be an array.*list: numpy\.asarray"):
+        convert(net, 1, transformer=lists, options=options)
+    for name in ("source_embedding", "target_embedding", "unembedding"):
+        with pytest.raises(TypeError, match=f"{name} must be an array.* got NoneType"):
+            convert(net, 1, **{name: None})
+    on_meta = nn.Embedding(31, net.transformer.d_model, device="meta")
+    with pytest.raises(ValueError, match=r"source_embedding is on the meta device.*load"):
+        convert(net, 1, source_embedding=on_meta)
+    with pytest.raises(ValueError, match=r"encoder\.layers.* on the meta device.*load the weights"):
+        convert(net, 1, transformer=net.transformer.to("meta"))
+
+
+def test_adapters_are_refused():
+    """As the package peft places them: around the module, or beside its layers."""
+    cure = r"adapters.*not merged.*merge_and_unload\(\)"
+    net = random_network(1)
+    options = plain(net)[1]
+    wrapper = type("PeftModel", (nn.Module,), {"__module__": "peft.peft_model"})()
+    with pytest.raises(UnsupportedFeature, match=cure):
+        convert(net, 1, transformer=wrapper)
+    layer, adapted = net.transformer.encoder.layers[0], nn.Module()
+    adapted.base_layer = layer.linear1
+    adapted.lora_A = nn.ModuleDict({"default": nn.Linear(3, 2, bias=False)})
+    layer.linear1 = adapted
+    with pytest.raises(UnsupportedFeature, match=cure):
+        convert(net, 1)
+    with pytest.raises(UnsupportedFeature, match=cure):
+        convert(net, 1, transformer=net.transformer.state_dict(), options=options)
+
+
+def test_a_live_module_without_torch_is_an_error_that_names_the_extra(monkeypatch):
+    net = random_network(1)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"Transformer is no mapping.*torch.*refseq2seq\[peers\]"):
+        convert(net, 1)
 
 
 def test_positions_end_with_their_table():

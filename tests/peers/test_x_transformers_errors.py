@@ -170,6 +170,48 @@ def test_a_compiled_module_is_the_same(change):
     np.testing.assert_array_equal(rs.forward(again, ids, ids), rs.forward(model, ids, ids))
 
 
+def test_the_arrays_of_a_compiled_module_are_the_same():
+    """As tensors of bfloat16 that require gradients."""
+    network = network_with(tie_token_emb=True, **both(num_tokens=13, rotary_pos_emb=True))
+    network.module.to(torch.bfloat16)
+    model = network.convert()
+    arrays = with_compiled_parts(network).state_dict(keep_vars=True)
+    assert any("_orig_mod." in name and x.requires_grad for name, x in arrays.items())
+    again = from_x_transformers(arrays, network.options, **CONVENTIONS)
+    assert again.config == model.config
+    assert again.dtype == np.float32
+    ids = np.array([[3, 4, 5]])
+    np.testing.assert_array_equal(rs.forward(again, ids, ids), rs.forward(model, ids, ids))
+
+
+def test_adapters_are_refused():
+    """As the package peft places them: around the module, or beside its projections."""
+    cure = r"adapters.*not merged.*merge_and_unload\(\)"
+    network = network_with()
+    wrapper = type("PeftModel", (torch.nn.Module,), {"__module__": "peft.peft_model"})()
+    for module in (wrapper, (network.encoder, wrapper)):
+        with pytest.raises(UnsupportedFeature, match=cure):
+            from_x_transformers(module, **CONVENTIONS)
+    attention = network.encoder.attn_layers.layers[0][1]
+    adapted = torch.nn.Module()
+    adapted.base_layer = attention.to_q
+    adapted.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(3, 2, bias=False)})
+    attention.to_q = adapted
+    refused(network, cure)
+    with pytest.raises(UnsupportedFeature, match=cure):
+        network.convert_arrays()
+
+
+def test_values_that_are_no_arrays_are_refused():
+    network = network_with(**both(rotary_pos_emb=True))
+    lists = {name: x.tolist() for name, x in network.arrays().items()}
+    with pytest.raises(TypeError, match=r"encoder\..* must be an array.*list: numpy\.asarray"):
+        from_x_transformers(lists, network.options, **CONVENTIONS)
+    network.module.to("meta")
+    with pytest.raises(ValueError, match=r"on the meta device.*load the weights"):
+        network.convert()
+
+
 def test_what_is_changed_in_a_compiled_module_is_seen():
     network = network_with()
     network.module = compiled(network.module)
@@ -198,16 +240,25 @@ def test_a_copy_whose_logits_use_the_original_is_refused():
     refused(network, "embedding of its original")
 
 
-@pytest.mark.parametrize("module", [None, "model.pt", torch.nn.Linear(2, 3), (1, 2, 3)])
-def test_something_else_than_a_module_is_a_type_error(module):
-    with pytest.raises(TypeError, match="must be an XTransformer, a pair"):
+@pytest.mark.parametrize(
+    ("module", "found"),
+    [
+        (None, "NoneType"),
+        ("model.pt", "the path 'model.pt': load the file first"),
+        (torch.nn.Linear(2, 3), "Linear"),
+        ((1, 2, 3), "tuple"),
+    ],
+)
+def test_something_else_than_a_module_is_a_type_error(module, found):
+    with pytest.raises(TypeError, match=f"must be an XTransformer, a pair.* got {found}"):
         from_x_transformers(module, **CONVENTIONS)
 
 
 def test_options_go_with_arrays_only():
     network = network_with()
-    with pytest.raises(TypeError, match="arrays need options"):
-        from_x_transformers(network.arrays(), **CONVENTIONS)
+    for options in (None, ["dim"]):
+        with pytest.raises(TypeError, match="arrays need options: a mapping"):
+            from_x_transformers(network.arrays(), options, **CONVENTIONS)
     with pytest.raises(TypeError, match="a module brings its own"):
         from_x_transformers(network.module, network.options, **CONVENTIONS)
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import arrangements
@@ -324,3 +326,11 @@ def test_an_error_of_the_first_call_is_the_users():
 def test_the_page_has_the_table():
     page = (Path(__file__).parents[2] / "docs/properties.md").read_text(encoding="utf-8")
     assert f"\n\n{properties.table()}\n\n" in page
+
+
+def test_the_table_is_the_same_without_docstrings():
+    code = "from refseq2seq.testing import properties; print(properties.table(), end='')"
+    command = [sys.executable, "-OO", "-W", "ignore", "-c", code]
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    assert run.stdout == properties.table()
+    assert all(p.statement and p.catches for p in properties.ALL)

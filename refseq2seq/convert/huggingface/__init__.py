@@ -7,20 +7,18 @@ model = from_huggingface(arrays, config)               from JAX, Rust, anywhere
 The families are in `t5` and `bart`: what each computes, and a table of its names.
 """
 
-import errno
 import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...model import Model
+from ..given import numpy_arrays, plain_module, wrong_module
 from ..table import UnsupportedFeature
 from . import bart, t5
 from .common import Arrays, Fields, SpecialTokens
-from .files import CONFIG, GENERATION_CONFIG, read_arrays, read_json
+from .files import CONFIG, GENERATION_CONFIG, check_directory, read_arrays, read_json
 from .tokenizer import Vocabularies, read_tokenizers
 
 FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
@@ -28,11 +26,7 @@ FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
 SPECIAL_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
 
 
-def from_huggingface(
-    model: Any,
-    config: Mapping[str, Any] | None = None,
-    generation_config: Mapping[str, Any] | None = None,
-) -> Model:
+def from_huggingface(model: Any, config: Any = None, generation_config: Any = None) -> Model:
     """Convert T5, ByT5, mT5, UMT5, BART, mBART, Marian, Pegasus, M2M100, NLLB or a Blenderbot.
 
     Parameters
@@ -40,10 +34,10 @@ def from_huggingface(
     model : module, path, or mapping of names to arrays
         A live model of transformers that has a language-model head; or a directory with
         ``config.json`` and ``model.safetensors`` (or its shards and their index); or the
-        arrays of one by their names there.
-    config : mapping, for arrays only
-        All fields of ``model.config.to_dict()``.
-    generation_config : mapping, optional
+        arrays of one, NumPy's or PyTorch's, by their names there. Modules, and arrays by
+        their names, may come from ``torch.compile``.
+    config : config of transformers, or mapping with all its fields; for arrays only
+    generation_config : mapping, or generation config of transformers, optional
         Fields that override those of the model's generation config (for arrays: of
         ``config``): a start token where it has none, None for what it should not have.
 
@@ -56,10 +50,15 @@ def from_huggingface(
     Raises
     ------
     UnsupportedFeature
-        If the model is of another family, or has an option that its family lacks here.
+        If the model is of another family, or has an option that its family lacks here, or
+        adapters that are not merged.
     ValueError
-        If a field of the config or an array is missing, or an array has no place or
-        another shape; all by name. If the only weights are a pickle.
+        If a field of the config or an array is missing, or an array has no place, no numbers
+        or another shape; all by name. If the only weights are a pickle.
+    FileNotFoundError, NotADirectoryError
+        If the path is not that of a model's directory.
+    TypeError
+        If something else is given than a module, a path or arrays.
 
     Warns
     -----
@@ -80,20 +79,22 @@ def from_huggingface(
         raise TypeError("config is for arrays: a module or a directory has its own")
     vocabularies: Vocabularies = {}
     if isinstance(model, Mapping):
-        if config is None:
-            raise TypeError("arrays need a config: a mapping of all fields of config.to_dict()")
-        arrays, fields, settings = model, Fields(config), Fields(config)
+        arrays, fields = model, _fields("config", config)
+        settings = Fields(fields)
     elif isinstance(model, str | os.PathLike):
         arrays, fields, settings, vocabularies = _read_directory(Path(model))
     else:
         arrays, fields, settings = _read_module(model)
-    settings.update(generation_config or {})
-    if "quantization_config" in fields:
-        raise UnsupportedFeature("quantization_config: the arrays are not the model's numbers")
+    family = _family(fields)
     if not fields["is_encoder_decoder"]:
-        raise UnsupportedFeature(f"is_encoder_decoder = {fields['is_encoder_decoder']}")
-    tokens = _special_tokens(settings)
-    ours, params = _family(fields).convert(fields, _in_one_dtype(arrays), tokens)
+        raise UnsupportedFeature(
+            f"is_encoder_decoder = {fields['is_encoder_decoder']}: only encoder-decoders are "
+            "supported"
+        )
+    if generation_config is not None:
+        settings.update(_fields("generation_config", generation_config))
+    arrays = _in_one_dtype(numpy_arrays(arrays))
+    ours, params = family.convert(fields, arrays, _special_tokens(settings))
     if words := [word for word in settings.get("bad_words_ids") or () if len(word) > 1]:
         warnings.warn(
             f"the generation config has bad_words_ids = {words}, which generate applies when it "
@@ -104,9 +105,7 @@ def from_huggingface(
 
 
 def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabularies]:
-    if not directory.is_dir():
-        why = "no such directory; a hub is not asked: give a local directory or a live model"
-        raise FileNotFoundError(errno.ENOENT, why, str(directory))
+    check_directory(directory)
     json_fields = read_json(directory / CONFIG)
     fields = _family(Fields(json_fields)).completed(json_fields)
     generation = directory / GENERATION_CONFIG
@@ -116,39 +115,54 @@ def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabulari
     return read_arrays(directory), fields, Fields(absent | settings), vocabularies
 
 
-def _read_module(module: Any) -> tuple[Arrays, Fields, Fields]:
-    """float16 and bfloat16, which NumPy has not, as float32."""
+def _read_module(module: Any) -> tuple[Mapping[str, Any], Fields, Fields]:
+    module = plain_module(module)
     if not hasattr(module, "can_generate"):
-        raise TypeError(
-            "model must be a module of transformers, the path of a directory, or a mapping of "
-            f"arrays, got {type(module).__name__}"
-        )
+        raise wrong_module("model", "a module of transformers, the path of a directory", module)
+    fields = _fields("model.config", module.config)
+    _family(fields)
     if not module.can_generate():
-        raise UnsupportedFeature(f"{type(module).__name__} has no language-model head")
-    arrays = {
-        name: (x.float() if x.is_floating_point() and x.element_size() < 4 else x).numpy(force=True)
-        for name, x in module.state_dict().items()
-    }
-    return arrays, Fields(module.config.to_dict()), Fields(module.generation_config.to_dict())
+        raise UnsupportedFeature(
+            f"{type(module).__name__} has no language-model head: convert the class that "
+            "generates, such as a ...ForConditionalGeneration"
+        )
+    settings = _fields("model.generation_config", module.generation_config)
+    return module.state_dict(), fields, settings
+
+
+def _fields(argument: str, given: Any) -> Fields:
+    """Those of a config of transformers, or of a mapping."""
+    fields = given.to_dict() if hasattr(given, "to_dict") else given
+    if not isinstance(fields, Mapping):
+        raise TypeError(
+            f"{argument} must be a config of transformers or a mapping of its fields, such as "
+            f"config.to_dict(), got {type(given).__name__}"
+        )
+    return Fields(fields)
 
 
 def _family(c: Fields) -> Any:
+    """The module that converts such models; asked before all else that may be wrong."""
     if c["model_type"] not in FAMILIES:
         raise UnsupportedFeature(
             f"model_type = {c['model_type']!r}: supported are {', '.join(FAMILIES)}"
+        )
+    if "quantization_config" in c:
+        raise UnsupportedFeature(
+            "quantization_config: the arrays are not the model's numbers; convert the model "
+            "that was quantised"
         )
     return FAMILIES[c["model_type"]]
 
 
 def _in_one_dtype(arrays: Arrays) -> Arrays:
     """All floating-point arrays as float64 if one of them is, and as float32 otherwise."""
-    given = {name: np.asarray(x) for name, x in arrays.items()}
-    dtypes = {x.dtype.name for x in given.values()}
+    dtypes = {x.dtype.name for x in arrays.values()}
     dtype = "float64" if "float64" in dtypes else "float32"
-    floating = {"float16", "bfloat16", "float32", "float64"}
+    floating = {"float16", "float32", "float64"}
     return {
         name: x.astype(dtype, copy=False) if x.dtype.name in floating else x
-        for name, x in given.items()
+        for name, x in arrays.items()
     }
 
 
@@ -168,7 +182,8 @@ def _special_tokens(settings: Fields) -> SpecialTokens:
         if len(forced_eos) > 1:
             raise UnsupportedFeature(f"forced_eos_token_id = {forced_eos}: more than one")
         (forced_eos,) = forced_eos
-    banned = [word[0] for word in settings.get("bad_words_ids") or () if len(word) == 1]
+    single = [word[0] for word in settings.get("bad_words_ids") or () if len(word) == 1]
+    banned = [token for token in single if token not in eos_ids]  # transformers ignores those
     return SpecialTokens(
         decoder_start_id=start,
         eos_ids=eos_ids,

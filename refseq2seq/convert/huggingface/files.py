@@ -1,18 +1,36 @@
 """A model's directory, as ``save_pretrained`` writes it: read without PyTorch, and no pickle."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..given import adapters
 from .common import Arrays
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def check_directory(path: Path) -> None:
+    """That it is a directory of a whole model."""
+    if path.is_file():
+        why = "a file; give the directory that holds it and its config.json"
+        raise NotADirectoryError(errno.ENOTDIR, why, str(path))
+    if not path.is_dir():
+        why = "no such directory; a hub is not asked: give a local directory or a live model"
+        raise FileNotFoundError(errno.ENOENT, why, str(path))
+    if (path / ADAPTER_CONFIG).exists():
+        raise adapters(str(path / ADAPTER_CONFIG))
+    if not (path / CONFIG).exists():
+        why = "no such file; give a directory that save_pretrained of transformers wrote"
+        raise FileNotFoundError(errno.ENOENT, why, str(path / CONFIG))
 
 
 def read_json(path: Path) -> dict[str, Any]:

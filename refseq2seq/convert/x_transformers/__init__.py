@@ -13,6 +13,7 @@ from typing import Any
 from ...config import ModelConfig
 from ...model import Model
 from ...text import Vocabulary
+from ..given import missing_peers, numpy_arrays
 from ..table import convert_params, token_ids, transposed
 from .arrays import read_otherwise, stack_table
 from .config import logits_scale, stack_config
@@ -35,10 +36,10 @@ def from_x_transformers(
 
     Parameters
     ----------
-    module : XTransformer, pair of TransformerWrapper, or mapping of names to NumPy arrays
+    module : XTransformer, pair of TransformerWrapper, or mapping of names to arrays
         The pair is (encoder, decoder); its decoder may be in an AutoregressiveWrapper.
-        Modules may come from ``torch.compile``. The mapping has the names of
-        ``XTransformer.state_dict()``.
+        The mapping has the names of ``XTransformer.state_dict()``, and arrays of NumPy or
+        PyTorch. Modules, and arrays by their names, may come from ``torch.compile``.
     options : mapping, with a mapping of arrays only
         The keyword arguments given to XTransformer. What TransformerWrapper takes and it
         does not, such as ``tie_embedding``, has its prefixes ``enc_`` and ``dec_`` as
@@ -58,24 +59,29 @@ def from_x_transformers(
     Raises
     ------
     UnsupportedFeature
-        Naming an option that is not implemented.
+        Naming an option that is not implemented, or adapters that are not merged.
     ValueError
-        Naming an array that is missing, misshapen or left over.
+        Naming an array that is missing, misshapen, without numbers or left over.
+    TypeError
+        If something else is given than modules or arrays.
     """
     if isinstance(module, Mapping):
-        if options is None:
-            raise TypeError("arrays need options: the keyword arguments given to XTransformer")
-        arrays = module
+        if not isinstance(options, Mapping):
+            raise TypeError(
+                "arrays need options: a mapping with the keyword arguments given to "
+                f"XTransformer, got {type(options).__name__}"
+            )
+        arrays = numpy_arrays(module)
     elif options is not None:
-        raise TypeError("options are for a mapping of arrays; a module brings its own")
+        raise TypeError(
+            f"options are for a mapping of arrays, got them with {type(module).__name__}; a "
+            "module brings its own"
+        )
     else:
         try:
             from .module import read_module
         except ImportError as error:
-            raise ImportError(
-                f"{type(module).__qualname__} is no mapping of arrays, and a live module needs "
-                f"torch and x-transformers: pip install 'refseq2seq[peers]' ({error})"
-            ) from error
+            raise missing_peers(module, "torch and x-transformers", error) from error
         arrays, options = read_module(module)
     shared = SHARED | {name: options[name] for name in SHARED.keys() & options.keys()}
     encoder, decoder = Side.of("enc_", options), Side.of("dec_", options)

@@ -17,6 +17,7 @@ from torch import nn
 from x_transformers import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, XTransformer
 from x_transformers import x_transformers as xt
 
+from ..given import numpy_arrays, plain_module, plain_name, wrong_module
 from ..table import UnsupportedFeature
 
 # Attributes that matter only to training, to speed, or to arguments that are never given.
@@ -51,24 +52,21 @@ def read_module(module: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     UnsupportedFeature
         Naming the part of the module that is not implemented.
     """
-    encoder, decoder = _pair(_uncompiled(module))
+    encoder, decoder = _pair(plain_module(module))
     options: dict[str, Any] = {}
-    if type(_uncompiled(decoder)) is AutoregressiveWrapper:
+    if type(plain_module(decoder)) is AutoregressiveWrapper:
         options["pad_value"], decoder = decoder.pad_value, decoder.net
     arrays: dict[str, np.ndarray] = {}
     for prefix, name, part in (("enc_", "encoder", encoder), ("dec_", "decoder.net", decoder)):
-        wrapper = _uncompiled(part)
+        wrapper = plain_module(part)
         if type(wrapper) is not TransformerWrapper:
             raise UnsupportedFeature(
                 f"{name} is a {type(wrapper).__qualname__}; only TransformerWrapper is implemented"
             )
+        arrays |= numpy_arrays({f"{name}.{key}": x for key, x in wrapper.state_dict().items()})
         of_wrapper, of_layers = _read_wrapper(wrapper, name), _read_layers(wrapper, name)
         _check_same(name, part, _build(prefix, of_wrapper, of_layers))
         options |= {prefix + option: value for option, value in (of_wrapper | of_layers).items()}
-        arrays |= {
-            f"{name}.{_without_compiling(key)}": _to_numpy(x)
-            for key, x in wrapper.state_dict().items()
-        }
     options["tie_token_emb"] = decoder.token_emb is encoder.token_emb
     return arrays, options
 
@@ -78,25 +76,8 @@ def _pair(module: Any) -> tuple[Any, Any]:
         return module.encoder, module.decoder
     if isinstance(module, tuple) and len(module) == 2:
         return module
-    raise TypeError(
-        "module must be an XTransformer, a pair (encoder, decoder) of TransformerWrapper, or "
-        f"a mapping of names to arrays; got {type(module).__qualname__}"
-    )
-
-
-def _uncompiled(module: Any) -> Any:
-    """What was given to ``torch.compile``; another module as it is."""
-    return getattr(module, "_orig_mod", module)
-
-
-def _without_compiling(name: str) -> str:
-    """The name that a part has where nothing around it is compiled."""
-    return name.replace("_orig_mod.", "")
-
-
-def _to_numpy(x: torch.Tensor) -> np.ndarray:
-    x = x.detach().cpu()
-    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    kinds = "an XTransformer, a pair (encoder, decoder) of TransformerWrapper"
+    raise wrong_module("module", kinds, module)
 
 
 def _read_wrapper(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
@@ -251,7 +232,7 @@ def _equal(a: Any, b: Any) -> bool:
 def _traits(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """All that says what a module computes, by name: a string, or a buffer's tensor."""
     for path, part in module.named_modules(remove_duplicate=False):
-        at = _without_compiling(f"{path}.") if path else ""
+        at = plain_name(f"{path}.") if path else ""
         if hasattr(part, "_orig_mod"):
             yield from _hooks_of_compiled(at, part)
         elif type(part) is not nn.Dropout:

@@ -8,6 +8,7 @@ Modules of x-transformers, Hugging Face transformers and torch.nn.Transformer ar
 perhaps modified, wrongly assembled, compiled or quantised. Forward hooks catch what their
 parts compute, under the names of our taps (`x_transformers`, `huggingface`, `pytorch`);
 the oracle computes the same from the converted weights; the first difference is the place.
+Hooks may change what runs: the logits of a run without them are compared last.
 """
 
 from collections.abc import Mapping
@@ -22,25 +23,39 @@ from ...convert import UnsupportedFeature
 from ...model import Model, forward
 from ...tokens import Tokens, as_tokens
 from ...trace import Trace
-from ..compare import Difference, first_difference
+from ..compare import Difference, as_float64, first_difference
 from ..expected import Expected
 from ..rounding import rounded
 from ..tolerance import spread
 from .hooks import Catch
-from .peers import Peer, as_peer, dtype_of, is_compiled, quantised_part, running
-from .steps import by_step
-from .story import entering, unseen
+from .peers import (
+    Peer,
+    as_peer,
+    changed_by_hooks,
+    dtype_of,
+    is_compiled,
+    quantised_part,
+    run_once,
+    watching,
+)
+from .steps import by_step, while_same
+from .story import by_place, entering, unseen
 
 __all__ = ["Diagnosis", "diagnose"]
+
+UNHOOKED = "unhooked.logits"
+"""The name of the logits of a run without hooks, which are compared last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
     """What `diagnose` found. ``print(diagnosis.report())`` tells it."""
 
-    difference: Difference | None
-    compared: tuple[str, ...]  # names of the quantities that the module showed, in order
+    difference: Difference | None  # the first; of "unhooked.logits" if all that hooks see agrees
+    unhooked: Difference | None  # of the logits that the module gives without hooks
+    compared: tuple[str, ...]  # names in order: what hooks see, and last "unhooked.logits"
     not_compared: tuple[str, ...]  # those that it computes, if at all, where no hook can be
+    changed_by_hooks: tuple[str, ...]  # what runs in another way while hooks are in place
     dtype: str  # whose rounding was allowed
     z: float  # how many spreads of it
     config: ModelConfig
@@ -52,36 +67,61 @@ class Diagnosis:
 
     def report(self) -> str:
         """What agrees, what differs first and by how much, and what enters there."""
-        n = len(self.compared)
-        allowed = f"up to {self.z:g} spreads of rounding to {self.dtype}"
-        missing = "; the module shows all"
-        if self.not_compared:
-            missing = f"; {len(self.not_compared)} more could not be seen in the module"
         if self.difference is None:
-            return f"All {n} quantities that were compared agree, {allowed}{missing}."
-        agreed = self.difference.agreed
+            return (
+                f"All {len(self.compared)} quantities that were compared agree, {self._allowed()}. "
+                "The logits of a run without hooks are among them."
+            )
+        told = self._without_hooks if self.first == UNHOOKED else self._with_hooks
+        return "\n".join(told(self.difference))
+
+    def _with_hooks(self, difference: Difference) -> list[str]:
+        """The report on what hooks see."""
+        agreed = difference.agreed
         last = f", the last of them {self.compared[agreed - 1]}" if agreed else ""
-        hidden = unseen(self.difference.name, self.compared, self.not_compared)
-        return "\n".join(
-            [
-                f"{self.first} is the first of {n} quantities that deviates.",
-                f"Before it {agreed} agree, {allowed}{last}{missing}.",
-                "",
-                str(self.difference),
-                *(f"  on the way, unseen: {name}" for name in hidden),
-                "",
-                "What enters there:",
-                *(f"  {line}" for line in entering(self.config, [*hidden, self.difference.name])),
-            ]
-        )
+        hidden = unseen(difference.name, self.compared, self.not_compared)
+        return [
+            f"{difference.name} is the first of {len(self.compared)} quantities that deviates.",
+            f"Before it {agreed} agree{last}, {self._allowed()}.",
+            f"The logits of a run without hooks {'deviate' if self.unhooked else 'agree'}.",
+            "",
+            str(difference),
+            *(f"  on the way, unseen: {name}" for name in hidden),
+            "",
+            "What enters there:",
+            *(f"  {line}" for line in entering(self.config, [*hidden, difference.name])),
+        ]
+
+    def _without_hooks(self, difference: Difference) -> list[str]:
+        """The report on what only a run without hooks shows."""
+        return [
+            f"All {difference.agreed} quantities that hooks see agree, {self._allowed()}.",
+            "The logits of a run without hooks deviate.",
+            "",
+            str(difference),
+            "",
+            "What hooks change:",
+            *(f"  {line}" for line in self.changed_by_hooks),
+            "",
+            "What hooks do not see:",
+            *(f"  {line}" for line in by_place(self.not_compared) or ["nothing"]),
+        ]
+
+    def _allowed(self) -> str:
+        """How far what agrees may be off, and how much was not compared."""
+        n = len(self.not_compared)
+        missing = f"{n} more could not be seen in the module" if n else "the module shows all"
+        return f"up to {self.z:g} spreads of rounding to {self.dtype}; {missing}"
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON has it."""
         return {
             "first": self.first,
             "difference": None if self.difference is None else self.difference.to_dict(),
+            "unhooked": None if self.unhooked is None else self.unhooked.to_dict(),
             "compared": list(self.compared),
             "not_compared": list(self.not_compared),
+            "changed_by_hooks": list(self.changed_by_hooks),
             "dtype": self.dtype,
             "z": self.z,
         }
@@ -102,12 +142,17 @@ def diagnose(
 ) -> Diagnosis:
     """Run a live module and the oracle, and find the first quantity in which they differ.
 
+    The module is run twice: as it is, and with the hooks that show what its parts compute.
+    The logits of the first run are compared last, under the name ``unhooked.logits``. If they
+    alone deviate, the fault is in what hooks change or do not see, such as fused layers or
+    compiled code, and the report says what that is.
+
     Parameters
     ----------
     module : XTransformer, pair of TransformerWrapper, model of transformers, nn.Transformer
         Of the kinds that `refseq2seq.convert` takes. A pair is (encoder, decoder). Any
-        may come from ``torch.compile``: it is then compiled anew, with the hooks inside,
-        and again when it is used next.
+        may come from ``torch.compile``: it is run as it was compiled, then compiled anew
+        with the hooks inside, and again when it is used next.
     source : integer array (batch, n_source), or list of lists of token ids
         The module is given the model's pad token where the source is masked.
     target : integer array (batch, n_target), or list of lists, optional
@@ -126,7 +171,8 @@ def diagnose(
     max_new_tokens : int, optional
         Generate as many tokens, greedily and with the module's own cache. Names then begin
         with the step, as those of `decode_steps` do, and the oracle is given the tokens
-        that the module chose, so that a near-tie ends nothing. Nothing ends a row.
+        that the module chose, so that a near-tie ends nothing. Nothing ends a row. If the
+        run without hooks chooses another token, its row is not compared after that token.
     dtype : str, optional
         Whose rounding is allowed, see `spread`; by default the module's dtype. A float64
         module is judged as float32 unless ``"float64"`` is asked for, because softmax in
@@ -151,8 +197,10 @@ def diagnose(
 
     Notes
     -----
-    The module is run in evaluation mode without gradients. Its modes, its hooks and the
-    random numbers of PyTorch are afterwards as they were.
+    Both runs are in evaluation mode, without gradients, and from the same random numbers. The
+    fast paths of torch.nn are off in the second, since hooks do not see into them. The modes
+    and hooks of the module, ``torch.backends.mha`` and the random numbers of PyTorch are
+    afterwards as they were.
     """
     peer = as_peer(module, run)
     if max_new_tokens is not None and is_compiled(peer):
@@ -167,23 +215,28 @@ def diagnose(
     if target is None:
         target = _start(model, max_new_tokens, len(ids))
     fed, _ = as_tokens("target", target, model.config.decoder.vocab_size)
+    given = ids, mask, fed, max_new_tokens
+    tokens, logits = run_once(peer, *given)
     catch = Catch(by_step=max_new_tokens is not None)
-    with running(peer, catch, model.config) as tensor:
-        if max_new_tokens is None:
-            peer.forward(tensor(ids), tensor(mask), tensor(fed))
-        else:
-            peer.generate(tensor(ids), tensor(mask), tensor(fed), max_new_tokens)
-            fed = np.concatenate(catch.fed_tokens(), axis=1)
+    with watching(peer, catch, model.config):
+        catch.keep("logits", run_once(peer, *given)[1])  # where no hook has caught them
+    if max_new_tokens is not None:
+        fed = np.concatenate(catch.fed_tokens(), axis=1)
     own = dtype_of(peer)
     dtype = dtype or ("float32" if own == "float64" else own)
-    reference: Mapping[str, Expected] = _expected(model, own, ids, fed, mask, dtype, runs)
+    reference = _expected(model, own, ids, fed, mask, dtype, runs)
+    unhooked = while_same(reference["logits"], tokens, fed)
     if max_new_tokens is not None:
         reference = by_step(reference, [tokens.shape[1] for tokens in catch.fed_tokens()])
-    arrays = {name: _fitted(name, x, reference) for name, x in catch.arrays().items()}
+    reference[UNHOOKED] = unhooked
+    caught = {**catch.arrays(), UNHOOKED: as_float64(logits)}
+    arrays = {name: _fitted(name, x, reference) for name, x in caught.items()}
     return Diagnosis(
         difference=first_difference(reference, arrays, z=z),
+        unhooked=first_difference(reference, {UNHOOKED: arrays[UNHOOKED]}, z=z),
         compared=tuple(name for name in reference if name in arrays),
         not_compared=tuple(name for name in reference if name not in arrays),
+        changed_by_hooks=changed_by_hooks(peer),
         dtype=dtype,
         z=z,
         config=model.config,

@@ -28,18 +28,20 @@ class HuggingFaceModule:
         """Ours."""
         return from_huggingface(self.model)
 
-    def forward(self, source: Any, mask: Any, target: Any) -> None:
+    def forward(self, source: Any, mask: Any, target: Any) -> Any:
         """Teacher forcing."""
-        self.module(
+        return self.module(
             input_ids=source,
             attention_mask=_as_int(mask),
             decoder_input_ids=target,
             use_cache=False,
-        )
+        ).logits
 
-    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> None:
+    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> tuple[Any, Any]:
         """Greedy, with its cache; nothing ends a row. Without a mask it would guess one."""
-        self.model.generate(
+        import torch
+
+        found = self.model.generate(
             source,
             attention_mask=source.new_ones(source.shape) if mask is None else _as_int(mask),
             decoder_input_ids=prefix,
@@ -48,7 +50,10 @@ class HuggingFaceModule:
             do_sample=False,
             num_beams=1,
             use_cache=True,
+            return_dict_in_generate=True,
+            output_logits=True,
         )
+        return found.sequences[:, -n_new - 1 : -1], torch.stack(found.logits, dim=1)
 
     def watch(self, catch: Catch, config: ModelConfig) -> None:
         """Hang hooks on the parts in which our quantities are seen."""

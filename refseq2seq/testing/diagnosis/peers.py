@@ -1,8 +1,10 @@
-"""Which library a live module is of, what is asked of it, and the conditions it runs in."""
+"""Which library a live module is of, what is asked of it, and how it is run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
+
+import numpy as np
 
 from ...config import ModelConfig
 from ...model import Model
@@ -24,11 +26,15 @@ class Peer(Protocol):
     def watch(self, catch: Catch, config: ModelConfig) -> None:
         """Hang hooks on the parts in which the quantities of ``config`` are seen."""
 
-    def forward(self, source: Any, mask: Any, target: Any) -> None:
-        """Teacher forcing. All are tensors; the mask is boolean or None."""
+    def forward(self, source: Any, mask: Any, target: Any) -> Any:
+        """Logits of teacher forcing. All are tensors; the mask is boolean or None."""
 
-    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> None:
-        """Greedy, with the module's own cache; nothing ends a row."""
+    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> tuple[Any, Any]:
+        """Greedy, with the module's own cache; nothing ends a row.
+
+        Gives of each step the last token that is read, (batch, n_new), and the logits after
+        it, (batch, n_new, vocab_size).
+        """
 
 
 def as_peer(module: Any, run: Run | None) -> Peer:
@@ -73,32 +79,80 @@ def dtype_of(peer: Peer) -> str:
     return str(next(dtypes)).removeprefix("torch.")
 
 
-@contextmanager
-def running(peer: Peer, catch: Catch, config: ModelConfig) -> Iterator[Callable[[Any], Any]]:
-    """Evaluation mode, no gradients, hooks in place; afterwards all is as it was.
+def run_once(
+    peer: Peer,
+    source: np.ndarray,
+    mask: np.ndarray | None,
+    target: np.ndarray,
+    max_new_tokens: int | None,
+) -> tuple[np.ndarray, Any]:
+    """Tokens that the module reads, (batch, n), and its logits after each, a tensor.
 
-    Gives the function that makes tensors, where the module is, of arrays; None stays None.
+    The module is in evaluation mode and without gradients. Its modes and the random numbers
+    are afterwards as they were.
     """
     import torch
 
     device = next(peer.parts[0].parameters()).device
+
+    def tensor(x: np.ndarray | None) -> Any:
+        return None if x is None else torch.as_tensor(x, device=device)
+
+    given = tensor(source), tensor(mask), tensor(target)
+    generators = [device] if device.type == "cuda" else []
+    with _evaluating(peer), torch.no_grad(), torch.random.fork_rng(devices=generators):
+        if max_new_tokens is None:
+            return target, peer.forward(*given).clone()  # compiled code may use it again
+        tokens, logits = peer.generate(*given, max_new_tokens)
+        return tokens.cpu().numpy(), logits
+
+
+@contextmanager
+def _evaluating(peer: Peer) -> Iterator[None]:
     modules = [module for part in peer.parts for module in part.modules()]
     modes = [module.training for module in modules]
-    if anew := is_compiled(peer):
-        torch.compiler.reset()  # what is compiled already has no hooks inside
     try:
         for module in modules:
             module.training = False
-        peer.watch(catch, config)
-        generators = [device] if device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices=generators):
-            yield lambda x: None if x is None else torch.as_tensor(x, device=device)
+        yield
     finally:
-        catch.close()
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
+
+
+@contextmanager
+def watching(peer: Peer, catch: Catch, config: ModelConfig) -> Iterator[None]:
+    """Hooks in place, in compiled code too; fast paths, inside which none can be, are off."""
+    import torch
+
+    was_fast = torch.backends.mha.get_fastpath_enabled()
+    if anew := is_compiled(peer):
+        torch.compiler.reset()  # what is compiled already has no hooks inside
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        peer.watch(catch, config)
+        yield
+    finally:
+        catch.close()
+        torch.backends.mha.set_fastpath_enabled(was_fast)
         if anew:
             torch.compiler.reset()
+
+
+def changed_by_hooks(peer: Peer) -> tuple[str, ...]:
+    """Lines that say what runs in another way, or not at all, while hooks are in place."""
+    import torch
+    from torch import nn
+
+    lines = []
+    if torch.backends.mha.get_fastpath_enabled():
+        modules = [module for part in peer.parts for module in part.modules()]
+        for kind in (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention):
+            if any(isinstance(module, kind) for module in modules):
+                lines.append(f"the fast path of torch.nn.{kind.__name__}, which is off")
+    if is_compiled(peer):
+        lines.append("the code from torch.compile, which is made anew around the hooks")
+    return (*lines, "whatever asks whether there are hooks")
 
 
 def quantised_part(peer: Peer) -> str | None:

@@ -33,24 +33,16 @@ class PyTorchModule:
         """What is around an nn.Transformer is unknown."""
         raise TypeError("an nn.Transformer needs model: what from_pytorch makes of it")
 
-    def forward(self, source: Any, mask: Any, target: Any) -> None:
-        """Teacher forcing, without the fused layers, inside which there is nothing to see."""
-        import torch
+    def forward(self, source: Any, mask: Any, target: Any) -> Any:
+        """Teacher forcing."""
+        return self.run(source, target, mask)
 
-        was_fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            self._catch.keep("logits", self.run(source, target, mask))
-        finally:
-            torch.backends.mha.set_fastpath_enabled(was_fast)
-
-    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> None:
+    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> tuple[Any, Any]:
         """Refused: an nn.Transformer has no loop, and no cache."""
         raise TypeError("an nn.Transformer does not generate: give a target to force")
 
     def watch(self, catch: Catch, config: ModelConfig) -> None:
         """Hang hooks on the parts in which our quantities are seen."""
-        self._catch = catch
         for side, stack, c in (
             ("encoder", self.module.encoder, config.encoder),
             ("decoder", self.module.decoder, config.decoder),

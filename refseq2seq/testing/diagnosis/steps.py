@@ -1,4 +1,4 @@
-"""What is expected of each step of a loop, from what is expected of a forced target.
+"""What is expected of a loop, from what is expected of a forced target.
 
 A cache changes no number: what step t computes is the part of a forward pass over the
 whole target that belongs to the tokens of step t.
@@ -34,6 +34,26 @@ def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[s
                     part = _without_last_keys(part, int(ends[-1] - end))
                 steps[f"step.{step}.{name}"] = part
     return steps
+
+
+def while_same(logits: Expected, tokens: np.ndarray, fed: np.ndarray) -> Expected:
+    """What is expected after each of ``tokens``, the last of those that are fed.
+
+    A row in which another token was read goes on with another text: from there on it is not
+    compared.
+
+    Parameters
+    ----------
+    logits : Expected
+        After each token of ``fed``.
+    tokens : integer array (batch, n)
+    fed : integer array (batch, n_fed)
+    """
+    n = fed.shape[1]
+    first = n - tokens.shape[1]
+    last = _positions(logits, first, n)
+    same = np.logical_and.accumulate(tokens == fed[:, first:], axis=1)
+    return replace(last, where=last.where & same[..., None])
 
 
 def _positions(e: Expected, start: int, end: int) -> Expected:

@@ -1,4 +1,4 @@
-"""What enters the computation of a quantity: conventions with their values, parameters, masks."""
+"""What is said of quantities: what enters their computation, and which are not seen."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -78,6 +78,21 @@ def unseen(name: str, compared: Collection[str], not_compared: Collection[str]) 
                 found.add(source)
                 waiting.append(source)
     return [other for other in not_compared if other in found]
+
+
+def by_place(names: Iterable[str]) -> list[str]:
+    """Lines with the last words of names that have the same beginning, but for numbers.
+
+    Examples
+    --------
+    >>> by_place(["encoder.layers.0.self_attention.q", "encoder.layers.1.self_attention.k"])
+    ['encoder.layers.*.self_attention: q, k']
+    """
+    places: dict[str, dict[str, None]] = {}
+    for name in names:
+        place, _, kind = re.sub(r"\.\d+\.", ".*.", name).rpartition(".")
+        places.setdefault(place, {})[kind] = None
+    return [f"{place}: {', '.join(kinds)}" for place, kinds in places.items()]
 
 
 def _parse(name: str) -> tuple[str, dict[str, str]]:

@@ -48,15 +48,28 @@ class XTransformersModule:
         """Ours. The module knows no start token and no end, so that these are arbitrary."""
         return from_x_transformers(tuple(self.parts), decoder_start_id=0, eos_ids=())
 
-    def forward(self, source: Any, mask: Any, target: Any) -> None:
+    def forward(self, source: Any, mask: Any, target: Any) -> Any:
         """Teacher forcing."""
         memory = self.encoder(source, mask=mask, return_embeddings=True)
-        self.decoder(target, context=memory, context_mask=mask)
+        return self.decoder(target, context=memory, context_mask=mask)
 
-    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> None:
-        """Greedy, with the module's cache."""
+    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> tuple[Any, Any]:
+        """Greedy, with the module's cache: its loop samples from what a filter leaves it."""
+        import torch
+
+        logits: list[Any] = []
+
+        def only_the_best(x: Any) -> Any:
+            logits.append(x)
+            best = x.argmax(dim=-1, keepdim=True)
+            return torch.full_like(x, -torch.inf).scatter(-1, best, 0.0)
+
         memory = self.encoder(source, mask=mask, return_embeddings=True)
-        self.loop.generate(prefix, n_new, temperature=0.0, context=memory, context_mask=mask)
+        new = self.loop.generate(
+            prefix, n_new, filter_logits_fn=only_the_best, context=memory, context_mask=mask
+        )
+        read = torch.cat([prefix[:, -1:], new[:, :-1]], dim=1)
+        return read, torch.stack(logits, dim=1)
 
     def watch(self, catch: Catch, config: ModelConfig) -> None:
         """Hang hooks on the parts in which our quantities are seen."""

@@ -1,8 +1,8 @@
 """The properties: what must hold of every encoder-decoder, whatever its weights.
 
-A property is a generator of claims about a random trial. Its docstring is its statement.
-Claims of equality must hold in every trial, up to rounding; a claim that something makes a
-difference must hold in one trial at least.
+A property is a generator of claims about a random trial. Its statement is no docstring,
+which ``python -OO`` would take away. Claims of equality must hold in every trial, up to
+rounding; a claim that something makes a difference must hold in one trial at least.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,13 +22,12 @@ class Property:
     claims: Callable[[Trial], Iterator[Claim]]
 
 
-def catches(
-    faults: str, *, needs: tuple[str, ...] = ()
+def states(
+    statement: str, *, catches: str, needs: tuple[str, ...] = ()
 ) -> Callable[[Callable[[Trial], Iterator[Claim]]], Property]:
-    """Make a property of a generator of claims; ``faults`` are those that break it."""
+    """Make a property of a generator of claims, named as that is."""
 
     def make(claims: Callable[[Trial], Iterator[Claim]]) -> Property:
-        statement = (claims.__doc__ or "").rstrip(".")
-        return Property(claims.__name__, statement, faults, needs, claims)
+        return Property(claims.__name__, statement, catches, needs, claims)
 
     return make

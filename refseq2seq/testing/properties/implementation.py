@@ -83,7 +83,10 @@ class Claim:
     slack: float = 1.0  # how many times the tolerance is allowed
 
     def distance(self) -> float:
-        """The greatest difference, as a part of its row's greatest magnitude; NaN is infinite."""
+        """The greatest difference, as a part of its row's greatest magnitude.
+
+        Infinite where something is NaN, and where integers differ, such as tokens.
+        """
         return float(self._distances().max(initial=0.0))
 
     def explain(self) -> str:
@@ -98,6 +101,8 @@ class Claim:
     def _distances(self) -> np.ndarray:
         if self.actual.shape != self.expected.shape:
             return np.array([np.inf])
+        if "f" not in (self.actual.dtype.kind, self.expected.dtype.kind):
+            return np.where(self.actual == self.expected, 0.0, np.inf)
         a, b = self.actual.astype("float64"), self.expected.astype("float64")
         finite = np.isfinite(a) & np.isfinite(b)
         a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)

@@ -1,5 +1,6 @@
 """Trying the properties on an implementation, and saying what came of it."""
 
+import math
 import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...checks import check_number
 from . import of_decoding, of_forward
 from .catalogue import Property
 from .implementation import Claim, Implementation, Trial
@@ -104,7 +106,8 @@ def examine(
     rtol : float, optional
         How far apart numbers that should be equal may be, as a part of the greatest magnitude
         of their row (the last axis). By default 256 eps of the logits' dtype and at most the
-        square root of eps: 6e-14 in float64, 3e-5 in float32, 0.03 in float16.
+        square root of eps: 6e-14 in float64, 3e-5 in float32, 0.03 in float16. Tokens are
+        equal or not, whatever it is.
 
     Returns
     -------
@@ -123,7 +126,9 @@ def examine(
         raise ValueError(f"trials must be at least 1, got {trials}")
     first = Trial(implementation, 0, np.random.default_rng(seed))
     logits = first.forward(first.source, first.target)
-    rtol = default_rtol(logits.dtype) if rtol is None else rtol
+    if rtol is None:
+        rtol = default_rtol(logits.dtype)
+    rtol = check_number("rtol", rtol, 0, math.inf, high_open=True)
     outcomes = []
     for p in ALL:
         if p.name in skip or (only is not None and p.name not in only):

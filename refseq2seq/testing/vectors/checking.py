@@ -1,12 +1,14 @@
 """Comparing what another program wrote with the vectors."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ...checks import check_number
 from ..compare import Difference, first_difference
 from . import safetensors
 from .making import CHECKSUMS, FORMAT, MANIFEST, VERSION, checksums
@@ -54,6 +56,8 @@ def check(
         If the vectors are not what `make` wrote, or there is nothing to compare, or a
         folder or a name of theirs is unknown.
     """
+    if rtol is not None:
+        rtol = check_number("rtol", rtol, 0, math.inf, high_open=True)
     ours, theirs = Path(directory), Path(theirs)
     _check_whole(ours)
     known = {path.name for path in ours.iterdir() if path.is_dir()}

@@ -1,0 +1,112 @@
+"""Why a row has no token to choose: a quantity that is not finite, or a processor.
+
+A loop only notices that a row's best score is not finite. The first quantity that is not
+finite is found by computing that row again, alone and watched; the processor that took the
+last token by applying all of them again, one at a time.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .backend import Array, to_numpy
+from .constraints import named
+from .decoder import start_decoder
+from .model import Model
+from .ops import logsumexp
+from .request import Request
+from .sampling import Processor, State
+from .trace import FunctionTap
+
+
+class NonFiniteLogitsError(ValueError):
+    """No token can be chosen: the model's logits are not finite, or the processors' scores."""
+
+
+class NoTokenLeftError(NonFiniteLogitsError):
+    """The logits are finite, and the processors leave a row no token: every score is -inf, or
+    one is NaN or +inf.
+    """
+
+
+def no_token(
+    model: Model,
+    request: Request,
+    processors: Sequence[Processor],
+    logits: Array,
+    state: State,
+    *,
+    place: int,
+    row: int,
+    step: int,
+) -> NonFiniteLogitsError:
+    """The error that says why a row of ``logits`` has no token.
+
+    Parameters
+    ----------
+    model, request
+        Of the decoding.
+    processors : sequence of Processor
+        All that turn logits into scores, rules included.
+    logits : array, shape (batch, vocab_size)
+        As the model gives them.
+    state : State
+    place : int
+        The row of ``logits``.
+    row, step : int
+        What the error calls it.
+    """
+    where = f"row {row} in step {step}"
+    with np.errstate(all="ignore"):
+        if np.isnan(to_numpy(logsumexp(logits[place : place + 1]))).any():
+            row_alone = request.take(state.rows[place : place + 1])
+            first = _first_not_finite(model, row_alone, state.tokens[place : place + 1])
+            return NonFiniteLogitsError(
+                f"the model's logits of {where} are NaN or infinite: they define no distribution"
+                + (f"; {first} is the first quantity that is not finite" if first else "")
+                + (_cure(model) if first else "")
+            )
+        process, best = _first_to_fail(processors, logits, state, place)
+    if process is None:
+        return NoTokenLeftError(f"{where} has no finite score to choose a token by")
+    if best == -math.inf:
+        return NoTokenLeftError(f"no token is left for {where}: {named(process)} removes the last")
+    return NoTokenLeftError(
+        f"{named(process)} gives {where} the score {best}: scores must be finite, or -inf to "
+        "remove a token"
+    )
+
+
+def _first_not_finite(model: Model, request: Request, tokens: np.ndarray) -> str | None:
+    """The name of a target's first quantity that is NaN or infinite, computed without a cache."""
+    found: list[str] = []
+
+    def note(name: str, x: Array) -> Array:
+        if not found and not np.isfinite(to_numpy(x)).all():
+            found.append(name)
+        return x
+
+    tap = FunctionTap(note)
+    start_decoder(model, request, tap).next_logits(tokens, tap)
+    return found[0] if found else None
+
+
+def _cure(model: Model) -> str:
+    wider = {"float16": "float32", "float32": "float64"}.get(model.dtype.name)
+    return f" (if it overflows {model.dtype}, try model.astype('{wider}'))" if wider else ""
+
+
+def _first_to_fail(
+    processors: Sequence[Processor], scores: Array, state: State, place: int
+) -> tuple[Processor | None, float]:
+    """The processor after which the row's best score is not finite until the end, and that."""
+    failed, found = None, 0.0
+    for process in processors:
+        scores = process(scores, state)
+        best = float(to_numpy(scores[place].max()))
+        if math.isfinite(best):
+            failed = None
+        elif failed is None:
+            failed, found = process, best
+    return failed, found

@@ -1,0 +1,84 @@
+"""Keyword arguments that this library does not have, and what to write instead.
+
+`generate` and `beam_search` hand their options on. An unknown one is refused by them, by name;
+where Hugging Face transformers has an option of that name, the error says how it is written
+here.
+"""
+
+import inspect
+import reprlib
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+# What transformers' keyword becomes: a processor, for its place in the call at hand, ...
+PROCESSORS = {
+    "temperature": "rs.temperature({})",
+    "top_k": "rs.top_k({}, keep_ties=True)",
+    "top_p": "rs.top_p({})",
+    "min_p": "rs.min_p({})",
+    "typical_p": "rs.typical({})",
+    "epsilon_cutoff": "rs.epsilon({})",
+    "eta_cutoff": "rs.eta({})",
+    "repetition_penalty": "rs.repetition_penalty({})",
+    "encoder_repetition_penalty": "rs.encoder_repetition_penalty({})",
+    "no_repeat_ngram_size": "rs.no_repeat_ngram({})",
+    "encoder_no_repeat_ngram_size": "rs.encoder_no_repeat_ngram({})",
+    "bad_words_ids": "rs.bad_words({})",
+    "suppress_tokens": "rs.suppress({})",
+    "begin_suppress_tokens": "rs.begin_suppress({})",
+    "forced_bos_token_id": "rs.forced_bos({})",
+    "forced_eos_token_id": "rs.forced_eos({}, max_new_tokens)",
+    "prefix_allowed_tokens_fn": "rs.allowed_tokens({})",
+    "renormalize_logits": "rs.renormalize_logits()",
+    "logits_processor": "a function (scores, state) -> scores",
+}
+# ... or an argument of its own.
+ARGUMENTS = {
+    "input_ids": "source={}",
+    "inputs": "source={}",
+    "attention_mask": "source_mask={}, boolean, True = real token",
+    "decoder_input_ids": "prefix={}",
+    "max_length": "max_new_tokens=..., which does not count the start token",
+    "min_length": "min_new_tokens=..., which does not count the start token",
+    "eos_token_id": "eos_ids=[{}]",
+    "stopping_criteria": "stop=..., a function of a step",
+    "do_sample": "choose=rs.sample(...), or choose=rs.greedy(...)",
+    "num_beams": "rs.beam_search(model, source, beams={})",
+    "length_penalty": "rs.beam_search(model, source, length_penalty={})",
+    "early_stopping": "rs.beam_search(model, source, early_stopping={})",
+    "num_return_sequences": "n_best={} in rs.beam_search, num_return_sequences={} in rs.generate",
+    "processors": "choose=rs.greedy(...) or rs.sample(...) with the processors inside",
+    "choose": "processors=[...]: beam search chooses by its own rules",
+    "seed": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search draws nothing",
+}
+
+
+def check_options(call: str, options: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Raise a TypeError for the first of ``options`` that ``function`` does not take.
+
+    Parameters
+    ----------
+    call : str
+        What the error calls the function that was given them.
+    options : mapping of names to values
+    function : callable
+    """
+    known = inspect.signature(function).parameters
+    for name, value in options.items():
+        if name not in known:
+            raise TypeError(f"{call} has no argument {name!r}: {_instead(name, value, known)}")
+
+
+def _instead(name: str, value: Any, known: Mapping[str, Any]) -> str:
+    shown = reprlib.repr(value)
+    if name in PROCESSORS:
+        processor = PROCESSORS[name].replace("{}", shown)
+        where = "processors=[{}]" if "processors" in known else "choose=rs.sample({})"
+        greedily = "" if "processors" in known else ", or rs.greedy for rs.sample"
+        return f"write {where.format(processor)}{greedily}"
+    if name in ARGUMENTS:
+        return f"write {ARGUMENTS[name].replace('{}', shown)}"
+    if near := get_close_matches(name, known, n=1):
+        return f"did you mean {near[0]!r}?"
+    return f"it takes {', '.join(list(known)[2:])}"

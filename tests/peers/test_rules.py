@@ -1,0 +1,214 @@
+"""Rules of a model, processors and prefixes together, live against transformers and CTranslate2.
+
+One at a time they are in `test_beam`; here random combinations act in one generation.
+"""
+
+import dataclasses
+from functools import partial
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
+pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
+
+import torch
+from hf_models import CASES, EOS, PAD, random_batch, random_model
+from searches import CT2_FAMILIES, END, compare, translator
+
+import refseq2seq as rs
+
+FAMILIES = ["BART", "mBART", "T5 1.0", "Marian", "Pegasus"]
+N_COMBINATIONS, N_NEW, VOCABULARY = 200, 7, 41
+
+
+def words(rng, n, longest):
+    """Up to ``n`` sequences of tokens, an end token alone among them now and then."""
+    drawn = [rng.integers(3, VOCABULARY, rng.integers(1, longest + 1)).tolist() for _ in range(n)]
+    return [*drawn, [EOS[0]]] if rng.random() < 0.5 else drawn
+
+
+def allowed(seed, row, tokens):
+    """Two thirds of the vocabulary, others for every target."""
+    key = [seed, row, *(int(token) for token in tokens)]
+    return np.flatnonzero(np.random.default_rng(key).random(VOCABULARY) < 0.66).tolist()
+
+
+def combination(rng, seed):
+    """Settings by transformers' names: each is there in about two fifths of the combinations."""
+    ids = partial(rng.integers, 3, VOCABULARY)
+    drawn = {
+        "repetition_penalty": float(rng.choice([0.7, 1.3, 1.9])),
+        "encoder_repetition_penalty": float(rng.choice([0.7, 1.4])),
+        "no_repeat_ngram_size": int(rng.integers(1, 4)),
+        "encoder_no_repeat_ngram_size": int(rng.integers(1, 3)),
+        "bad_words_ids": words(rng, 3, 2),
+        "min_new_tokens": int(rng.integers(1, N_NEW + 1)),
+        "prefix_allowed_tokens_fn": partial(allowed, seed),
+        "forced_bos_token_id": int(ids()),
+        "forced_eos_token_id": int(rng.choice(EOS)),
+        "suppress_tokens": ids(5).tolist(),
+        "begin_suppress_tokens": ids(9).tolist(),
+        "renormalize_logits": True,
+    }
+    return {name: value for name, value in drawn.items() if rng.random() < 0.4}
+
+
+MAKERS = {
+    "repetition_penalty": rs.repetition_penalty,
+    "encoder_repetition_penalty": rs.encoder_repetition_penalty,
+    "no_repeat_ngram_size": rs.no_repeat_ngram,
+    "encoder_no_repeat_ngram_size": rs.encoder_no_repeat_ngram,
+    "bad_words_ids": rs.bad_words,
+    "prefix_allowed_tokens_fn": rs.allowed_tokens,
+    "renormalize_logits": lambda _: rs.renormalize_logits(),
+}
+
+
+def is_contradictory(settings, n_prefix):
+    """Whether a token is forced where it is suppressed."""
+    bos, eos = settings.get("forced_bos_token_id"), settings.get("forced_eos_token_id")
+    suppressed = settings.get("suppress_tokens", [])
+    at_first = settings.get("begin_suppress_tokens", [])
+    first_free = int(n_prefix == 1 and bos is not None)
+    return bos in suppressed or eos in suppressed or (eos in at_first and first_free == N_NEW - 1)
+
+
+def ours_of(model, settings, rng):
+    """The model with its rules, our processors in any order, the last one last."""
+    rules = {
+        "forced_bos_id": settings.get("forced_bos_token_id"),
+        "forced_eos_id": settings.get("forced_eos_token_id"),
+        "suppressed_ids": tuple(settings.get("suppress_tokens", ())),
+        "begin_suppressed_ids": tuple(settings.get("begin_suppress_tokens", ())),
+    }
+    config = dataclasses.replace(model.config, **rules)
+    names = [name for name in MAKERS if name in settings and name != "renormalize_logits"]
+    penalties = [name for name in names if name.endswith("penalty")]
+    bans = [name for name in names if name not in penalties]
+    rng.shuffle(bans)  # bans commute; penalties are in transformers' order, the encoder's first
+    order = sorted(penalties) + bans + ["renormalize_logits"] * ("renormalize_logits" in settings)
+    processors = [MAKERS[name](settings[name]) for name in order]
+    return dataclasses.replace(model, config=config), processors
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_rules_processors_and_prefixes_together_as_in_huggingface(beams, capsys):
+    equal = near = refused = without_token = compared = seed = 0
+    while compared < N_COMBINATIONS:
+        seed += 1
+        rng = np.random.default_rng([beams, seed])
+        theirs = random_model(FAMILIES[seed % len(FAMILIES)], seed)
+        theirs.generation_config.forced_eos_token_id = None
+        batch = random_batch(theirs, seed)
+        batch.mask[:] = True  # transformers counts padding among the source's tokens
+        settings = combination(rng, seed)
+        n_prefix = int(rng.choice([1, 1, 2, 3]))
+        prefix = rng.integers(3, VOCABULARY, (len(batch.source), n_prefix))
+        model = rs.convert.from_huggingface(theirs)
+        prefix[:, 0] = model.config.decoder_start_id
+        model, processors = ours_of(model, settings, rng)
+        how = {
+            "prefix": prefix,
+            "max_new_tokens": N_NEW,
+            "min_new_tokens": settings.get("min_new_tokens", 0),
+        }
+        if is_contradictory(settings, n_prefix):
+            refused += 1  # by transformers too, in all cases but forced BOS after a longer prefix
+            continue
+        try:
+            if beams == 1:
+                ours = rs.generate(model, batch.source, choose=rs.greedy(*processors), **how)
+            else:
+                options = {"beams": beams, "n_best": 2, "processors": processors}
+                ours = rs.beam_search(model, batch.source, **options, **how)
+        except rs.NoTokenLeftError:
+            without_token += 1  # transformers takes token 0 then
+            continue
+        with torch.no_grad():
+            out = theirs.generate(
+                torch.tensor(batch.source),
+                attention_mask=torch.tensor(batch.mask, dtype=torch.long),
+                decoder_input_ids=torch.tensor(prefix),
+                num_beams=beams,
+                num_return_sequences=min(beams, 2),
+                max_new_tokens=N_NEW,
+                return_dict_in_generate=True,
+                output_scores=True,
+                **{"encoder_no_repeat_ngram_size": None, "do_sample": False} | settings,
+            )
+        compared += 1
+        tokens = out.sequences[:, n_prefix:].numpy()
+        if beams == 1:
+            same = [
+                ours.tokens[row, :n].tolist() == tokens[row, :n].tolist()
+                for row, n in enumerate(ours.lengths)
+            ]
+            assert all(same), (seed, settings)
+            equal += len(same)
+        else:
+            shape = (len(batch.source), 2)
+            scores = out.sequences_scores.numpy().reshape(shape)
+            counted = compare(ours, tokens.reshape(*shape, -1), scores)
+            equal, near = equal + counted[0], near + counted[1]
+    with capsys.disabled():
+        print(
+            f"\n{beams} beams, {compared} combinations: {equal} rows equal, {near} at near-ties; "
+            f"{without_token} more combinations leave no token, {refused} are refused",
+            end=" ",
+        )
+    assert near <= 0.02 * equal
+
+
+@pytest.mark.parametrize("name", CT2_FAMILIES[:3])
+def test_processors_on_logits_as_in_ctranslate2(name, tmp_path, monkeypatch):
+    """Its penalties and bans act on logits, in beam search too."""
+    case = CASES[name]
+    sizes = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    options = case.options | sizes | {"eos_token_id": END}
+    monkeypatch.setitem(CASES, name, dataclasses.replace(case, options=options))
+    equal = near = on_log_probs = 0
+    for seed in range(10):
+        theirs = random_model(name, seed, exact=False).float()
+        batch = random_batch(theirs, seed)
+        none = {"forced_eos_token_id": None}
+        model = rs.convert.from_huggingface(theirs, generation_config=none)
+        penalty, n = float([1.3, 1.9][seed % 2]), 1 + seed % 3
+        # It does not count the start token among a target's: this one is generated by neither.
+        start = model.config.decoder_start_id
+        processors = [rs.suppress([start]), rs.repetition_penalty(penalty), rs.no_repeat_ngram(n)]
+        how = {
+            "source_mask": batch.mask,
+            "beams": 3,
+            "n_best": 2,
+            "early_stopping": True,
+            "max_new_tokens": N_NEW,
+        }
+        ours = rs.beam_search(model, batch.source, logits_processors=processors, **how)
+        other = rs.beam_search(model, batch.source, processors=processors, **how)
+        pairs = zip(batch.source, batch.mask, strict=True)
+        results = translator(theirs, tmp_path / str(seed)).translate_batch(
+            [[f"t{i}" for i in row[real]] for row, real in pairs],
+            beam_size=3,
+            num_hypotheses=2,
+            max_decoding_length=N_NEW,
+            min_decoding_length=0,
+            repetition_penalty=penalty,
+            no_repeat_ngram_size=n,
+            suppress_sequences=[[f"t{start}"]],
+            return_scores=True,
+            return_end_token=True,
+        )
+        tokens = np.full((len(results), 2, N_NEW), PAD)
+        for row, result in enumerate(results):
+            for k, hypothesis in enumerate(result.hypotheses):
+                tokens[row, k, : len(hypothesis)] = [int(word[1:]) for word in hypothesis]
+        counted = compare(ours, tokens, np.array([result.scores for result in results]))
+        equal, near = equal + counted[0], near + counted[1]
+        on_log_probs += sum(
+            other.tokens[row, 0, :k].tolist() == tokens[row, 0, :k].tolist()
+            for row, k in enumerate(other.lengths[:, 0])
+        )
+    assert equal + near == 30
+    assert near <= 1
+    assert on_log_probs < equal  # there the same processors give other hypotheses
