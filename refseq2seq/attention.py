@@ -52,7 +52,7 @@ def attention(
     >>> attention(q, k, np.array([[2.0], [4.0]]), scale=1.0)
     array([[3.]])
     """
-    scores = q * scale @ k.mT
+    scores = q @ k.mT * scale
     scores = tap("scores", scores if bias is None else scores + bias)
     weights = tap("weights", softmax(scores, mask))
     return tap("heads", weights @ v)

@@ -116,23 +116,22 @@ def elementwise(function: Callable[..., Array]) -> Callable[..., Array]:
     kernels, each of which costs more to launch than to run. The formula is written once:
     CuPy makes a single kernel of it, and NumPy is given a large array a piece at a time, so
     that temporary arrays stay in the processor's cache and take no memory to speak of. An
-    array beside other arguments goes whole: they broadcast to it. float16 is `widened`.
+    array beside other arguments goes whole: they broadcast to it.
     """
-    formula = widened(function)
 
     @cache
     def kernel(cupy: ModuleType) -> Callable[..., Array]:
-        return cupy.fuse(kernel_name=f"fused_{function.__name__}")(formula)
+        return cupy.fuse(kernel_name=f"fused_{function.__name__}")(function)
 
     @wraps(function)
     def apply(x: Array, *others: Array | float | None) -> Array:
         if type(x) is np.ndarray:
             if others or x.size <= PIECE:
-                return formula(x, *others)
-            return _in_pieces(formula, x)
+                return function(x, *others)
+            return _in_pieces(function, x)
         if _is_cupy(x):
             return kernel(array_namespace(x))(x, *others)
-        return formula(x, *others)
+        return function(x, *others)
 
     return apply
 

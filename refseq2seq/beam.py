@@ -179,7 +179,7 @@ def beam_search(
     >>> [model.target_vocabulary.decode(tokens) for tokens in out.tokens[0]]
     ['R EH D', 'R IY D']
     """
-    check_options("beam_search", options, beam_steps)
+    check_options("beam_search", options, beam_steps, beam_search)
     steps = beam_steps(model, source, beams=beams, **options)
     n_best = check_int("n_best", n_best, 1)
     if n_best > beams:

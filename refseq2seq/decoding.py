@@ -247,7 +247,12 @@ class _Targets:
         request = asked.one_per_target()
         batch, start = request.batch, request.start
         self.asked, self.request, self.pad_id, self.draw = asked, request, pad_id, draw
-        self.sources = np.arange(batch) // asked.copies  # (batch,) each row's source
+        self.given = {  # what a state shows of the request
+            "rows": read_only(np.arange(batch) // asked.copies),
+            "source": read_only(request.source),
+            "source_mask": read_only(request.source_mask),
+            "eos_ids": read_only(request.eos_ids),
+        }
         self.tokens = np.full((batch, request.end), pad_id, dtype=np.int64)
         self.tokens[:, :start] = request.prefix[:, :start]
         self.n = start  # tokens so far, the same for every row
@@ -265,11 +270,8 @@ class _Targets:
             tokens=read_only(self.tokens[:, : self.n]),
             n_new=read_only(self.n_new),
             emitting=read_only(emitted),
-            rows=read_only(self.sources),
-            source=read_only(self.request.source),
-            source_mask=read_only(self.request.source_mask),
             uniforms=partial(self.draw, self.n_new),
-            eos_ids=read_only(self.request.eos_ids),
+            **self.given,
         )
 
     def append(self, tokens: np.ndarray, emitted: np.ndarray) -> None:

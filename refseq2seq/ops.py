@@ -166,8 +166,8 @@ def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> 
     Returns
     -------
     array, shape (..., d)
-        NaN in rows whose squares overflow float32 or float64, as in every norm here;
-        PyTorch gives zeros.
+        NaN in rows whose squares overflow float32 or float64, as in every norm here.
+        PyTorch's ``rms_norm`` and ``normalize`` give zeros.
     """
     centred = x - mean(x)
     variance = mean(centred * centred)
@@ -247,6 +247,7 @@ def relu_squared(x: Array) -> Array:
     return relu(x) ** 2
 
 
+@widened
 @elementwise
 def sigmoid(x: Array) -> Array:
     r"""Logistic function :math:`1 / (1 + e^{-x})`; as e^x / (1 + e^x) where x < 0, so that
@@ -257,6 +258,7 @@ def sigmoid(x: Array) -> Array:
     return xp.where(x < 0, small, 1.0) / (1 + small)
 
 
+@widened
 @elementwise
 def silu(x: Array) -> Array:
     """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016, section 2).
@@ -266,6 +268,7 @@ def silu(x: Array) -> Array:
     return array_namespace(x).maximum(x, -800.0) * sigmoid(x)  # sigmoid is 0 from there on
 
 
+@widened
 @elementwise
 def gelu_tanh(x: Array) -> Array:
     r"""The tanh approximation of GELU (Hendrycks and Gimpel 2016, section 2).

@@ -54,17 +54,18 @@ ARGUMENTS = {
 }
 
 
-def check_options(call: str, options: Mapping[str, Any], function: Callable[..., Any]) -> None:
-    """Raise a TypeError for the first of ``options`` that ``function`` does not take.
+def check_options(call: str, options: Mapping[str, Any], *functions: Callable[..., Any]) -> None:
+    """Raise a TypeError for the first of ``options`` that none of the ``functions`` takes.
 
     Parameters
     ----------
     call : str
         What the error calls the function that was given them.
     options : mapping of names to values
-    function : callable
+    *functions : callable
+        Those that it hands them on to, and itself where it has named arguments of its own.
     """
-    known = inspect.signature(function).parameters
+    known = {name: None for f in functions for name in inspect.signature(f).parameters}
     for name, value in options.items():
         if name not in known:
             raise TypeError(f"{call} has no argument {name!r}: {_instead(name, value, known)}")

@@ -55,8 +55,8 @@ class MadeProcessor:
         return self._process(scores, state)
 
     def __repr__(self) -> str:
-        named = [f"{name}={reprlib.repr(x)}" for name, x in self.kwargs.items()]
-        return f"{self.name}({', '.join([*map(reprlib.repr, self.args), *named])})"
+        named = [f"{name}={described(x)}" for name, x in self.kwargs.items()]
+        return f"{self.name}({', '.join([*map(described, self.args), *named])})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _make_again, (self.module, self.name, self.args, self.kwargs)
@@ -116,9 +116,13 @@ def _written(processor: Any) -> str:
     return f"rs.{processor!r}" if isinstance(processor, MadeProcessor) else described(processor)
 
 
-def described(processor: Any) -> str:
-    """A processor as errors name it: the call that made it, or the function's name."""
-    return getattr(processor, "__name__", None) or reprlib.repr(processor)
+def described(x: Any) -> str:
+    """A processor as errors name it, the call that made it or the function's name; or an
+    argument of such a call, shortened.
+    """
+    if isinstance(x, MadeProcessor):
+        return repr(x)
+    return getattr(x, "__name__", None) or reprlib.repr(x)
 
 
 @dataclass(frozen=True)

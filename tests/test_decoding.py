@@ -1277,3 +1277,139 @@ def test_several_samples_of_a_source_are_encoded_once_and_do_not_depend_on_their
     with pytest.raises(ValueError, match=r"^row_ids must be below 2\*\*32"):
         rs.generate(model, source, num_return_sequences=2, **one_too_great)
     rs.generate(model, source, **one_too_great)
+
+
+# The numbers and arrays of a caller ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64])
+def test_numbers_of_numpy_do_not_wrap_around(kind):
+    config = learned_model().config
+    model = rs.Model.random(dataclasses.replace(config, decoder=_long(config.decoder)), 0)
+    plain = rs.generate(model, [[3]], max_new_tokens=127, eos_ids=(), min_new_tokens=3)
+    how = {"max_new_tokens": kind(127), "min_new_tokens": kind(3), "eos_ids": ()}
+    assert np.array_equal(rs.generate(model, [[3]], **how).tokens, plain.tokens)
+    assert rs.generate(model, [[3]], **how, num_return_sequences=kind(2)).tokens.shape == (2, 127)
+    small = {"beams": kind(3), "n_best": kind(2), "max_new_tokens": kind(100), "eos_ids": ()}
+    assert rs.beam_search(model, [[3]], **small).tokens.shape == (1, 2, 100)
+
+
+def _long(stack):
+    positions = dataclasses.replace(stack.positions, n_positions=300)
+    return dataclasses.replace(stack, positions=positions)
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, np.float16, np.int64])
+def test_numbers_of_numpy_do_not_change_the_dtype(number):
+    model = learned_model().astype("float32")
+    weak = rs.amateur(model, beta=number(2), alpha=number(1) / 2)
+    processors = [rs.temperature(number(2)), rs.min_p(number(0)), rs.repetition_penalty(number(2))]
+    choose = rs.greedy(*processors, rs.top_a(number(0), number(2)), rs.epsilon(number(0)))
+    for step in rs.decode_steps(model, [[3]], amateurs=[weak], choose=choose):
+        assert step.logits.dtype == step.scores.dtype == np.float32
+
+
+def test_what_the_loop_goes_on_with_cannot_be_written_to():
+    model = learned_model()
+    expected = rs.generate(model, [[3], [4]])
+
+    def write(scores, state):
+        arrays = (
+            state.tokens,
+            state.n_new,
+            state.emitting,
+            state.rows,
+            state.source,
+            state.eos_ids,
+        )
+        for x in (*arrays, state.source_mask):
+            with pytest.raises(ValueError, match="read-only"):
+                x[...] = 0
+        return scores
+
+    steps = []
+    for step in rs.decode_steps(model, [[3], [4]], choose=rs.greedy(write)):
+        with pytest.raises(ValueError, match="read-only"):
+            step.finished[:] = True
+        steps.append(dataclasses.replace(step, tokens=step.tokens.copy()))
+        for x in (step.tokens, step.forced, step.emitted, step.logits, step.scores):
+            x[...] = 0  # these are the caller's
+    kept = [step.tokens for step in steps]
+    assert np.array_equal(np.stack(kept, axis=1)[:, : expected.tokens.shape[1]], expected.tokens)
+
+
+@pytest.mark.parametrize(
+    ("token", "dtype"),
+    [
+        (-1, "int32"),
+        (-1, "int64"),
+        (13, "int32"),
+        (13, "uint64"),
+        (2**40, "int64"),
+        (2**40, "uint64"),
+    ],
+)
+def test_a_pick_outside_the_vocabulary_is_refused(token, dtype):
+    pick = np.array([3, token], dtype)
+    message = rf"must pick token ids from 0 to 12, got {token} for row 1$"
+    with pytest.raises(ValueError, match=message):
+        rs.generate(learned_model(), [[3], [4]], choose=rs.Chooser((), lambda scores, state: pick))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint64", "int16"])
+def test_a_pick_of_any_integer_dtype(dtype):
+    model = learned_model()
+    choose = rs.Chooser((), lambda scores, state: scores.argmax(axis=-1).astype(dtype))
+    same = rs.generate(model, [[3], [4]], choose=choose)
+    assert np.array_equal(same.tokens, rs.generate(model, [[3], [4]]).tokens)
+
+
+# Options that are not there -----------------------------------------------------------------------
+
+INSTEAD = {
+    "temperature": (0.8, r"choose=rs\.sample\(rs\.temperature\(0\.8\)\)"),
+    "top_k": (5, r"rs\.top_k\(5, keep_ties=True\)"),
+    "no_repeat_ngram_size": (3, r"rs\.no_repeat_ngram\(3\)"),
+    "bad_words_ids": ([[3]], r"rs\.bad_words\(\[\[3\]\]\)"),
+    "num_beams": (4, r"rs\.beam_search\(model, source, beams=4\)"),
+    "do_sample": (True, r"choose=rs\.sample"),
+    "attention_mask": (None, "source_mask="),
+    "eos_token_id": (2, r"eos_ids=\[2\]"),
+    "max_length": (9, "max_new_tokens="),
+    "processors": ([], r"choose=rs\.greedy\(\.\.\.\)"),
+    "max_new_token": (3, "did you mean 'max_new_tokens'"),
+    "frobnicate": (3, "it takes source_mask, prefix"),
+}
+
+
+@pytest.mark.parametrize(("name", "value_and_cure"), INSTEAD.items(), ids=INSTEAD)
+def test_an_unknown_option_says_what_to_write(name, value_and_cure):
+    value, cure = value_and_cure
+    for call in (rs.generate, lambda *a, **o: rs.generate_text(text_model(), ["a"], **o)):
+        with pytest.raises(TypeError, match=f"has no argument '{name}': .*{cure}"):
+            call(learned_model(), [[3]], **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("repetition_penalty", r"processors=\[rs\.repetition_penalty\(2\)\]"),
+        ("choose", "processors="),
+        ("num_return_sequences", "n_best=2"),
+        ("seed", "gumbel_top_k"),
+        ("num_beams", "beams=2"),
+        ("n_bests", "did you mean 'n_best'"),
+    ],
+)
+def test_an_unknown_option_of_a_search_says_what_to_write(name, cure):
+    with pytest.raises(TypeError, match=f"beam_search has no argument '{name}': .*{cure}"):
+        rs.beam_search(learned_model(), [[3]], **{name: 2})
+
+
+def test_every_cure_can_be_written():
+    """Names that the messages use are names that there are."""
+    from refseq2seq import options
+
+    for text in (*options.PROCESSORS.values(), *options.ARGUMENTS.values()):
+        for name in re.findall(r"rs\.(\w+)", text):
+            assert hasattr(rs, name)

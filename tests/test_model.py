@@ -437,3 +437,84 @@ def test_only_real_tokens_need_positions():
     mask = np.arange(40) % 4 == 0
     logits = rs.forward(MODEL, [[3] * 40], TARGET[:1], mask[None])
     assert row_error(logits, rs.forward(MODEL, [[3] * 10], TARGET[:1])) < UNITS * 2.0**-24
+
+
+# Config and params --------------------------------------------------------------------------------
+
+CONTRADICTIONS = {
+    "final_norm": ({"decoder": {"final_norm": False}}, r"decoder\.final_norm\.gain"),
+    "norm_positions": (
+        {"encoder": {"norm_positions": ("after",)}},
+        r"encoder\.layers\.0\.self_norms",
+    ),
+    "a norm more": ({"decoder": {"norm_positions": ("before", "branch")}}, r"norms\.branch\.gain"),
+    "logits_bias": ({"logits_bias": True}, "logits_bias"),
+    "embedding_norm": (
+        {"encoder": {"embedding_norm": "after_positions"}},
+        r"encoder\.embedding_norm",
+    ),
+    "fewer layers": ({"decoder": {"n_layers": 1}}, r"decoder\.layers\.1"),
+    "more layers": ({"encoder": {"n_layers": 3}}, r"encoder\.layers\.2"),
+    "vocab_size": (
+        {"decoder": {"vocab_size": 31}},
+        r"decoder\.embedding must have shape \(31, 13\)",
+    ),
+    "tied_logits": ({"tied_logits": True}, "tied_logits is True, but unembedding is not"),
+    "n_memory_tokens": ({"encoder": {"n_memory_tokens": 2}}, r"encoder\.memory_tokens"),
+}
+
+
+@pytest.mark.parametrize(("changes", "name"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_a_config_that_contradicts_the_arrays_is_refused_where_a_model_is_made(changes, name):
+    config = arrangements.x_transformers
+    model = rs.Model.random(config, 0)
+    for field, change in changes.items():
+        old = getattr(config, field)
+        new = dataclasses.replace(old, **change) if isinstance(change, dict) else change
+        config = dataclasses.replace(config, **{field: new})
+    with pytest.raises(ValueError, match=name):
+        dataclasses.replace(model, config=config)
+    with pytest.raises(ValueError, match=name):
+        rs.Model(config=config, params=model.params)
+
+
+def test_ties_are_checked_by_their_numbers():
+    config = dataclasses.replace(arrangements.vaswani, tied_logits=True, tied_embeddings=True)
+    model = rs.Model.random(config, 0)
+    tables = {"encoder": model.params.encoder, "decoder": model.params.decoder}
+    copied = dataclasses.replace(
+        model.params,
+        encoder=dataclasses.replace(
+            tables["encoder"], embedding=tables["encoder"].embedding.copy()
+        ),
+        unembedding=model.params.unembedding.copy(),
+    )
+    same = rs.Model(config=config, params=copied)  # such as a pickle gives it
+    assert np.array_equal(rs.forward(same, [[3]], [[1]]), rs.forward(model, [[3]], [[1]]))
+    for change in ({"unembedding": copied.unembedding * 2}, {"encoder": dataclasses.replace(
+        copied.encoder, embedding=copied.encoder.embedding * 2)}):  # fmt: skip
+        with pytest.raises(
+            ValueError, match=r"tied_\w+ is True, but \S+ is not decoder\.embedding"
+        ):
+            rs.Model(config=config, params=dataclasses.replace(copied, **change))
+    untied = dataclasses.replace(config, tied_logits=False, tied_embeddings=False)
+    assert rs.Model(config=untied, params=model.params)  # equal numbers are no contradiction
+
+
+@pytest.mark.parametrize("dtype", ["int64", "longdouble", "complex128"])
+def test_parameters_have_a_dtype_that_is_known(dtype):
+    model = rs.Model.random(arrangements.vaswani, 0)
+    params = map_arrays(model.config, model.params, lambda x: x.astype(dtype))
+    with pytest.raises(ValueError, match="must be float16, float32 or float64, got"):
+        rs.Model(config=model.config, params=params)
+
+
+@pytest.mark.parametrize("seed", [np.array([[1]]), [1], 1.0, None, "1", -1, True])
+def test_a_seed_is_an_integer(seed):
+    with pytest.raises((TypeError, ValueError), match="seed must be"):
+        rs.Model.random(arrangements.vaswani, seed)
+
+
+def test_forward_takes_any_ids():
+    model = rs.Model.random(arrangements.vaswani, 0)
+    assert rs.forward(model, [[3]], [[5, 0, 2, 2]]).shape == (1, 4, 29)

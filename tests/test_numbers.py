@@ -16,7 +16,6 @@ from hypothesis.extra import numpy as hnp
 
 import refseq2seq as rs
 from refseq2seq import ops, positions
-from refseq2seq.attention import attention
 from refseq2seq.decoder import contrast
 from refseq2seq.filters import entropy
 from refseq2seq.params import build_params, map_arrays, named_arrays
@@ -70,11 +69,6 @@ def test_half_by_hand():
     assert (ops.softmax(np.zeros((1, 70000), HALF)) == HALF(1 / 70000)).all()
     assert ops.mean(np.full((1, 9), 60000, HALF)) == 60000
     assert ops.logsumexp(np.zeros((1, 70000), HALF)) == HALF(math.log(70000))
-    # 64 products of 3600 are 230400, and an eighth of that fits
-    q = np.full((1, 64), 60, HALF)
-    scores = rs.Trace()
-    attention(q, q, q, scale=0.125, tap=scores)
-    assert scores["scores"] == 28800
     expert, weak = np.array([[60000.0, -9.0]], HALF), np.array([[50016.0, -9.0]], HALF)
     assert contrast(expert, weak, rs.amateur(None, beta=0.5))[0, 0] == 64992
 
@@ -140,6 +134,25 @@ def test_half_rounds_named_quantities_and_nothing_else(name):
         np.testing.assert_array_equal(x, single[quantity], err_msg=quantity)
     memory = rs.encode(model, source)
     assert {x.dtype for x in (memory.hidden, *memory.keys, *memory.values)} == {np.dtype(HALF)}
+
+
+def test_scores_before_their_scale_need_not_fit():
+    """64 products of 3600 are 230400, which float16 has not; an eighth of that it has."""
+    model = scaled(arrangements.x_transformers, 0, 1.0)
+    for layer in model.params.decoder.layers:
+        sublayer = layer.self_attention
+        for name in ("w_q", "w_k"):
+            getattr(sublayer, name)[:] *= HALF(120)
+    trace = rs.Trace("*.self_attention.scores", "*.self_attention.q", "*.self_attention.k")
+    rs.forward(model, [[3, 4]], [[1, 5, 7]], tap=trace)
+    at = "decoder.layers.0.self_attention."
+    q, k, scores = (trace[at + name].astype(np.float64) for name in ("q", "k", "scores"))
+    unscaled = q @ k.mT
+    assert np.abs(unscaled).max() > 65504
+    expected = (unscaled * model.config.decoder.self_attention.scale).astype(HALF)
+    assert np.isfinite(expected).any()
+    within = np.isfinite(expected)
+    np.testing.assert_allclose(scores[within], expected[within], rtol=2**-10)
 
 
 @given(

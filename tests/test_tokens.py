@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import refseq2seq as rs
 from refseq2seq.tokens import as_tokens
 
 ragged = st.lists(st.lists(st.integers(0, 10), min_size=1, max_size=5), min_size=1, max_size=4)
@@ -109,3 +110,26 @@ def test_errors_are_short():
     with pytest.raises(ValueError, match=r"\.\.\.$") as caught:
         as_tokens("source", list(range(100_000)), 11)
     assert len(str(caught.value)) < 200
+
+
+def test_a_masked_array_is_refused_with_the_cure():
+    """Its mask would be lost, and what it hides would be read."""
+    model = rs.load("g2p")
+    masked = np.ma.masked_equal(np.array([[4, 5, 0]]), 0)
+    whole = np.ma.masked_array([[4, 5, 6]])
+    mask = np.ma.masked_array([[True, True, False]])
+    for source, source_mask in (
+        (masked, None),
+        (whole, None),
+        ([masked[0]], None),
+        ([[4, 5, 6]], mask),
+    ):
+        for call in (rs.encode, lambda m, s, k: rs.generate(m, s, source_mask=k)):
+            with pytest.raises(TypeError, match=r"source is a masked array: .*source_mask=~np"):
+                call(model, source, source_mask)
+    with pytest.raises(TypeError, match="target is a masked array"):
+        rs.forward(model, [[4]], masked)
+    with pytest.raises(TypeError, match="prefix is a masked array"):
+        rs.generate(model, [[4]], prefix=masked)
+    with pytest.raises(TypeError, match="target is a masked array"):
+        rs.score(model, [[4]], masked)

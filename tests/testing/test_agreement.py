@@ -1,6 +1,7 @@
 """`assert_agrees` and `assert_tokens_agree`: what they accept, and what they say otherwise."""
 
 import dataclasses
+import math
 
 import arrangements
 import numpy as np
@@ -140,3 +141,86 @@ def test_rows_and_prefix_are_checked():
         with pytest.raises(ValueError, match=f"n_prefix must be from 1 to 6, .* got {n_prefix}"):
             assert_tokens_agree(tokens, within, n_prefix=n_prefix)
     assert assert_tokens_agree(tokens[:, 2:], within, n_prefix=3, eos_ids=()).total == 8
+
+
+# Processors, prefixes, what is no token -----------------------------------------------------------
+
+
+def generated_by(*processors, prefix=None, model=MODEL, n=6):
+    """The oracle's tokens and the spread of their logits."""
+    how = {"choose": rs.greedy(*processors), "prefix": prefix, "eos_ids": (), "max_new_tokens": n}
+    tokens = rs.generate(model, SOURCE, **how).tokens
+    before = [[1], [1]] if prefix is None else prefix
+    target = [[*begin, *new] for begin, new in zip(before, tokens.tolist(), strict=True)]
+    return tokens, spread(model, SOURCE, target, dtype="bfloat16", runs=2)
+
+
+PROCESSORS = {
+    "no_repeat_ngram": rs.no_repeat_ngram(1),
+    "repetition_penalty": rs.repetition_penalty(3.0),
+    "suppress": rs.suppress(range(3, 23, 2)),
+    "encoder_no_repeat_ngram": rs.encoder_no_repeat_ngram(1),
+    "bad_words": rs.bad_words([[t] for t in range(4, 23, 2)]),
+    "allowed_tokens": rs.allowed_tokens(lambda row, tokens: range(5, 16)),
+}
+
+
+@pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS)
+def test_a_port_that_forgets_a_processor_fails(processor):
+    tokens, within = generated_by(processor)
+    found = assert_tokens_agree(tokens, within, eos_ids=(), processors=[processor])
+    assert found.compared == found.total == 12
+    forgetful = generated_by()[0]
+    if np.array_equal(forgetful, tokens):
+        pytest.skip("it changes nothing here")
+    with pytest.raises(
+        AssertionError, match=rf"new token \d of row \d is .*({processor.name}|spreads)"
+    ):
+        assert_tokens_agree(forgetful, within, eos_ids=(), processors=[processor])
+    with pytest.raises(ValueError, match="with the same processors: new token"):
+        assert_tokens_agree(tokens, within, eos_ids=())
+
+
+def test_processors_change_something_here():
+    free = generated_by()[0]
+    changed = [name for name, p in PROCESSORS.items() if (generated_by(p)[0] != free).any()]
+    assert len(changed) >= 4
+
+
+@pytest.mark.parametrize("prefix", [[[1, 4], [1, 7]], [[1, 4, 9], [1]]])
+def test_the_prefix_may_be_given_and_may_be_ragged(prefix):
+    processor = rs.no_repeat_ngram(1)
+    tokens, within = generated_by(processor, prefix=prefix)
+    new = [[t for t in row if t != 0] for row in tokens.tolist()]
+    how = {"eos_ids": (), "processors": [processor]}
+    found = assert_tokens_agree(tokens, within, prefix=prefix, **how)
+    assert found.compared == found.total == 12
+    assert new
+    with pytest.raises(ValueError, match="must begin with the prefix: row 1"):
+        assert_tokens_agree(tokens, within, prefix=[prefix[0], [5] * len(prefix[1])], **how)
+
+
+@pytest.mark.parametrize("bad", [-1, 23, -(2**40), 2**40])
+def test_an_id_that_the_vocabulary_has_not_is_an_assertion(bad):
+    tokens, within = greedy()
+    with pytest.raises(
+        AssertionError, match=r"new token 0 of row 0 is .*; the vocabulary has ids 0"
+    ):
+        assert_tokens_agree(tokens - 23, within, eos_ids=())
+    tokens = tokens.copy()
+    tokens[1, 3] = bad
+    with pytest.raises(AssertionError, match=f"new token 3 of row 1 is {bad}; the vocabulary has"):
+        assert_tokens_agree(tokens, within, eos_ids=())
+    with pytest.raises(TypeError, match="tokens must be integers, got float64 in row 0"):
+        assert_tokens_agree(tokens * 1.0, within, eos_ids=())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_tolerances_are_finite_and_not_negative(bad):
+    tokens, within = greedy()
+    for call in (
+        lambda: assert_tokens_agree(tokens, within, z=bad),
+        lambda: assert_agrees(within["logits"].value, within, z=bad),
+    ):
+        with pytest.raises(ValueError, match="z must be in"):
+            call()

@@ -253,3 +253,61 @@ def test_row_ulp_takes_the_coarser_dtype_and_the_worst_row():
     assert row_ulp(e * np.nan, e * np.nan) == np.inf
     with pytest.raises(ValueError, match=r"actual has shape \(2, 1\), expected \(2, 2\)"):
         row_ulp(e[:, :1], e)
+
+
+# What is equal or not ----------------------------------------------------------------------------
+
+DTYPES = ["int64", "int32", "uint8", "bool", "float32", "float64"]
+
+
+@given(
+    x=st.lists(st.integers(0, 1), min_size=1, max_size=5),
+    data=st.data(),
+    rtol=st.sampled_from([None, 0.0, 0.09, 0.5, 1.0, 1e9]),
+)
+def test_integers_and_booleans_are_equal_or_they_differ(x, data, rtol):
+    ours, theirs = (data.draw(st.sampled_from(DTYPES)) for _ in range(2))
+    integers = not (ours.startswith("float") and theirs.startswith("float"))
+    same = np.array(x, ours), np.array(x, theirs)
+    assert first_difference({"tokens": same[0]}, {"tokens": same[1]}, rtol=rtol) is None
+    at = data.draw(st.integers(0, len(x) - 1))
+    other = same[1].copy()
+    other[at] = 1 - x[at]
+    found = first_difference({"tokens": same[0]}, {"tokens": other}, rtol=rtol)
+    if integers:
+        assert found.reason == "not equal"
+        assert found.limit == 0
+        assert found.place == (at,)
+        assert found.pairs[0][1:] == (x[at], 1 - x[at])
+        assert "integers or booleans must be equal" in str(found)
+        assert json.loads(json.dumps(found.to_dict()))["reason"] == "not equal"
+    elif rtol is not None and rtol >= 1 and any(x):
+        assert found is None
+
+
+def test_integers_beside_floating_point_numbers():
+    ours = {"t": np.array([29990, 30000])}
+    assert first_difference(ours, {"t": np.array([29985, 30000], "f4")}).place == (0,)
+    assert first_difference(ours, {"t": np.array([29990.0, 30000.0])}) is None
+    assert first_difference({"t": np.array([1.5, 2.0])}, {"t": np.array([1, 2])}).place == (0,)
+    big = {"t": np.array([2**53 + 1])}  # float64 has no such number
+    assert first_difference(big, {"t": np.array([2**53])}).reason == "not equal"
+    assert first_difference(big, {"t": np.array([2**53 + 1])}) is None
+    torch = pytest.importorskip("torch")
+    assert first_difference(ours, {"t": torch.tensor([29990, 30001])}).place == (1,)
+    assert (
+        first_difference({"done": np.array([True, False])}, {"done": torch.tensor([True, False])})
+        is None
+    )
+
+
+BAD = [math.nan, math.inf, -math.inf, -1e-9, "6", None, True]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=str)
+@pytest.mark.parametrize("name", ["z", "rtol"])
+def test_a_tolerance_is_a_finite_number_that_is_not_negative(name, bad):
+    if name == "rtol" and bad is None:
+        pytest.skip("the default")
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+        first_difference(SOUND, SOUND, **{name: bad})
