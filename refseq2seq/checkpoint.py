@@ -26,7 +26,7 @@ import numpy as np
 from .backend import to_numpy
 from .config import ModelConfig, StackConfig
 from .model import Model
-from .params import build_params, check_params, named_arrays, param_shapes
+from .params import build_params, named_arrays, param_shapes
 from .text import Tokenizer, Vocabulary
 
 FORMAT = "refseq2seq"
@@ -79,7 +79,6 @@ def save(model: Model, path: str | os.PathLike[str], *, stored_dtype: str | None
     stored = np.dtype(stored_dtype or model.dtype)
     if stored.name not in DTYPES:
         raise ValueError(f"stored_dtype must be one of {DTYPES}, got {stored_dtype!r}")
-    check_params(model.config, model.params)
     header = {
         "format": FORMAT,
         "version": VERSION,

@@ -68,16 +68,16 @@ def check_options(call: str, options: Mapping[str, Any], *functions: Callable[..
     known = {name: None for f in functions for name in inspect.signature(f).parameters}
     for name, value in options.items():
         if name not in known:
-            raise TypeError(f"{call} has no argument {name!r}: {_instead(name, value, known)}")
+            raise TypeError(f"rs.{call} has no argument {name!r}: {_instead(name, value, known)}")
 
 
 def _instead(name: str, value: Any, known: Mapping[str, Any]) -> str:
     shown = reprlib.repr(value)
     if name in PROCESSORS:
         processor = PROCESSORS[name].replace("{}", shown)
-        where = "processors=[{}]" if "processors" in known else "choose=rs.sample({})"
-        greedily = "" if "processors" in known else ", or rs.greedy for rs.sample"
-        return f"write {where.format(processor)}{greedily}"
+        if "processors" in known:
+            return f"write processors=[{processor}]"
+        return f"write choose=rs.sample({processor}), or rs.greedy({processor}) to draw nothing"
     if name in ARGUMENTS:
         return f"write {ARGUMENTS[name].replace('{}', shown)}"
     if near := get_close_matches(name, known, n=1):

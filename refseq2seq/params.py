@@ -291,10 +291,13 @@ def check_params(config: ModelConfig, params: Params) -> None:
     expected = {name: x.shape for name, x in named_arrays(build_params(config, _shaped))}
     found = {name: x.shape for name, x in named_arrays(params)}
     for name in expected | found:
-        if found.get(name) != expected.get(name):
+        if name not in found:
+            raise ValueError(f"the config asks for {name}, {expected[name]}, which params lacks")
+        if name not in expected:
+            raise ValueError(f"params has {name}, {found[name]}, for which the config has no use")
+        if found[name] != expected[name]:
             raise ValueError(
-                f"{name} must have shape {expected.get(name)} by the config, "
-                f"got {found.get(name)}; None is no array: make config and params together"
+                f"{name} must have shape {expected[name]} by the config, got {found[name]}"
             )
     dtypes = {str(x.dtype) for _, x in named_arrays(params)}
     if len(dtypes) > 1:

@@ -124,11 +124,11 @@ def examine(
         raise ValueError(f"no properties of these names: {sorted(unknown)}; have {sorted(known)}")
     if trials < 1:
         raise ValueError(f"trials must be at least 1, got {trials}")
+    if rtol is not None:
+        rtol = check_number("rtol", rtol, 0, math.inf, high_open=True)
     first = Trial(implementation, 0, np.random.default_rng(seed))
     logits = first.forward(first.source, first.target)
-    if rtol is None:
-        rtol = default_rtol(logits.dtype)
-    rtol = check_number("rtol", rtol, 0, math.inf, high_open=True)
+    rtol = default_rtol(logits.dtype) if rtol is None else rtol
     outcomes = []
     for p in ALL:
         if p.name in skip or (only is not None and p.name not in only):
