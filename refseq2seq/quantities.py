@@ -9,7 +9,7 @@ hold it to what passes: every name, every shape, in this order.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -78,100 +78,10 @@ def inputs_of(name: str, among: Collection[str]) -> list[str]:
     given = f"layers.{int(layer[0]) - 1}.after_feed_forward" if layer and int(layer[0]) else "embed"
     found: list[str] = []
     for other in quantity(name).inputs:
-        at = _without_step(prefix) if _is_of_the_source(other) else prefix
+        at = _without_step(prefix) if is_of_the_source(other) else prefix
         pattern = at + other.replace("^", given).replace("*", layer[0] if layer else "*")
         found += [candidate for candidate in among if fnmatchcase(candidate, pattern)][-1:]
     return found
-
-
-def check_pattern(pattern: str) -> None:
-    """That a shell pattern can match the full name of a quantity, with whatever numbers in it.
-
-    Raises
-    ------
-    ValueError
-        If it cannot; with the nearest pattern that can, if one is near.
-    TypeError
-        If it is no str.
-
-    Examples
-    --------
-    >>> check_pattern("step.1?.decoder.layers.[01].*")
-    >>> check_pattern("decoder.layer.2.*")
-    Traceback (most recent call last):
-        ...
-    ValueError: no quantity has a name that 'decoder.layer.2.*' matches: is it 'decoder.layers.2.*'?
-    """
-    if not isinstance(pattern, str):
-        raise TypeError(f"a pattern must be a str, such as '*.scores', got {pattern!r}")
-    forms = list(_forms())
-    if not _matches_one(pattern, forms):
-        near = _nearest(pattern, forms)
-        cure = f"is it {near!r}?" if near else "refseq2seq.quantities lists the names"
-        raise ValueError(f"no quantity has a name that {pattern!r} matches: {cure}")
-
-
-def _forms() -> Iterator[str]:
-    """The full names of all quantities, with ``#`` in the place of each number."""
-    for row in QUANTITIES:
-        steps = ("",) if _is_of_the_source(row.name) else ("", "step.#.")
-        amateurs = ("",) if row in LOOPS else ("", "amateur.#.")
-        for prefix in (step + amateur for step in steps for amateur in amateurs):
-            yield prefix + row.name.replace("*", "#")
-
-
-def _matches_one(pattern: str, forms: Collection[str]) -> bool:
-    return any(_matches(pattern, form) for form in forms)
-
-
-def _matches(pattern: str, form: str) -> bool:
-    """Whether a shell pattern matches a form of names with some number for each ``#``.
-
-    The form is read once, and with it all places in the pattern that may have been reached.
-    """
-    parts = re.findall(r"\[!?\]?[^]]*\]|.", re.sub(r"\*+", "*", pattern), re.DOTALL)
-
-    def past_stars(places: set[int]) -> set[int]:
-        return places | {place + 1 for place in places if parts[place : place + 1] == ["*"]}
-
-    def after(places: set[int], characters: str) -> set[int]:
-        """The places after one of the characters."""
-        inside = [place for place in places if place < len(parts)]
-        return past_stars(
-            {
-                place + (parts[place] != "*")
-                for place in inside
-                if any(fnmatchcase(character, parts[place]) for character in characters)
-            }
-        )
-
-    places = past_stars({0})
-    for character in form:
-        if character != "#":
-            places = after(places, character)
-            continue
-        zero, places = after(places, "0"), after(places, "123456789")
-        while (longer := places | after(places, "0123456789")) != places:
-            places = longer
-        places |= zero
-    return len(parts) in places
-
-
-def _nearest(pattern: str, forms: Collection[str]) -> str | None:
-    """A pattern that matches and looks like this one, with the same numbers in it."""
-    from difflib import get_close_matches  # here, because it is seldom needed
-
-    number = r"(?<=\.)[-0]*([\d?[\]-]+|\*(?=\.))(?=\.|$)"
-    known = set(forms)
-    for name in (form.split(".") for form in forms):
-        for n in range(1, len(name)):
-            known |= {".".join([*name[:n], "*"]), ".".join(["*", *name[n:]])}
-    near = get_close_matches(re.sub(number, "#", pattern.lower()), sorted(known), n=1)
-    numbers = iter(re.findall(number, pattern))
-    looks_alike = re.sub("#", lambda _: next(numbers, "*"), "".join(near))
-    without_step = re.sub(r"^step\.[^.]*\.", "", pattern)
-    candidates = (f"*.{pattern}", without_step, looks_alike)
-    return next((pattern for pattern in candidates if _matches_one(pattern, forms)), None)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -180,7 +90,8 @@ def _split(name: str) -> tuple[str, str]:
     return name[: match.end()], name[match.end() :]  # type: ignore[union-attr]
 
 
-def _is_of_the_source(name: str) -> bool:
+def is_of_the_source(name: str) -> bool:
+    """Whether a quantity is computed once for a source, before the first step."""
     return name.startswith("encoder.") or name.endswith(("cross_attention.k", "cross_attention.v"))
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from .backend import Array, to_numpy
 from .notebook import table
-from .quantities import check_pattern, known
+from .patterns import check_pattern
+from .quantities import known
 
 
 class Tap(Protocol):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...config import StackConfig
+from ...quantities import is_of_the_source
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Catch:
 
     def keep(self, name: str, tensor: Any) -> None:
         """Keep a copy, unless the name is taken."""
-        if self.by_step and not of_the_source(name):
+        if self.by_step and not is_of_the_source(name):
             name = f"step.{len(self.fed) - 1}.{name}"
         if name not in self.tensors:
             self.tensors[name] = tensor.detach().clone()
@@ -118,11 +119,6 @@ class Catch:
     def arrays(self) -> dict[str, np.ndarray]:
         """What was caught, in float64."""
         return {name: x.cpu().double().numpy() for name, x in self.tensors.items()}
-
-
-def of_the_source(name: str) -> bool:
-    """Whether a quantity is computed once for a source, before the first step."""
-    return name.startswith("encoder.") or name.endswith(("cross_attention.k", "cross_attention.v"))
 
 
 def split_heads(x: Any, n_heads: int) -> Any:

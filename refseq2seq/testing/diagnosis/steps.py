@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ...quantities import is_of_the_source
 from ..expected import Expected
-from .hooks import of_the_source
 
 
 def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[str, Expected]:
@@ -24,11 +24,11 @@ def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[s
         Of a forward pass over all the tokens.
     lengths : sequence of int
     """
-    steps = {name: e for name, e in reference.items() if of_the_source(name)}
+    steps = {name: e for name, e in reference.items() if is_of_the_source(name)}
     ends = np.cumsum(lengths)
     for step, (end, n) in enumerate(zip(ends, lengths, strict=True)):
         for name, e in reference.items():
-            if not of_the_source(name):
+            if not is_of_the_source(name):
                 part = _positions(e, int(end - n), int(end))
                 if name.endswith(("self_attention.scores", "self_attention.weights")):
                     part = _without_last_keys(part, int(ends[-1] - end))
