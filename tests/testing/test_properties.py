@@ -328,9 +328,10 @@ def test_the_page_has_the_table():
     assert f"\n\n{properties.table()}\n\n" in page
 
 
-def test_the_table_is_the_same_without_docstrings():
-    code = "from refseq2seq.testing import properties; print(properties.table(), end='')"
+def test_the_table_says_something_without_docstrings():
+    """`python -OO` takes the statements away, and their names are left."""
+    code = "from refseq2seq.testing import properties; print(properties.table())"
     command = [sys.executable, "-OO", "-W", "ignore", "-c", code]
     run = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
-    assert run.stdout == properties.table()
-    assert all(p.statement and p.catches for p in properties.ALL)
+    for p in properties.ALL:
+        assert f"| `{p.name}` | {p.name.replace('_', ' ')} | {p.catches} |" in run.stdout

@@ -1,8 +1,8 @@
 """The properties: what must hold of every encoder-decoder, whatever its weights.
 
-A property is a generator of claims about a random trial. Its statement is no docstring,
-which ``python -OO`` would take away. Claims of equality must hold in every trial, up to
-rounding; a claim that something makes a difference must hold in one trial at least.
+A property is a generator of claims about a random trial. Its docstring is its statement.
+Claims of equality must hold in every trial, up to rounding; a claim that something makes a
+difference must hold in one trial at least.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,12 +22,14 @@ class Property:
     claims: Callable[[Trial], Iterator[Claim]]
 
 
-def states(
-    statement: str, *, catches: str, needs: tuple[str, ...] = ()
+def catches(
+    faults: str, *, needs: tuple[str, ...] = ()
 ) -> Callable[[Callable[[Trial], Iterator[Claim]]], Property]:
-    """Make a property of a generator of claims, named as that is."""
+    """Make a property of a generator of claims; ``faults`` are those that break it."""
 
     def make(claims: Callable[[Trial], Iterator[Claim]]) -> Property:
-        return Property(claims.__name__, statement, catches, needs, claims)
+        spoken = claims.__name__.replace("_", " ")  # python -OO takes docstrings away
+        statement = (claims.__doc__ or spoken).rstrip(".")
+        return Property(claims.__name__, statement, faults, needs, claims)
 
     return make

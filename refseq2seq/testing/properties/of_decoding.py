@@ -1,57 +1,43 @@
 """Properties of decoding step by step, and of greedy generation."""
 
-# ruff: noqa: D103 - the statement of a property says what its function claims
-
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from .catalogue import states
+from .catalogue import catches
 from .implementation import Claim, Trial
 
 # Decoding with a cache.
 
 
-@states(
-    "Tokens fed one at a time give the logits of all at once",
-    catches="a cache off by one, positions that begin anew at each step",
-    needs=("begin",),
-)
+@catches("a cache off by one, positions that begin anew at each step", needs=("begin",))
 def cached(t: Trial) -> Iterator[Claim]:
+    """Tokens fed one at a time give the logits of all at once."""
     memory = t.encode(t.source)
     yield Claim(_fed(t, memory, t.target, 1), t.logits(memory, t.target), t.inputs)
 
 
-@states(
-    "Tokens fed several at a time give the logits of all at once",
-    catches="a causal mask that forgets what the cache holds",
-    needs=("begin",),
-)
+@catches("a causal mask that forgets what the cache holds", needs=("begin",))
 def cached_in_pieces(t: Trial) -> Iterator[Claim]:
+    """Tokens fed several at a time give the logits of all at once."""
     memory, size = t.encode(t.source), int(t.rng.integers(2, t.target.shape[1]))
     inputs = {**t.inputs, "tokens at a time": size}
     yield Claim(_fed(t, memory, t.target, size), t.logits(memory, t.target), inputs)
 
 
-@states(
-    "Decoding begun a second time from a memory knows nothing of the first",
-    catches="a cache that is not emptied, or that belongs to the memory",
-    needs=("begin",),
-)
+@catches("a cache that is not emptied, or that belongs to the memory", needs=("begin",))
 def cache_begins_empty(t: Trial) -> Iterator[Claim]:
+    """Decoding begun a second time from a memory knows nothing of the first."""
     memory, other = t.encode(t.source), t.target_tokens(*t.target.shape)
     _fed(t, memory, other, 1)
     inputs = {**t.inputs, "decoded before": other}
     yield Claim(_fed(t, memory, t.target, 1), t.forward(t.source, t.target), inputs)
 
 
-@states(
-    "Logits of one cached step are not overwritten by the next",
-    catches="logits that are views of the cache",
-    needs=("begin",),
-)
+@catches("logits that are views of the cache", needs=("begin",))
 def cached_results_stay(t: Trial) -> Iterator[Claim]:
+    """Logits of one cached step are not overwritten by the next."""
     feed = t.begin(t.encode(t.source))
     first = feed(t.target[:, :1])
     before = first.copy()
@@ -69,24 +55,18 @@ def _fed(t: Trial, memory: Any, target: np.ndarray, size: int) -> np.ndarray:
 # Generation.
 
 
-@states(
-    "Each generated token has the best teacher-forced logit after the tokens before it",
-    catches="another step's logits, a cache that differs, hidden filters",
-    needs=("generate",),
-)
+@catches("another step's logits, a cache that differs, hidden filters", needs=("generate",))
 def greedy(t: Trial) -> Iterator[Claim]:
+    """Each generated token has the best teacher-forced logit after the tokens before it."""
     for i, row in enumerate(t.generate(t.source, None, t.most_target)):
         new, source = t.until_end(row), t.source[i : i + 1]
         logits = _after(t, source, new)
         yield Claim(_raised(logits, new), logits, {"source": source, "generated": row}, slack=2)
 
 
-@states(
-    "With a smaller limit the tokens are the beginning of those with a greater one",
-    catches="a limit that changes what comes before it",
-    needs=("generate",),
-)
+@catches("a limit that changes what comes before it", needs=("generate",))
 def generation_goes_on(t: Trial) -> Iterator[Claim]:
+    """With a smaller limit the tokens are the beginning of those with a greater one."""
     most = t.most_target
     fewer = int(t.rng.integers(1, most))
     short, long = t.generate(t.source, None, fewer), t.generate(t.source, None, most)
@@ -96,12 +76,9 @@ def generation_goes_on(t: Trial) -> Iterator[Claim]:
         )
 
 
-@states(
-    "A row has as many tokens as the limit, unless it ends with EOS",
-    catches="stopping early, going past the limit, the start token counted",
-    needs=("generate",),
-)
+@catches("stopping early, going past the limit, the start token counted", needs=("generate",))
 def generation_ends(t: Trial) -> Iterator[Claim]:
+    """A row has as many tokens as the limit, unless it ends with EOS."""
     limit = t.most_target
     for row in t.generate(t.source, None, limit):
         new = t.until_end(row)
@@ -111,24 +88,18 @@ def generation_ends(t: Trial) -> Iterator[Claim]:
         yield Claim(np.array([len(new)]), np.array([expected]), inputs, slack=0)
 
 
-@states(
-    "After the EOS of a row comes padding and nothing else",
-    catches="tokens after EOS",
-    needs=("generate", "eos_ids", "pad_id"),
-)
+@catches("tokens after EOS", needs=("generate", "eos_ids", "pad_id"))
 def padding_after_end(t: Trial) -> Iterator[Claim]:
+    """After the EOS of a row comes padding and nothing else."""
     for row in t.generate(t.source, None, t.most_target):
         if rest := row[len(t.until_end(row)) :]:
             padding = np.full(len(rest), t.subject.pad_id)
             yield Claim(np.array(rest), padding, {"source": t.source, "generated": row}, slack=0)
 
 
-@states(
-    "A row alone generates what it generates in a batch, padded where padding is allowed",
-    catches="rows that have ended and disturb others, masks lost on the way",
-    needs=("generate",),
-)
+@catches("rows that have ended and disturb others, masks lost on the way", needs=("generate",))
 def generation_alone(t: Trial) -> Iterator[Claim]:
+    """A row alone generates what it generates in a batch, padded where padding is allowed."""
     source, mask, rows = t.source, None, list(t.source)
     if t.subject.padding:
         source, mask = t.padded(t.subject.padding[0])

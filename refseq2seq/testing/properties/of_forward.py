@@ -1,39 +1,31 @@
 """Properties of the forward pass: what must not matter to the logits, and what must."""
 
-# ruff: noqa: D103 - the statement of a property says what its function claims
-
 from collections.abc import Iterator
 
 import numpy as np
 
-from .catalogue import states
+from .catalogue import catches
 from .implementation import Claim, Trial
 
 # The implementation itself.
 
 
-@states(
-    "Logits are finite numbers",
-    catches="masks that make NaN, overflow",
-)
+@catches("masks that make NaN, overflow")
 def finite(t: Trial) -> Iterator[Claim]:
+    """Logits are finite numbers."""
     logits = t.forward(t.source, t.target)
     yield Claim(logits, logits, t.inputs)
 
 
-@states(
-    "The same call gives the same logits",
-    catches="dropout left on, memory that was never written",
-)
+@catches("dropout left on, memory that was never written")
 def deterministic(t: Trial) -> Iterator[Claim]:
+    """The same call gives the same logits."""
     yield Claim(t.forward(t.source, t.target), t.forward(t.source, t.target), t.inputs)
 
 
-@states(
-    "The arrays that are given are not written to",
-    catches="writing into the caller's tokens or mask",
-)
+@catches("writing into the caller's tokens or mask")
 def inputs_stay(t: Trial) -> Iterator[Claim]:
+    """The arrays that are given are not written to."""
     source, mask, target = t.source.copy(), np.ones(t.source.shape, dtype=bool), t.target.copy()
     t.subject.logits(t.subject.encode(source, mask if t.subject.padding else None), target)
     if t.subject.generate is not None:
@@ -42,56 +34,44 @@ def inputs_stay(t: Trial) -> Iterator[Claim]:
         yield Claim(given, before, t.inputs, slack=0)
 
 
-@states(
-    "Logits that were returned are not overwritten by later calls",
-    catches="returning a view of a buffer that is used again",
-)
+@catches("returning a view of a buffer that is used again")
 def results_stay(t: Trial) -> Iterator[Claim]:
+    """Logits that were returned are not overwritten by later calls."""
     first = t.forward(t.source, t.target)
     before = first.copy()
     t.forward(t.source_tokens(*t.source.shape), t.target_tokens(*t.target.shape))
     yield Claim(first, before, t.inputs, slack=0)
 
 
-@states(
-    "A memory gives the same logits after another source was encoded",
-    catches="state that encoding leaves in the module, such as the last source's keys and values",
-)
+@catches("state that encoding leaves in the module, such as the last source's keys and values")
 def memory_is_its_own(t: Trial) -> Iterator[Claim]:
+    """A memory gives the same logits after another source was encoded."""
     memory, other = t.encode(t.source), t.source_tokens(*t.source.shape)
     before = t.logits(memory, t.target).copy()
     t.logits(t.encode(other), t.target)
     yield Claim(t.logits(memory, t.target), before, {**t.inputs, "encoded between": other})
 
 
-@states(
-    "A memory gives the same logits after it served another target",
-    catches="decoding that writes into the memory, or caches what belongs to one target",
-)
+@catches("decoding that writes into the memory, or caches what belongs to one target")
 def memory_serves_again(t: Trial) -> Iterator[Claim]:
+    """A memory gives the same logits after it served another target."""
     memory, other = t.encode(t.source), t.target_tokens(*t.target.shape)
     t.logits(memory, other)
     fresh = t.forward(t.source, t.target)
     yield Claim(t.logits(memory, t.target), fresh, {**t.inputs, "decoded before": other})
 
 
-@states(
-    "A source of the greatest length can be encoded",
-    catches="position tables that are too short by one",
-    needs=("max_source_length",),
-)
+@catches("position tables that are too short by one", needs=("max_source_length",))
 def longest_source(t: Trial) -> Iterator[Claim]:
+    """A source of the greatest length can be encoded."""
     source = t.source_tokens(1, t.subject.max_source_length)  # type: ignore[arg-type]
     logits = t.forward(source, t.target[:1])
     yield Claim(logits, logits, {"source": source, "target": t.target[:1]})
 
 
-@states(
-    "A target of the greatest length can be decoded",
-    catches="position tables that are too short by one",
-    needs=("max_target_length",),
-)
+@catches("position tables that are too short by one", needs=("max_target_length",))
 def longest_target(t: Trial) -> Iterator[Claim]:
+    """A target of the greatest length can be decoded."""
     target = t.target_tokens(1, t.subject.max_target_length)  # type: ignore[arg-type]
     logits = t.forward(t.source[:1], target)
     yield Claim(logits, logits, {"source": t.source[:1], "target": target})
@@ -100,12 +80,9 @@ def longest_target(t: Trial) -> Iterator[Claim]:
 # What must not matter.
 
 
-@states(
-    "Logits do not depend on later target tokens, nor on their number",
-    catches="a causal mask that is missing or off by one, "
-    "padding of the target seen from before it",
-)
+@catches("a causal mask that is missing or off by one, padding of the target seen from before it")
 def causality(t: Trial) -> Iterator[Claim]:
+    """Logits do not depend on later target tokens, nor on their number."""
     place, memory = int(t.rng.integers(1, t.target.shape[1])), t.encode(t.source)
     before = t.logits(memory, t.target)[:, :place]
     changed = t.target_tokens(*t.target.shape)
@@ -115,41 +92,31 @@ def causality(t: Trial) -> Iterator[Claim]:
     yield Claim(t.logits(memory, t.target[:, :place]), before, {**t.inputs, "cut to": place})
 
 
-@states(
-    "The rows of a batch in another order give the same logits in that order",
-    catches="rows mixed by a reshape, such as batch and heads swapped",
-)
+@catches("rows mixed by a reshape, such as batch and heads swapped")
 def batch_order(t: Trial) -> Iterator[Claim]:
+    """The rows of a batch in another order give the same logits in that order."""
     order = np.roll(np.arange(t.batch), 1)
     shuffled = t.forward(t.source[order], t.target[order])
     expected = t.forward(t.source, t.target)[order]
     yield Claim(shuffled, expected, {**t.inputs, "order": order})
 
 
-@states(
-    "A row alone gives the logits that it gives in a batch",
-    catches="statistics over the batch, one row's source used for all",
-)
+@catches("statistics over the batch, one row's source used for all")
 def row_alone(t: Trial) -> Iterator[Claim]:
+    """A row alone gives the logits that it gives in a batch."""
     yield Claim(t.alone(t.source, t.target), t.forward(t.source, t.target), t.inputs)
 
 
-@states(
-    "A mask under which every token is real changes nothing",
-    catches="a masked path that computes something else",
-    needs=("padding",),
-)
+@catches("a masked path that computes something else", needs=("padding",))
 def full_mask(t: Trial) -> Iterator[Claim]:
+    """A mask under which every token is real changes nothing."""
     masked = t.forward(t.source, t.target, np.ones(t.source.shape, dtype=bool))
     yield Claim(masked, t.forward(t.source, t.target), t.inputs)
 
 
-@states(
-    "Logits do not depend on the ids in masked places",
-    catches="a mask missing in the encoder's or the cross-attention",
-    needs=("padding",),
-)
+@catches("a mask missing in the encoder's or the cross-attention", needs=("padding",))
 def padding_content(t: Trial) -> Iterator[Claim]:
+    """Logits do not depend on the ids in masked places."""
     source, mask = t.padded(t.subject.padding[0])
     changed = np.where(mask, source, t.source_tokens(*source.shape))
     inputs = {"source": source, "mask": mask, "target": t.target, "changed source": changed}
@@ -162,41 +129,30 @@ def _padding(t: Trial, side: str) -> Iterator[Claim]:
     yield Claim(t.forward(source, t.target, mask), t.alone(t.rows, t.target), inputs)
 
 
-@states(
-    "A source with padding after it gives the logits of the source alone",
-    catches="means or norms over padding, masks off by one",
-    needs=("right",),
-)
+@catches("means or norms over padding, masks off by one", needs=("right",))
 def padding_right(t: Trial) -> Iterator[Claim]:
+    """A source with padding after it gives the logits of the source alone."""
     yield from _padding(t, "right")
 
 
-@states(
-    "A source with padding before it gives the logits of the source alone",
-    catches="positions that count padding",
-    needs=("left",),
-)
+@catches("positions that count padding", needs=("left",))
 def padding_left(t: Trial) -> Iterator[Claim]:
+    """A source with padding before it gives the logits of the source alone."""
     yield from _padding(t, "left")
 
 
-@states(
-    "A source with padding anywhere gives the logits of the source alone",
-    catches="positions from the number of padded places, masks taken for lengths",
-    needs=("between",),
-)
+@catches("positions from the number of padded places, masks taken for lengths", needs=("between",))
 def padding_between(t: Trial) -> Iterator[Claim]:
+    """A source with padding anywhere gives the logits of the source alone."""
     yield from _padding(t, "between")
 
 
 # What must matter.
 
 
-@states(
-    "The first, a middle and the last source token each make a difference",
-    catches="no cross-attention, a mask that hides the first or the last token",
-)
+@catches("no cross-attention, a mask that hides the first or the last token")
 def source_counts(t: Trial) -> Iterator[Claim]:
+    """The first, a middle and the last source token each make a difference."""
     n, before = t.source.shape[1], t.forward(t.source, t.target)
     for name, place in (("first", 0), ("middle", n // 2), ("last", n - 1)):
         changed = t.other(t.source, place, t.subject.source_vocab_size)
@@ -205,11 +161,9 @@ def source_counts(t: Trial) -> Iterator[Claim]:
         yield Claim(after, before, inputs, differ=f"the {name} source token")
 
 
-@states(
-    "The last id of a vocabulary is not the one before it, and not the first",
-    catches="ids clipped or wrapped, a table with one row too few",
-)
+@catches("ids clipped or wrapped, a table with one row too few")
 def last_id_counts(t: Trial) -> Iterator[Claim]:
+    """The last id of a vocabulary is not the one before it, and not the first."""
     memory, last = t.encode(t.source), t.subject.target_vocab_size - 1
     logits = {i: t.logits(memory, np.full_like(t.target, i)) for i in (last, last - 1, 0)}
     for i in (last - 1, 0):
@@ -222,11 +176,9 @@ def last_id_counts(t: Trial) -> Iterator[Claim]:
         yield Claim(logits[last], logits[i], inputs, differ=f"source id {last} instead of {i}")
 
 
-@states(
-    "The order of the source tokens makes a difference",
-    catches="no positions in the encoder",
-)
+@catches("no positions in the encoder")
 def source_order(t: Trial) -> Iterator[Claim]:
+    """The order of the source tokens makes a difference."""
     source, n = t.source_tokens(t.batch, t.most_source), t.most_source
     source[:, 1] = t.other(source, 2, t.subject.source_vocab_size)[:, 2]
     # The even places, then the odd ones. Reversed, tokens are as far apart as before, which is
@@ -237,11 +189,9 @@ def source_order(t: Trial) -> Iterator[Claim]:
     yield Claim(after, before, inputs, differ="the order of the source")
 
 
-@states(
-    "A place's own token, the one before it and the first one each make a difference",
-    catches="logits of a place computed before its own token, a mask that hides the past",
-)
+@catches("logits of a place computed before its own token, a mask that hides the past")
 def target_counts(t: Trial) -> Iterator[Claim]:
+    """A place's own token, the one before it and the first one each make a difference."""
     memory, last = t.encode(t.source), t.target.shape[1] - 1
     before = t.logits(memory, t.target)[:, last]
     for name, place in (("own", last), ("previous", last - 1), ("first", 1)):
@@ -251,11 +201,9 @@ def target_counts(t: Trial) -> Iterator[Claim]:
         yield Claim(after, before, inputs, differ=f"the {name} target token")
 
 
-@states(
-    "The order of earlier target tokens makes a difference",
-    catches="no positions in a decoder of one layer, a history that is only a sum",
-)
+@catches("no positions in a decoder of one layer, a history that is only a sum")
 def target_order(t: Trial) -> Iterator[Claim]:
+    """The order of earlier target tokens makes a difference."""
     if t.target.shape[1] < 4:
         return
     memory, changed = t.encode(t.source), t.target.copy()
