@@ -69,6 +69,13 @@ def read_only(x: np.ndarray) -> np.ndarray:
     return view
 
 
+def make_read_only(record: Any) -> None:
+    """Replace arrays of a frozen dataclass by views that cannot be written to."""
+    for name, x in vars(record).items():
+        if isinstance(x, np.ndarray) and x.flags.writeable:
+            object.__setattr__(record, name, read_only(x))
+
+
 def read(first: Array, *others: Array) -> list[np.ndarray]:
     """Arrays of one shape on the host, in float64: from a device in one copy, one wait."""
     xp = array_namespace(first)
@@ -91,8 +98,8 @@ def to_cupy(x: Array) -> Array:
 def widened(function: Callable[..., Array]) -> Callable[..., Array]:
     """Decorator for functions of an array: float16 is computed in float32 and rounded once.
 
-    float16 ends at 65504 and has 11 digits: squares, sums and exponentials of its numbers
-    leave that range although the result lies in it.
+    float16 ends at 65504 and has 11 significant bits: squares, sums and exponentials of its
+    numbers leave that range although the result lies in it.
     """
 
     @wraps(function)

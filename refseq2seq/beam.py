@@ -7,7 +7,7 @@ The rules, which Hugging Face and CTranslate2 share:
 
 1. A row begins with one live beam, the prefix, of score 0. A score is the sum of the
    log-probabilities of new tokens, after the processors. A beam whose score is -inf cannot be
-   chosen: it repeats the best live one, and processors are not asked about it.
+   chosen: it repeats the best live one, and ``emitting`` of a processor's state is False.
 2. In each step every live beam is continued by every token. Of these candidates the best
    2B are considered (more with several EOS ids, so that B always remain that do not end),
    ordered by score, then beam, then token.
@@ -235,7 +235,7 @@ def beam_steps(
         When a row with a full pool is done: rule 6.
     logits_processors : sequence of Processor
         Applied to logits, whose log-softmax then gives the log-probabilities of the tokens
-        that remain: as CTranslate2 does.
+        that remain: as CTranslate2 does. The rules of the model's config act after it.
     processors : sequence of Processor
         Applied to log-probabilities, as Hugging Face does in beam search (in greedy and
         sampling both libraries apply them to logits), and not normalised again, unless the
@@ -274,16 +274,16 @@ def beam_steps(
         amateurs=amateurs,
         use_cache=use_cache,
     )
-    ruled = with_rules(processors, request, model.config)
-    rules = _Rules(
+    of_logits = (*logits_processors, renormalize_logits())
+    settings = _Settings(
         n_beams=beams,
         n_considered=max(2, 1 + len(request.eos_ids)) * beams,
         divisors=_divisors(length_penalty, request.max_new_tokens),
         early_stopping=early_stopping,
-        processors=(*logits_processors, renormalize_logits(), *ruled),
+        processors=with_rules(request, model.config, processors, of_logits),
         stop=stop,
     )
-    return _search(model, request, rules, tap)
+    return _search(model, request, settings, tap)
 
 
 def gnmt_penalty(alpha: float) -> Callable[[int], float]:
@@ -303,8 +303,8 @@ def _gnmt(alpha: float, length: int) -> float:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Rules:
-    """What is asked of a search."""
+class _Settings:
+    """How to search."""
 
     n_beams: int
     n_considered: int
@@ -343,14 +343,14 @@ class _Beams:
         sources = np.repeat(np.arange(batch), n_beams)
         can_be_chosen = self.live.scores.reshape(-1) > -np.inf
         return State(
-            tokens=read_only(self.rows),
+            tokens=self.rows,
             n_new=self.live.lengths[sources, 0],
             emitting=emitted[sources] & can_be_chosen,
             rows=sources,
             source=self.request.source[sources],
             source_mask=self.request.source_mask[sources],
             uniforms=no_uniforms,
-            eos_ids=read_only(self.request.eos_ids),
+            eos_ids=self.request.eos_ids,
         )
 
     def append(self, parents: np.ndarray, tokens: np.ndarray) -> None:
@@ -359,24 +359,29 @@ class _Beams:
         self.tokens = np.concatenate([so_far, tokens[:, :, None]], axis=2)
 
 
-def _search(model: Model, request: Request, rules: _Rules, tap: Tap) -> Iterator[BeamStep]:
+def _search(model: Model, request: Request, settings: _Settings, tap: Tap) -> Iterator[BeamStep]:
     decoder = start_decoder(model, request, tap)  # encodes the sources, once
     beams = _Beams(request, model.config.pad_id)
     index = 0
     while not beams.done.all():
-        step = _step(model, decoder, beams, rules, index, tap.at(f"step.{index}"))
-        if rules.stop is not None:
-            ended = stopped(rules.stop, step, request.batch) & ~beams.done
-            beams.pool = _with_finished(beams.pool, beams.live, ended, rules)
+        step = _step(model, decoder, beams, settings, index, tap.at(f"step.{index}"))
+        if settings.stop is not None:
+            ended = stopped(settings.stop, step, request.batch) & ~beams.done
+            beams.pool = _with_finished(beams.pool, beams.live, ended[:, None], settings)
             beams.done = beams.done | ended
             step = replace(step, pool=beams.pool.read_only(), done=read_only(beams.done))
-        decoder.drop(np.repeat(beams.done, rules.n_beams))
+        decoder.drop(np.repeat(beams.done, settings.n_beams))
         index += 1
         yield step
 
 
 def _step(
-    model: Model, decoder: ShrinkingDecoder, beams: _Beams, rules: _Rules, index: int, tap: Tap
+    model: Model,
+    decoder: ShrinkingDecoder,
+    beams: _Beams,
+    settings: _Settings,
+    index: int,
+    tap: Tap,
 ) -> BeamStep:
     live, n_new = beams.live, beams.live.lengths[:, 0]
     forced, given = beams.request.forced(beams.n, beams.done, otherwise=beams.pad_id)
@@ -387,16 +392,23 @@ def _step(
     state = beams.state(emitted)
     with np.errstate(all="ignore"):  # what is not finite is reported below, by row
         log_probs = logits
-        for process in rules.processors:
+        for process in settings.processors:
             log_probs = process(log_probs, state)
     log_probs = tap("log_probs", log_probs)
-    considered, gap = _candidates(log_probs, live.scores, rules.n_considered)
+    considered, gap = _candidates(log_probs, live.scores, settings.n_considered)
     unfit = ~np.isfinite(considered.scores[:, 0]) & emitted
     if unfit.any():
         row = int(unfit.argmax())
-        place = row * rules.n_beams + int(considered.beams[row, 0])
+        place = row * settings.n_beams + int(considered.beams[row, 0])
         raise no_token(
-            model, beams.request, rules.processors, logits, state, place=place, row=row, step=index
+            model,
+            beams.request,
+            settings.processors,
+            logits,
+            state,
+            place=place,
+            row=row,
+            step=index,
         )
     considered = _held(considered, live, ~emitted, given)
     seen = {name: tap(f"candidates.{name}", x) for name, x in considered._asdict().items()}
@@ -406,14 +418,14 @@ def _step(
     last = n_new + 1 == beams.request.max_new_tokens
     is_eos = np.isin(considered.tokens, beams.request.eos_ids)
     ends = emitted[:, None] & (is_eos | last[:, None])
-    in_top = np.arange(considered.tokens.shape[1]) < rules.n_beams
+    in_top = np.arange(considered.tokens.shape[1]) < settings.n_beams
     finishing = ends & in_top & (considered.scores > -np.inf)
-    survivors = np.argsort(ends, axis=1, kind="stable")[:, : rules.n_beams]
+    survivors = np.argsort(ends, axis=1, kind="stable")[:, : settings.n_beams]
 
     # The pool takes those that finish; the best that do not are the next live beams.
     extended = live.extended(considered, emitted, beams.pad_id)
     pool = beams.pool.longer(beams.pad_id)
-    pool = _with_finished(pool, extended, finishing, rules)
+    pool = _with_finished(pool, extended, finishing, settings)
     beams.pool = replace(pool, scores=tap("pool.scores", pool.scores))
     live = extended.take(survivors)
     has_ended = np.take_along_axis(ends, survivors, axis=1)
@@ -423,8 +435,8 @@ def _step(
         np.take_along_axis(x, continued, axis=1) for x in (considered.beams, considered.tokens)
     )
     beams.append(parents, tokens)
-    decoder.reorder((np.arange(len(parents))[:, None] * rules.n_beams + parents).reshape(-1))
-    improvable, stop_gap = _improvable(beams.live, beams.pool, rules)
+    decoder.reorder((np.arange(len(parents))[:, None] * settings.n_beams + parents).reshape(-1))
+    improvable, stop_gap = _improvable(beams.live, beams.pool, settings)
     beams.done = beams.done | (emitted & (last | ~improvable))
     return BeamStep(
         index=index,
@@ -440,13 +452,12 @@ def _step(
 
 
 def _with_finished(
-    pool: Hypotheses, targets: Hypotheses, finishing: np.ndarray, rules: _Rules
+    pool: Hypotheses, targets: Hypotheses, finishing: np.ndarray, settings: _Settings
 ) -> Hypotheses:
-    """The pool's best together with those of ``targets`` that finish now, by place or by row."""
-    finishing = finishing if finishing.ndim == 2 else finishing[:, None]
-    normalised = targets.scores / rules.divisors[targets.lengths]
+    """The pool's best together with those of ``targets`` that finish now."""
+    normalised = targets.scores / settings.divisors[targets.lengths]
     hypotheses = replace(targets, scores=np.where(finishing, normalised, -np.inf))
-    return pool.best(rules.n_beams, hypotheses)
+    return pool.best(settings.n_beams, hypotheses)
 
 
 def _candidates(log_probs: Array, live_scores: np.ndarray, n: int) -> tuple[Candidates, np.ndarray]:
@@ -522,16 +533,18 @@ def _held(c: Candidates, live: Hypotheses, held: np.ndarray, given: np.ndarray) 
     )
 
 
-def _improvable(live: Hypotheses, pool: Hypotheses, rules: _Rules) -> tuple[np.ndarray, np.ndarray]:
+def _improvable(
+    live: Hypotheses, pool: Hypotheses, settings: _Settings
+) -> tuple[np.ndarray, np.ndarray]:
     """Whether a row's pool may still change (batch,), by rule 6, and how close it was."""
     best, worst = live.scores.max(axis=1), pool.scores[:, -1]
     full, n_new = worst > -np.inf, live.lengths[:, 0]
-    if rules.early_stopping is True:
+    if settings.early_stopping is True:
         return ~full & (best > -np.inf), np.full(len(full), np.inf)
-    if rules.early_stopping == "never":
-        reachable = np.array([rules.divisors[n:].max() for n in n_new])
+    if settings.early_stopping == "never":
+        reachable = np.array([settings.divisors[n:].max() for n in n_new])
     else:
-        reachable = rules.divisors[n_new]
+        reachable = settings.divisors[n_new]
     with np.errstate(invalid="ignore"):  # a row with nothing live and nothing found
         gap = np.where(full & (best > -np.inf), np.abs(best / reachable - worst), np.inf)
     return best / reachable > worst, gap

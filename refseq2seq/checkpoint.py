@@ -39,7 +39,7 @@ _NPY_HEADER = re.compile(
     r"\{'descr': '([^']*)', 'fortran_order': (True|False), 'shape': (\([0-9, ]*\)), \} *\n"
 )
 
-# What may be meant by a file that another program wrote; each ends an error about it.
+# Advice for files that another program wrote, appended to the error.
 _PICKLE = (
     ". Pickles of PyTorch can run any code when they are opened, and are never read here: load "
     "the model with its own library, and convert it with refseq2seq.convert"
@@ -128,7 +128,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     CheckpointError
         If the file is not a whole and sound checkpoint.
     TypeError, ValueError
-        If ``path`` is no path, or empty. Of a directory, all that `from_huggingface` raises.
+        If ``path`` is not a path, or empty. Of a directory, all that `from_huggingface` raises.
 
     Examples
     --------
@@ -151,8 +151,8 @@ def load(path: str | os.PathLike[str]) -> Model:
         return from_huggingface(path)
     if not path.exists():
         why = (
-            "No such file or directory; the one name that is known is 'g2p', and no hub is asked: "
-            "give the path of a checkpoint or of a directory"
+            "No such file or directory; the only built-in name is 'g2p', and nothing is "
+            "downloaded: give the path of a checkpoint or of a directory"
         )
         raise FileNotFoundError(errno.ENOENT, why, str(path))
     cure = _CURES.get(path.suffix.lower(), "")

@@ -33,7 +33,7 @@ TokenIds = Collection[int] | np.ndarray
 class Rule:
     """A processor that the model's config, or the request, asks for."""
 
-    field: str  # what asks for it, for errors
+    origin: str  # what asks for it, for errors
     process: Processor
 
     def __call__(self, scores: Array, state: State) -> Array:  # noqa: D102
@@ -43,40 +43,48 @@ class Rule:
 def named(process: Processor) -> str:
     """A rule or a processor as errors name it."""
     if isinstance(process, Rule):
-        return f"the rule {process.field}"
+        return f"the rule {process.origin}"
     return f"the processor {described(process)}"
 
 
 def with_rules(
-    processors: Sequence[Processor], request: Request, c: ModelConfig
+    request: Request,
+    c: ModelConfig,
+    processors: Sequence[Processor],
+    of_logits: Sequence[Processor] = (),
 ) -> tuple[Processor, ...]:
-    """All processors of a decoding, in order: bans, the caller's own, forced tokens.
+    """All processors of a decoding: ``of_logits``, bans, the caller's others, forced tokens.
 
     Raises
     ------
     ValueError
         If the config forces a token where it, or a caller's processor, suppresses it.
     """
-    bans, forced, config = [], [], "of the model's config"
+    of_config = "of the model's config"
+    bans, forced = [], []
     if request.min_new_tokens:
         bans.append(Rule("min_new_tokens", minimum_length(request.min_new_tokens)))
     if c.suppressed_ids:
-        bans.append(Rule(f"suppressed_ids {config}", suppress(c.suppressed_ids)))
+        bans.append(Rule(f"suppressed_ids {of_config}", suppress(c.suppressed_ids)))
     if c.begin_suppressed_ids:
         is_first_forced = (request.n_prefix == 1) & (c.forced_bos_id is not None)
         ban = begin_suppress(c.begin_suppressed_ids, after=is_first_forced.astype(int))
-        bans.append(Rule(f"begin_suppressed_ids {config}", ban))
+        bans.append(Rule(f"begin_suppressed_ids {of_config}", ban))
     if c.forced_bos_id is not None:
-        forced.append(Rule(f"forced_bos_id {config}", forced_bos(c.forced_bos_id)))
+        forced.append(Rule(f"forced_bos_id {of_config}", forced_bos(c.forced_bos_id)))
     if c.forced_eos_id is not None:
         force = forced_eos(c.forced_eos_id, request.max_new_tokens)
-        forced.append(Rule(f"forced_eos_id {config}", force))
-    _check_forced(request, c, (*bans, *processors))
-    return (*bans, *processors, *forced)
+        forced.append(Rule(f"forced_eos_id {of_config}", force))
+    _check_forced(request, c, (*of_logits, *bans, *processors))
+    return (*of_logits, *bans, *processors, *forced)
 
 
 def _check_forced(request: Request, c: ModelConfig, processors: Sequence[Processor]) -> None:
-    """Raise if the config forces a token that a processor suppresses at the same position."""
+    """Raise if the config forces a token that is suppressed at the same position.
+
+    Other processors may ban it, since forced tokens win; to suppress it is a contradiction, and
+    one that Hugging Face refuses as well.
+    """
     every_row = np.ones(request.batch, dtype=bool)
     positions = (  # field, token, which new token it is, and in which rows
         ("forced_bos_id", c.forced_bos_id, 0, request.n_prefix == 1),
@@ -102,7 +110,7 @@ def _check_forced(request: Request, c: ModelConfig, processors: Sequence[Process
             if (scores[rows, token] < 0).any():
                 raise ValueError(
                     f"{field} = {token} of the model's config is forced as new token {n_new}, "
-                    f"where {ban!r} bans it: leave one of the two out"
+                    f"where {named(processor)} bans it: leave one of the two out"
                 )
 
 
@@ -120,7 +128,9 @@ def repetition_penalty(penalty: float) -> Processor:
     penalty : float
         Positive; above 1 discourages, below 1 encourages. The prefix counts.
     """
-    return _penalty("repetition_penalty's penalty", penalty, lambda state: state.tokens)
+    name = "repetition_penalty's penalty"
+    penalty = check_number(name, penalty, 0, np.inf, low_open=True, high_open=True)
+    return _penalty(penalty, lambda state: state.tokens)
 
 
 @makes_processor
@@ -141,12 +151,10 @@ def encoder_repetition_penalty(penalty: float) -> Processor:
     def real_source(state: State) -> np.ndarray:
         return np.where(state.source_mask, state.source, -1)
 
-    return _penalty(name, 1 / penalty, real_source)
+    return _penalty(1 / penalty, real_source)
 
 
-def _penalty(name: str, penalty: float, tokens_of: Callable[[State], np.ndarray]) -> Processor:
-    penalty = check_number(name, penalty, 0, np.inf, low_open=True, high_open=True)
-
+def _penalty(penalty: float, tokens_of: Callable[[State], np.ndarray]) -> Processor:
     def process(scores: Array, state: State) -> Array:
         xp = array_namespace(scores)
         seen = xp.asarray(_members(tokens_of(state), scores.shape[-1]))
@@ -191,7 +199,12 @@ def encoder_no_repeat_ngram(n: int) -> Processor:
 
 @makes_processor
 def suppress(ids: TokenIds) -> Processor:
-    """Ban tokens at every step."""
+    """Ban tokens at every step.
+
+    Parameters
+    ----------
+    ids : collection of int
+    """
     ids = _checked_ids("suppress's ids", ids)
     return _ban("suppress", lambda state, row: ids)
 
@@ -270,6 +283,10 @@ def forced_bos(token: int) -> Processor:
 
     This is how M2M100, NLLB and mBART put the token of a language first. As in Hugging
     Face, a prefix of several tokens is left alone.
+
+    Parameters
+    ----------
+    token : int
     """
 
     def has_one_token(state: State) -> np.ndarray:
@@ -280,7 +297,12 @@ def forced_bos(token: int) -> Processor:
 
 @makes_processor
 def forced_eos(token: int, max_new_tokens: int) -> Processor:
-    """Make ``token`` the last new one of rows that reach ``max_new_tokens``, with score 0."""
+    """Make ``token`` the last new one of rows that reach ``max_new_tokens``, with score 0.
+
+    Parameters
+    ----------
+    token, max_new_tokens : int
+    """
     max_new_tokens = check_int("forced_eos's max_new_tokens", max_new_tokens, 1)
     return _force("forced_eos", token, lambda state: state.n_new == max_new_tokens - 1)
 

@@ -168,7 +168,8 @@ def decode_steps(
         New tokens per row at most, EOS counted, prefix not. By default as many as the
         position table serves; a model without one must be told.
     min_new_tokens : int
-        EOS cannot be chosen before a row has this many new tokens.
+        EOS cannot be chosen before a row has this many new tokens, except where the config's
+        ``forced_eos_id`` forces it.
     eos_ids : sequence of int, optional
         Any of these ends a row. The config's by default; ``()`` for none.
     stop : function of Step, optional
@@ -204,7 +205,8 @@ def decode_steps(
     Raises
     ------
     TypeError, ValueError
-        At once, for arguments of the wrong kind or a request that cannot fit.
+        At once, for arguments of the wrong kind, a request that cannot fit, or a config that
+        forces a token where it is suppressed.
     NonFiniteLogitsError
         While iterating, if a row's logits are NaN or infinite: names the row, the step and
         the first quantity that is not finite.
@@ -233,7 +235,7 @@ def decode_steps(
         amateurs=amateurs,
         use_cache=use_cache,
     )
-    processors = with_rules(choose.processors, request, model.config)
+    processors = with_rules(request, model.config, choose.processors)
     draw = _uniforms_of(request, seed, row_ids, uniforms)
     return _loop(model, request, replace(choose, processors=processors), draw, stop, tap)
 
@@ -247,12 +249,7 @@ class _Targets:
         request = asked.one_per_target()
         batch, start = request.batch, request.start
         self.asked, self.request, self.pad_id, self.draw = asked, request, pad_id, draw
-        self.given = {  # what a state shows of the request
-            "rows": read_only(np.arange(batch) // asked.copies),
-            "source": read_only(request.source),
-            "source_mask": read_only(request.source_mask),
-            "eos_ids": read_only(request.eos_ids),
-        }
+        self.sources = read_only(np.arange(batch) // asked.copies)  # (batch,) each row's source
         self.tokens = np.full((batch, request.end), pad_id, dtype=np.int64)
         self.tokens[:, :start] = request.prefix[:, :start]
         self.n = start  # tokens so far, the same for every row
@@ -267,11 +264,14 @@ class _Targets:
     def state(self, emitted: np.ndarray) -> State:
         """What processors and choosers may look at."""
         return State(
-            tokens=read_only(self.tokens[:, : self.n]),
-            n_new=read_only(self.n_new),
-            emitting=read_only(emitted),
+            tokens=self.tokens[:, : self.n],
+            n_new=self.n_new,
+            emitting=emitted,
+            rows=self.sources,
+            source=self.request.source,
+            source_mask=self.request.source_mask,
             uniforms=partial(self.draw, self.n_new),
-            **self.given,
+            eos_ids=self.request.eos_ids,
         )
 
     def append(self, tokens: np.ndarray, emitted: np.ndarray) -> None:

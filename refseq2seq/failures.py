@@ -1,8 +1,8 @@
 """Why a row has no token to choose: a quantity that is not finite, or a processor.
 
-A loop only notices that a row's best score is not finite. The first quantity that is not
-finite is found by computing that row again, alone and watched; the processor that took the
-last token by applying all of them again, one at a time.
+A loop only notices that a row's best score is not finite. To find the first quantity that is
+not finite, that row is computed again, alone, under a tap; to find the processor that removed
+the last token, all of them are applied again, one at a time.
 """
 
 import math
@@ -25,8 +25,8 @@ class NonFiniteLogitsError(ValueError):
 
 
 class NoTokenLeftError(NonFiniteLogitsError):
-    """The logits are finite, and the processors leave a row no token: every score is -inf, or
-    one is NaN or +inf.
+    """The logits are finite, but the processors leave a row no token: every score is -inf, or
+    one is NaN or +inf. A subclass, so that one ``except`` catches both.
     """
 
 
@@ -41,21 +41,9 @@ def no_token(
     row: int,
     step: int,
 ) -> NonFiniteLogitsError:
-    """The error that says why a row of ``logits`` has no token.
+    """Why row ``place`` of ``logits`` (batch, vocab_size), which errors call ``row``, has no token.
 
-    Parameters
-    ----------
-    model, request
-        Of the decoding.
-    processors : sequence of Processor
-        All that turn logits into scores, rules included.
-    logits : array, shape (batch, vocab_size)
-        As the model gives them.
-    state : State
-    place : int
-        The row of ``logits``.
-    row, step : int
-        What the error calls it.
+    ``processors`` are all that turn logits into scores, rules included.
     """
     where = f"row {row} in step {step}"
     with np.errstate(all="ignore"):
@@ -79,7 +67,7 @@ def no_token(
 
 
 def _first_not_finite(model: Model, request: Request, tokens: np.ndarray) -> str | None:
-    """The name of a target's first quantity that is NaN or infinite, computed without a cache."""
+    """The first quantity that is NaN or infinite when a target is computed anew, as a whole."""
     found: list[str] = []
 
     def note(name: str, x: Array) -> Array:
@@ -100,7 +88,9 @@ def _cure(model: Model) -> str:
 def _first_to_fail(
     processors: Sequence[Processor], scores: Array, state: State, place: int
 ) -> tuple[Processor | None, float]:
-    """The processor after which the row's best score is not finite until the end, and that."""
+    """The first processor after which the row's best score is never finite again, and that
+    score.
+    """
     failed, found = None, 0.0
     for process in processors:
         scores = process(scores, state)

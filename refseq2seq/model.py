@@ -314,7 +314,7 @@ def decode_checked(
 
 
 def _rounding(model: Model, tap: Tap) -> Tap:
-    """The tap that a model computes by: of float16, it rounds what passes."""
+    """``tap``, in a `RoundingTap` if the model is float16."""
     return RoundingTap(tap) if model.dtype == "float16" else tap
 
 

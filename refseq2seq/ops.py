@@ -2,8 +2,8 @@
 
 Every function acts on the last axis, keeps the dtype it is given and mutates nothing.
 Scalars are Python floats: a NumPy float64 scalar would turn float32 arrays into float64.
-In float16, what happens between input and result is computed in float32 and rounded once.
-Where float32 or float64 itself overflows, the result is NaN, never a number that looks right.
+Functions marked `widened` compute float16 in float32 and round the result once. A norm whose
+squares overflow gives NaN, never finite numbers that look right.
 """
 
 import math

@@ -7,7 +7,7 @@ here.
 
 import inspect
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -31,7 +31,7 @@ PROCESSORS = {
     "forced_eos_token_id": "rs.forced_eos({}, max_new_tokens)",
     "prefix_allowed_tokens_fn": "rs.allowed_tokens({})",
     "renormalize_logits": "rs.renormalize_logits()",
-    "logits_processor": "a function (scores, state) -> scores",
+    "logits_processor": "a_function_of_scores_and_state",
 }
 # ... or an argument of its own.
 ARGUMENTS = {
@@ -43,7 +43,7 @@ ARGUMENTS = {
     "min_length": "min_new_tokens=..., which does not count the start token",
     "eos_token_id": "eos_ids=[{}]",
     "stopping_criteria": "stop=..., a function of a step",
-    "do_sample": "choose=rs.sample(...), or choose=rs.greedy(...)",
+    "do_sample": "choose=rs.sample(...) in rs.generate; beam search draws nothing",
     "num_beams": "rs.beam_search(model, source, beams={})",
     "length_penalty": "rs.beam_search(model, source, length_penalty={})",
     "early_stopping": "rs.beam_search(model, source, early_stopping={})",
@@ -51,6 +51,8 @@ ARGUMENTS = {
     "processors": "choose=rs.greedy(...) or rs.sample(...) with the processors inside",
     "choose": "processors=[...]: beam search chooses by its own rules",
     "seed": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search draws nothing",
+    "row_ids": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search draws nothing",
+    "uniforms": "processors=[rs.gumbel_top_k(..., noise=...)] for stochastic beams",
 }
 
 
@@ -65,13 +67,14 @@ def check_options(call: str, options: Mapping[str, Any], *functions: Callable[..
     *functions : callable
         Those that it hands them on to, and itself where it has named arguments of its own.
     """
-    known = {name: None for f in functions for name in inspect.signature(f).parameters}
+    parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     for name, value in options.items():
         if name not in known:
             raise TypeError(f"rs.{call} has no argument {name!r}: {_instead(name, value, known)}")
 
 
-def _instead(name: str, value: Any, known: Mapping[str, Any]) -> str:
+def _instead(name: str, value: Any, known: Sequence[str]) -> str:
     shown = reprlib.repr(value)
     if name in PROCESSORS:
         processor = PROCESSORS[name].replace("{}", shown)
@@ -82,4 +85,4 @@ def _instead(name: str, value: Any, known: Mapping[str, Any]) -> str:
         return f"write {ARGUMENTS[name].replace('{}', shown)}"
     if near := get_close_matches(name, known, n=1):
         return f"did you mean {near[0]!r}?"
-    return f"it takes {', '.join(list(known)[2:])}"
+    return f"it takes {', '.join(known)}"

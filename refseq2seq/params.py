@@ -292,9 +292,11 @@ def check_params(config: ModelConfig, params: Params) -> None:
     found = {name: x.shape for name, x in named_arrays(params)}
     for name in expected | found:
         if name not in found:
-            raise ValueError(f"the config asks for {name}, {expected[name]}, which params lacks")
+            raise ValueError(f"params lacks {name}, of shape {expected[name]} by the config")
         if name not in expected:
-            raise ValueError(f"params has {name}, {found[name]}, for which the config has no use")
+            raise ValueError(
+                f"params has {name}, of shape {found[name]}, which the config does not use"
+            )
         if found[name] != expected[name]:
             raise ValueError(
                 f"{name} must have shape {expected[name]} by the config, got {found[name]}"

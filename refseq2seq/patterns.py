@@ -16,7 +16,7 @@ def check_pattern(pattern: str) -> None:
     Raises
     ------
     TypeError
-        If the pattern is no str.
+        If the pattern is not a str.
     ValueError
         If no name matches; with the nearest pattern, if one is near.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from .backend import Array, to_numpy
+from .backend import Array, make_read_only, to_numpy
 from .checks import check_int
 from .config import ModelConfig
 from .model import Model, check_fits
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Request:
     """Sources, how each target begins, when it ends, and how it is computed.
 
-    All arrays are on the host.
+    All arrays are on the host, and cannot be written to.
     """
 
     source: np.ndarray  # (batch, n_source) token ids
@@ -33,6 +33,9 @@ class Request:
     copies: int  # targets of each source
     amateurs: tuple["Amateur", ...]
     use_cache: bool
+
+    def __post_init__(self) -> None:
+        make_read_only(self)
 
     @property
     def batch(self) -> int:
@@ -104,7 +107,7 @@ def as_request(
         n_prefix=n_prefix,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
-        eos_ids=_checked_eos(c.eos_ids if eos_ids is None else eos_ids, c.decoder.vocab_size),
+        eos_ids=checked_eos(c.eos_ids if eos_ids is None else eos_ids, c.decoder.vocab_size),
         copies=copies,
         amateurs=tuple(amateurs),
         use_cache=use_cache,
@@ -153,7 +156,8 @@ def _fitting(max_new_tokens: int | None, n_prefix: int, max_length: int | None) 
     return max_new_tokens
 
 
-def _checked_eos(eos_ids: Sequence[int], vocab_size: int) -> np.ndarray:
+def checked_eos(eos_ids: Sequence[int], vocab_size: int) -> np.ndarray:
+    """Token ids that end a row, (n_eos,), none or more of the vocabulary."""
     ids = np.asarray(eos_ids)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise TypeError(f"eos_ids must be a sequence of token ids, got {eos_ids!r}")

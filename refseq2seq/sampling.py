@@ -17,24 +17,27 @@ from typing import Any, ParamSpec
 
 import numpy as np
 
-from .backend import Array, array_namespace
+from .backend import Array, array_namespace, make_read_only
 from .ops import softmax
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class State:
-    """What processors and choosers may look at beside the scores. Arrays are on the host,
+    """What processors and choosers may look at besides the scores. Arrays are on the host,
     and cannot be written to.
     """
 
     tokens: np.ndarray  # (batch, n) prefix and new tokens so far; pad_id after a row's end
     n_new: np.ndarray  # (batch,) how many of them are new
     emitting: np.ndarray  # (batch,) True = the row will take the token that is chosen now
-    rows: np.ndarray  # (batch,) place of each row's source in the request; beams share one
+    rows: np.ndarray  # (batch,) index of each row's source in the request; beams share one
     source: np.ndarray  # (batch, n_source) token ids
     source_mask: np.ndarray  # (batch, n_source) True = real token
     uniforms: Callable[[], np.ndarray]  # gives this step's, (batch,) float64 in [0, 1)
     eos_ids: Sequence[int] | np.ndarray = ()  # (n_eos,) the token ids that end a row
+
+    def __post_init__(self) -> None:
+        make_read_only(self)
 
 
 Processor = Callable[[Array, State], Array]
@@ -44,7 +47,9 @@ P = ParamSpec("P")
 
 
 class MadeProcessor:
-    """A processor that knows the call it came from: that is its repr, and how it is pickled."""
+    """A processor that knows the call that made it: its repr is that call, and pickling repeats
+    it.
+    """
 
     def __init__(self, maker: Callable[..., Processor], args: Any, kwargs: Any) -> None:
         self.module, self.name = maker.__module__, maker.__name__
@@ -73,7 +78,7 @@ def makes_processor(maker: Callable[P, Processor]) -> Callable[P, Processor]:
     def make(*args: P.args, **kwargs: P.kwargs) -> Processor:
         return MadeProcessor(maker, args, kwargs)
 
-    make.makes_processors = True  # type: ignore[attr-defined]
+    make.is_maker = True  # type: ignore[attr-defined]
     return make
 
 
@@ -92,7 +97,7 @@ def check_processors(processors: Any, instead: str) -> tuple[Processor, ...]:
         )
     processors = tuple(processors)
     for processor in processors:
-        if getattr(processor, "makes_processors", False):
+        if getattr(processor, "is_maker", False):
             call = f"rs.{processor.__name__}(...)"
             raise TypeError(
                 f"rs.{processor.__name__} makes a processor when it is called: write "
@@ -144,7 +149,7 @@ class Chooser:
 
 
 def check_chooser(choose: Any) -> None:
-    """Raise unless ``choose`` is a `Chooser`; a processor is told how it becomes one."""
+    """Raise unless ``choose`` is a `Chooser`; the error for a processor says how to wrap it."""
     if isinstance(choose, MadeProcessor):
         raise TypeError(
             f"choose must be a Chooser, got the processor {choose!r}: write "
@@ -249,8 +254,10 @@ def noise_of_step(name: str, noise: Array, scores: Array, state: State) -> Array
 
 
 def no_uniforms() -> np.ndarray:
-    """For a `State` of a decoding that draws nothing."""
-    raise ValueError("beam search draws no uniform numbers: use processors without them")
+    """The uniform numbers of a `State` where none are drawn."""
+    raise ValueError(
+        "beam search and score draw no uniform numbers: use processors that do not ask for them"
+    )
 
 
 def _wrong_noise(name: str, noise: Array, of_a_step: tuple[Any, ...]) -> ValueError:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .backend import Array, array_namespace, read_only, to_numpy
+from .backend import Array, array_namespace, to_numpy
 from .config import ModelConfig
 from .filters import renormalize_logits
 from .model import Model, forward
@@ -43,7 +43,7 @@ def score(
     model : Model
     source : integer array (batch, n_source), or list of lists of token ids
     target : integer array (batch, n_target), or list of lists of token ids
-        Begins with the prefix, which is given and not scored; at least one token more.
+        Each row begins with its prefix, which is not scored, followed by at least one token.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token.
     target_mask : boolean array, shape (batch, n_target), optional
@@ -59,14 +59,15 @@ def score(
     -------
     Scores
         With the processors of a beam search, the score of its hypothesis is ``total /
-        lengths ** length_penalty``. Rules of the model's own are processors too, and are
-        applied if they are given: `forced_bos`, `suppress` and so on.
+        lengths ** length_penalty``. The rules of the model's config (forced and suppressed
+        tokens) are not applied unless they are among the processors, as `forced_bos` and
+        `suppress`. NaN where the model's logits are not finite.
 
     Raises
     ------
     TypeError, ValueError
         If a target does not begin with its prefix, has nothing after it, is masked elsewhere
-        than at its end, or ends with padding that no mask tells.
+        than at its end, or ends with padding and no ``target_mask`` is given.
 
     Examples
     --------
@@ -115,32 +116,20 @@ def processed(
     source_mask: np.ndarray,
     eos_ids: Sequence[int] | np.ndarray,
 ) -> Array:
-    """What processors make of the logits after each token of given targets.
+    """Scores after each of ``tokens`` (batch, n), from their logits (batch, n, vocab_size).
 
-    Parameters
-    ----------
-    processors : sequence of Processor
-    logits : array, shape (batch, n, vocab_size)
-    tokens : integer array, shape (batch, n)
-    emitting : boolean array, shape (batch, n)
-        True = the token after it is a new one.
-    n_prefix : integer array, shape (batch,)
-    source, source_mask, eos_ids
-        As of `State`.
-
-    Returns
-    -------
-    array, shape (batch, n, vocab_size)
+    ``emitting`` (batch, n) says where the next token is a new one; ``n_prefix`` is (batch,), and
+    the rest is as in `State`.
     """
 
     def after(t: int) -> Array:
         state = State(
-            tokens=read_only(tokens[:, : t + 1]),
+            tokens=tokens[:, : t + 1],
             n_new=np.maximum(t + 1 - n_prefix, 0),
             emitting=emitting[:, t],
             rows=np.arange(len(tokens)),
-            source=read_only(source),
-            source_mask=read_only(source_mask),
+            source=source,
+            source_mask=source_mask,
             uniforms=no_uniforms,
             eos_ids=eos_ids,
         )
@@ -178,7 +167,7 @@ def _check_target(
             own = "the model's start token" if is_default else "its prefix"
             raise ValueError(
                 f"target row {row} must begin with {own} {prefix[row, :n].tolist()}, got {begin}: "
-                "put it first, or say with prefix= how targets begin"
+                "put it first, or pass prefix= if targets begin otherwise"
             )
         if lengths[row] <= n:
             raise ValueError(f"target row {row} must have a token after its prefix, to be scored")

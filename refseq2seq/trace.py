@@ -43,8 +43,9 @@ no_tap = NoTap()
 
 
 class RoundingTap:
-    """What a float16 model computes by: each named quantity is rounded to float16 once, and
-    what is computed between two of them is float32. ``tap`` sees the float16 arrays.
+    """Rounds each named quantity to float16 once, and continues in float32.
+
+    A float16 model computes under this tap; ``tap`` sees the float16 arrays.
     """
 
     def __init__(self, tap: Tap) -> None:

@@ -463,7 +463,7 @@ class Nothing:
         ),
         (
             {"processors": [lambda scores, state: scores + state.uniforms()]},
-            "beam search draws no uniform numbers: use processors without them",
+            "beam search and score draw no uniform numbers: use processors that do not ask for",
         ),
     ],
 )
@@ -750,7 +750,8 @@ def test_what_a_search_goes_on_with_cannot_be_written_to():
     plain = rs.beam_search(model, source, max_new_tokens=4)
 
     def write(scores, state):
-        for x in (state.tokens, state.eos_ids):
+        arrays = (state.tokens, state.n_new, state.emitting, state.rows, state.source)
+        for x in (*arrays, state.source_mask, state.eos_ids):
             with pytest.raises(ValueError, match="read-only"):
                 x[...] = 0
         return scores

@@ -289,6 +289,19 @@ def test_a_forced_token_that_is_suppressed_is_refused_before_the_loop(
     assert not encoded
 
 
+def test_a_forced_token_may_not_be_suppressed_among_logits_either():
+    model, how = asked_of(G2P, [START], forced_bos_id=11)
+    with pytest.raises(
+        ValueError, match=r"new token 0, where the processor suppress\(\[11\]\) bans it"
+    ):
+        rs.beam_steps(model, [[4, 5]], logits_processors=[rs.suppress([11])], **how)
+    model, how = asked_of(G2P, [START], forced_bos_id=11, suppressed_ids=(11,))
+    with pytest.raises(
+        ValueError, match="where the rule suppressed_ids of the model's config bans it"
+    ):
+        rs.generate(model, [[4, 5]], **how)
+
+
 @every_search
 @pytest.mark.parametrize(
     ("rules", "processors"),

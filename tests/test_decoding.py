@@ -1379,6 +1379,8 @@ INSTEAD = {
     "processors": ([], r"choose=rs\.greedy\(\.\.\.\)"),
     "max_new_token": (3, "did you mean 'max_new_tokens'"),
     "frobnicate": (3, "it takes source_mask, prefix"),
+    "option": (3, "it takes source_mask, prefix"),
+    "sourc": (3, "did you mean 'source_mask'"),
 }
 
 
@@ -1397,6 +1399,9 @@ def test_an_unknown_option_says_what_to_write(name, value_and_cure):
         ("choose", "processors="),
         ("num_return_sequences", "n_best=2"),
         ("seed", "gumbel_top_k"),
+        ("uniforms", "gumbel_top_k"),
+        ("row_ids", "gumbel_top_k"),
+        ("do_sample", "beam search draws nothing"),
         ("num_beams", "beams=2"),
         ("n_bests", "did you mean 'n_best'"),
     ],

@@ -128,3 +128,16 @@ def test_the_processors_of_a_search_give_its_score(processors, kind, seed):
     np.testing.assert_allclose(scores.total / scores.lengths, out.scores[:, 0], rtol=1e-9)
     banned = rs.score(model, SOURCE, targets, processors=[rs.suppress([int(targets[1][1])])])
     assert banned.total[1] == -np.inf
+
+
+def test_a_processor_cannot_change_what_is_scored():
+    def write(scores, state):
+        for x in (state.tokens, state.emitting, state.n_new, state.rows, state.source):
+            with pytest.raises(ValueError, match="read-only"):
+                x[...] = 0
+        return scores
+
+    model = tiny(0, 7)
+    plain = rs.score(model, SOURCE, [[1, 3, 4], [1, 5, 2]])
+    watched = rs.score(model, SOURCE, [[1, 3, 4], [1, 5, 2]], processors=[write])
+    assert np.array_equal(watched.log_probs, plain.log_probs)

@@ -1,4 +1,4 @@
-"""What the converters are given, in one form: arrays of NumPy under the names of a plain module."""
+"""What a caller gives to a converter, as NumPy arrays under the names of an uncompiled module."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def numpy_arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def numpy_array(name: str, x: Any) -> np.ndarray:
-    """A tensor of PyTorch, or another array, as NumPy's.
+    """Convert a tensor of PyTorch, or another array, to a NumPy array.
 
     Floating-point numbers that NumPy lacks, such as bfloat16, become float32, which holds
     them exactly.
@@ -40,12 +40,13 @@ def numpy_array(name: str, x: Any) -> np.ndarray:
     Raises
     ------
     TypeError
-        If it is no array.
+        If it is not an array.
     ValueError
-        If it is a tensor without numbers.
+        If it is a tensor on the meta device, which has no data.
     """
     if not hasattr(x, "dtype"):
-        cure = "give that itself" if isinstance(x, Mapping) else "numpy.asarray makes one of a list"
+        is_mapping = isinstance(x, Mapping)
+        cure = "pass that mapping itself" if is_mapping else "convert it with numpy.asarray"
         raise TypeError(
             f"{name} must be an array of NumPy or PyTorch, got {type(x).__name__}: {cure}"
         )
@@ -68,7 +69,7 @@ def _numpy_has(dtype: Any) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """The name that an array or a part has in a module of which nothing is compiled."""
+    """The name of an array or a part in the module before ``torch.compile``."""
     return name.replace("_orig_mod.", "")
 
 
@@ -88,7 +89,7 @@ def plain_module(module: Any) -> Any:
 
 
 def adapters(found: str) -> UnsupportedFeature:
-    """The error for a model that is whole with its adapters only; ``found`` tells of them."""
+    """The error for adapters that are not merged into the weights; ``found`` names one."""
     return UnsupportedFeature(
         f"adapters, such as LoRA's, that are not merged ({found}): call peft's "
         "module.merge_and_unload() first, and convert or save what it returns"

@@ -15,7 +15,7 @@ import numpy as np
 from ..backend import Array
 from ..checks import check_int, check_number
 from ..constraints import named, with_rules
-from ..request import Request, as_prefix
+from ..request import Request, as_prefix, checked_eos
 from ..sampling import Processor, check_processors
 from ..scoring import processed
 from ..tokens import Tokens
@@ -31,7 +31,7 @@ def assert_agrees(actual: Any, spread: Spread, z: float = 6.0, name: str = "logi
     ----------
     actual : array, or mapping of arrays
         The quantity ``name``; or several by name, all of which are compared: the error
-        then tells the first that is off. Tensors of PyTorch are taken too.
+        names the first that deviates. Tensors of PyTorch are taken too.
     spread : Spread
         From `spread`, for the same model and input.
     z : float
@@ -106,17 +106,17 @@ def assert_tokens_agree(
     spread: Spread,
     z: float = 6.0,
     *,
-    n_prefix: int = 1,
+    n_prefix: int | None = None,
     prefix: Tokens | None = None,
     eos_ids: Sequence[int] | None = None,
     processors: Sequence[Processor] = (),
 ) -> TokenAgreement:
     """Raise unless greedy ``tokens`` are the oracle's, up to near-ties.
 
-    In each row tokens are compared up to the first that differs. That is right only if
-    rounding may have changed the order of the two: if they change places when the oracle's
-    logits of them are moved towards each other by ``z`` spreads. The rest of the row
-    continues another text, and is not compared.
+    In each row tokens are compared up to the first that differs. It is accepted only if
+    rounding could have swapped the two: their scores must swap order when their logits are
+    moved towards each other by ``z`` spreads. The rest of the row follows another history,
+    and is not compared.
 
     Parameters
     ----------
@@ -127,16 +127,16 @@ def assert_tokens_agree(
         Its target is the prefix and then the oracle's own greedy tokens, generated in
         float64.
     z : float
-        Finite, not negative.
-    n_prefix : int
-        How many tokens of that target are prefix, where every row has as many.
+        How many spreads the two logits may be moved towards each other. Finite, not negative.
+    n_prefix : int, optional
+        How many tokens of that target are prefix, if every row has as many; 1 by default.
     prefix : integer array (batch, n), or list of lists of token ids, optional
-        The prefix itself, with the start token; rows may differ in length.
+        Instead of ``n_prefix``: the prefix itself, with the start token.
     eos_ids : sequence of ints, optional
         Tokens that end a row; by default those of the model.
     processors : sequence of Processor
-        With which both sides chose, such as ``[rs.no_repeat_ngram(3)]``. The rules of the
-        model's config need not be given.
+        The processors that both sides used, such as ``[rs.no_repeat_ngram(3)]``. The rules
+        of the model's config need not be among them.
 
     Returns
     -------
@@ -146,11 +146,11 @@ def assert_tokens_agree(
     Raises
     ------
     AssertionError
-        If a token differs that rounding cannot explain, is banned, or is not in the
+        If a token differs and rounding cannot explain it, or it is banned or outside of the
         vocabulary; or if a row ends too early. Names the row and the new token.
-    ValueError
-        If there are other rows than the target has, or that is not the oracle's choice, or
-        does not begin with the prefix.
+    TypeError, ValueError
+        If ``tokens`` are not integers or have other rows than the target of ``spread``, or
+        that target is not the oracle's choice or does not begin with the prefix.
 
     Examples
     --------
@@ -169,7 +169,7 @@ def assert_tokens_agree(
     if len(tokens) != len(target):
         raise ValueError(f"tokens has {len(tokens)} rows, the target of the spread {len(target)}")
     lengths = _prefix_lengths(spread, n_prefix, prefix)
-    ends = c.eos_ids if eos_ids is None else eos_ids
+    ends = checked_eos(c.eos_ids if eos_ids is None else eos_ids, c.decoder.vocab_size).tolist()
     oracle = _Oracle(spread, lengths, check_processors(processors, "processors=[{}]"), ends)
     compared, total, diverged = 0, 0, []
     for row, new in enumerate(tokens):
@@ -187,11 +187,13 @@ def assert_tokens_agree(
     return TokenAgreement(compared, total, tuple(diverged))
 
 
-def _prefix_lengths(spread: Spread, n_prefix: int, prefix: Tokens | None) -> np.ndarray:
+def _prefix_lengths(spread: Spread, n_prefix: int | None, prefix: Tokens | None) -> np.ndarray:
     """How many tokens of each row of the spread's target are prefix: (batch,)."""
     batch, n_target = spread.target.shape
     if prefix is None:
-        lengths = np.full(batch, check_int("n_prefix", n_prefix, 0))
+        lengths = np.full(batch, check_int("n_prefix", 1 if n_prefix is None else n_prefix, 0))
+    elif n_prefix is not None:
+        raise TypeError("n_prefix and prefix are both given: give one of them")
     else:
         ids, lengths = as_prefix(prefix, batch, spread.model.config)
         for row, n in enumerate(lengths):
@@ -202,8 +204,8 @@ def _prefix_lengths(spread: Spread, n_prefix: int, prefix: Tokens | None) -> np.
                 )
     if not 1 <= lengths.max() < n_target:
         raise ValueError(
-            f"n_prefix must be from 1 to {n_target - 1}, for the target of the spread has "
-            f"{n_target} tokens, got {lengths.max()}"
+            f"{'prefix' if n_prefix is None else 'n_prefix'} must be from 1 to {n_target - 1} "
+            f"tokens, for the target of the spread has {n_target}, got {lengths.max()}"
         )
     return lengths
 
@@ -252,7 +254,7 @@ class _Oracle:
         # Where a row was cut off is not known: an end token that is forced is taken as it comes.
         self._config = replace(spread.model.config, forced_eos_id=None)
         self._forced_eos = spread.model.config.forced_eos_id
-        self._processors = with_rules(processors, request, self._config)
+        self._processors = with_rules(request, self._config, processors)
         self._spread, self._request = spread, request
         self._scores = self._scored(self._processors, spread["logits"].value)
 

@@ -61,8 +61,8 @@ class Errors:
     def expected(self, dtype: str) -> Expected:
         """What to expect of an implementation that rounds to ``dtype``, as the errors did.
 
-        No row is expected nearer than one rounding of its elements takes it; the grid is
-        evenly spaced below the least normal number.
+        The expected error of a row is at least that of one rounding of its elements; below
+        the least normal number the grid is evenly spaced.
         """
         x, where, squares = self._value, self._where, self._squares / self._runs
         f = format_of(dtype)

@@ -280,7 +280,7 @@ def assert_only_without_hooks(diagnosis, *lines):
     assert diagnosis.difference.agreed == n
     assert report.startswith(f"All {n} quantities that hooks see agree, up to 8 spreads")
     assert str(diagnosis.difference) in report
-    for line in (*lines, "whatever asks whether there are hooks"):
+    for line in (*lines, "any code that checks whether hooks are registered"):
         assert f"\n  {line}\n" in report
     told = json.loads(json.dumps(diagnosis.to_dict()))
     assert told["first"] == told["unhooked"]["name"] == "unhooked.logits"

@@ -461,7 +461,7 @@ def test_values_that_are_no_arrays_are_refused():
         TypeError, match=r"final_logits_bias must be an array.*list: numpy\.asarray"
     ):
         from_huggingface(lists, config)
-    with pytest.raises(TypeError, match=r"weights must be an array.*dict: give that itself"):
+    with pytest.raises(TypeError, match=r"weights must be an array.*dict: pass that mapping"):
         from_huggingface({"weights": arrays}, config)
     with pytest.raises(ValueError, match=r"on the meta device.*load the weights"):
         from_huggingface(theirs.to("meta"))

@@ -138,7 +138,7 @@ def test_rows_and_prefix_are_checked():
     with pytest.raises(ValueError, match="tokens has 1 rows, the target of the spread 2"):
         assert_tokens_agree(tokens[:1], within)
     for n_prefix in (0, 7):
-        with pytest.raises(ValueError, match=f"n_prefix must be from 1 to 6, .* got {n_prefix}"):
+        with pytest.raises(ValueError, match=f"n_prefix must be from 1 to 6 .* got {n_prefix}"):
             assert_tokens_agree(tokens, within, n_prefix=n_prefix)
     assert assert_tokens_agree(tokens[:, 2:], within, n_prefix=3, eos_ids=()).total == 8
 
@@ -224,3 +224,13 @@ def test_tolerances_are_finite_and_not_negative(bad):
     ):
         with pytest.raises(ValueError, match="z must be in"):
             call()
+
+
+def test_a_prefix_is_given_once():
+    tokens, within = greedy()
+    with pytest.raises(TypeError, match="n_prefix and prefix are both given"):
+        assert_tokens_agree(tokens, within, n_prefix=1, prefix=[[1], [1]])
+    with pytest.raises(ValueError, match=r"prefix must be from 1 to 6 tokens, .* got 7"):
+        assert_tokens_agree(tokens, within, prefix=within.target.tolist())
+    with pytest.raises(TypeError, match="eos_ids must be a sequence of token ids, got 5"):
+        assert_tokens_agree(tokens, within, eos_ids=5)

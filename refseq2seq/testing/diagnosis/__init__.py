@@ -7,7 +7,7 @@
 Modules of x-transformers, Hugging Face transformers and torch.nn.Transformer are taken:
 perhaps modified, wrongly assembled, compiled or quantised. Forward hooks catch what their
 parts compute, under the names of our taps (`x_transformers`, `huggingface`, `pytorch`);
-the oracle computes the same from the converted weights; the first difference is the place.
+the oracle computes the same from the converted weights; the first difference locates the fault.
 Hooks may change what runs: the logits of a run without them are compared last.
 """
 
@@ -49,7 +49,7 @@ UNHOOKED = "unhooked.logits"
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What `diagnose` found. ``print(diagnosis.report())`` tells it."""
+    """What `diagnose` found; ``print(diagnosis.report())`` prints it."""
 
     difference: Difference | None  # the first; of "unhooked.logits" if all that hooks see agrees
     unhooked: Difference | None  # of the logits that the module gives without hooks
@@ -151,8 +151,8 @@ def diagnose(
     ----------
     module : XTransformer, pair of TransformerWrapper, model of transformers, nn.Transformer
         Of the kinds that `refseq2seq.convert` takes. A pair is (encoder, decoder). Any
-        may come from ``torch.compile``: it is run as it was compiled, then compiled anew
-        with the hooks inside, and again when it is used next.
+        may come from ``torch.compile``: it is run compiled, then recompiled with the hooks,
+        and recompiled again when it is used next.
     source : integer array (batch, n_source), or list of lists of token ids
         The module is given the model's pad token where the source is masked.
     target : integer array (batch, n_target), or list of lists, optional
@@ -171,7 +171,8 @@ def diagnose(
     max_new_tokens : int, optional
         Generate as many tokens, greedily and with the module's own cache. Names then begin
         with the step, as those of `decode_steps` do, and the oracle is given the tokens
-        that the module chose, so that a near-tie ends nothing. Nothing ends a row. If the
+        that the module chose, so that a near-tie does not end the comparison. No token, EOS
+        included, ends a row. If the
         run without hooks chooses another token, its row is not compared after that token.
     dtype : str, optional
         Whose rounding is allowed, see `spread`; by default the module's dtype. A float64
@@ -215,7 +216,7 @@ def diagnose(
     if target is None:
         target = _start(model, max_new_tokens, len(ids))
     fed, _ = as_tokens("target", target, model.config.decoder.vocab_size)
-    given = ids, mask, fed, max_new_tokens
+    given = ids, fed, mask, max_new_tokens
     tokens, logits = run_once(peer, *given)
     catch = Catch(by_step=max_new_tokens is not None)
     with watching(peer, catch, model.config):

@@ -28,7 +28,7 @@ class HuggingFaceModule:
         """Ours."""
         return from_huggingface(self.model)
 
-    def forward(self, source: Any, mask: Any, target: Any) -> Any:
+    def forward(self, source: Any, target: Any, mask: Any) -> Any:
         """Teacher forcing."""
         return self.module(
             input_ids=source,
@@ -37,7 +37,7 @@ class HuggingFaceModule:
             use_cache=False,
         ).logits
 
-    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> tuple[Any, Any]:
+    def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:
         """Greedy, with its cache; nothing ends a row. Without a mask it would guess one."""
         import torch
 

@@ -21,15 +21,15 @@ class Peer(Protocol):
     parts: list[Any]  # the same as they were before they were compiled
 
     def convert(self) -> Model:
-        """Ours, of its weights."""
+        """Convert its weights to a `Model`."""
 
     def watch(self, catch: Catch, config: ModelConfig) -> None:
         """Hang hooks on the parts in which the quantities of ``config`` are seen."""
 
-    def forward(self, source: Any, mask: Any, target: Any) -> Any:
+    def forward(self, source: Any, target: Any, mask: Any) -> Any:
         """Logits of teacher forcing. All are tensors; the mask is boolean or None."""
 
-    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> tuple[Any, Any]:
+    def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:
         """Greedy, with the module's own cache; nothing ends a row.
 
         Gives of each step the last token that is read, (batch, n_new), and the logits after
@@ -38,14 +38,14 @@ class Peer(Protocol):
 
 
 def as_peer(module: Any, run: Run | None) -> Peer:
-    """The module with what diagnosing it takes.
+    """Wrap a module for diagnosis.
 
     Raises
     ------
     ImportError
         Without PyTorch.
     TypeError
-        For a module of no library that is known here.
+        If the module is from an unsupported library.
     """
     try:
         import torch
@@ -57,7 +57,9 @@ def as_peer(module: Any, run: Run | None) -> Peer:
     if isinstance(whole, torch.nn.Transformer):
         return PyTorchModule(module, run)
     if run is not None:
-        raise TypeError("run is for an nn.Transformer; other modules are run here")
+        raise TypeError(
+            f"run is only for an nn.Transformer, got {type(whole).__qualname__}: leave run out"
+        )
     if hasattr(whole, "can_generate"):
         return HuggingFaceModule(module)
     if isinstance(whole, tuple) or _is_of("x_transformers", whole):
@@ -82,8 +84,8 @@ def dtype_of(peer: Peer) -> str:
 def run_once(
     peer: Peer,
     source: np.ndarray,
-    mask: np.ndarray | None,
     target: np.ndarray,
+    mask: np.ndarray | None,
     max_new_tokens: int | None,
 ) -> tuple[np.ndarray, Any]:
     """Tokens that the module reads, (batch, n), and its logits after each, a tensor.
@@ -98,7 +100,7 @@ def run_once(
     def tensor(x: np.ndarray | None) -> Any:
         return None if x is None else torch.as_tensor(x, device=device)
 
-    given = tensor(source), tensor(mask), tensor(target)
+    given = tensor(source), tensor(target), tensor(mask)
     generators = [device] if device.type == "cuda" else []
     with _evaluating(peer), torch.no_grad(), torch.random.fork_rng(devices=generators):
         if max_new_tokens is None:
@@ -152,7 +154,7 @@ def changed_by_hooks(peer: Peer) -> tuple[str, ...]:
                 lines.append(f"the fast path of torch.nn.{kind.__name__}, which is off")
     if is_compiled(peer):
         lines.append("the code from torch.compile, which is made anew around the hooks")
-    return (*lines, "whatever asks whether there are hooks")
+    return (*lines, "any code that checks whether hooks are registered")
 
 
 def quantised_part(peer: Peer) -> str | None:

@@ -33,11 +33,11 @@ class PyTorchModule:
         """What is around an nn.Transformer is unknown."""
         raise TypeError("an nn.Transformer needs model: what from_pytorch makes of it")
 
-    def forward(self, source: Any, mask: Any, target: Any) -> Any:
+    def forward(self, source: Any, target: Any, mask: Any) -> Any:
         """Teacher forcing."""
         return self.run(source, target, mask)
 
-    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> tuple[Any, Any]:
+    def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:
         """Refused: an nn.Transformer has no loop, and no cache."""
         raise TypeError("an nn.Transformer does not generate: give a target to force")
 

@@ -48,12 +48,12 @@ class XTransformersModule:
         """Ours. The module knows no start token and no end, so that these are arbitrary."""
         return from_x_transformers(tuple(self.parts), decoder_start_id=0, eos_ids=())
 
-    def forward(self, source: Any, mask: Any, target: Any) -> Any:
+    def forward(self, source: Any, target: Any, mask: Any) -> Any:
         """Teacher forcing."""
         memory = self.encoder(source, mask=mask, return_embeddings=True)
         return self.decoder(target, context=memory, context_mask=mask)
 
-    def generate(self, source: Any, mask: Any, prefix: Any, n_new: int) -> tuple[Any, Any]:
+    def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:
         """Greedy, with the module's cache: its loop samples from what a filter leaves it."""
         import torch
 
