@@ -8,7 +8,7 @@ here.
 import inspect
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 # What transformers' keyword becomes: a processor, for its place in the call at hand, ...
@@ -67,14 +67,21 @@ def check_options(call: str, options: Mapping[str, Any], *functions: Callable[..
     *functions : callable
         Those that it hands them on to, and itself where it has named arguments of its own.
     """
-    parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    known = _keywords(functions)
     for name, value in options.items():
         if name not in known:
             raise TypeError(f"rs.{call} has no argument {name!r}: {_instead(name, value, known)}")
 
 
+@cache
+def _keywords(functions: tuple[Callable[..., Any], ...]) -> list[str]:
+    parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
 def _instead(name: str, value: Any, known: Sequence[str]) -> str:
+    from difflib import get_close_matches  # here, because it is seldom needed
+
     shown = reprlib.repr(value)
     if name in PROCESSORS:
         processor = PROCESSORS[name].replace("{}", shown)
