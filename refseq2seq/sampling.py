@@ -255,9 +255,7 @@ def noise_of_step(name: str, noise: Array, scores: Array, state: State) -> Array
 
 def no_uniforms() -> np.ndarray:
     """The uniform numbers of a `State` where none are drawn."""
-    raise ValueError(
-        "beam search and score draw no uniform numbers: use processors that do not ask for them"
-    )
+    raise ValueError("beam search and score draw no uniform numbers: use other processors")
 
 
 def _wrong_noise(name: str, noise: Array, of_a_step: tuple[Any, ...]) -> ValueError:

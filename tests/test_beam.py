@@ -463,7 +463,7 @@ class Nothing:
         ),
         (
             {"processors": [lambda scores, state: scores + state.uniforms()]},
-            "beam search and score draw no uniform numbers: use processors that do not ask for",
+            "beam search and score draw no uniform numbers: use other processors",
         ),
     ],
 )

@@ -659,7 +659,7 @@ def test_arguments_that_do_not_fit():
         diagnose(subject.module, SOURCE, TARGET, MASK, run=subject.run)
     with pytest.raises(TypeError, match="does not generate"):
         subject.diagnose(max_new_tokens=2)
-    with pytest.raises(TypeError, match=r"run is for an nn\.Transformer"):
+    with pytest.raises(TypeError, match=r"run is only for an nn\.Transformer"):
         diagnose(t5.module, SOURCE, TARGET, MASK, run=subject.run)
     with pytest.raises(TypeError, match="target is missing"):
         diagnose(t5.module, SOURCE, None, MASK)
