@@ -39,9 +39,9 @@ from .filters import renormalize_logits
 from .model import Model
 from .options import check_options
 from .request import Request, as_request, check_stop, stopped
-from .sampling import Processor, State, check_processors, no_uniforms
+from .sampling import Processor, State, apply, check_processors, no_uniforms
 from .tokens import Tokens
-from .trace import Tap, no_tap
+from .trace import Tap, check_tap, no_tap
 
 EarlyStopping = bool | Literal["never"]
 LengthPenalty = float | Callable[[int], float]
@@ -127,8 +127,8 @@ class Candidates(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BeamStep:
-    """One turn of the search: enough to draw its tree. Arrays are on the host; those that the
-    search goes on with cannot be written to.
+    """One turn of the search: enough to draw its tree. Arrays are on the host, and those that
+    the search goes on with cannot be written to.
     """
 
     index: int  # 0 for the first step
@@ -259,8 +259,9 @@ def beam_steps(
     logits_processors = check_processors(logits_processors, instead="logits_processors=[{}]")
     processors = check_processors(processors, instead="processors=[{}]")
     check_stop(stop)
+    check_tap(tap)
     check_amateurs(amateurs, model)
-    if not isinstance(early_stopping, bool) and early_stopping != "never":
+    if not isinstance(early_stopping, bool) and str(early_stopping) != "never":
         raise ValueError(f"early_stopping must be True, False or 'never', got {early_stopping!r}")
     request = as_request(
         model,
@@ -391,10 +392,7 @@ def _step(
     logits = decoder.next_logits(beams.rows, tap)
     state = beams.state(emitted)
     with np.errstate(all="ignore"):  # what is not finite is reported below, by row
-        log_probs = logits
-        for process in settings.processors:
-            log_probs = process(log_probs, state)
-    log_probs = tap("log_probs", log_probs)
+        log_probs = tap("log_probs", apply(settings.processors, logits, state))
     considered, gap = _candidates(log_probs, live.scores, settings.n_considered)
     unfit = ~np.isfinite(considered.scores[:, 0]) & emitted
     if unfit.any():

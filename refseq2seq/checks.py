@@ -29,4 +29,7 @@ def check_number(
     if not (low < x if low_open else low <= x) or not (x < high if high_open else x <= high):
         interval = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
         raise ValueError(f"{name} must be in {interval}, got {x}")
-    return float(x)
+    try:
+        return float(x)
+    except OverflowError as error:
+        raise ValueError(f"{name} must be a number that a float can hold") from error

@@ -16,10 +16,11 @@ function is the exception: it acts before forced tokens here, and after them in 
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from .backend import Array, array_namespace
+from .backend import Array, array_namespace, widened
 from .checks import check_int, check_number
 from .config import ModelConfig
 from .filters import keep
@@ -156,11 +157,16 @@ def encoder_repetition_penalty(penalty: float) -> Processor:
 
 def _penalty(penalty: float, tokens_of: Callable[[State], np.ndarray]) -> Processor:
     def process(scores: Array, state: State) -> Array:
-        xp = array_namespace(scores)
-        seen = xp.asarray(_members(tokens_of(state), scores.shape[-1]))
-        return xp.where(seen, xp.where(scores < 0, scores * penalty, scores / penalty), scores)
+        seen = array_namespace(scores).asarray(_members(tokens_of(state), scores.shape[-1]))
+        return _penalised(scores, seen, penalty)
 
     return process
+
+
+@widened
+def _penalised(scores: Array, seen: Array, penalty: float) -> Array:
+    xp = array_namespace(scores)
+    return xp.where(seen, xp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 @makes_processor
@@ -222,6 +228,11 @@ def begin_suppress(ids: TokenIds, *, after: int | np.ndarray = 0) -> Processor:
     ids = _checked_ids("begin_suppress's ids", ids)
     if not isinstance(after, np.ndarray):
         after = np.array(check_int("begin_suppress's after", after, 0))
+    elif after.ndim != 1 or after.dtype.kind not in "iu":
+        raise TypeError(
+            "begin_suppress's after must be an int, or integers (n_sources,), got "
+            f"{after.dtype} {after.shape}"
+        )
 
     def banned(state: State, row: int) -> tuple[int, ...]:
         of_row = after if after.ndim == 0 else after[state.rows[row]]
@@ -240,6 +251,8 @@ def bad_words(sequences: Sequence[TokenIds]) -> Processor:
         A single token is banned everywhere, unless it ends a row: such a sequence is
         ignored, as in Hugging Face. `suppress` bans end tokens too.
     """
+    if not isinstance(sequences, Iterable):
+        raise TypeError(f"bad_words' sequences must be sequences of token ids, got {sequences!r}")
     words = [_checked_ids("bad_words' sequences", word) for word in sequences]
 
     def banned(state: State, row: int) -> set[int]:
@@ -320,11 +333,13 @@ def allowed_tokens(function: Callable[[int, np.ndarray], Iterable[int]]) -> Proc
         ``tokens`` (n,) are prefix and new tokens. It is asked only about targets that take
         a token now: not about rows that have ended, nor beams that cannot be chosen.
     """
+    if not callable(function):
+        raise TypeError(f"allowed_tokens takes a function of (row, tokens), got {function!r}")
 
     def process(scores: Array, state: State) -> Array:
         allowed = np.zeros(scores.shape, dtype=bool)
         for row in np.flatnonzero(state.emitting):
-            ids = list(function(int(state.rows[row]), state.tokens[row]))
+            ids = function(int(state.rows[row]), state.tokens[row])
             allowed[row, _in_vocabulary("allowed_tokens", ids, scores.shape[-1])] = True
         allowed[~state.emitting] = True
         return keep(scores, array_namespace(scores).asarray(allowed))
@@ -336,8 +351,8 @@ def _ban(name: str, banned: Callable[[State, int], Iterable[int]]) -> Processor:
     def process(scores: Array, state: State) -> Array:
         allowed = np.ones(scores.shape, dtype=bool)
         for row in np.flatnonzero(state.emitting).tolist():
-            ids = list(banned(state, row))
-            allowed[row, _in_vocabulary(name, ids, scores.shape[-1])] = False
+            ids = _in_vocabulary(name, banned(state, row), scores.shape[-1])
+            allowed[row, ids] = False
         if allowed.all():
             return scores
         return keep(scores, array_namespace(scores).asarray(allowed))
@@ -376,16 +391,21 @@ def _members(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def _checked_ids(name: str, ids: TokenIds) -> tuple[int, ...]:
-    found = list(ids) if isinstance(ids, Iterable) else []
-    if not found or not all(isinstance(x, int | np.integer) and x >= 0 for x in found):
+    found = list(ids) if isinstance(ids, Collection | np.ndarray) else []
+    if not found or not all(_is_id(x) for x in found):
         raise ValueError(f"{name} must be token ids, at least one, got {reprlib.repr(ids)}")
     return tuple(int(x) for x in found)
 
 
-def _in_vocabulary(name: str, ids: list[int], vocab_size: int) -> list[int]:
-    for token in ids:
-        if not 0 <= token < vocab_size:
+def _in_vocabulary(name: str, ids: Iterable[int], vocab_size: int) -> list[int]:
+    found = list(ids) if isinstance(ids, Iterable) else [ids]
+    for token in found:
+        if not _is_id(token) or token >= vocab_size:
             raise ValueError(
-                f"{name} names token id {token}; the vocabulary has ids 0 to {vocab_size - 1}"
+                f"{name} names token id {token!r}; the vocabulary has ids 0 to {vocab_size - 1}"
             )
-    return ids
+    return found
+
+
+def _is_id(x: Any) -> bool:
+    return isinstance(x, int | np.integer) and not isinstance(x, bool) and int(x) >= 0

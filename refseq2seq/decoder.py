@@ -12,10 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
-from .backend import Array, array_namespace, widened
+from .backend import Array, array_namespace, elementwise, widened
 from .checks import check_number
 from .filters import keep
-from .model import Memory, Model, decode_checked, encode, new_cache, remember
+from .model import Memory, Model, check_model, decode_checked, encode, new_cache, remember
 from .request import Request
 from .trace import Tap, no_tap
 
@@ -45,7 +45,8 @@ class ModelDecoder:
         model, cache = self._model, self._cache
         ids = model.xp.asarray(target[:, cache[0].length if cache else 0 :])
         with np.errstate(over="ignore", invalid="ignore"):  # the loop reports what is not finite
-            return decode_checked(model, ids, self._memory, cache=cache, tap=tap)[:, -1]
+            logits = decode_checked(model, ids, self._memory, cache=cache, tap=tap)[:, -1]
+            return _marked(logits, logits.min(axis=-1, keepdims=True))
 
     def reorder(self, rows: np.ndarray) -> None:
         for layer in self._cache or ():
@@ -54,6 +55,12 @@ class ModelDecoder:
     def keep(self, rows: np.ndarray) -> None:
         self._memory = self._memory.take(self._model.xp.asarray(rows))
         self.reorder(rows)
+
+
+@elementwise
+def _marked(logits: Array, least: Array) -> Array:
+    """The logits, NaN in rows where one is -inf: that is an overflow, and not a token ruled out."""
+    return logits + (least - least)
 
 
 class ShrinkingDecoder:
@@ -106,6 +113,7 @@ class Amateur:
     reads_source: bool  # False = takes the expert's encoding, as in x-transformers
 
     def __post_init__(self) -> None:
+        check_model(self.model)
         check_number("an amateur's alpha", self.alpha, 0, 1, low_open=True)
         for name in ("expert_weight", "amateur_weight"):
             weight = getattr(self, name)
@@ -202,6 +210,11 @@ def start_decoder(model: Model, request: Request, tap: Tap = no_tap) -> Shrinkin
 
 def check_amateurs(amateurs: Sequence[Amateur], expert: Model) -> None:
     """Raise unless they can correct the expert."""
+    check_model(expert)
+    if not isinstance(amateurs, Sequence):
+        raise TypeError(
+            f"amateurs must be a sequence, such as [rs.amateur(model)], got {amateurs!r}"
+        )
     for how in amateurs:
         if not isinstance(how, Amateur):
             raise TypeError(f"amateurs must be such as rs.amateur(model) gives, got {how!r}")

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from .backend import Array, array_namespace, at_least_float32, read, read_only, to_numpy
+from .backend import Array, array_namespace, at_least_float32, make_read_only, read, to_numpy
 from .checks import check_int
 from .constraints import with_rules
 from .decoder import Amateur, ShrinkingDecoder, check_amateurs, start_decoder
@@ -25,17 +25,17 @@ from .notebook import decimals, listed, table
 from .ops import logsumexp
 from .options import check_options
 from .request import Request, as_request, check_stop, stopped
-from .sampling import Chooser, State, check_chooser, draw_uniforms, greedy
-from .tokens import Tokens
-from .trace import Tap, no_tap
+from .sampling import Chooser, State, apply, check_chooser, draw_uniforms, greedy
+from .tokens import Tokens, on_host
+from .trace import Tap, check_tap, no_tap
 
 SAMPLE_STRIDE = 2**32  # sample j of a source has the source's row id plus j times this
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Step:
-    """One turn of the loop. ``logits`` and ``scores`` are arrays of the model's backend; the
-    others are on the host, and those that the loop goes on with cannot be written to.
+    """One turn of the loop. ``logits`` and ``scores`` are arrays of the model's backend, the
+    others on the host. Arrays on the host cannot be written to.
 
     In each step a row is in one of three states: ``forced``, when the token comes from
     its prefix; ``emitted``, when the token is new; neither, when the row has ended, and
@@ -51,6 +51,9 @@ class Step:
     finished: np.ndarray  # (batch,) True from the step of a row's EOS, or of its `stop`, on
     forced: np.ndarray  # (batch,)
     emitted: np.ndarray  # (batch,)
+
+    def __post_init__(self) -> None:
+        make_read_only(self)
 
     def __repr__(self) -> str:
         return f"<Step {self.index}: tokens {listed(self.tokens)}>"
@@ -222,6 +225,7 @@ def decode_steps(
     choose = greedy() if choose is None else choose
     check_chooser(choose)
     check_stop(stop)
+    check_tap(tap)
     check_amateurs(amateurs, model)
     request = as_request(
         model,
@@ -249,7 +253,7 @@ class _Targets:
         request = asked.one_per_target()
         batch, start = request.batch, request.start
         self.asked, self.request, self.pad_id, self.draw = asked, request, pad_id, draw
-        self.sources = read_only(np.arange(batch) // asked.copies)  # (batch,) each row's source
+        self.sources = np.arange(batch) // asked.copies  # (batch,) each row's source
         self.tokens = np.full((batch, request.end), pad_id, dtype=np.int64)
         self.tokens[:, :start] = request.prefix[:, :start]
         self.n = start  # tokens so far, the same for every row
@@ -298,7 +302,7 @@ def _loop(
         step = _step(model, decoder, targets, choose, index, tap.at(f"step.{index}"))
         if stop is not None:
             targets.finished = targets.finished | stopped(stop, step, len(step.tokens))
-            step = replace(step, finished=read_only(targets.finished))
+            step = replace(step, finished=targets.finished)
         decoder.drop(targets.ended)
         index += 1
         yield step
@@ -321,10 +325,7 @@ def _step(
     emitted = ~forced & ~ended
     state = targets.state(emitted)
     with np.errstate(all="ignore"):  # what is not finite is reported below, by row
-        scores = logits
-        for process in choose.processors:
-            scores = process(scores, state)
-        scores = tap("scores", scores)
+        scores = tap("scores", apply(choose.processors, logits, state))
         chosen = tap("chosen", choose.pick(scores, state))
         tokens, log_probs, best, margin = _read(logits, scores, chosen, given, emitted)
     unfit = np.isnan(log_probs) & (forced | emitted) | ~np.isfinite(best) & emitted
@@ -344,7 +345,7 @@ def _step(
         scores=scores,
         log_probs=np.where(forced | emitted, log_probs, 0.0),
         margin=np.where(forced | emitted, margin, np.inf),
-        finished=read_only(targets.finished),
+        finished=targets.finished,
         forced=forced,
         emitted=emitted,
     )
@@ -359,6 +360,8 @@ def _read(
     Rows that emit take the chosen token, the others the given one.
     """
     xp, (batch, vocab_size) = array_namespace(logits), logits.shape
+    if not hasattr(chosen, "dtype"):
+        raise TypeError(f"choose must pick an array of token ids, got {type(chosen).__name__}")
     if chosen.dtype.kind == "u":  # with signed ids these would become floating-point numbers
         chosen = chosen.astype("int64")
     if chosen.shape != (batch,) or chosen.dtype.kind not in "iu":
@@ -398,7 +401,9 @@ def _uniforms_of(
 
     Numbers are drawn when the first are asked for: a greedy generation draws none.
     """
-    ids = range(request.batch) if row_ids is None else row_ids
+    ids = range(request.batch) if row_ids is None else on_host("row_ids", row_ids).tolist()
+    if not isinstance(ids, list | range):
+        raise TypeError(f"row_ids must be a sequence of ints, got {row_ids!r}")
     if len(ids) != request.batch:
         raise ValueError(f"row_ids has {len(ids)} entries, source has {request.batch} rows")
     draw_uniforms(seed, ids, 0)  # draws none: only complains, now
@@ -417,7 +422,10 @@ def _uniforms_of(
 
 
 def _checked_uniforms(uniforms: Array, shape: tuple[int, int]) -> np.ndarray:
-    host = to_numpy(uniforms).astype(np.float64)
+    host = on_host("uniforms", uniforms)
+    if host.dtype.kind not in "fiu":
+        raise TypeError(f"uniforms must be numbers, got {host.dtype}")
+    host = host.astype(np.float64)
     if host.ndim != 2 or host.shape[0] != shape[0] or host.shape[1] < shape[1]:
         raise ValueError(
             f"uniforms must have the shape (batch, max_new_tokens) = {shape}, "

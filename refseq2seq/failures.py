@@ -16,7 +16,7 @@ from .decoder import start_decoder
 from .model import Model
 from .ops import logsumexp
 from .request import Request
-from .sampling import Processor, State
+from .sampling import Processor, State, apply
 from .trace import FunctionTap
 
 
@@ -93,7 +93,7 @@ def _first_to_fail(
     """
     failed, found = None, 0.0
     for process in processors:
-        scores = process(scores, state)
+        scores = apply([process], scores, state)
         best = float(to_numpy(scores[place].max()))
         if math.isfinite(best):
             failed = None

@@ -14,7 +14,16 @@ import numpy as np
 from .backend import Array, array_namespace, at_least_float32, widened
 from .checks import check_int, check_number
 from .ops import log_softmax, softmax
-from .sampling import Processor, State, check_noise, makes_processor, noise_of_step
+from .sampling import (
+    Processor,
+    State,
+    apply,
+    check_noise,
+    check_processors,
+    draw_uniforms,
+    makes_processor,
+    noise_of_step,
+)
 
 
 @makes_processor
@@ -28,7 +37,12 @@ def temperature(t: float) -> Processor:
         does at 0.
     """
     t = check_number("temperature", t, 0, math.inf, low_open=True, high_open=True)
-    return lambda scores, state: scores / t
+    return lambda scores, state: _divided(scores, t)
+
+
+@widened
+def _divided(scores: Array, t: float) -> Array:
+    return scores / t
 
 
 @makes_processor
@@ -254,13 +268,13 @@ def gumbel_top_k(
     """
     k = check_int("gumbel_top_k's k", k, 1)
     seed = check_int("gumbel_top_k's seed", seed, 0)
+    draw_uniforms(seed, [], 0)  # draws none: only complains of a seed of over 64 bits
+    processors = check_processors(processors, instead="rs.gumbel_top_k(k, {})")
     if noise is not None:
         check_noise("gumbel_top_k", noise)
 
     def process(scores: Array, state: State) -> Array:
-        keys = scores
-        for processor in processors:
-            keys = processor(keys, state)
+        keys = apply(processors, scores, state)
         if noise is None:
             now = _gumbel(seed, state, scores.shape[-1])
         else:

@@ -10,6 +10,7 @@ A float16 model computes in float32, and rounds each quantity that passes a tap 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,7 +40,7 @@ from .params import (
 from .positions import position_embedding, rotation, score_bias
 from .text import Tokenizer
 from .tokens import Tokens, as_tokens
-from .trace import RoundingTap, Tap, no_tap
+from .trace import RoundingTap, Tap, check_tap, no_tap
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -58,6 +59,8 @@ class Model:
     target_vocabulary: Tokenizer | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.config, ModelConfig):
+            raise TypeError(f"config must be a ModelConfig, got {type(self.config).__name__}")
         check_params(self.config, self.params)
 
     @classmethod
@@ -196,6 +199,8 @@ def encode(
     TypeError, ValueError
         If the tokens or the mask are not of the stated kind, or do not fit the model.
     """
+    check_model(model)
+    check_tap(tap)
     c, p, xp = model.config.encoder, model.params.encoder, model.xp
     # On the host, in NumPy, whatever device the model is on: so ids out of range are found.
     host_ids, host_mask = as_tokens("source", source, c.vocab_size, source_mask)
@@ -265,6 +270,10 @@ def decode(
     -------
     array, shape (batch, n, vocab_size)
     """
+    check_model(model)
+    check_tap(tap)
+    if not isinstance(memory, Memory):
+        raise TypeError(f"memory must be what encode gives, got {type(memory).__name__}")
     c = model.config.decoder
     ids, _ = as_tokens("target", tokens, c.vocab_size)
     if ids.shape[0] != memory.batch:
@@ -432,6 +441,13 @@ def _with_memory_tokens(
     if mask is not None:
         mask = xp.concat([xp.ones((x.shape[0], n), dtype="bool"), mask], axis=1)
     return xp.concat([learned, x], axis=1), mask, xp.concat([before, positions], axis=-1)
+
+
+def check_model(model: Any) -> None:
+    """Raise unless ``model`` is a Model: a name or a path becomes one by `refseq2seq.load`."""
+    if not isinstance(model, Model):
+        cure = f": write rs.load({model!r})" if isinstance(model, str | os.PathLike) else ""
+        raise TypeError(f"model must be a Model, got {type(model).__name__}{cure}")
 
 
 def check_fits(name: str, n: int, c: StackConfig) -> None:

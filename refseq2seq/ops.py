@@ -116,9 +116,14 @@ def log_softmax(x: Array) -> Array:
     >>> log_softmax(np.array([0.0, -1000.0]))
     array([    0., -1000.])
     """
-    xp = array_namespace(x)
-    shifted = x - x.max(axis=-1, keepdims=True)
-    return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+    top = x.max(axis=-1, keepdims=True)
+    return _log_share(x, top, _shifted_exp(x, top).sum(axis=-1, keepdims=True))
+
+
+@elementwise
+def _log_share(x: Array, top: Array, total: Array) -> Array:
+    """(x - top) - log(total)."""
+    return (x - top) - array_namespace(x).log(total)
 
 
 @widened
@@ -136,9 +141,14 @@ def logsumexp(x: Array) -> Array:
     -------
     array, shape (..., 1)
     """
-    xp = array_namespace(x)
     top = x.max(axis=-1, keepdims=True)
-    return top + xp.log(xp.exp(x - top).sum(axis=-1, keepdims=True))
+    return _top_plus_log(top, _shifted_exp(x, top).sum(axis=-1, keepdims=True))
+
+
+@elementwise
+def _top_plus_log(top: Array, total: Array) -> Array:
+    """top + log(total)."""
+    return top + array_namespace(top).log(total)
 
 
 @widened

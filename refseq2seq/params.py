@@ -288,6 +288,9 @@ def check_params(config: ModelConfig, params: Params) -> None:
     """Raise a ValueError unless ``params`` has the arrays of ``config``, tied as it says, and
     one dtype.
     """
+    for name, x in named_arrays(params):
+        if not hasattr(x, "dtype") or isinstance(x, np.ma.MaskedArray):
+            raise TypeError(f"{name} must be an array without a mask, got {type(x).__name__}")
     expected = {name: x.shape for name, x in named_arrays(build_params(config, _shaped))}
     found = {name: x.shape for name, x in named_arrays(params)}
     for name in expected | found:
@@ -341,6 +344,8 @@ def random_params(config: ModelConfig, seed: int, dtype: str = "float32") -> Par
         0 or more.
     dtype : "float16", "float32" or "float64"
     """
+    if not isinstance(config, ModelConfig):
+        raise TypeError(f"config must be a ModelConfig, got {type(config).__name__}")
     if dtype not in ("float16", "float32", "float64"):
         raise ValueError(f"dtype must be float16, float32 or float64, got {dtype!r}")
     seed = check_int("seed", seed, 0)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from .backend import Array, make_read_only, to_numpy
+from .backend import Array, make_read_only
 from .checks import check_int
 from .config import ModelConfig
-from .model import Model, check_fits
-from .tokens import Tokens, as_tokens
+from .model import Model, check_fits, check_model
+from .tokens import Tokens, as_tokens, on_host
 
 if TYPE_CHECKING:
     from .decoder import Amateur
@@ -86,6 +86,9 @@ def as_request(
     use_cache: bool = True,
 ) -> Request:
     """The arguments of `refseq2seq.decode_steps` as a request that the model can meet."""
+    check_model(model)
+    if not isinstance(use_cache, bool):
+        raise TypeError(f"use_cache must be a bool, got {type(use_cache).__name__}")
     c = model.config
     ids, mask = as_tokens("source", source, c.encoder.vocab_size, source_mask)
     if mask is None:
@@ -135,7 +138,7 @@ def check_stop(stop: Any) -> None:
 
 def stopped(stop: Callable[[Any], Any], step: Any, batch: int) -> np.ndarray:
     """Which rows ``stop`` ends: boolean, (batch,)."""
-    ended = to_numpy(stop(step)).astype(bool)
+    ended = on_host("the answer of stop", stop(step)).astype(bool)
     if ended.shape not in ((), (batch,)):
         raise ValueError(f"stop must give a boolean or an array ({batch},), got {ended.shape}")
     return np.broadcast_to(ended, (batch,))
@@ -158,7 +161,7 @@ def _fitting(max_new_tokens: int | None, n_prefix: int, max_length: int | None) 
 
 def checked_eos(eos_ids: Sequence[int], vocab_size: int) -> np.ndarray:
     """Token ids that end a row, (n_eos,), none or more of the vocabulary."""
-    ids = np.asarray(eos_ids)
+    ids = on_host("eos_ids", eos_ids)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise TypeError(f"eos_ids must be a sequence of token ids, got {eos_ids!r}")
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec
 
 import numpy as np
 
-from .backend import Array, array_namespace, make_read_only
+from .backend import Array, array_namespace, make_read_only, read_only
 from .ops import softmax
 
 
@@ -80,6 +80,22 @@ def makes_processor(maker: Callable[P, Processor]) -> Callable[P, Processor]:
 
     make.is_maker = True  # type: ignore[attr-defined]
     return make
+
+
+def apply(processors: Sequence[Processor], scores: Array, state: State) -> Array:
+    """The scores (batch, vocab_size) that the processors make of these, one after the other."""
+    if isinstance(scores, np.ndarray):
+        scores = read_only(scores)
+    for process in processors:
+        before, scores = scores, process(scores, state)
+        kind = getattr(getattr(scores, "dtype", None), "kind", type(scores).__name__)
+        if kind != "f" or scores.shape != before.shape or isinstance(scores, np.ma.MaskedArray):
+            found = f"{scores.dtype} {scores.shape}" if hasattr(scores, "shape") else kind
+            raise TypeError(
+                f"a processor must give floating-point scores of the shape {before.shape}; "
+                f"{described(process)} gives {found}"
+            )
+    return scores
 
 
 def check_processors(processors: Any, instead: str) -> tuple[Processor, ...]:
@@ -225,8 +241,9 @@ def _race(noise: Array, scores: Array, state: State) -> Array:
 
 def check_noise(name: str, noise: Array) -> None:
     """Raise unless ``noise`` is finite and has the axes (n_steps, batch, vocab_size)."""
-    if not hasattr(noise, "ndim"):
-        raise TypeError(f"{name}'s noise must be an array, got {type(noise).__name__}")
+    if not hasattr(noise, "ndim") or noise.dtype.kind not in "fiu":
+        found = getattr(noise, "dtype", type(noise).__name__)
+        raise TypeError(f"{name}'s noise must be an array of numbers, got {found}")
     if noise.ndim != 3:
         raise _wrong_noise(name, noise, ("batch", "vocab_size"))
     if not array_namespace(noise).isfinite(noise).all():

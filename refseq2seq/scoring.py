@@ -8,9 +8,9 @@ import numpy as np
 from .backend import Array, array_namespace, to_numpy
 from .config import ModelConfig
 from .filters import renormalize_logits
-from .model import Model, forward
+from .model import Model, check_model, forward
 from .request import as_prefix
-from .sampling import Processor, State, check_processors, no_uniforms
+from .sampling import Processor, State, apply, check_processors, no_uniforms
 from .tokens import Tokens, as_tokens
 
 
@@ -79,14 +79,15 @@ def score(
     >>> bool(abs(scores.total[0] - out.log_probs.sum()) < 1e-5)
     True
     """
+    check_model(model)
     logits_processors = check_processors(logits_processors, instead="logits_processors=[{}]")
     processors = check_processors(processors, instead="processors=[{}]")
     c = model.config
     ids, mask = as_tokens("target", target, c.decoder.vocab_size, target_mask)
     real = np.ones(ids.shape, dtype=bool) if mask is None else mask
-    if mask is None and target_mask is None:
-        _check_unpadded(ids, c)
     prefix_ids, n_prefix = as_prefix(prefix, len(ids), c)
+    if mask is None and target_mask is None:
+        _check_unpadded(ids, n_prefix, c)
     _check_target(ids, real, prefix_ids, n_prefix, is_default=prefix is None)
     scored = real[:, 1:] & (np.arange(1, ids.shape[1]) >= n_prefix[:, None])
     source_ids, known = as_tokens("source", source, c.encoder.vocab_size, source_mask)
@@ -133,17 +134,16 @@ def processed(
             uniforms=no_uniforms,
             eos_ids=eos_ids,
         )
-        scores = logits[:, t]
-        for process in processors:
-            scores = process(scores, state)
-        return scores
+        return apply(processors, logits[:, t], state)
 
     return array_namespace(logits).stack([after(t) for t in range(tokens.shape[1])], axis=1)
 
 
-def _check_unpadded(ids: np.ndarray, c: ModelConfig) -> None:
-    """Raise if a row goes on with pad tokens after an end token, and nothing says so."""
-    has_ended = np.logical_or.accumulate(np.isin(ids[:, 1:-1], c.eos_ids), axis=1)
+def _check_unpadded(ids: np.ndarray, n_prefix: np.ndarray, c: ModelConfig) -> None:
+    """Raise if a row goes on with pad tokens after an end token, and no mask says so."""
+    is_new = np.arange(1, ids.shape[1] - 1) >= n_prefix[:, None]
+    ends = np.isin(ids[:, 1:-1], c.eos_ids) & is_new
+    has_ended = np.logical_or.accumulate(ends, axis=1)
     n_padding = has_ended.sum(axis=1)
     is_padded = (n_padding > 0) & ((ids[:, 2:] == c.pad_id) | ~has_ended).all(axis=1)
     if is_padded.any():

@@ -47,12 +47,6 @@ def as_tokens(
     """
     if isinstance(tokens, str):
         raise TypeError(f"{name} must hold token ids, got a text: rs.generate_text takes texts")
-    for x in (tokens, mask, *(tokens if isinstance(tokens, Sequence) else ())):
-        if isinstance(x, np.ma.MaskedArray):
-            raise TypeError(
-                f"{name} is a masked array: pass its data, such as x.filled(0), and where a mask "
-                f"is taken {name}_mask=~np.ma.getmaskarray(x)"
-            )
     if isinstance(tokens, Sequence):
         ids, lengths_mask = _from_lists(name, tokens)
         if mask is not None and lengths_mask is not None:
@@ -62,7 +56,7 @@ def as_tokens(
             )
         mask = lengths_mask if mask is None else mask
     else:
-        ids = to_numpy(tokens)
+        ids = on_host(name, tokens)
     _check_shape(name, ids)
     if mask is not None:
         mask = _as_mask(f"{name}_mask", mask, ids.shape)
@@ -71,8 +65,23 @@ def as_tokens(
     return ids.astype(np.int64), None if mask is None or mask.all() else mask
 
 
+def on_host(name: str, x: Any) -> np.ndarray:
+    """``x`` as a NumPy array. Raise unless it is an array, or lists of one shape."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be lost: pass x.filled(...), and its mask "
+            "where one is taken, as in source_mask=~np.ma.getmaskarray(x)"
+        )
+    try:
+        return to_numpy(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must be an array, or lists of one shape, got {_short(x)}"
+        ) from error
+
+
 def _from_lists(name: str, rows: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | None]:
-    arrays = [to_numpy(row) for row in rows]
+    arrays = [on_host(name, row) for row in rows]
     if any(row.ndim != 1 for row in arrays):
         raise ValueError(
             f"{name} must have one list of token ids per row, such as [[4, 9], [7]]; "
@@ -109,7 +118,7 @@ def _check_range(name: str, ids: np.ndarray, vocab_size: int) -> None:
 
 
 def _as_mask(name: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
-    mask = to_numpy(mask)
+    mask = on_host(name, mask)
     if mask.dtype != np.bool_:
         raise TypeError(
             f"{name} must be boolean, True = real token, got dtype {mask.dtype}; "

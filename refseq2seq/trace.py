@@ -42,6 +42,13 @@ class NoTap:
 no_tap = NoTap()
 
 
+def check_tap(tap: Any) -> None:
+    """Raise unless ``tap`` is a tap: a function becomes one by `FunctionTap`."""
+    if not (callable(tap) and callable(getattr(tap, "at", None))):
+        cure = "write rs.FunctionTap(function)" if callable(tap) else "such as rs.Trace()"
+        raise TypeError(f"tap must be a Tap, got {type(tap).__name__}: {cure}")
+
+
 class RoundingTap:
     """Rounds each named quantity to float16 once, and continues in float32.
 

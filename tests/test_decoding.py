@@ -1139,10 +1139,12 @@ def test_a_row_that_has_ended_may_have_any_logits(value):
     assert np.isfinite(out.log_probs).all()
 
 
-def test_a_token_that_a_model_rules_out_is_no_error():
-    out = path(path_model(), [[0]], tap=spoilt(0, -math.inf), max_new_tokens=2)
-    assert new_tokens(out) == [[3, 0]]
-    assert np.isfinite(out.log_probs).all()
+def test_a_logit_of_minus_infinity_is_an_overflow_and_no_token_ruled_out():
+    """Finite parameters give finite logits: its true value may be the best."""
+    with pytest.raises(rs.NonFiniteLogitsError, match=r"the model's logits of row 0 in step \d"):
+        path(path_model(), [[0]], tap=spoilt(0, -math.inf), max_new_tokens=2)
+    out = path(path_model(), [[0]], choose=rs.greedy(rs.suppress([4])), max_new_tokens=2)
+    assert 4 not in new_tokens(out)[0]  # this is how a token is ruled out
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -1327,15 +1329,17 @@ def test_what_the_loop_goes_on_with_cannot_be_written_to():
                 x[...] = 0
         return scores
 
-    steps = []
-    for step in rs.decode_steps(model, [[3], [4]], choose=rs.greedy(write)):
-        with pytest.raises(ValueError, match="read-only"):
-            step.finished[:] = True
-        steps.append(dataclasses.replace(step, tokens=step.tokens.copy()))
-        for x in (step.tokens, step.forced, step.emitted, step.logits, step.scores):
-            x[...] = 0  # these are the caller's
-    kept = [step.tokens for step in steps]
-    assert np.array_equal(np.stack(kept, axis=1)[:, : expected.tokens.shape[1]], expected.tokens)
+    def stop(step):
+        for field in dataclasses.fields(step)[1:]:
+            with pytest.raises(ValueError, match="read-only"):
+                getattr(step, field.name)[...] = 0
+
+    choose = rs.greedy(write)
+    assert np.array_equal(
+        rs.generate(model, [[3], [4]], choose=choose, stop=stop).tokens, expected.tokens
+    )
+    with pytest.raises(ValueError, match="read-only"):  # a processor that changes its input
+        rs.generate(model, [[3]], choose=rs.greedy(lambda x, state: x.__setitem__(0, 0.0)))
 
 
 @pytest.mark.parametrize(
@@ -1418,3 +1422,65 @@ def test_every_cure_can_be_written():
     for text in (*options.PROCESSORS.values(), *options.ARGUMENTS.values()):
         for name in re.findall(r"rs\.(\w+)", text):
             assert hasattr(rs, name)
+
+
+# What is no model, tap or sequence ----------------------------------------------------------------
+
+CALLS = {
+    "generate": rs.generate,
+    "beam_search": rs.beam_search,
+    "encode": rs.encode,
+    "forward": lambda model, source, **how: rs.forward(model, source, [[1]], **how),
+    "score": lambda model, source: rs.score(model, source, [[1, 3]]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize(
+    ("model", "got"), [("g2p", r"got str: write rs\.load\('g2p'\)"), (None, "NoneT")]
+)
+def test_what_is_no_model_is_refused(call, model, got):
+    with pytest.raises(TypeError, match=f"^model must be a Model, .*{got}"):
+        call(model, [[3]])
+
+
+@pytest.mark.parametrize(
+    "call", [CALLS[name] for name in ("generate", "beam_search", "encode", "forward")]
+)
+@pytest.mark.parametrize(
+    ("tap", "cure"),
+    [(lambda name, x: x, r"rs\.FunctionTap\("), (None, "rs.Trace"), ("*", "rs.Trace")],
+)
+def test_what_is_no_tap_is_refused(call, tap, cure):
+    with pytest.raises(TypeError, match=f"^tap must be a Tap, got .*{cure}"):
+        call(learned_model(), [[3]], tap=tap)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"row_ids": 5}, "row_ids must be a sequence of ints, got 5"),
+        ({"amateurs": None}, r"amateurs must be a sequence, such as \[rs\.amateur"),
+        ({"amateurs": rs.amateur(rs.load("g2p"))}, "amateurs must be a sequence"),
+        ({"uniforms": "abc"}, "uniforms must be numbers, got <U3"),
+        ({"uniforms": [[0.5], [0.5, 0.5]]}, "uniforms must be an array, or lists of one shape"),
+        ({"eos_ids": [[1], [2, 3]]}, "eos_ids must be an array, or lists of one shape"),
+        ({"source_mask": [[True], [True, False]]}, "source_mask must be an array, or lists of one"),
+        ({"eos_ids": np.ma.array([2, 3], mask=[0, 1])}, "eos_ids is a masked array"),
+        ({"uniforms": np.ma.ones((1, 7))}, "uniforms is a masked array"),
+        ({"use_cache": np.array([True, False])}, "use_cache must be a bool, got ndarray"),
+        (
+            {"choose": rs.Chooser((), lambda scores, state: None)},
+            "pick an array of token ids, got None",
+        ),
+    ],
+)
+def test_what_is_no_sequence_or_array_is_refused(options, message):
+    with pytest.raises(TypeError, match=message):
+        rs.generate(learned_model(), [[3]], **options)
+    with pytest.raises(TypeError, match="model must be a Model"):
+        rs.amateur("g2p")
+    with pytest.raises(ValueError, match="early_stopping must be True, False or 'never'"):
+        rs.beam_search(learned_model(), [[3]], early_stopping=np.array([True, False]))
+    with pytest.raises(TypeError, match="memory must be what encode gives, got None"):
+        rs.decode(learned_model(), [[1]], None)

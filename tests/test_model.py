@@ -518,3 +518,14 @@ def test_a_seed_is_an_integer(seed):
 def test_forward_takes_any_ids():
     model = rs.Model.random(arrangements.vaswani, 0)
     assert rs.forward(model, [[3]], [[5, 0, 2, 2]]).shape == (1, 4, 29)
+
+
+def test_what_is_no_config_or_array_is_refused():
+    model = rs.Model.random(arrangements.vaswani, 0)
+    for make in (lambda: rs.Model.random({}, 0), lambda: dataclasses.replace(model, config={})):
+        with pytest.raises(TypeError, match="config must be a ModelConfig, got dict"):
+            make()
+    for bad in ([1.0], np.ma.ones(29)):
+        params = dataclasses.replace(model.params, logits_bias=bad)
+        with pytest.raises(TypeError, match="logits_bias must be an array without a mask, got"):
+            dataclasses.replace(model, params=params)

@@ -20,6 +20,7 @@ from refseq2seq.decoder import contrast
 from refseq2seq.filters import entropy
 from refseq2seq.params import build_params, map_arrays, named_arrays
 from refseq2seq.testing import assert_agrees, spread, strategies
+from refseq2seq.testing.cases import conventions
 
 HALF = np.float16
 wide_rows = hnp.arrays(
@@ -70,7 +71,7 @@ def test_half_by_hand():
     assert ops.mean(np.full((1, 9), 60000, HALF)) == 60000
     assert ops.logsumexp(np.zeros((1, 70000), HALF)) == HALF(math.log(70000))
     expert, weak = np.array([[60000.0, -9.0]], HALF), np.array([[50016.0, -9.0]], HALF)
-    assert contrast(expert, weak, rs.amateur(None, beta=0.5))[0, 0] == 64992
+    assert contrast(expert, weak, rs.amateur(rs.load("g2p"), beta=0.5))[0, 0] == 64992
 
 
 def test_distances_of_alibi_that_half_has_not():
@@ -237,3 +238,42 @@ def test_an_amateur_that_overflows_is_named(search):
     weak = with_large_row(expert, 4, 1e25)
     with pytest.raises(rs.NonFiniteLogitsError, match=r"amateur\.0\.encoder\.layers\.0\.self_att"):
         search(expert, [[3, 4]], amateurs=[rs.amateur(weak)])
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=["generate", "beam_search"])
+def test_a_partial_sum_that_overflows_does_not_rule_a_token_out(search):
+    """-3e38 - 3e38 + 3.2e38 + 3.2e38 is 4e37, the best logit; in order the sum is -inf."""
+    config = conventions(
+        **{"encoder.d_model": 4, "decoder.d_model": 4, "decoder.norm_positions": []}
+    )
+    large = np.array([-3e38, -3e38, 3.2e38, 3.2e38])
+
+    def array(name, shape):
+        if name == "unembedding":
+            return np.stack([np.zeros(4), np.ones(4), np.ones(4), large, np.ones(4)], axis=1)
+        return np.ones(shape) if name == "decoder.embedding" else np.zeros(shape)
+
+    model = rs.Model(config=config, params=build_params(config, array))
+    assert 3 in np.asarray(search(model, [[1]]).tokens)
+    with pytest.raises(rs.NonFiniteLogitsError, match="; logits is the first quantity"):
+        search(model.astype("float32").exact(), [[1]])
+
+
+@pytest.mark.parametrize("make", [rs.temperature, rs.repetition_penalty])
+@pytest.mark.parametrize("number", [0.7, 1.3, 1e5])
+def test_numbers_of_processors_are_not_rounded_to_half(make, number):
+    scores = np.linspace(-9, 9, 41).astype(HALF)[None]
+    state = rs.State(
+        tokens=np.arange(41)[None],
+        n_new=np.array([1]),
+        emitting=np.array([True]),
+        rows=np.array([0]),
+        source=np.array([[0]]),
+        source_mask=np.array([[True]]),
+        uniforms=None,
+    )
+    with np.errstate(over="ignore"):
+        expected = make(number)(scores.astype("f8"), state).astype(HALF)
+        np.testing.assert_array_equal(make(number)(scores, state), expected)
+    banned = np.array([[3.0, -np.inf]], HALF)
+    assert rs.temperature(1e5)(banned, state).tolist() == [[HALF(3e-5), -np.inf]]

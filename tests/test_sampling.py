@@ -300,3 +300,68 @@ def test_a_seed_or_row_id_that_is_no_64_bit_word_is_refused_by_name(seed, row_id
     kind = {"seed": "an integer", "row_ids": "integers"}[name]
     with pytest.raises(ValueError, match=rf"^{name} must be {kind} from 0 to 2\*\*64 - 1, got "):
         rs.draw_uniforms(seed, row_ids, 3)
+
+
+WRONG_RESULTS = {
+    "narrower": lambda x, state: x[:, 1:],
+    "wider": lambda x, state: np.concatenate([x, x], axis=1),
+    "of one row": lambda x, state: x[0],
+    "nothing": lambda x, state: None,
+    "a number": lambda x, state: 3.0,
+    "lists": lambda x, state: x.tolist(),
+    "integers": lambda x, state: x.astype(int),
+    "booleans": lambda x, state: x > 0,
+    "masked": lambda x, state: np.ma.masked_less(x, 0),
+}
+
+
+@pytest.mark.parametrize("process", WRONG_RESULTS.values(), ids=WRONG_RESULTS)
+@pytest.mark.parametrize("search", ["greedy", "sample", "beams", "logits of beams", "score"])
+def test_what_a_processor_gives_is_checked(process, search):
+    model, source = rs.load("g2p"), [[5, 6, 7]]
+    calls = {
+        "greedy": lambda: rs.generate(model, source, choose=rs.greedy(process)),
+        "sample": lambda: rs.generate(model, source, choose=rs.sample(process)),
+        "beams": lambda: rs.beam_search(model, source, processors=[process]),
+        "logits of beams": lambda: rs.beam_search(model, source, logits_processors=[process]),
+        "score": lambda: rs.score(model, source, [[1, 5]], processors=[process]),
+    }
+    with pytest.raises(
+        TypeError, match=r"a processor must give .* of the shape \(.*; <lambda> gives"
+    ):
+        calls[search]()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: rs.begin_suppress([1], after=np.array([0.5])),
+            "after must be an int, or integers",
+        ),
+        (
+            lambda: rs.begin_suppress([1], after=np.array([[0]])),
+            "after must be an int, or integers",
+        ),
+        (lambda: rs.gumbel_top_k(3, seed=2**64), "seed must be an integer from 0 to"),
+        (lambda: rs.gumbel_top_k(3, rs.top_k), "rs.top_k makes a processor when it is called"),
+        (lambda: rs.gumbel_top_k(3, rs.greedy()), "picks a token: write rs.gumbel_top_k"),
+        (lambda: rs.allowed_tokens(5), "allowed_tokens takes a function"),
+        (lambda: rs.bad_words(5), "bad_words' sequences must be sequences"),
+        (lambda: rs.suppress([True]), "must be token ids"),
+        (lambda: rs.suppress(i for i in range(3)), "must be token ids"),
+        (lambda: rs.temperature(10**400), "must be in|a number that a float can hold"),
+        (lambda: rs.exponential_race(np.ones((1, 1, 3), complex)), "must be an array of numbers"),
+        (lambda: rs.exponential_race(np.array([[["a"]]])), "must be an array of numbers"),
+    ],
+)
+def test_settings_of_processors_are_checked_when_they_are_made(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+@pytest.mark.parametrize("answer", [None, [1.5], ["a"], [[1]], 3.5, [99], [-1], [True]])
+def test_what_the_function_of_allowed_tokens_gives_is_checked(answer):
+    choose = rs.greedy(rs.allowed_tokens(lambda row, tokens: answer))
+    with pytest.raises(ValueError, match="allowed_tokens names token id"):
+        rs.generate(rs.load("g2p"), [[5, 6]], choose=choose)

@@ -141,3 +141,9 @@ def test_a_processor_cannot_change_what_is_scored():
     plain = rs.score(model, SOURCE, [[1, 3, 4], [1, 5, 2]])
     watched = rs.score(model, SOURCE, [[1, 3, 4], [1, 5, 2]], processors=[write])
     assert np.array_equal(watched.log_probs, plain.log_probs)
+
+
+def test_an_end_token_of_the_prefix_hides_no_padding():
+    model = tiny(0, 7)
+    with pytest.raises(ValueError, match="target row 0 ends with 2 pad tokens"):
+        rs.score(model, [[3]], [[1, 2, 4, 2, 0, 0]], prefix=[[1, 2]])

@@ -125,7 +125,7 @@ def test_a_masked_array_is_refused_with_the_cure():
         ([[4, 5, 6]], mask),
     ):
         for call in (rs.encode, lambda m, s, k: rs.generate(m, s, source_mask=k)):
-            with pytest.raises(TypeError, match=r"source is a masked array: .*source_mask=~np"):
+            with pytest.raises(TypeError, match=r"^source(_mask)? is a masked array.*_mask=~np"):
                 call(model, source, source_mask)
     with pytest.raises(TypeError, match="target is a masked array"):
         rs.forward(model, [[4]], masked)

@@ -166,6 +166,8 @@ def assert_tokens_agree(
     """
     z = check_number("z", z, 0, math.inf, high_open=True)
     target, c = spread.target, spread.model.config
+    if not hasattr(tokens, "__len__") or isinstance(tokens, str):
+        raise TypeError(f"tokens must be an array, or lists of ids, got {type(tokens).__name__}")
     if len(tokens) != len(target):
         raise ValueError(f"tokens has {len(tokens)} rows, the target of the spread {len(target)}")
     lengths = _prefix_lengths(spread, n_prefix, prefix)
@@ -189,7 +191,7 @@ def assert_tokens_agree(
 
 def _prefix_lengths(spread: Spread, n_prefix: int | None, prefix: Tokens | None) -> np.ndarray:
     """How many tokens of each row of the spread's target are prefix: (batch,)."""
-    batch, n_target = spread.target.shape
+    batch = len(spread.target)
     if prefix is None:
         lengths = np.full(batch, check_int("n_prefix", 1 if n_prefix is None else n_prefix, 0))
     elif n_prefix is not None:
@@ -202,18 +204,22 @@ def _prefix_lengths(spread: Spread, n_prefix: int | None, prefix: Tokens | None)
                     f"the target of the spread must begin with the prefix: row {row} has "
                     f"{begin.tolist()}, the prefix {ids[row, :n].tolist()}"
                 )
-    if not 1 <= lengths.max() < n_target:
+    most = spread.target_mask.sum(axis=1) - 1
+    if (unfit := (lengths < 1) | (lengths > most)).any():
+        row, name = int(unfit.argmax()), "prefix" if n_prefix is None else "n_prefix"
         raise ValueError(
-            f"{'prefix' if n_prefix is None else 'n_prefix'} must be from 1 to {n_target - 1} "
-            f"tokens, for the target of the spread has {n_target}, got {lengths.max()}"
+            f"{name} must be from 1 to {most[row]} tokens, got {lengths[row]}: row {row} of the "
+            f"target of the spread has {most[row] + 1}"
         )
     return lengths
 
 
 def _integers(row: int, tokens: Any) -> list[int]:
-    ids = on_host(np.asarray(tokens) if isinstance(tokens, Sequence) else tokens)
-    if ids.size and ids.dtype.kind not in "iu":
-        raise TypeError(f"tokens must be integers, got {ids.dtype} in row {row}")
+    ids = on_host(tokens if hasattr(tokens, "dtype") else np.asarray(tokens))
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise TypeError(
+            f"tokens must be rows of integers, got {ids.dtype} {ids.shape} in row {row}"
+        )
     return [int(token) for token in ids]
 
 
@@ -251,12 +257,24 @@ class _Oracle:
             amateurs=(),
             use_cache=True,
         )
-        # Where a row was cut off is not known: an end token that is forced is taken as it comes.
-        self._config = replace(spread.model.config, forced_eos_id=None)
-        self._forced_eos = spread.model.config.forced_eos_id
-        self._processors = with_rules(request, self._config, processors)
-        self._spread, self._request = spread, request
+        self._spread, self._request, c = spread, request, spread.model.config
+        self._processors = with_rules(request, replace(c, forced_eos_id=None), processors)
         self._scores = self._scored(self._processors, spread["logits"].value)
+        if c.forced_eos_id is not None and self._ends_by_force(c.forced_eos_id):
+            self._processors = with_rules(request, c, processors)
+            self._scores = self._scored(self._processors, spread["logits"].value)
+
+    def _ends_by_force(self, token: int) -> bool:
+        """Whether a longest row ends with this token although it prefers another: then it was cut
+        off there, and so is every row.
+        """
+        new = self._spread.target_mask.sum(axis=1) - self._request.n_prefix
+        for row in np.flatnonzero(new == self._request.max_new_tokens).tolist():
+            place = self._place(row, self._request.max_new_tokens - 1)
+            last = self._spread.target[row, place[1] + 1]
+            if last == token != self._scores[place].argmax():
+                return True
+        return False
 
     def _scored(self, processors: Sequence[Processor], logits: np.ndarray) -> np.ndarray:
         """The scores of every next token: (batch, n_target, vocab_size)."""
@@ -274,10 +292,10 @@ class _Oracle:
             )
 
     def check_greedy(self, row: int, tokens: list[int]) -> None:
-        """Raise unless these new tokens are those of the best scores, or end a row by force."""
+        """Raise unless these new tokens are those of the best scores."""
         for i, token in enumerate(tokens):
             best = int(np.argmax(self._scores[self._place(row, i)]))
-            if token not in (best, self._forced_eos):
+            if token != best:
                 raise ValueError(
                     "the target of the spread must be the oracle's own greedy tokens, generated in "
                     f"float64 with the same processors: new token {i} of row {row} is {token}, the "
@@ -286,7 +304,7 @@ class _Oracle:
 
     def divergence(self, row: int, position: int, token: int, own: int, z: float) -> Divergence:
         """Another choice than the oracle's ``own``, unless rounding cannot explain it."""
-        place, vocab_size = self._place(row, position), self._config.decoder.vocab_size
+        place, vocab_size = self._place(row, position), self._scores.shape[-1]
         if not 0 <= token < vocab_size:
             raise AssertionError(
                 f"new token {position} of row {row} is {token}; the vocabulary has ids 0 to "

@@ -319,5 +319,9 @@ def on_host(x: Array) -> np.ndarray:
     if hasattr(x, "detach"):  # a tensor of PyTorch, whose bfloat16 NumPy does not have
         x = x.detach().cpu()
         x = x.double().numpy() if x.is_floating_point() else x.numpy()
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError("a masked array cannot be compared: its mask would be lost")
     x = to_numpy(x)
+    if x.dtype.kind not in "biuf" and "float" not in x.dtype.name:  # bfloat16 of ml_dtypes is one
+        raise TypeError(f"what is compared must be real numbers, got {x.dtype}")
     return x if x.dtype.kind in "biuf" else x.astype(np.float64)

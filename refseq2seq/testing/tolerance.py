@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ..backend import Array
+from ..checks import check_int
 from ..model import Model, forward
 from ..tokens import Tokens, as_tokens
 from ..trace import Trace
@@ -106,8 +107,7 @@ def spread(
     format_of(dtype)
     accumulate = accumulate or ("float64" if dtype == "float64" else "float32")
     format_of(accumulate)
-    if runs < 1:
-        raise ValueError(f"runs must be at least 1, got {runs}")
+    runs, seed = check_int("runs", runs, 1), check_int("seed", seed, 0)
     check_rounded(model, dtype)
     model = model.to("numpy").astype("float64")
     source, mask = as_tokens("source", source, model.config.encoder.vocab_size, source_mask)

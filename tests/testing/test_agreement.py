@@ -138,7 +138,9 @@ def test_rows_and_prefix_are_checked():
     with pytest.raises(ValueError, match="tokens has 1 rows, the target of the spread 2"):
         assert_tokens_agree(tokens[:1], within)
     for n_prefix in (0, 7):
-        with pytest.raises(ValueError, match=f"n_prefix must be from 1 to 6 .* got {n_prefix}"):
+        with pytest.raises(
+            ValueError, match=f"n_prefix must be from 1 to 6 tokens, got {n_prefix}"
+        ):
             assert_tokens_agree(tokens, within, n_prefix=n_prefix)
     assert assert_tokens_agree(tokens[:, 2:], within, n_prefix=3, eos_ids=()).total == 8
 
@@ -211,7 +213,7 @@ def test_an_id_that_the_vocabulary_has_not_is_an_assertion(bad):
     tokens[1, 3] = bad
     with pytest.raises(AssertionError, match=f"new token 3 of row 1 is {bad}; the vocabulary has"):
         assert_tokens_agree(tokens, within, eos_ids=())
-    with pytest.raises(TypeError, match="tokens must be integers, got float64 in row 0"):
+    with pytest.raises(TypeError, match="tokens must be rows of integers, got float64"):
         assert_tokens_agree(tokens * 1.0, within, eos_ids=())
 
 
@@ -230,7 +232,39 @@ def test_a_prefix_is_given_once():
     tokens, within = greedy()
     with pytest.raises(TypeError, match="n_prefix and prefix are both given"):
         assert_tokens_agree(tokens, within, n_prefix=1, prefix=[[1], [1]])
-    with pytest.raises(ValueError, match=r"prefix must be from 1 to 6 tokens, .* got 7"):
+    with pytest.raises(ValueError, match="prefix must be from 1 to 6 tokens, got 7"):
         assert_tokens_agree(tokens, within, prefix=within.target.tolist())
     with pytest.raises(TypeError, match="eos_ids must be a sequence of token ids, got 5"):
         assert_tokens_agree(tokens, within, eos_ids=5)
+
+
+def test_a_port_that_forgets_the_forced_end_fails():
+    """The oracle's rows are cut off by it; the port goes on with what it prefers."""
+    free = generated_by()[0]
+    ends = int((free[:, -1].max() + 1) % 23)
+    model = dataclasses.replace(MODEL, config=dataclasses.replace(CONFIG, forced_eos_id=ends))
+    tokens, within = generated_by(model=model)
+    assert (tokens[:, -1] == ends).all()
+    assert assert_tokens_agree(tokens, within, eos_ids=()).compared == 12
+    with pytest.raises(
+        AssertionError, match=r"new token 5 of row 0 .* banned by the rule forced_eos_id"
+    ):
+        assert_tokens_agree(free, within, eos_ids=())
+    # where nothing was cut off, what the rule would force at the end is no token of the oracle's
+    target = [[1, *row[:2], ends, *row[3:]] for row in free.tolist()]
+    within = spread(model, SOURCE, target, dtype="bfloat16", runs=1)
+    with pytest.raises(ValueError, match=r"new token 2 of row 0 is .* the oracle prefers"):
+        assert_tokens_agree(free, within, eos_ids=())
+
+
+def test_every_row_has_something_to_compare():
+    target = [[1, 4, 9, 5, 6], [1, 4]]
+    within = spread(MODEL, SOURCE, target, dtype="bfloat16", runs=1)
+    with pytest.raises(ValueError, match="n_prefix must be from 1 to 1 tokens, got 2: row 1"):
+        assert_tokens_agree([[9, 5, 6], [7]], within, n_prefix=2, eos_ids=())
+
+
+@pytest.mark.parametrize("tokens", [None, 3, "ab", [3, 4], [[1.5], [2]]])
+def test_what_is_no_batch_of_tokens_is_refused(tokens):
+    with pytest.raises(TypeError, match="tokens must be"):
+        assert_tokens_agree(tokens, greedy()[1], eos_ids=())

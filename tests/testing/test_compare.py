@@ -311,3 +311,11 @@ def test_a_tolerance_is_a_finite_number_that_is_not_negative(name, bad):
         pytest.skip("the default")
     with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
         first_difference(SOUND, SOUND, **{name: bad})
+
+
+@pytest.mark.parametrize(
+    "x", [np.ma.ones(3), np.ones(3, complex), np.array(["a"]), np.array([None])]
+)
+def test_what_is_no_array_of_real_numbers_is_not_compared(x):
+    with pytest.raises(TypeError, match=r"masked array|must be real numbers"):
+        first_difference({"x": np.ones(3)}, {"x": x})

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import check_number
+from ...checks import check_int, check_number
 from . import of_decoding, of_forward
 from .catalogue import Property
 from .implementation import Claim, Implementation, Trial
@@ -122,8 +122,7 @@ def examine(
     known = {p.name for p in ALL}
     if unknown := {*(only or ()), *skip} - known:
         raise ValueError(f"no properties of these names: {sorted(unknown)}; have {sorted(known)}")
-    if trials < 1:
-        raise ValueError(f"trials must be at least 1, got {trials}")
+    trials, seed = check_int("trials", trials, 1), check_int("seed", seed, 0)
     if rtol is not None:
         rtol = check_number("rtol", rtol, 0, math.inf, high_open=True)
     first = Trial(implementation, 0, np.random.default_rng(seed))
