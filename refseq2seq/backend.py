@@ -69,11 +69,11 @@ def read_only(x: np.ndarray) -> np.ndarray:
     return view
 
 
-def make_read_only(record: Any) -> None:
-    """Replace arrays of a frozen dataclass by views that cannot be written to."""
-    for name, x in vars(record).items():
-        if isinstance(x, np.ndarray) and x.flags.writeable:
-            object.__setattr__(record, name, read_only(x))
+def freeze(*arrays: Any) -> None:
+    """Let nobody write to these arrays on the host again."""
+    for x in arrays:
+        if isinstance(x, np.ndarray):
+            x.flags.writeable = False
 
 
 def read(first: Array, *others: Array) -> list[np.ndarray]:

@@ -24,13 +24,13 @@ The rules, which Hugging Face and CTranslate2 share:
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from .backend import Array, array_namespace, read, read_only
+from .backend import Array, array_namespace, freeze, read
 from .checks import check_int, check_number
 from .constraints import with_rules
 from .decoder import Amateur, ShrinkingDecoder, check_amateurs, start_decoder
@@ -99,12 +99,6 @@ class Hypotheses:
         lengths = parents.lengths + emitted[:, None]
         return replace(parents, lengths=lengths, scores=c.scores)
 
-    def read_only(self) -> Self:
-        """The same, in arrays that cannot be written to."""
-        return type(self)(
-            **{field.name: read_only(getattr(self, field.name)) for field in fields(self)}
-        )
-
     def best(self, k: int, others: Self) -> Self:
         """The k best of these and others, best first; of equal ones, these go before."""
         both = type(self)(
@@ -140,6 +134,9 @@ class BeamStep:
     done: np.ndarray  # (batch,)
     forced: np.ndarray  # (batch,) the row took a token of its prefix
     margin: np.ndarray  # (batch,) least gap between scores that were compared
+
+    def __post_init__(self) -> None:
+        freeze(self.done, *vars(self.live).values(), *vars(self.pool).values())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -370,7 +367,7 @@ def _search(model: Model, request: Request, settings: _Settings, tap: Tap) -> It
             ended = stopped(settings.stop, step, request.batch) & ~beams.done
             beams.pool = _with_finished(beams.pool, beams.live, ended[:, None], settings)
             beams.done = beams.done | ended
-            step = replace(step, pool=beams.pool.read_only(), done=read_only(beams.done))
+            step = replace(step, pool=beams.pool, done=beams.done)
         decoder.drop(np.repeat(beams.done, settings.n_beams))
         index += 1
         yield step
@@ -441,9 +438,9 @@ def _step(
         candidates=considered,
         finishing=finishing,
         survivors=survivors,
-        live=beams.live.read_only(),
-        pool=beams.pool.read_only(),
-        done=read_only(beams.done),
+        live=beams.live,
+        pool=beams.pool,
+        done=beams.done,
         forced=forced,
         margin=np.where(emitted, np.minimum(gap, stop_gap), np.inf),
     )

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from .backend import Array, array_namespace, at_least_float32, make_read_only, read, to_numpy
+from .backend import Array, array_namespace, at_least_float32, freeze, read, to_numpy
 from .checks import check_int
 from .constraints import with_rules
 from .decoder import Amateur, ShrinkingDecoder, check_amateurs, start_decoder
@@ -34,8 +34,8 @@ SAMPLE_STRIDE = 2**32  # sample j of a source has the source's row id plus j tim
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Step:
-    """One turn of the loop. ``logits`` and ``scores`` are arrays of the model's backend, the
-    others on the host. Arrays on the host cannot be written to.
+    """One turn of the loop. ``logits`` and ``scores`` are arrays of the model's backend; the
+    others are on the host, and cannot be written to.
 
     In each step a row is in one of three states: ``forced``, when the token comes from
     its prefix; ``emitted``, when the token is new; neither, when the row has ended, and
@@ -53,7 +53,8 @@ class Step:
     emitted: np.ndarray  # (batch,)
 
     def __post_init__(self) -> None:
-        make_read_only(self)
+        freeze(self.tokens, self.log_probs, self.margin)
+        freeze(self.finished, self.forced, self.emitted)
 
     def __repr__(self) -> str:
         return f"<Step {self.index}: tokens {listed(self.tokens)}>"

@@ -116,14 +116,9 @@ def log_softmax(x: Array) -> Array:
     >>> log_softmax(np.array([0.0, -1000.0]))
     array([    0., -1000.])
     """
-    top = x.max(axis=-1, keepdims=True)
-    return _log_share(x, top, _shifted_exp(x, top).sum(axis=-1, keepdims=True))
-
-
-@elementwise
-def _log_share(x: Array, top: Array, total: Array) -> Array:
-    """(x - top) - log(total)."""
-    return (x - top) - array_namespace(x).log(total)
+    xp = array_namespace(x)
+    shifted = x - x.max(axis=-1, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 @widened
@@ -154,6 +149,10 @@ def _top_plus_log(top: Array, total: Array) -> Array:
 @widened
 def mean(x: Array) -> Array:
     """Mean over the last axis, which is kept with length 1."""
+    return _mean(x)
+
+
+def _mean(x: Array) -> Array:
     return x.sum(axis=-1, keepdims=True) / x.shape[-1]
 
 
@@ -179,8 +178,8 @@ def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> 
         NaN in rows whose squares overflow float32 or float64, as in every norm here.
         PyTorch's ``rms_norm`` and ``normalize`` give zeros.
     """
-    centred = x - mean(x)
-    variance = mean(centred * centred)
+    centred = x - _mean(x)
+    variance = _mean(centred * centred)
     return _over_root(centred, variance, eps, gain, bias)
 
 
@@ -193,7 +192,7 @@ def rms_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Ar
     Arguments as in `layer_norm`. Hugging Face's ``T5LayerNorm`` is this function;
     ``RMSNorm`` of x-transformers is `l2_norm`.
     """
-    return _over_root(x, mean(x * x), eps, gain, bias)
+    return _over_root(x, _mean(x * x), eps, gain, bias)
 
 
 @widened
@@ -223,7 +222,7 @@ def std_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Ar
     deviation is the unbiased one, and eps is added to it outside the square root.
     """
     xp = array_namespace(x)
-    centred = x - mean(x)
+    centred = x - _mean(x)
     variance = (centred * centred).sum(axis=-1, keepdims=True) / (x.shape[-1] - 1)
     return _affine(centred / (_finite(xp.sqrt(variance)) + eps), gain, bias)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from .backend import Array, make_read_only
+from .backend import Array, read_only
 from .checks import check_int
 from .config import ModelConfig
 from .model import Model, check_fits, check_model
@@ -35,7 +35,8 @@ class Request:
     use_cache: bool
 
     def __post_init__(self) -> None:
-        make_read_only(self)
+        for name in ("source", "source_mask", "prefix", "n_prefix", "eos_ids"):
+            object.__setattr__(self, name, read_only(getattr(self, name)))
 
     @property
     def batch(self) -> int:

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec
 
 import numpy as np
 
-from .backend import Array, array_namespace, make_read_only, read_only
+from .backend import Array, array_namespace, freeze, read_only
 from .ops import softmax
 
 
@@ -37,7 +37,7 @@ class State:
     eos_ids: Sequence[int] | np.ndarray = ()  # (n_eos,) the token ids that end a row
 
     def __post_init__(self) -> None:
-        make_read_only(self)
+        freeze(self.tokens, self.n_new, self.emitting, self.rows, self.source, self.source_mask)
 
 
 Processor = Callable[[Array, State], Array]
