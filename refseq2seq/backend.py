@@ -103,10 +103,10 @@ def widened(function: Callable[..., Array]) -> Callable[..., Array]:
     """
 
     @wraps(function)
-    def apply(x: Array, *others: Any) -> Array:
+    def apply(x: Array, *others: Any, **named: Any) -> Array:
         if x.dtype != "float16":
-            return function(x, *others)
-        return function(at_least_float32(x), *others).astype(x.dtype)
+            return function(x, *others, **named)
+        return function(at_least_float32(x), *others, **named).astype(x.dtype)
 
     return apply
 

@@ -60,6 +60,15 @@ def test_norms_of_half(norm, eps, x, data):
         np.testing.assert_array_equal(norm(x, gain, bias, eps), expected, strict=True)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_arguments_may_be_named(dtype):
+    x, mask = np.array([[3.0, 4.0]], dtype), np.array([True, False])
+    for norm in ops.NORMS.values():
+        named = norm(x, gain=None, bias=None, eps=1e-3)
+        assert np.array_equal(named, norm(x, None, None, 1e-3))
+    assert ops.softmax(x, mask=mask).tolist() == ops.softmax(x, mask).tolist() == [[1, 0]]
+
+
 def test_half_by_hand():
     # sqrt(4) times the unit vector; the square of 257 is beyond float16, and 1e-12 below it
     assert ops.rms_norm(np.array([[257, 0, 0, 0]], HALF), None, None, 1e-6).tolist() == [
