@@ -221,7 +221,7 @@ def decode_steps(
     Notes
     -----
     The rules of the model's config, and ``min_new_tokens``, act around the processors of
-    ``choose``: bans before them, forced tokens after them; see `refseq2seq.constraints`.
+    ``choose``: bans before them, forced tokens after them; ``refseq2seq/constraints.py`` says why.
     """
     choose = greedy() if choose is None else choose
     check_chooser(choose)

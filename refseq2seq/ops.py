@@ -2,7 +2,7 @@
 
 Every function acts on the last axis, keeps the dtype it is given and mutates nothing.
 Scalars are Python floats: a NumPy float64 scalar would turn float32 arrays into float64.
-Functions marked `widened` compute float16 in float32 and round the result once. A norm whose
+Functions marked ``widened`` compute float16 in float32 and round the result once. A norm whose
 squares overflow gives NaN, never finite numbers that look right.
 """
 
