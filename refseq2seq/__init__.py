@@ -41,6 +41,7 @@ from .decoding import (
     generate_text,
 )
 from .failures import NonFiniteLogitsError, NoTokenLeftError
+from .files import FileError
 from .filters import (
     epsilon,
     eta,
@@ -82,6 +83,7 @@ __all__ = [
     "Candidates",
     "CheckpointError",
     "Chooser",
+    "FileError",
     "FunctionTap",
     "Generation",
     "Hypotheses",

@@ -13,18 +13,18 @@ not fit is a `CheckpointError` that says what.
 import errno
 import json
 import os
-import re
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from math import prod
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .backend import to_numpy
 from .config import ModelConfig, StackConfig
+from .files import npz
+from .files.reading import FileError, about, parse_json
+from .files.writing import replacing
 from .model import Model
 from .params import build_params, named_arrays, param_shapes
 from .text import Tokenizer, Vocabulary
@@ -33,11 +33,6 @@ FORMAT = "refseq2seq"
 VERSION = 1
 HEADER = "checkpoint.json"
 DTYPES = ("float16", "float32", "float64")
-
-_NPY_START = b"\x93NUMPY\x01\x00"
-_NPY_HEADER = re.compile(
-    r"\{'descr': '([^']*)', 'fortran_order': (True|False), 'shape': (\([0-9, ]*\)), \} *\n"
-)
 
 # Advice for files that another program wrote, appended to the error.
 _PICKLE = (
@@ -51,7 +46,7 @@ _CURES = dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl"), _PICKLE) | {
 T = TypeVar("T")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(FileError):
     """A file is not a whole and sound checkpoint."""
 
 
@@ -88,7 +83,7 @@ def save(model: Model, path: str | os.PathLike[str], *, stored_dtype: str | None
         "target_vocabulary": _fields("target", model.target_vocabulary, model.config.decoder),
     }
     arrays = dict(named_arrays(model.params))
-    with _replacing(Path(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_entry(HEADER), json.dumps(header, indent=1).encode())
         for name in param_shapes(model.config):
             with np.errstate(all="ignore"):  # infinity is reported by name below
@@ -156,21 +151,17 @@ def load(path: str | os.PathLike[str]) -> Model:
         )
         raise FileNotFoundError(errno.ENOENT, why, str(path))
     cure = _CURES.get(path.suffix.lower(), "")
-    with open(path, "rb") as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                return _read(archive, os.fstat(file.fileno()).st_size)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error!s:.500}{cure}") from error
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{path} is not a whole zip file: {error!r:.500}{cure}"
-            ) from error
+    try:
+        with about(path, CheckpointError), npz.entries(path) as entries:
+            return _read(entries)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{cure}") from error
 
 
-def _read(archive: zipfile.ZipFile, file_size: int) -> Model:
-    entries = _sound_entries(archive, file_size)
-    header = _header(archive.read(entries[HEADER]))
+def _read(entries: Mapping[str, npz.Entry]) -> Model:
+    if HEADER not in entries:
+        raise CheckpointError(f"it has no {HEADER}, so it is not a refseq2seq checkpoint")
+    header = _header(entries[HEADER].read())
     config = _parsed("config", ModelConfig.from_dict, header["config"])
     if config.encoder.n_layers + config.decoder.n_layers > len(entries):
         raise CheckpointError("its config has more layers than the file has arrays")
@@ -181,9 +172,8 @@ def _read(archive: zipfile.ZipFile, file_size: int) -> Model:
         raise CheckpointError(f"it has entries that its config does not: {_list(unknown)}")
 
     def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        entry = entries[f"{name}.npy"]
-        with archive.open(entry) as member:
-            return _array(member, entry.file_size, name, shape, header["dtype"])
+        with entries[f"{name}.npy"].array() as stored:
+            return _numbers(stored, name, shape, header["dtype"])
 
     return Model(
         config=config,
@@ -193,28 +183,10 @@ def _read(archive: zipfile.ZipFile, file_size: int) -> Model:
     )
 
 
-def _sound_entries(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfile.ZipInfo]:
-    """The entries by name: stored as they are, all different, no more bytes than the file."""
-    entries = {entry.filename: entry for entry in archive.infolist()}
-    if len(entries) != len(archive.infolist()):
-        raise CheckpointError("two of its entries have the same name")
-    for entry in entries.values():
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise CheckpointError("it has compressed or encrypted entries; a checkpoint has none")
-        inside = 0 <= entry.header_offset <= file_size - entry.file_size
-        if not inside or entry.file_size != entry.compress_size:
-            raise CheckpointError(f"its directory misplaces {entry.filename}")
-    if sum(entry.file_size for entry in entries.values()) > file_size:
-        raise CheckpointError("its entries overlap: they declare more bytes than the file has")
-    if HEADER not in entries:
-        raise CheckpointError(f"it has no {HEADER}, so it is not a refseq2seq checkpoint")
-    return entries
-
-
 def _header(text: bytes) -> dict[str, Any]:
-    header = _parsed(HEADER, json.loads, text)
+    header = _parsed(HEADER, parse_json, text)
     expected = {"format", "version", "dtype", "config", "source_vocabulary", "target_vocabulary"}
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if header.get("format") != FORMAT:
         raise CheckpointError(f"its {HEADER} is not that of a refseq2seq checkpoint")
     if header.get("version") != VERSION:
         raise CheckpointError(f"it has version {header.get('version')!r}; this is for {VERSION}")
@@ -237,32 +209,17 @@ def _vocabulary(header: dict[str, Any], side: str, c: StackConfig) -> Vocabulary
     return vocabulary
 
 
-def _array(
-    member: IO[bytes], size: int, name: str, shape: tuple[int, ...], dtype: str
-) -> np.ndarray:
-    """The array of an ``.npy`` entry of ``size`` bytes, once it is clear that it fits.
-
-    Its header is not parsed, as NumPy would, but must be in the one form that NumPy writes.
-    """
-    start = member.read(10)
-    header = member.read(int.from_bytes(start[8:], "little")).decode("latin-1")
-    match = _NPY_HEADER.fullmatch(header)
-    if start[:8] != _NPY_START or match is None:
-        raise CheckpointError(f"{name} has no .npy header of version 1.0")
-    stored, fortran_order, declared = match.groups()
-    if declared != str(shape):
-        raise CheckpointError(f"{name} must have shape {shape}, got {declared}")
-    if stored not in ("<f2", "<f4", "<f8") or fortran_order == "True":
+def _numbers(stored: npz.StoredArray, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """The numbers of a parameter, once it is clear that they fit."""
+    if stored.shape != shape:
+        raise CheckpointError(f"{name} must have shape {shape}, got {stored.shape}")
+    if stored.dtype not in ("<f2", "<f4", "<f8") or stored.fortran_order:
         raise CheckpointError(
             f"{name} must be little-endian float in C order, "
-            f"got {stored} with fortran_order = {fortran_order}"
+            f"got {stored.dtype} with fortran_order = {stored.fortran_order}"
         )
-    n_bytes = size - len(start) - len(header)
-    if n_bytes != prod(shape) * np.dtype(stored).itemsize:
-        raise CheckpointError(f"{name} has {n_bytes} bytes, not those of its shape")
-    array = np.frombuffer(member.read(), dtype=stored).reshape(shape)
     with np.errstate(all="ignore"):  # what overflows is reported by name
-        array = array.astype(dtype)
+        array = stored.read().astype(dtype)
     if not np.isfinite(array).all():
         raise CheckpointError(f"{name} is not finite as {dtype}")
     return array
@@ -284,19 +241,3 @@ def _entry(name: str) -> zipfile.ZipInfo:
     entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     entry.create_system = 3
     return entry
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``path`` when all went well, and is gone otherwise."""
-    path = path.resolve()  # of a link, what it points to
-    temporary = path.parent / f".{os.urandom(8).hex()}.part"
-    try:
-        with open(temporary, "xb") as file:  # not tempfile's: permissions follow the umask
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

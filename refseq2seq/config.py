@@ -7,6 +7,7 @@ guess about somebody else's model; `refseq2seq.presets` names two complete arran
 """
 
 import dataclasses
+import reprlib
 import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -24,7 +25,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, annotation in _annotations(type(self)).items():
-            _check(f"{type(self).__name__}.{name}", annotation, getattr(self, name))
+            check_type(f"{type(self).__name__}.{name}", annotation, getattr(self, name))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of JSON's types; a union's members carry their ``type``."""
@@ -35,7 +36,7 @@ class Config:
         """The inverse of `to_dict`. ValueError or TypeError name the field that does not fit."""
         if not isinstance(fields, dict):
             raise TypeError(f"{cls.__name__} must be a dict of fields, got {type(fields).__name__}")
-        return _from_json(cls.__name__, cls, fields)
+        return from_json(cls.__name__, cls, fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,8 +318,8 @@ def _check_positive(config: Config, *names: str) -> None:
             raise ValueError(f"{where} must be at least 1, got {getattr(config, name)}")
 
 
-def _check(where: str, annotation: Any, value: Any) -> None:
-    """Raise unless ``value`` is of the annotated type; ints here are never negative."""
+def check_type(where: str, annotation: Any, value: Any) -> None:
+    """Raise unless ``value`` is of the annotated type; ints are not negative, floats finite."""
     origin, members = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         if value not in members:
@@ -327,12 +328,13 @@ def _check(where: str, annotation: Any, value: Any) -> None:
         if not isinstance(value, tuple):
             raise TypeError(f"{where} must be a tuple, got {type(value).__name__}")
         for member in value:
-            _check(where, members[0], member)
+            check_type(where, members[0], member)
     elif annotation is int or (int in members and value is not None):
         if type(value) is not int:
             raise TypeError(f"{where} must be an int, got {type(value).__name__}")
-        if value < 0:
-            raise ValueError(f"{where} must not be negative, got {value}")
+        if not 0 <= value < 2**31:
+            excess = "negative" if value < 0 else "2**31 or more"
+            raise ValueError(f"{where} must not be {excess}, got {reprlib.repr(value)}")
     elif annotation is float:
         if type(value) is not float:
             raise TypeError(f"{where} must be a Python float, got {type(value).__name__}")
@@ -350,11 +352,13 @@ def _to_json(value: Any) -> Any:
     return [_to_json(member) for member in value] if isinstance(value, tuple) else value
 
 
-def _from_json(where: str, annotation: Any, value: Any) -> Any:
-    """``value`` as the annotated type. What `_check` can judge is left to it."""
+def from_json(where: str, annotation: Any, value: Any) -> Any:
+    """``value``, of JSON's types, as the annotated type. What `check_type` can judge is left to
+    it.
+    """
     members = typing.get_args(annotation)
     if typing.get_origin(annotation) is tuple and isinstance(value, list):
-        return tuple(_from_json(where, members[0], member) for member in value)
+        return tuple(from_json(where, members[0], member) for member in value)
     types = [t for t in members or (annotation,) if isinstance(t, type)]
     kinds = {config.TYPE: config for config in types if issubclass(config, Config)}
     if not kinds or not isinstance(value, dict):
@@ -368,4 +372,4 @@ def _from_json(where: str, annotation: Any, value: Any) -> Any:
         raise ValueError(f"{where} lacks the fields {missing}")
     if unknown := sorted(found.keys() - fields.keys()):
         raise ValueError(f"{where} has the unknown fields {unknown}")
-    return kinds[kind](**{n: _from_json(f"{where}.{n}", t, found[n]) for n, t in fields.items()})
+    return kinds[kind](**{n: from_json(f"{where}.{n}", t, found[n]) for n, t in fields.items()})

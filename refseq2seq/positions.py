@@ -5,9 +5,9 @@ makes rows differ. Angles are computed in float64 and rounded once.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import cache
-from itertools import count
 
 from .backend import Array, array_namespace
 from .config import (
@@ -199,10 +199,12 @@ def _bucket_borders(n: int, max_distance: int) -> tuple[int, ...]:
     exact = n // 2
     wide = n - exact
 
-    def reaches(r: int, k: int) -> bool:  # log(r / exact) / log(max / exact) wide >= k
-        return r**wide * exact**k >= max_distance**k * exact**wide
+    def border(k: int) -> int:  # the least r with log(r / exact) / log(max / exact) wide >= k
+        power = max_distance**k * exact**wide
+        distances = range(max_distance + 1)
+        return bisect_left(distances, power, lo=exact, key=lambda r: r**wide * exact**k)
 
-    widening = [next(r for r in count(exact) if reaches(r, k)) for k in range(1, wide)]
+    widening = [border(k) for k in range(1, wide)]
     return (*range(1, exact + 1), *widening)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from .backend import Array, to_numpy
+from .files.writing import replacing
 from .notebook import table
 from .patterns import check_pattern
 from .quantities import known
@@ -155,27 +156,33 @@ class Trace(Mapping[str, Array]):
         return table("Trace", ("name", "shape", "dtype", "meaning"), rows)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the arrays to an ``.npz`` file, uncompressed, under their names and in order."""
+        """Write the arrays to an ``.npz`` file, uncompressed, under their names and in order.
+
+        An existing file is replaced in one step, or stays as it is when writing fails.
+        """
         arrays: dict[str, Any] = {name: to_numpy(x) for name, x in self.items()}
-        with open(path, "wb") as file:
+        with replacing(path) as file:
             np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """The trace that `save` wrote, on the host.
 
+        Numbers may be infinite or NaN: scores are -inf where a token is removed, and a trace
+        may be that of a fault.
+
         Raises
         ------
-        ValueError
-            If the file is no ``.npz``, or would have to be unpickled.
+        FileError
+            If the file is not an ``.npz`` file of numbers that is not compressed, such as
+            ``numpy.savez`` writes it.
         """
-        from zipfile import BadZipFile  # here, because it imports much that is seldom needed
+        from .files import npz  # here, because it imports much that is seldom needed
+        from .files.reading import about
 
         trace = cls()
-        try:
-            with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as archive:
-                for name in archive.files:
-                    trace(name, archive[name])
-        except (BadZipFile, EOFError, ValueError) as error:
-            raise ValueError(f"{path} is not an .npz file of numbers: {error}") from error
+        with about(path), npz.entries(path) as entries:
+            for name, entry in entries.items():
+                with entry.array() as stored:
+                    trace(name.removesuffix(".npy"), stored.read().copy("K"))
         return trace

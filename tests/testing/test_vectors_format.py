@@ -320,14 +320,16 @@ def entry(begin=0, end=16, shape=(2,), dtype="F64"):
     [
         (entry(), b"", "cannot lie at 0 to 16"),
         (entry(end=8), bytes(16), "cannot lie at 0 to 8"),
-        (entry(begin=-16, end=0), bytes(16), "cannot lie"),
+        (entry(begin=-16, end=0), bytes(16), "at -16 to 0: no integers"),
+        (entry(shape=(2.0,)), bytes(16), "no integers"),
+        (entry(end=16, begin=8, shape=(1,)), bytes(16), "cannot lie at 8 to 16"),
         (entry(shape=(3,)), bytes(16), r"of shape \[3\]"),
-        (entry(dtype="BF16"), bytes(4), r"x has dtype BF16; .* F64, F32, F16, .*: widen"),
+        (entry(dtype="F8_E4M3"), bytes(2), r"x has dtype F8_E4M3; .* F64, F32, F16, .*: widen"),
         (entry(dtype=[]), bytes(16), "not a whole safetensors file"),
         (entry(), bytes(17), "bytes of no array"),
         ({"x": 3}, b"", "not a whole safetensors file"),
-        ([], b"", "not a whole safetensors file"),
-        (b"{", b"", "not a whole safetensors file"),
+        ([], b"", "must hold a JSON object"),
+        (b"{", b"", "not JSON"),
     ],
 )
 def test_other_files_are_refused(header, data, message, tmp_path):
@@ -347,8 +349,16 @@ def test_a_header_that_is_cut_off_is_refused(content, tmp_path):
         safetensors.read(path)
 
 
+def test_bfloat16_becomes_the_float32_of_which_it_is_the_upper_half(tmp_path):
+    path, text = tmp_path / "x.safetensors", json.dumps(entry(end=6, shape=(3,), dtype="BF16"))
+    halves = struct.pack("<3H", 0x3FC0, 0xC000, 0x0001)  # 1.5, -2, 2^-133
+    path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + halves)
+    (x,) = safetensors.read(path).values()
+    assert (x.dtype, x.tolist()) == (np.float32, [1.5, -2.0, 2.0**-133])
+
+
 def test_other_dtypes_are_not_written(tmp_path):
-    with pytest.raises(TypeError, match=r"x has dtype complex128; the format has F64, .*: widen"):
+    with pytest.raises(TypeError, match=r"x has dtype complex128; expected F64, .*: widen"):
         safetensors.write(tmp_path / "x", {"x": np.array([1j])})
 
 

@@ -10,15 +10,18 @@ The families are in `t5` and `bart`: what each computes, and a table of its name
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...files.reading import FileError, about, read_json
 from ...model import Model
 from ..given import numpy_arrays, plain_module, wrong_module
-from ..table import UnsupportedFeature
+from ..table import UnsupportedFeature, convert_params, numbered
 from . import bart, t5
-from .common import Arrays, Fields, SpecialTokens
-from .files import CONFIG, GENERATION_CONFIG, check_directory, read_arrays, read_json
+from .common import Arrays, Fields, SpecialTokens, table
+from .files import CONFIG, GENERATION_CONFIG, check_directory, read_arrays
 from .tokenizer import Vocabularies, read_tokenizers
 
 FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
@@ -60,6 +63,10 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     TypeError
         If something else is given than a module, a path or arrays.
 
+    FileError
+        Of a directory, in the place of a ValueError; also if a file of it is no regular file,
+        too large, or damaged, or holds numbers that are not finite.
+
     Warns
     -----
     UserWarning
@@ -77,31 +84,45 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     """
     if config is not None and not isinstance(model, Mapping):
         raise TypeError("config is for arrays: a module or a directory has its own")
-    vocabularies: Vocabularies = {}
+    overrides = {} if generation_config is None else generation_config
+    overrides = _fields("generation_config", overrides)
+    is_path = isinstance(model, str | os.PathLike)
+    with about(model, UnsupportedFeature, FileError) if is_path else nullcontext():
+        arrays, fields, settings, vocabularies = _read(model, config)
+        settings.update(overrides)
+        converted = _converted(arrays, fields, settings)
+    if words := [list(word) for word in settings.get("bad_words_ids", ()) if len(word) > 1]:
+        warnings.warn(
+            f"the generation config has bad_words_ids = {words}, which generate applies when it "
+            f"is told to: choose=greedy(bad_words({words}))",
+            stacklevel=2,
+        )
+    return replace(converted, **vocabularies)
+
+
+def _read(model: Any, config: Any) -> tuple[Mapping[str, Any], Fields, Fields, Vocabularies]:
+    """Arrays, config and generation settings, whatever they are given as; and tokenizers."""
+    if isinstance(model, str | os.PathLike):
+        return _read_directory(Path(model))
     if isinstance(model, Mapping):
-        arrays, fields = model, _fields("config", config)
-        settings = Fields(fields)
-    elif isinstance(model, str | os.PathLike):
-        arrays, fields, settings, vocabularies = _read_directory(Path(model))
-    else:
-        arrays, fields, settings = _read_module(model)
+        fields = _fields("config", config)
+        return model, fields, Fields(fields), {}
+    return *_read_module(model), {}
+
+
+def _converted(arrays: Mapping[str, Any], fields: Fields, settings: Fields) -> Model:
     family = _family(fields)
     if not fields["is_encoder_decoder"]:
         raise UnsupportedFeature(
             f"is_encoder_decoder = {fields['is_encoder_decoder']}: only encoder-decoders are "
             "supported"
         )
-    if generation_config is not None:
-        settings.update(_fields("generation_config", generation_config))
     arrays = _in_one_dtype(numpy_arrays(arrays))
-    ours, params = family.convert(fields, arrays, _special_tokens(settings))
-    if words := [word for word in settings.get("bad_words_ids") or () if len(word) > 1]:
-        warnings.warn(
-            f"the generation config has bad_words_ids = {words}, which generate applies when it "
-            f"is told to: choose=greedy(bad_words({words}))",
-            stacklevel=2,
-        )
-    return Model(config=ours, params=params, **vocabularies)
+    config, names, unused = family.convert(fields, arrays, _special_tokens(settings))
+    if config.encoder.n_layers + config.decoder.n_layers > len(arrays):
+        raise ValueError(f"the config has more layers than there are arrays, {len(arrays)}")
+    params = convert_params(config, numbered(config, table(names)), arrays, unused)
+    return Model(config=config, params=params)
 
 
 def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabularies]:
@@ -111,7 +132,7 @@ def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabulari
     generation = directory / GENERATION_CONFIG
     settings = read_json(generation) if generation.exists() else json_fields
     absent = dict.fromkeys(SPECIAL_TOKENS)  # files leave out what is null
-    vocabularies = read_tokenizers(directory, fields["model_type"])
+    vocabularies = read_tokenizers(directory, fields)
     return read_arrays(directory), fields, Fields(absent | settings), vocabularies
 
 
@@ -168,28 +189,25 @@ def _in_one_dtype(arrays: Arrays) -> Arrays:
 
 def _special_tokens(settings: Fields) -> SpecialTokens:
     """As transformers reads them: bos begins where no start is set, eos pads where no pad is."""
-    start, eos, pad = (settings[name] for name in SPECIAL_TOKENS[:3])
+    start, eos_ids, pad = (settings[name] for name in SPECIAL_TOKENS[:3])
     if start is None:
         start = settings["bos_token_id"]
-    eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
     if pad is None and eos_ids:
         pad = eos_ids[0]
     for name, token in (("decoder_start_token_id", start), ("pad_token_id", pad)):
         if token is None:
             raise ValueError(f"the model sets no {name}: give one in generation_config=")
-    forced_eos = settings.get("forced_eos_token_id")
-    if isinstance(forced_eos, list):
-        if len(forced_eos) > 1:
-            raise UnsupportedFeature(f"forced_eos_token_id = {forced_eos}: more than one")
-        (forced_eos,) = forced_eos
-    single = [word[0] for word in settings.get("bad_words_ids") or () if len(word) == 1]
+    forced_eos = settings.get("forced_eos_token_id", ())
+    if len(forced_eos) > 1:
+        raise UnsupportedFeature(f"forced_eos_token_id = {list(forced_eos)}: more than one")
+    single = [word[0] for word in settings.get("bad_words_ids", ()) if len(word) == 1]
     banned = [token for token in single if token not in eos_ids]  # transformers ignores those
     return SpecialTokens(
         decoder_start_id=start,
         eos_ids=eos_ids,
         pad_id=pad,
         forced_bos_id=settings.get("forced_bos_token_id"),
-        forced_eos_id=forced_eos,
-        suppressed_ids=(*(settings.get("suppress_tokens") or ()), *banned),
-        begin_suppressed_ids=tuple(settings.get("begin_suppress_tokens") or ()),
+        forced_eos_id=forced_eos[0] if forced_eos else None,
+        suppressed_ids=(*settings.get("suppress_tokens", ()), *banned),
+        begin_suppressed_ids=settings.get("begin_suppress_tokens", ()),
     )

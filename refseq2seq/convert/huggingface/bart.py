@@ -20,11 +20,10 @@ from ...config import (
     SinusoidLayout,
     StackConfig,
 )
-from ...params import Params
 from ...positions import sinusoids
 from ...presets import plain_attention
-from ..table import UnsupportedFeature, convert_params, numbered
-from .common import Arrays, Fields, SpecialTokens, activation, table, token_tables
+from ..table import UnsupportedFeature
+from .common import Arrays, Conversion, Fields, SpecialTokens, activation, token_tables
 
 EmbeddingNorm = Literal["none", "before_positions", "after_positions"]
 
@@ -122,8 +121,8 @@ def completed(json_fields: dict[str, Any]) -> Fields:
     return c
 
 
-def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> tuple[ModelConfig, Params]:
-    """Configuration and parameters of a model of one of the `FAMILIES`."""
+def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
+    """Configuration and names of a model of one of the `FAMILIES`."""
     family = FAMILIES[c["model_type"]]
     _check_consistent(c, family)
     shared = c["model_type"] != "marian" or c["share_encoder_decoder_embeddings"]
@@ -159,14 +158,18 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> tuple[ModelConf
     if isinstance(config.encoder.positions, SinusoidalPositions):
         _check_sinusoids(arrays, config.encoder.positions)
         unused |= SINUSOIDS
-    params = convert_params(config, numbered(config, table(names)), arrays, unused)
-    return config, params
+    return Conversion(config, names, unused)
 
 
 def _stack(
     c: Fields, family: Family, side: Literal["encoder", "decoder"], vocab_size: int
 ) -> StackConfig:
     d_model, n_heads = c["d_model"], c[f"{side}_attention_heads"]
+    positions = _positions(c, family)
+    if n_heads == 0 or d_model % n_heads:
+        raise ValueError(
+            f"the config's {side}_attention_heads must divide d_model = {d_model}, got {n_heads}"
+        )
     attention = plain_attention(n_heads, d_model // n_heads, biases=("q", "k", "v", "o"))
     embedding_norm = family.embedding_norm[side]
     # What is normalised at once, in Blenderbot-small's decoder, is not scaled before.
@@ -177,7 +180,7 @@ def _stack(
         n_layers=c[f"{side}_layers"],
         embedding_scale=math.sqrt(d_model) if scaled else 1.0,
         embedding_norm=embedding_norm,
-        positions=_positions(c, family),
+        positions=positions,
         relative_positions=None,
         n_memory_tokens=0,
         norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=True),
@@ -224,6 +227,8 @@ def _check_consistent(c: Fields, family: Family) -> None:
 def _check_sinusoids(arrays: Arrays, positions: SinusoidalPositions) -> None:
     """A stored table of positions must be the one that we compute, up to its rounding."""
     for name in SINUSOIDS & arrays.keys():
+        if arrays[name].ndim != 2:
+            raise ValueError(f"{name} must be a matrix, got shape {arrays[name].shape}")
         n_positions, d_model = arrays[name].shape
         used = np.arange(positions.offset, n_positions)
         table = arrays[name][used]

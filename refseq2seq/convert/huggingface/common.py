@@ -2,23 +2,90 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict, get_origin
 
 import numpy as np
 
-from ...config import Activation
+from ...config import Activation, ModelConfig, check_type, from_json
 from ..table import Table, Transform, UnsupportedFeature, same, transposed
 
 Arrays = Mapping[str, np.ndarray]
 
 
-class Fields(dict[str, Any]):
-    """The fields of a config; a missing one is an error that names it, not a guess."""
+# What is read of a config, and its type; what else a config has is not looked at.
+TYPES: dict[str, Any] = {
+    "model_type": str,
+    "is_encoder_decoder": bool,
+    "vocab_size": int,
+    "d_model": int,
+    # T5
+    "num_layers": int,
+    "num_decoder_layers": int | None,
+    "num_heads": int,
+    "d_kv": int,
+    "d_ff": int,
+    "feed_forward_proj": str,
+    "dense_act_fn": str,
+    "is_gated_act": bool,
+    "layer_norm_epsilon": float,
+    "relative_attention_num_buckets": int,
+    "relative_attention_max_distance": int,
+    "scale_decoder_outputs": bool,
+    # BART
+    "encoder_layers": int,
+    "decoder_layers": int,
+    "encoder_attention_heads": int,
+    "decoder_attention_heads": int,
+    "encoder_ffn_dim": int,
+    "decoder_ffn_dim": int,
+    "activation_function": str,
+    "max_position_embeddings": int,
+    "scale_embedding": bool,
+    "decoder_vocab_size": int | None,
+    "share_encoder_decoder_embeddings": bool,
+    "tie_word_embeddings": bool,
+    "normalize_before": bool,
+    "add_final_layer_norm": bool,
+    "normalize_embedding": bool,
+    "static_position_embeddings": bool,
+    # Generation
+    "decoder_start_token_id": int | None,
+    "bos_token_id": int | None,
+    "pad_token_id": int | None,
+    "forced_bos_token_id": int | None,
+    "eos_token_id": tuple[int, ...],
+    "forced_eos_token_id": tuple[int, ...],
+    "suppress_tokens": tuple[int, ...],
+    "begin_suppress_tokens": tuple[int, ...],
+    "bad_words_ids": tuple[tuple[int, ...], ...],
+}
 
-    def __missing__(self, name: str) -> Any:
-        raise ValueError(
-            f"the config lacks the field {name!r}; all are in transformers' config.to_dict()"
-        )
+
+class Fields(dict[str, Any]):
+    """The fields of a config, as they were given; what is read of them is of its type.
+
+    A list of tokens may be None, or a single one. A missing field is an error that names it,
+    and so is one of another type: nothing is guessed.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self:
+            raise ValueError(
+                f"the config lacks the field {name!r}; all are in transformers' config.to_dict()"
+            )
+        value, expected = super().__getitem__(name), TYPES[name]
+        if get_origin(expected) is tuple:
+            value = [] if value is None else [value] if isinstance(value, int) else value
+        try:
+            value = from_json(name, expected, value)
+            check_type(name, expected, value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the config's {error}") from error
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field, or ``default`` where there is none."""
+        return self[name] if name in self else default  # noqa: SIM401 - that would call itself
 
 
 class SpecialTokens(TypedDict):
@@ -60,6 +127,14 @@ class TokenTables:
     unembedding: str
     tied_embeddings: bool
     tied_logits: bool
+
+
+class Conversion(NamedTuple):
+    """What a family makes of a config: ours, and where the arrays come from."""
+
+    config: ModelConfig
+    names: dict[str, str]  # ours, with * for a layer's number -> theirs
+    unused: set[str]  # what the model has and generation does not need
 
 
 def token_tables(

@@ -1,12 +1,12 @@
 """A model's directory, as ``save_pretrained`` writes it: read without PyTorch, and no pickle."""
 
 import errno
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ...files import safetensors
+from ...files.reading import FileError, read_json
 from ..given import adapters
 from .common import Arrays
 
@@ -33,17 +33,6 @@ def check_directory(path: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, why, str(path / CONFIG))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(fields).__name__}")
-    return fields
-
-
 def read_arrays(directory: Path) -> Arrays:
     """The arrays of ``model.safetensors``, or of the files that its index names.
 
@@ -52,14 +41,18 @@ def read_arrays(directory: Path) -> Arrays:
     if (directory / WEIGHTS).exists():
         names = [WEIGHTS]
     elif (directory / INDEX).exists():
-        names = sorted(set(_weight_map(directory / INDEX).values()))
+        names = _shards(directory / INDEX)
     else:
         raise _no_weights(directory)
     arrays: dict[str, np.ndarray] = {}
     for name in names:
-        if Path(name).name != name:
-            raise ValueError(f"{directory / INDEX} names {name!r}, which is not a file beside it")
-        arrays |= _read_safetensors(directory / name)
+        found = safetensors.read(directory / name)
+        if twice := sorted(arrays.keys() & found.keys()):
+            raise FileError(f"{name} holds {twice[0]}, which another of {', '.join(names)} holds")
+        for array, x in found.items():
+            if x.dtype.kind == "f" and not np.isfinite(x).all():
+                raise FileError(f"{name}: {array} holds numbers that are NaN or infinite")
+        arrays |= found
     return arrays
 
 
@@ -71,33 +64,15 @@ def missing_extra(package: str, path: Path) -> ImportError:
     )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    fields = read_json(index)
-    if "weight_map" not in fields:
-        raise ValueError(f"{index} has no weight_map, which says where each array is")
-    return dict(fields["weight_map"])
-
-
-def _read_safetensors(path: Path) -> Arrays:
-    try:
-        from safetensors import SafetensorError, deserialize
-    except ImportError as error:
-        raise missing_extra("safetensors", path) from error
-    try:
-        entries = deserialize(path.read_bytes())
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    return {name: _array(name, entry).reshape(entry["shape"]) for name, entry in entries}
-
-
-def _array(name: str, entry: dict[str, Any]) -> np.ndarray:
-    if entry["dtype"] == "BF16":
-        halves = np.frombuffer(entry["data"], dtype="<u2")
-        return (halves.astype("<u4") << 16).view("<f4")
-    dtypes = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
-    if entry["dtype"] not in dtypes:
-        raise ValueError(f"{name} must be floating-point, got {entry['dtype']}")
-    return np.frombuffer(entry["data"], dtype=dtypes[entry["dtype"]])
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index distributes the arrays over."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise FileError(f"{INDEX} has no weight_map, which says where each array is")
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise FileError(f"{INDEX} names {name!r}, which is not a file beside it")
+    return sorted(set(weight_map.values()))
 
 
 def _no_weights(directory: Path) -> Exception:

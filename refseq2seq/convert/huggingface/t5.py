@@ -15,10 +15,9 @@ from ...config import (
     NormConfig,
     StackConfig,
 )
-from ...params import Params
 from ...presets import plain_attention
-from ..table import UnsupportedFeature, convert_params, numbered
-from .common import Arrays, Fields, SpecialTokens, activation, table, token_tables
+from ..table import UnsupportedFeature
+from .common import Arrays, Conversion, Fields, SpecialTokens, activation, token_tables
 
 # What older files leave out; the class of the config fills it in.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -83,8 +82,8 @@ def completed(json_fields: dict[str, Any]) -> Fields:
     return Fields(made | c | {"tie_word_embeddings": True})
 
 
-def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> tuple[ModelConfig, Params]:
-    """Configuration and parameters of a model of this family."""
+def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
+    """Configuration and names of a model of this family."""
     tables = token_tables(
         arrays, encoder=ENCODER, decoder=DECODER, unembedding=HEAD, tied=TOKEN_TABLES
     )
@@ -105,9 +104,7 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> tuple[ModelConf
         "decoder.embedding": tables.decoder,
         "unembedding": tables.unembedding,
     }
-    unused = {*TOKEN_TABLES, *UNUSED}
-    params = convert_params(config, numbered(config, table(names)), arrays, unused)
-    return config, params
+    return Conversion(config, names, {*TOKEN_TABLES, *UNUSED})
 
 
 def _scales_logits(c: Fields) -> bool:
@@ -133,9 +130,7 @@ def _stack(c: Fields, n_layers: int, is_decoder: bool) -> StackConfig:
             scale=1.0,
         ),
         n_memory_tokens=0,
-        norm=NormConfig(
-            kind="rms_norm", eps=float(c["layer_norm_epsilon"]), gain="vector", bias=False
-        ),
+        norm=NormConfig(kind="rms_norm", eps=c["layer_norm_epsilon"], gain="vector", bias=False),
         norm_positions=("before",),
         final_norm=True,
         self_attention=_attention(c),

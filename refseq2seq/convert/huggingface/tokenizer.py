@@ -1,7 +1,8 @@
 """The tokenizers that lie beside a model, with the methods of `refseq2seq.text.Tokenizer`."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ...text import Tokenizer
-from .files import missing_extra, read_json
+from ...files.reading import FileError, about, parse_json, read_bytes, read_json
+from ...text import Tokenizer, UnknownSymbolError
+from .common import Fields
+from .files import missing_extra
 
 JSON = "tokenizer.json"
 SENTENCEPIECE = "spiece.model"
@@ -24,7 +27,7 @@ class Vocabularies(TypedDict, total=False):
     target_vocabulary: Tokenizer
 
 
-def read_tokenizers(directory: Path, model_type: str) -> Vocabularies:
+def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
     """The source's and the target's tokenizer, where there is one that can be read.
 
     ``tokenizer.json`` comes first, whatever the model; then ByT5, which has no file; then
@@ -33,20 +36,21 @@ def read_tokenizers(directory: Path, model_type: str) -> Vocabularies:
     """
     source: Tokenizer
     target: Tokenizer
+    model_type = c["model_type"]
     if (directory / JSON).exists():
-        source = target = JsonTokenizer.read(directory / JSON)
+        source = target = JsonTokenizer.read(directory / JSON, c["vocab_size"])
     elif _tokenizer_class(directory) == "ByT5Tokenizer":
         source = target = ByteTokenizer()
     elif model_type in ("t5", "mt5", "umt5") and (directory / SENTENCEPIECE).exists():
         source = target = SentencePieceTokenizer.of_t5(directory / SENTENCEPIECE)
     elif model_type == "marian" and all((directory / name).exists() for name in MARIAN):
-        source, target = SentencePieceTokenizer.pair_of_marian(directory)
+        source, target = SentencePieceTokenizer.pair_of_marian(directory, c["vocab_size"])
     else:
         return {}
     return {"source_vocabulary": source, "target_vocabulary": target}
 
 
-def _tokenizer_class(directory: Path) -> str | None:
+def _tokenizer_class(directory: Path) -> Any:
     path = directory / "tokenizer_config.json"
     return read_json(path).get("tokenizer_class") if path.exists() else None
 
@@ -58,15 +62,21 @@ class JsonTokenizer:
     tokenizer: Any  # tokenizers.Tokenizer
 
     @classmethod
-    def read(cls, path: Path) -> "JsonTokenizer":
+    def read(cls, path: Path, vocab_size: int) -> "JsonTokenizer":
         """Read a file; the package tokenizers does it."""
         try:
             import tokenizers
         except ImportError as error:
             raise missing_extra("tokenizers", path) from error
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        with about(path):
+            content = read_bytes(path)
+            parse_json(content)  # bounded, and a JSON object
+            with foreign_errors("tokenizers"):
+                tokenizer = tokenizers.Tokenizer.from_buffer(content)
+                tokenizer.no_truncation()
+                tokenizer.no_padding()
+                ids = tokenizer.get_vocab(with_added_tokens=True)
+            _check_ids(ids, vocab_size)
         return cls(tokenizer)
 
     @cached_property
@@ -76,7 +86,8 @@ class JsonTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
-        return list(self.tokenizer.encode(text).ids)
+        with foreign_errors("tokenizers", UnknownSymbolError):
+            return list(self.tokenizer.encode(text).ids)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of the ids; special tokens are left out."""
@@ -105,13 +116,13 @@ class SentencePieceTokenizer:
 
     @classmethod
     def pair_of_marian(
-        cls, directory: Path
+        cls, directory: Path, vocab_size: int
     ) -> tuple["SentencePieceTokenizer", "SentencePieceTokenizer"]:
         """Marian has a model for each language, and numbers the pieces in a file of its own."""
         special = frozenset(("</s>", "<unk>", "<pad>"))
-        source_ids = read_json(directory / "vocab.json")
+        source_ids = _read_ids(directory / "vocab.json", vocab_size)
         target = directory / "target_vocab.json"
-        target_ids = read_json(target) if target.exists() else source_ids
+        target_ids = _read_ids(target, vocab_size) if target.exists() else source_ids
         return (
             cls(_processor(directory / "source.spm"), source_ids, special),
             cls(_processor(directory / "target.spm"), target_ids, special),
@@ -158,7 +169,43 @@ def _processor(path: Path) -> Any:
         import sentencepiece
     except ImportError as error:
         raise missing_extra("sentencepiece", path) from error
-    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    with about(path):
+        content = read_bytes(path)
+        with foreign_errors("sentencepiece"):
+            return sentencepiece.SentencePieceProcessor(model_proto=content)
+
+
+def _read_ids(path: Path, vocab_size: int) -> dict[str, int]:
+    """The id of each piece, of a JSON file."""
+    with about(path):
+        ids = read_json(path)
+        _check_ids(ids, vocab_size)
+        if "<unk>" not in ids:
+            raise FileError("it has no <unk>, which stands for pieces without an id")
+    return ids
+
+
+def _check_ids(ids: Mapping[str, Any], vocab_size: int) -> None:
+    """Ids may lie beyond the model's table, or be left out, but not by more than there are."""
+    if not ids:
+        raise FileError("it has no tokens")
+    for token, i in ids.items():
+        if type(i) is not int or not 0 <= i < vocab_size + len(ids):
+            raise FileError(
+                f"{token!r} has id {i!r}; expected an integer from 0, and less than "
+                f"{vocab_size + len(ids)} for {len(ids)} tokens of a model with {vocab_size}"
+            )
+
+
+@contextmanager
+def foreign_errors(package: str, kind: type[ValueError] = FileError) -> Iterator[None]:
+    """Whatever a package raises as a ``kind``; a panic of Rust is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"the package {package} refuses it: {error}") from error
 
 
 def _by_id(ids: Mapping[str, int]) -> tuple[str, ...]:

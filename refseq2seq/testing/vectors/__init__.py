@@ -8,8 +8,9 @@ of a short generation, with sums in order (`Model.exact`) so that another langua
 the same bits. The files are described byte for byte in docs/vectors.md.
 """
 
+from ...files import safetensors
 from .checking import Checked, check
 from .families import FAMILIES
 from .making import make
 
-__all__ = ["FAMILIES", "Checked", "check", "make"]
+__all__ = ["FAMILIES", "Checked", "check", "make", "safetensors"]

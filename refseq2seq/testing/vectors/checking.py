@@ -1,6 +1,5 @@
 """Comparing what another program wrote with the vectors."""
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -9,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ...checks import check_number
+from ...files import safetensors
+from ...files.reading import FileError, about, read_bytes, read_json
 from ..compare import Difference, first_difference
-from . import safetensors
 from .making import CHECKSUMS, FORMAT, MANIFEST, VERSION, checksums
 from .meaning import Meaning
 
@@ -53,8 +53,9 @@ def check(
     Raises
     ------
     ValueError
-        If the vectors are not what `make` wrote, or there is nothing to compare, or a
-        folder or a name of theirs is unknown.
+        If there is nothing to compare, or a folder or a name of theirs is unknown.
+    FileError
+        If the vectors are not what `make` wrote, or a file of theirs is not of the format.
     """
     if rtol is not None:
         rtol = check_number("rtol", rtol, 0, math.inf, high_open=True)
@@ -80,29 +81,32 @@ def check(
 
 def _check_whole(root: Path) -> None:
     """Raise unless the files are those that were written."""
-    expected = (root / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    with about(root / CHECKSUMS):
+        expected = read_bytes(root / CHECKSUMS).decode().splitlines()
     if changed := sorted(set(checksums(root).splitlines()) ^ set(expected)):
-        raise ValueError(f"{root}: {changed[0].split('  ', 1)[-1]} is not as it was written")
-    manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-    if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
-        raise ValueError(f"{root} is not of version {VERSION} of the format")
+        raise FileError(f"{root}: {changed[0].split('  ', 1)[-1]} is not as it was written")
+    manifest = read_json(root / MANIFEST)
+    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise FileError(f"{root / MANIFEST}: not of version {VERSION} of the format")
 
 
 def _checked(ours: Path, theirs: Path, file: str, rtol: float | None) -> Checked:
     path = f"{file}.safetensors"
     expected, actual = safetensors.read(ours / path), safetensors.read(theirs / path)
-    meaning = Meaning(ours)
-    where = meaning.of_output if file == "outputs" else meaning.of_quantity
+    try:
+        meaning = Meaning(ours)
+        where = meaning.of_output if file == "outputs" else meaning.of_quantity
+        means = {name: where(name, x) for name, x in expected.items()}
+    except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise FileError(f"{ours}: its files do not belong together: {error!r}") from error
     compared = {
-        name: _meaningful(name, x, expected[name], where(name, expected[name]))
-        if name in expected
-        else x
+        name: _meaningful(name, x, expected[name], means[name]) if name in expected else x
         for name, x in actual.items()
     }
     try:
         difference = first_difference(expected, compared, rtol=rtol)
     except ValueError as error:
-        raise ValueError(f"{theirs / path}: {error}") from error
+        raise FileError(f"{theirs / path}: {error}") from error
     return Checked(
         case=ours.name,
         file=file,

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
+from ...files import safetensors
+from ...files.reading import opened
+from ...files.writing import new_directory
 from ...model import forward
 from ...params import named_arrays, param_shapes
 from ...trace import Trace
-from . import safetensors
 from .cases import Case, outputs_of
 from .drawing import draw_cases
 from .families import FAMILIES
@@ -61,26 +63,24 @@ def make(
         raise ValueError(f"families must be among {', '.join(FAMILIES)}, got {unknown[0]!r}")
     if dtype not in ("float64", "float32"):
         raise ValueError(f"dtype must be float64 or float32, got {dtype!r}")
-    root = Path(directory)
-    root.mkdir(parents=True, exist_ok=True)
-    if any(root.iterdir()):
-        raise ValueError(f"{root} is not empty: vectors are written into a directory of their own")
     drawn = [case for family in families for case in draw_cases(family, cases, seed, dtype)]
-    for case in drawn:
-        _write(root / case.name, case)
-    _write_json(root / MANIFEST, _manifest(drawn, seed, dtype))
-    (root / CHECKSUMS).write_text(checksums(root), encoding="utf-8", newline="\n")
+    with new_directory(directory) as root:
+        for case in drawn:
+            _write(root / case.name, case)
+        _write_json(root / MANIFEST, _manifest(drawn, seed, dtype))
+        (root / CHECKSUMS).write_text(checksums(root), encoding="utf-8", newline="\n")
     return [case.name for case in drawn]
 
 
 def checksums(root: Path) -> str:
     """A line for each file below ``root``: its SHA-256, two spaces, its path."""
     paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    return "".join(
-        f"{hashlib.sha256((root / path).read_bytes()).hexdigest()}  {path}\n"
-        for path in paths
-        if path != CHECKSUMS
-    )
+    return "".join(f"{_digest(root / path)}  {path}\n" for path in paths if path != CHECKSUMS)
+
+
+def _digest(path: Path) -> str:
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(folder: Path, case: Case) -> None:

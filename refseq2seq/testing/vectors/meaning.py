@@ -1,14 +1,14 @@
 """Which places of a quantity mean something: the others are compared with nothing."""
 
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 
+from ...files import safetensors
+from ...files.reading import read_json
 from ...quantities import quantity
 from ..simulation import meaningful
-from . import safetensors
 
 
 class Meaning:
@@ -21,7 +21,7 @@ class Meaning:
     def __init__(self, case: Path) -> None:
         inputs = safetensors.read(case / "inputs.safetensors")
         self._outputs = safetensors.read(case / "outputs.safetensors")
-        about = json.loads((case / "case.json").read_text(encoding="utf-8"))
+        about = read_json(case / "case.json")
         self._source: np.ndarray = inputs["source_mask"]  # (batch, n_source)
         self._n_forced = inputs["prefix_lengths"] - inputs["prefix_lengths"].min()  # (batch,)
         self._searches = about["method"]["name"] == "beam_search"

@@ -1,0 +1,103 @@
+"""The safetensors format, of Hugging Face and of our vectors, written from its description.
+
+    8 bytes     n, an unsigned integer, the length of the header
+    n bytes     a JSON object: per array its dtype, its shape, and where its bytes begin and end,
+                counted from the end of the header; spaces at its end
+    the rest    the bytes of the arrays, one after the other, in C order
+
+Everything is little-endian, nothing is compressed, no byte is without a meaning.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from math import prod
+from typing import IO, Any
+
+import numpy as np
+
+from .reading import FileError, about, opened, parse_json
+from .writing import replacing
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "BOOL": np.dtype("?"),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+WHAT_TO_DO = (
+    f"expected {', '.join(DTYPES)} or BF16: widen another float to float32 (F32), which holds it "
+    "exactly"
+)
+
+
+def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
+    """Write the arrays to a file, in their order.
+
+    Raises
+    ------
+    TypeError
+        If the dtype of an array is none of `DTYPES`.
+    """
+    header, data, end = {}, [], 0
+    for name, array in arrays.items():
+        x = np.asarray(array)
+        dtype = x.dtype.newbyteorder("<")
+        if dtype not in NAMES:
+            raise TypeError(f"{name} has dtype {x.dtype}; {WHAT_TO_DO}")
+        data.append(x.astype(dtype).tobytes())
+        begin, end = end, end + len(data[-1])
+        header[name] = {
+            "dtype": NAMES[dtype],
+            "shape": list(x.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text + b"".join(data))
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of a file, in the order of their bytes.
+
+    BF16, which NumPy lacks, becomes float32, of which it is the upper half.
+
+    Raises
+    ------
+    FileError
+        If the file is not of this format, or not whole, or the dtype of an array is neither one
+        of `DTYPES` nor BF16.
+    """
+    with about(path), opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        n = int.from_bytes(file.read(8), "little")
+        if not 0 < n <= size - 8:
+            raise FileError("not a whole safetensors file: its header is cut off")
+        try:
+            return _arrays(parse_json(file.read(n)), file, size - 8 - n)
+        except (KeyError, AttributeError, TypeError) as error:
+            raise FileError(f"not a whole safetensors file: its header: {error!r}") from error
+
+
+def _arrays(header: dict[str, Any], file: IO[bytes], n_bytes: int) -> dict[str, np.ndarray]:
+    header.pop("__metadata__", None)
+    arrays, place = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        dtype = np.dtype("<u2") if code == "BF16" else DTYPES.get(code)
+        if dtype is None:
+            raise FileError(f"{name} has dtype {code}; {WHAT_TO_DO}")
+        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+            raise FileError(f"{name} has the shape {shape} at {begin} to {end}: no integers >= 0")
+        if begin != place or end > n_bytes or end - begin != prod(shape) * dtype.itemsize:
+            raise FileError(f"{name} of shape {shape} cannot lie at {begin} to {end}")
+        array = np.frombuffer(file.read(end - begin), dtype=dtype).reshape(shape)
+        arrays[name] = (array.astype("<u4") << 16).view("<f4") if code == "BF16" else array
+        place = end
+    if place != n_bytes:
+        raise FileError("not a whole safetensors file: it has bytes of no array")
+    return arrays

@@ -1,0 +1,60 @@
+"""Writing a file so that neither a full disk nor a kill costs the old one."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file that takes the place of ``path`` when all went well, and is gone otherwise.
+
+    What is no regular file, such as ``/dev/stdout`` or a named pipe, is written to as it is.
+    """
+    path = Path(path).resolve()  # of a link, what it points to
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            yield file
+        return
+    temporary = _beside(path)
+    try:
+        with open(temporary, "xb") as file:  # not tempfile's: permissions follow the umask
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A directory that becomes ``path``, new or empty, when all went well, and is gone otherwise.
+
+    Raises
+    ------
+    ValueError
+        If ``path`` has files in it.
+    """
+    path = Path(path).resolve()
+    if path.exists() and any(path.iterdir()):
+        raise ValueError(f"{path} is not empty: give a directory that is new or empty")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _beside(path: Path) -> Path:
+    return path.parent / f".{os.urandom(8).hex()}.part"
