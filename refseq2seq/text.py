@@ -1,5 +1,6 @@
 """Between text and token ids."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,10 @@ class Tokenizer(Protocol):
     @property
     def symbols(self) -> Sequence[str]:
         """How each id is shown."""
+
+    @property
+    def definition(self) -> str:
+        """All that `encode` and `decode` depend on: two that differ in it may differ in a text."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
@@ -85,6 +90,11 @@ class Vocabulary(Config):
 
     def __len__(self) -> int:
         return len(self.symbols)
+
+    @property
+    def definition(self) -> str:
+        """Its fields as JSON."""
+        return json.dumps(self.to_dict())
 
     @cached_property
     def _ids(self) -> dict[str, int]:

@@ -9,46 +9,79 @@
 
 Mistakes of the user are one line on standard error, never a traceback. A command is a module
 with a function ``add_to`` that adds it to the parser, and a function that runs it and may
-return the exit status.
+return the exit status: 0, 1 if it refused, 2 for wrong usage, 3 if some lines have no answer.
 """
 
 import argparse
 import os
 import sys
 
+from .. import __version__
 from ..backend import BackendError
 from . import explain, generate, info, vectors
 
 COMMANDS = (generate, explain, info, vectors)
 
+EXPECTED = (ValueError, OSError, ImportError, BackendError, MemoryError, OverflowError)
+"""What a mistake of the user or a full machine raises; anything else is a mistake of ours."""
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the result is the exit status: 0, 1 for an error, 2 for wrong usage."""
-    options = _parser().parse_args(arguments)
+    """Run one command; the result is the exit status."""
+    if sys.stdout is None:
+        return _refuse(ValueError("standard output is closed: there is nowhere to write to"))
     try:
+        options = _parser().parse_args(arguments)
         status: int | None = options.run(options)
+        sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + 13  # as if by SIGPIPE
-    except (ValueError, OSError, BackendError) as error:
-        print(f"refseq2seq: {_in_one_line(error)}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        return 130
+        return 128 + 2  # as if by SIGINT
+    except Exception as error:
+        return _refuse(error)
     return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="refseq2seq", description="Encoder-decoder Transformer generation, step by step."
+        prog="refseq2seq",
+        description="Encoder-decoder Transformer generation, step by step.",
+        epilog="exit status: 0; 1 refused; 2 wrong usage; 3 some lines have no answer",
     )
+    parser.add_argument("--version", action="version", version=f"refseq2seq {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_to(commands)
     return parser
 
 
+def _refuse(error: Exception) -> int:
+    """Say in one line what is wrong; under ``python -X dev``, a mistake of ours is raised."""
+    told = _in_one_line(error)
+    if not isinstance(error, EXPECTED):
+        if sys.flags.dev_mode:
+            raise error
+        told = (
+            f"unexpected {type(error).__name__}: {told} (python -X dev -m refseq2seq shows where)"
+        )
+    try:
+        sys.stdout.flush()  # the answers before it
+    except (OSError, AttributeError):  # a full disk, which may be the error itself, or no output
+        _drop_output()
+    if sys.stderr is not None:
+        print(f"refseq2seq: {told}", file=sys.stderr)
+    return 1
+
+
 def _in_one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _drop_output() -> None:
+    """Let nothing that is still to be written fail again when Python ends."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ..explain import page
+from ..files.writing import replacing
 from .options import (
     add_choice_options,
+    add_command,
     add_model_options,
     filters_of,
     method_of,
@@ -17,15 +19,21 @@ from .options import (
 
 def add_to(commands: Any) -> None:
     """Add the command to the parser."""
-    command = commands.add_parser("explain", help="write a page that shows how a text is decoded")
-    command.set_defaults(run=_explain, usage_error=command.error)
-    command.add_argument("text", metavar="TEXT")
+    command = add_command(
+        commands,
+        "explain",
+        "write a page that shows how a text is decoded",
+        "oracle --html oracle.html",
+        "oracle --beams 4 --html - > beams.html",
+    )
+    command.set_defaults(run=_explain)
+    command.add_argument("text", metavar="TEXT", help="the input")
     command.add_argument(
         "--html",
         type=Path,
         required=True,
         metavar="FILE",
-        help="the page to write",
+        help="the page to write; - is standard output",
     )
     add_model_options(command)
     add_choice_options(command)
@@ -49,4 +57,8 @@ def _explain(options: argparse.Namespace) -> None:
         draws=bool(filters),
         **{name: method[name] for name in names if name in method},
     )
-    options.html.write_text(html, encoding="utf-8")
+    if options.html == Path("-"):
+        print(html)
+        return
+    with replacing(options.html) as file:
+        file.write(html.encode())

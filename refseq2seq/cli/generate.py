@@ -1,120 +1,157 @@
 """``refseq2seq generate``: one output line for each input line."""
 
 import argparse
+import io
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..beam import beam_steps
 from ..decoding import decode_steps
 from ..model import Model
-from .bulk import generate_file
-from .lines import Line, encoded, outputs
-from .options import add_method_options, add_model_options, count, method_of, model_of
+from .lines import Answer, Line, answers, check_method, encoded, read_lines
+from .options import (
+    add_command,
+    add_method_options,
+    add_model_options,
+    add_options,
+    count,
+    method_of,
+    model_of,
+)
+from .progress import progress
 from .steps import print_beam_steps, print_token_steps
+
+ESCAPES = str.maketrans({"\n": r"\n", "\r": r"\r", "\t": r"\t"})
+"""In a line of outputs, LF would end it, and tabs separate them."""
 
 
 def add_to(commands: Any) -> None:
     """Add the command to the parser."""
-    command = commands.add_parser("generate", help="generate one output for each input line")
-    command.set_defaults(run=_generate, usage_error=command.error)
-    command.add_argument("texts", nargs="*", metavar="TEXT", help="input; standard input if none")
-    command.add_argument("--input", type=Path, metavar="FILE", help="read the lines of FILE")
-    add_model_options(command)
-    command.add_argument("--batch-size", type=count, default=32, metavar="N")
-    bulk = command.add_argument_group(
-        "in bulk", "a file of answers as JSON lines; after a kill, the same command goes on"
+    command = add_command(
+        commands,
+        "generate",
+        "generate one output line for each input line",
+        "oracle transformer",
+        "--beams 4 --n-best 2 --json < words.txt",
+        "--input words.txt --output answers.jsonl",
     )
-    bulk.add_argument("--output", type=Path, metavar="FILE", help="answers to the lines of --input")
-    together = "lines sorted and written together (%(default)s)"
-    bulk.add_argument("--window", type=count, default=256, metavar="N", help=together)
-    add_method_options(command)
-    shown = command.add_mutually_exclusive_group()
-    shown.add_argument("--json", action="store_true", help="one JSON object per input line")
+    command.set_defaults(run=_generate)
+    command.add_argument("texts", nargs="*", metavar="TEXT", help="input; standard input if none")
+    lines = command.add_argument_group("input and output")
+    add_options(
+        lines,
+        (
+            "--input",
+            Path,
+            "FILE",
+            "read lines of UTF-8 that end with LF or CRLF; - is stdin",
+        ),
+        (
+            "--batch-size",
+            count,
+            "N",
+            "lines that are computed together (32); one, if typed",
+        ),
+    )
+    skip = "print nothing for a line that cannot be answered, and go on; exit status 3"
+    lines.add_argument("--skip-errors", action="store_true", help=skip)
+    shown = lines.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="one JSON object per line; logs in nats")
     shown.add_argument("--steps", action="store_true", help="a table of the decoding steps")
+    add_options(
+        command.add_argument_group("in bulk", "after a kill, the same command goes on"),
+        ("--output", Path, "FILE", "write a JSON object per line of --input; - is --json"),
+        ("--window", count, "N", "lines that are sorted by length and kept together (256)"),
+    )
+    command.set_defaults(batch_size=32, window=256)
+    add_model_options(command)
+    add_method_options(command)
 
 
-def _generate(options: argparse.Namespace) -> None:
-    method = method_of(options)
-    if options.output and (options.input is None or options.texts or options.steps):
-        options.usage_error("--output needs --input FILE alone, and writes JSON lines")
-    model = model_of(options)
-    if options.output:
-        generate_file(model, method, options)
-        return
-    lines = _lines(options)
-    for batch in _batches(lines, 1 if options.steps else options.batch_size):
-        if options.steps:
-            _print_steps(model, batch[0], method, options)
-        else:
-            _print_outputs(model, batch, method, options)
-        sys.stdout.flush()
-
-
-def _lines(options: argparse.Namespace) -> Iterator[Line]:
-    """The input lines, behind a progress bar where somebody waits for a file."""
+def _generate(options: argparse.Namespace) -> int:
+    to_stdout = options.output == Path("-")
     if options.texts and options.input:
         options.usage_error("give the input as arguments or with --input, not both")
+    if options.output and options.steps:
+        options.usage_error("--output holds answers, --steps prints steps: choose one")
+    if options.output and not to_stdout and options.input in (None, Path("-")):
+        options.usage_error("--output FILE needs --input FILE")
+    method = method_of(options)
+    model = model_of(options)
+    check_method(model, method)
+    if options.output and not to_stdout:
+        from .bulk import generate_file  # brings a database, which a word does not need
+
+        return generate_file(model, method, options)
+    options.json |= to_stdout
+    return _print_all(model, method, options)
+
+
+def _print_all(model: Model, method: dict[str, Any], options: argparse.Namespace) -> int:
+    """Answer line by line or batch by batch; the exit status."""
+    failed = False
+    with _input(options) as (file, at_once), progress(0, None) as advance:
+        lines = read_lines(file)
+        while batch := list(islice(lines, 1 if at_once or options.steps else options.batch_size)):
+            if options.steps:
+                found = [_print_steps(model, batch[0], method, options)]
+            else:
+                found = answers(model, batch, method, options.batch_size, advance)
+            for answer in found:
+                if error := answer.get("error"):
+                    if not options.skip_errors:
+                        raise ValueError(error)
+                    print(f"refseq2seq: {error}", file=sys.stderr)
+                    failed = True
+                if options.json:
+                    print(json.dumps(answer, ensure_ascii=False))
+                elif not options.steps:
+                    texts = [sample["text"] for sample in answer.get("samples", ())]
+                    print("\t".join(text.translate(ESCAPES) for text in texts))
+            sys.stdout.flush()
+    return 3 if failed else 0
+
+
+@contextmanager
+def _input(options: argparse.Namespace) -> Iterator[tuple[IO[bytes], bool]]:
+    """The input as a file, and whether a person types it, who waits for each line."""
     if options.texts:
-        yield from map(Line, range(len(options.texts)), options.texts)
-        return
-    with open(options.input or 0, encoding="utf-8") as file:
-        numbered = (Line(i, line.rstrip("\r\n")) for i, line in enumerate(file))
-        yield from _with_progress(numbered) if options.input else numbered
-
-
-def _with_progress(lines: Iterable[Line]) -> Iterable[Line]:
-    if sys.stderr.isatty() and not sys.stdout.isatty():
-        with suppress(ImportError):
-            from tqdm import tqdm
-
-            return tqdm(lines, unit=" lines", delay=1)
-    return lines
-
-
-def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
-    """Batches of lines; single ones where a person types, who wants to see each at once."""
-    size = 1 if sys.stdin.isatty() and not sys.stdout.isatty() else size
-    while batch := list(islice(lines, size)):
-        yield batch
-
-
-def _print_outputs(
-    model: Model, batch: list[Line], method: dict[str, Any], options: argparse.Namespace
-) -> None:
-    """One output line for each of the batch; an empty input line gives an empty one."""
-    lines = [line for line in batch if line.text]
-    source = [encoded(model, line) for line in lines]
-    found = outputs(model, source, [line.number for line in lines], method) if lines else []
-    samples_of = dict(zip(lines, found, strict=True))
-    for line in batch:
-        samples = samples_of.get(line, [])
-        if options.json:
-            print(json.dumps({"input": line.text, "samples": samples}, ensure_ascii=False))
-        else:
-            print("\t".join(sample["text"] for sample in samples))
+        yield io.BytesIO(b"".join(os.fsencode(text) + b"\n" for text in options.texts)), False
+    elif options.input and options.input != Path("-"):
+        with open(options.input, "rb") as file:
+            yield file, False
+    elif sys.stdin is None:
+        raise ValueError("standard input is closed: give TEXT, or --input FILE")
+    else:
+        yield sys.stdin.buffer, sys.stdin.isatty()
 
 
 def _print_steps(
     model: Model, line: Line, method: dict[str, Any], options: argparse.Namespace
-) -> None:
-    """The loop as it runs."""
+) -> Answer:
+    """Print the loop as it runs; the answer says only what was wrong."""
     print(line.text)
-    if not line.text:
-        return
-    source = [encoded(model, line)]
+    try:
+        ids = encoded(model, line)
+    except ValueError as error:
+        return {"error": str(error)}
+    if not ids:
+        return {}
     if "beams" in method:
         search = {name: value for name, value in method.items() if name != "n_best"}
-        print_beam_steps(model, beam_steps(model, source, **search))
-        return
-    steps = decode_steps(model, source, row_ids=[line.number], **method)
+        print_beam_steps(model, beam_steps(model, [ids], **search))
+        return {}
+    steps = decode_steps(model, [ids], row_ids=[line.number], **method)
     if options.num_samples == 1:
         print_token_steps(model, steps, 0)
     else:
         kept = list(steps)
         for row in range(options.num_samples):
             print_token_steps(model, (step for step in kept if step.emitted[row]), row)
+    return {}

@@ -5,13 +5,14 @@ from typing import Any
 
 from .. import summary
 from ..checkpoint import load
+from .options import MODEL_HELP, add_command
 
 
 def add_to(commands: Any) -> None:
     """Add the command to the parser."""
-    command = commands.add_parser("info", help="show what a checkpoint is")
+    command = add_command(commands, "info", "show what a checkpoint is", "", "path/of/a/model")
     command.set_defaults(run=_info)
-    command.add_argument("model", nargs="?", default="g2p", metavar="MODEL")
+    command.add_argument("model", nargs="?", default="g2p", metavar="MODEL", help=MODEL_HELP)
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -1,73 +1,160 @@
-"""From lines of text to what is generated for them: what `generate` does, batch by batch."""
+"""From lines to answers: the one definition of a line, and what `generate` does for many."""
 
-from collections.abc import Sequence
+import codecs
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..beam import beam_search
-from ..decoding import generate
-from ..model import Model
-from ..text import UnknownSymbolError
+from ..beam import beam_search, beam_steps
+from ..decoding import decode_steps, generate
+from ..failures import NonFiniteLogitsError
+from ..model import Model, check_fits
+from ..tokens import as_tokens
+
+Answer = dict[str, Any]
+"""What is said of a line: its ``input``, and ``samples`` or the ``error`` that explains why not."""
 
 
-class Line(NamedTuple):
-    """One line of input: its number, counted from 0, and its text."""
+@dataclass(frozen=True)
+class Line:
+    """A line of input: its number, counted from 0, its text, and why it is none, if it is none."""
 
     number: int
     text: str
+    error: str | None = None
+
+
+def read_lines(file: Iterable[bytes], first: int = 0) -> Iterator[Line]:
+    r"""The lines of a binary file, of which the first has the number ``first``.
+
+    LF or CRLF ends a line, and nothing else: a lone CR, a form feed or U+2028 is text. A byte
+    order mark at the start of line 0 is skipped. A line that is not UTF-8 has an error.
+
+    Examples
+    --------
+    >>> [line.text for line in read_lines([b"\xef\xbb\xbfcat\r\n", b"a\rb\n", b"dog"])]
+    ['cat', 'a\rb', 'dog']
+    """
+    for number, line in enumerate(file, start=first):
+        content = line[:-1].removesuffix(b"\r") if line.endswith(b"\n") else line
+        content = content.removeprefix(codecs.BOM_UTF8) if number == 0 else content
+        try:
+            yield Line(number, content.decode())
+        except UnicodeDecodeError as error:
+            yield Line(number, content.decode(errors="replace"), f"not UTF-8: {error}")
+
+
+def check_method(model: Model, method: dict[str, Any]) -> None:
+    """Raise if the model cannot generate so, whatever the line."""
+    steps = beam_steps if "beams" in method else decode_steps
+    steps(model, [[0]], **{name: x for name, x in method.items() if name != "n_best"})
 
 
 def encoded(model: Model, line: Line) -> list[int]:
-    """The token ids of a line.
+    """The token ids of a line, none if it is empty.
 
     Raises
     ------
-    UnknownSymbolError
-        Naming the line, counted from 1.
+    ValueError
+        Naming the line, counted from 1, if the model cannot read it.
     """
     try:
-        return model.source_vocabulary.encode(line.text)  # type: ignore[union-attr]
-    except UnknownSymbolError as error:
-        raise UnknownSymbolError(f"line {line.number + 1}: {error}") from error
+        if line.error:
+            raise ValueError(line.error)
+        if not line.text:
+            return []
+        ids = model.source_vocabulary.encode(line.text)  # type: ignore[union-attr]
+        if not ids:
+            raise ValueError(f"{line.text!r} has no tokens")
+        as_tokens("source", [ids], model.config.encoder.vocab_size)
+        check_fits("source", len(ids), model.config.encoder)
+    except ValueError as error:
+        raise ValueError(f"line {line.number + 1}: {error}") from error
+    return ids
 
 
-def outputs(
-    model: Model, source: Sequence[list[int]], numbers: Sequence[int], method: dict[str, Any]
-) -> list[list[dict[str, Any]]]:
-    """The samples, or the hypotheses with their scores, of each row.
+def answers(
+    model: Model,
+    lines: Iterable[Line],
+    method: dict[str, Any],
+    batch_size: int,
+    advance: Callable[[int], object] = lambda n: None,
+) -> list[Answer]:
+    """The answer to each line; lines of similar length share a batch.
 
     Parameters
     ----------
     model : Model
-    source : sequence of lists of token ids
-    numbers : sequence of int
-        The numbers of their lines: a sample depends on that and the seed alone.
+        With vocabularies.
+    lines : iterable of Line
     method : dict
-        Of `refseq2seq.cli.options.method_of`.
+        The arguments of `generate`, or of `beam_search`, which has ``beams``.
+    batch_size : int
+    advance : function of int
+        Told how many lines more have their answer.
+    """
+    found: list[Answer] = []
+    to_do: list[tuple[int, list[int], Answer]] = []
+    for line in lines:
+        answer: Answer = {"input": line.text}
+        found.append(answer)
+        try:
+            if ids := encoded(model, line):
+                to_do.append((line.number, ids, answer))
+            else:
+                answer["samples"] = []
+        except ValueError as error:
+            answer["error"] = str(error)
+    advance(len(found) - len(to_do))
+    to_do.sort(key=lambda entry: -len(entry[1]))  # the longest first: memory shows at once
+    for start in range(0, len(to_do), batch_size):
+        batch = to_do[start : start + batch_size]
+        _answer(model, batch, method)
+        advance(len(batch))
+    return found
+
+
+def _answer(model: Model, batch: list[tuple[int, list[int], Answer]], method: Any) -> None:
+    """Complete the answers of a batch; lines are told apart where the model gives no numbers."""
+    numbers, source, answers = zip(*batch, strict=True)
+    try:
+        found = _outputs(model, source, numbers, method)
+    except NonFiniteLogitsError as error:
+        if len(batch) > 1:
+            for entry in batch:
+                _answer(model, [entry], method)
+        else:
+            answers[0]["error"] = f"line {numbers[0] + 1}: {error}"
+        return
+    for answer, samples in zip(answers, found, strict=True):
+        answer["samples"] = samples
+
+
+def _outputs(
+    model: Model, source: Sequence[list[int]], numbers: Sequence[int], method: dict[str, Any]
+) -> list[list[dict[str, Any]]]:
+    """The samples, or the hypotheses with their scores, of each row.
+
+    A sample depends on the number of its line and the seed alone.
     """
     if "beams" in method:
         found = beam_search(model, source, **method)
-        places = [(row, k) for row in range(len(source)) for k in range(found.scores.shape[1])]
-        flat = [
-            _output(model, found.tokens[p], found.log_probs[p], found.lengths[p])
-            | {"score": float(found.scores[p])}
-            for p in places
-            if found.scores[p] > -np.inf
+        tokens, log_probs, lengths = found.tokens, found.log_probs, found.lengths
+        return [
+            [
+                _output(model, tokens[i, k], log_probs[i, k], lengths[i, k]) | {"score": score}
+                for k, score in enumerate(scores)
+                if score > -np.inf
+            ]
+            for i, scores in enumerate(found.scores.tolist())
         ]
-        counts = (found.scores > -np.inf).sum(axis=1).tolist()
-    else:
-        out = generate(model, source, row_ids=numbers, **method)
-        flat = [
-            _output(model, tokens, log_probs, n) | {"finished": bool(finished)}
-            for tokens, log_probs, n, finished in zip(
-                out.tokens, out.log_probs, out.lengths, out.finished, strict=True
-            )
-        ]
-        counts = [method["num_return_sequences"]] * len(source)
-    remaining = iter(flat)
-    return [list(islice(remaining, n)) for n in counts]
+    out = generate(model, source, row_ids=numbers, **method)
+    rows = zip(out.tokens, out.log_probs, out.lengths, out.finished.tolist(), strict=True)
+    samples = (_output(model, *row) | {"finished": finished} for *row, finished in rows)
+    return [list(islice(samples, method["num_return_sequences"])) for _ in source]
 
 
 def _output(model: Model, tokens: np.ndarray, log_probs: np.ndarray, n: int) -> dict[str, Any]:

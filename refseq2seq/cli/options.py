@@ -1,24 +1,60 @@
 """What commands share: the options that name a model and a way to choose tokens."""
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Any
 
 from ..beam import EarlyStopping
 from ..checkpoint import load
+from ..checks import check_number
 from ..constraints import no_repeat_ngram, repetition_penalty
 from ..filters import min_p, temperature, top_a, top_k, top_p
 from ..model import Model
 from ..sampling import Processor, greedy, sample
+from .threads import NARROW, use_threads
 
-EARLY_STOPPING: dict[str | None, EarlyStopping] = {"true": True, "false": False, "never": "never"}
+EARLY_STOPPING: dict[str, EarlyStopping] = {"true": True, "false": False, "never": "never"}
+
+MODEL_HELP = "g2p, which ships inside, or the path of a checkpoint or a Hugging Face directory"
+THREADS_HELP = (
+    "threads of the CPU for matrix products; by default 1 for a model of width up to "
+    f"{NARROW}, and what the environment or the number of cores says for a wider one"
+)
+
+
+def add_command(commands: Any, name: str, summary: str, *examples: str) -> Any:
+    """Add a command to the parser; ``examples`` are its arguments, shown under its help."""
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n  ".join(["examples:", *(f"refseq2seq {name} {x}" for x in examples)]),
+    )
+    command.set_defaults(usage_error=command.error)
+    return command
+
+
+def add_options(group: Any, *rows: tuple[str, Callable[[str], Any] | list[str], str, str]) -> None:
+    """Add options to a group: name, type or choices, what help calls the value, what it means."""
+    for name, kind, metavar, meaning in rows:
+        if isinstance(kind, list):
+            group.add_argument(name, choices=kind, help=meaning)
+        else:
+            group.add_argument(name, type=kind, metavar=metavar, help=meaning)
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
     """Which model, where and how precise."""
-    command.add_argument("--model", default="g2p", help="g2p, or the path of a checkpoint")
-    command.add_argument("--backend", choices=["numpy", "cupy"], default="numpy")
-    command.add_argument("--dtype", choices=["float16", "float32", "float64"])
+    add_options(
+        command.add_argument_group("model"),
+        ("--model", str, "MODEL", MODEL_HELP),
+        ("--backend", ["numpy", "cupy"], "", "the CPU (numpy, the default) or a CUDA device"),
+        ("--dtype", ["float16", "float32", "float64"], "", "to compute in; the model's by default"),
+        ("--threads", count, "N", THREADS_HELP),
+    )
+    command.set_defaults(model="g2p", backend="numpy")
 
 
 def model_of(options: argparse.Namespace) -> Model:
@@ -26,6 +62,7 @@ def model_of(options: argparse.Namespace) -> Model:
     model = load(options.model)
     if model.source_vocabulary is None or model.target_vocabulary is None:
         raise ValueError(f"{options.model} has no vocabularies: it cannot read or write text")
+    use_threads(options.threads, model)
     if options.dtype:
         model = model.astype(options.dtype)
     return model.to(options.backend)
@@ -34,53 +71,79 @@ def model_of(options: argparse.Namespace) -> Model:
 def add_method_options(command: argparse.ArgumentParser) -> None:
     """How long, how many, and how tokens are chosen: `method_of` reads these."""
     sampling, search = add_choice_options(command)
-    sampling.add_argument(
-        "--num-samples", type=count, default=1, metavar="N", help="per line, separated by tabs"
-    )
-    search.add_argument("--n-best", type=count, metavar="N", help="per line, separated by tabs")
+    add_options(sampling, ("--num-samples", count, "N", "outputs per line, tabs between them (1)"))
+    add_options(search, ("--n-best", count, "N", "outputs per line, best first, tabs between (1)"))
 
 
 def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
     """The same for one output of one input: the groups of sampling and of beam search."""
-    command.set_defaults(num_samples=1, n_best=None)
-    command.add_argument("--max-new-tokens", type=count, metavar="N")
-    command.add_argument("--min-new-tokens", type=count, default=0, metavar="N")
-    command.add_argument("--repetition-penalty", type=float, metavar="R")
-    command.add_argument("--no-repeat-ngram", type=count, metavar="N")
+    command.set_defaults(num_samples=1, n_best=None, min_new_tokens=0)
+    add_options(
+        command.add_argument_group("length and repetition"),
+        ("--max-new-tokens", count, "N", "tokens of an output at most, its end counted; by default "
+         "as many as the model has positions for"),
+        ("--min-new-tokens", whole, "N", "tokens before an end can be chosen (0)"),
+        ("--repetition-penalty", float, "R", "divide positive logits of tokens that are there "
+         "already by R, and multiply negative ones; 1 changes nothing"),
+        ("--no-repeat-ngram", count, "N", "let no sequence of N tokens occur twice"),
+    )  # fmt: skip
     sampling = command.add_argument_group("sampling", "filters apply in the order listed here")
-    sampling.add_argument("--temperature", type=float, metavar="T")
-    sampling.add_argument("--top-k", type=_count_or_fraction, metavar="K", help="5, or 0.1 of all")
-    sampling.add_argument("--top-p", type=float, metavar="P")
-    sampling.add_argument("--min-p", type=float, metavar="R")
-    sampling.add_argument("--top-a", type=float, metavar="R")
-    sampling.add_argument("--seed", type=int, metavar="SEED", help="0 by default")
-    search = command.add_argument_group("beam search", "instead of sampling")
-    search.add_argument("--beams", type=count, metavar="B")
-    search.add_argument("--length-penalty", type=float, metavar="A", help="1 by default")
-    search.add_argument(
-        "--early-stopping", choices=["true", "false", "never"], help="false by default"
+    add_options(
+        sampling,
+        ("--temperature", float, "T", "divide the logits by T, more than 0"),
+        ("--top-k", _count_or_fraction, "K", "keep the K most probable tokens: 5, or 0.1 of all"),
+        ("--top-p", float, "P", "keep the fewest tokens whose probabilities reach P, in (0, 1]"),
+        ("--min-p", float, "R", "keep tokens of at least R times the highest probability"),
+        ("--top-a", float, "R", "keep tokens of at least R times the square of the highest one"),
+        ("--seed", whole, "SEED", "of the random numbers (0): the same gives the same outputs"),
     )
+    search = command.add_argument_group("beam search", "instead of sampling")
+    add_options(
+        search,
+        ("--beams", count, "B", "hypotheses that are kept in each step"),
+        ("--length-penalty", float, "A", "divide a score, in nats, by its number of tokens to the "
+         "power A (1)"),
+        ("--early-stopping", [*EARLY_STOPPING], "", "stop when B hypotheses have ended (true), or "
+         "when no live one is likely to be better (false, the default), or can be (never)"),
+    )  # fmt: skip
     return sampling, search
 
 
 def method_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that say how tokens are chosen: of `beam_steps`, or of `decode_steps`."""
+    """The arguments that say how tokens are chosen: of `beam_steps`, or of `decode_steps`.
+
+    Values and combinations that no model could be asked for are wrong usage.
+    """
+    try:
+        return _method(options)
+    except (ValueError, OverflowError) as error:
+        options.usage_error(str(error))
+        raise  # it has ended the program
+
+
+def _method(options: argparse.Namespace) -> dict[str, Any]:
     penalties, filters = [*penalties_of(options).values()], [*filters_of(options).values()]
     samples = bool(filters) or options.num_samples > 1
     length = {"max_new_tokens": options.max_new_tokens, "min_new_tokens": options.min_new_tokens}
     searches = {
         "n_best": options.n_best,
         "length_penalty": options.length_penalty,
-        "early_stopping": EARLY_STOPPING.get(options.early_stopping),
+        "early_stopping": EARLY_STOPPING.get(options.early_stopping or ""),
     }
     searches = {name: value for name, value in searches.items() if value is not None}
     if options.beams is None and searches:
-        options.usage_error(f"--{next(iter(searches)).replace('_', '-')} needs --beams")
+        raise ValueError(f"--{next(iter(searches)).replace('_', '-')} needs --beams")
+    if options.min_new_tokens > (options.max_new_tokens or math.inf):
+        raise ValueError(f"--min-new-tokens must be at most {options.max_new_tokens}, its maximum")
     if options.seed is not None and not samples:
-        options.usage_error("--seed needs something to sample: for example --temperature 1")
+        raise ValueError("--seed needs something to sample: for example --temperature 1")
+    if options.length_penalty is not None:
+        check_number("--length-penalty", options.length_penalty, -math.inf, math.inf, True, True)
     if options.beams is not None:
         if samples:
-            options.usage_error("--beams searches, the options of sampling draw: choose one")
+            raise ValueError("--beams searches, the options of sampling draw: choose one")
+        if options.beams < (options.n_best or 1):
+            raise ValueError(f"--n-best must be at most --beams, got {options.n_best}")
         return {"beams": options.beams, "processors": penalties, **searches, **length}
     return {
         "choose": sample(*penalties, *filters) if samples else greedy(*penalties),
@@ -114,11 +177,25 @@ def _processors(*settings: tuple[str, Callable[[Any], Processor], Any]) -> dict[
 
 
 def count(text: str) -> int:
-    """A number of something, at least 1."""
-    if (n := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return n
+    """A number of something: an integer from 1."""
+    return _integer(text, 1)
+
+
+def whole(text: str) -> int:
+    """An integer from 0."""
+    return _integer(text, 0)
+
+
+def _integer(text: str, low: int) -> int:
+    if not (text.isascii() and text.isdigit() and low <= int(text[:11]) < 2**31):
+        raise argparse.ArgumentTypeError(
+            f"expected an integer of at least {low} and less than 2**31, got {text:.40}"
+        )
+    return int(text)
 
 
 def _count_or_fraction(text: str) -> int | float:
-    return float(text) if "." in text else int(text)
+    try:
+        return count(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected 5, or 0.1, got {text:.40}") from None

@@ -6,22 +6,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .options import count
+from .options import add_command, add_options, count, whole
 
 FAMILIES = ("vaswani", "x_transformers", "t5", "everything")
 
 
 def add_to(commands: Any) -> None:
     """Add the command to the parser."""
-    command = commands.add_parser("vectors", help="write test vectors, or compare with them")
+    command = add_command(
+        commands,
+        "vectors",
+        "write test vectors, or compare with them",
+        "make vectors --family t5",
+        "check vectors results/of/my/program",
+    )
     actions = command.add_subparsers(required=True, metavar="ACTION")
     make = actions.add_parser("make", help="write vectors into a new directory")
     make.set_defaults(run=_make)
-    make.add_argument("directory", type=Path, metavar="DIR")
+    make.add_argument("directory", type=Path, metavar="DIR", help="new or empty")
     make.add_argument("--family", action="append", choices=FAMILIES, help="all by default")
-    make.add_argument("--cases", type=count, metavar="N", help="of each family")
-    make.add_argument("--seed", type=int, default=0, metavar="SEED")
-    make.add_argument("--dtype", choices=["float64", "float32"], default="float64")
+    add_options(
+        make,
+        ("--cases", count, "N", "how many of each family; by default one of each situation"),
+        ("--seed", whole, "SEED", "of weights and inputs (0)"),
+        ("--dtype", ["float64", "float32"], "", "of weights and quantities (float64)"),
+    )
+    make.set_defaults(seed=0, dtype="float64")
     check = actions.add_parser("check", help="the first difference; status 1 if there is one")
     check.set_defaults(run=_check)
     check.add_argument("directory", type=Path, metavar="DIR", help="of `make`")

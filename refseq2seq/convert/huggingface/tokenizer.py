@@ -1,5 +1,7 @@
 """The tokenizers that lie beside a model, with the methods of `refseq2seq.text.Tokenizer`."""
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,6 +86,11 @@ class JsonTokenizer:
         """The token of each id."""
         return _by_id(self.tokenizer.get_vocab(with_added_tokens=True))
 
+    @property
+    def definition(self) -> str:
+        """Its file, as the package writes it."""
+        return str(self.tokenizer.to_str())
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
         with foreign_errors("tokenizers", UnknownSymbolError):
@@ -133,6 +140,12 @@ class SentencePieceTokenizer:
         """The piece of each id."""
         return _by_id(self.ids)
 
+    @property
+    def definition(self) -> str:
+        """The SHA-256 of the model, and the ids."""
+        model = hashlib.sha256(self.processor.serialized_model_proto()).hexdigest()
+        return json.dumps([model, dict(self.ids), sorted(self.special)])
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text. One that begins with ``>>fr<<`` begins with that token."""
         code, text = re.fullmatch(r"(>>.+?<<)?(.*)", text, re.DOTALL).groups(default="")  # type: ignore[union-attr]
@@ -154,6 +167,11 @@ class ByteTokenizer:
     def symbols(self) -> tuple[str, ...]:
         """Special tokens, then the bytes."""
         return ("<pad>", "</s>", "<unk>", *(chr(byte) for byte in range(256)))
+
+    @property
+    def definition(self) -> str:
+        """There is one ByT5."""
+        return "ByT5"
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""

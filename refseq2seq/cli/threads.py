@@ -1,0 +1,55 @@
+"""How many threads multiply matrices: NumPy's BLAS takes one for each core.
+
+The products of a narrow model are too small to share: with two threads they are up to 1.15 times
+as fast on an idle machine, and 2 to 25 times as slow beside other work, where each product
+waits for a thread that has no core (docs/performance.md).
+"""
+
+import ctypes
+import os
+import sys
+
+from ..model import Model
+
+NARROW = 192
+"""The widest model that is given one thread; from 256 on, two are better on idle cores."""
+
+VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+SETTERS = (  # of the OpenBLAS in NumPy's wheels, of one of the system, of MKL
+    "scipy_openblas_set_num_threads64_",
+    "scipy_openblas_set_num_threads",
+    "openblas_set_num_threads64_",
+    "openblas_set_num_threads",
+    "MKL_Set_Num_Threads",
+)
+
+
+def use_threads(asked: int | None, model: Model) -> None:
+    """Use as many threads as ``asked``; by default one for a narrow model, and what the
+    environment or the BLAS says for another.
+
+    Raises
+    ------
+    ValueError
+        If a number is asked for and the BLAS cannot be told.
+    """
+    if asked is None:
+        width = max(model.config.encoder.d_model, model.config.decoder.d_model)
+        if width <= NARROW and not any(name in os.environ for name in VARIABLES):
+            _set_threads(1)
+    elif not _set_threads(asked):
+        raise ValueError(
+            f"--threads {asked}: this NumPy's BLAS takes its number of threads from the "
+            f"environment only: set OMP_NUM_THREADS={asked} instead"
+        )
+
+
+def _set_threads(n: int) -> bool:
+    """Whether the BLAS that NumPy has loaded could be told."""
+    module = sys.modules["numpy._core._multiarray_umath"]
+    library = ctypes.CDLL(module.__file__)  # looks into what it is linked with, too
+    for name in SETTERS:
+        if hasattr(library, name):
+            getattr(library, name)(ctypes.c_int(n))
+            return True
+    return False
