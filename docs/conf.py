@@ -1,4 +1,4 @@
-"""The documentation: `sphinx-build -W -n -b html docs docs/_build/html`.
+"""The documentation: `sphinx-build -W -n docs site`.
 
 Pages are MyST Markdown. Those that begin with a kernel in their front matter are notebooks,
 run while the site is built; the examples of the others are run by `tests/test_docs.py`.

@@ -53,6 +53,14 @@ def test_every_file_of_the_reading_order_is_there_once():
     assert len(set(names)) == len(names)
 
 
+def test_ci_runs_the_commands_that_set_up_as_they_stand_here():
+    """Python's -m pip comes first in each; the lines are shell commands, not code."""
+    commands = re.findall(r"^    (python -m pip .*)$", readme(), re.MULTILINE)
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert len(commands) == 3
+    assert [command for command in commands if command not in script] == []
+
+
 def test_a_change_of_the_source_would_be_seen():
     stale = readme().replace("* scale", "* scale * 2", 1)
     assert stale != readme()

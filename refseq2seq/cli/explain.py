@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..explain import page
 from ..files.writing import replacing
 from .options import (
     add_choice_options,
@@ -40,6 +39,8 @@ def add_to(commands: Any) -> None:
 
 
 def _explain(options: argparse.Namespace) -> None:
+    from ..explain import page  # with its record and search tree, which other commands do not need
+
     method = method_of(options)
     filters = filters_of(options)
     names = (

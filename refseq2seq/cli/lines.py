@@ -95,6 +95,12 @@ def answers(
     batch_size : int
     advance : function of int
         Told how many lines more have their answer.
+
+    Returns
+    -------
+    list of dict
+        In the order of the lines: the ``input``, and ``samples`` with their ``text``, ``tokens``
+        and ``log_probs`` in nats, or the ``error`` that explains why there are none.
     """
     found: list[Answer] = []
     to_do: list[tuple[int, list[int], Answer]] = []

@@ -1,7 +1,6 @@
 """Writing a file so that neither a full disk nor a kill costs the old one."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +51,9 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
             path.rmdir()
         os.replace(temporary, path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        from shutil import rmtree  # here, because it imports every compression there is
+
+        rmtree(temporary, ignore_errors=True)
         raise
 
 

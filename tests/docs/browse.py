@@ -1,6 +1,6 @@
 """Look at a built site with Chromium, at desk and on a phone, by day and by night.
 
-    python tests/docs/browse.py docs/_build/html [FOLDER]
+    python tests/docs/browse.py site [FOLDER]
 
 prints errors on the console, requests that leave the site, parts that stick out of the window,
 text with too little contrast, and pages that are too heavy; FOLDER gets a picture of every page.

@@ -1,8 +1,8 @@
-"""Faults of a built site: `python tests/docs/check_site.py docs/_build/html`.
+"""Faults of a built site: `python tests/docs/check_site.py site`.
 
 Links and their anchors, headings, pictures without a text, formulas that KaTeX rejected, pages
-that are too heavy, and whatever a page would load from a network. `tests/docs/browse.py` looks
-at the same site with a browser.
+that are too heavy, whatever a page would load from a network, and names of the API that are not
+described. `tests/docs/browse.py` looks at the same site with a browser.
 """
 
 import re
@@ -26,6 +26,8 @@ LOADS = {
     "object": "data",
 }
 RELATIONS = ("stylesheet", "preload", "prefetch", "icon", "preconnect", "dns-prefetch", "manifest")
+API = Path(__file__).parents[2] / "docs" / "api"
+DIRECTIVE = re.compile(r"^\.\. (currentmodule|auto\w+):: (\S+)\n(   :members:)?", re.MULTILINE)
 CSS_URL = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s]+)""")
 
 
@@ -105,6 +107,22 @@ class Site:
             for check in (self._links, self._headings, self._names, self._loads):
                 yield from (f"{where}: {fault}" for fault in check(page))
 
+    def missing(self, api: Path = API) -> Iterator[str]:
+        """What the sources in ``api`` ask autodoc for, and no page describes, one line each.
+
+        Sphinx leaves a section empty when its module cannot be imported.
+        """
+        ids = {name for page in self.pages.values() for name in page.ids}
+        for path in sorted(api.glob("*.rst")):
+            module = ""
+            for directive, name, members in DIRECTIVE.findall(path.read_text(encoding="utf-8")):
+                if directive in ("currentmodule", "automodule"):
+                    module = name
+                    if members and not any(i.startswith(f"{module}.") for i in ids):
+                        yield f"{path.name}: nothing of {module} is described"
+                elif f"{module}.{name}" not in ids:
+                    yield f"{path.name}: {module}.{name} is not described"
+
     def _links(self, page: Page) -> Iterator[str]:
         for link in page.links:
             parts = urlsplit(link)
@@ -166,7 +184,7 @@ class Site:
 def main(folder: str) -> int:
     """Print the faults of a site; 1 if there are any."""
     site = Site(Path(folder))
-    faults = list(site.faults())
+    faults = [*site.faults(), *site.missing()]
     print(*faults, f"{len(site.pages)} pages, {len(faults)} faults", sep="\n")
     return 1 if faults else 0
 

@@ -50,6 +50,25 @@ def test_a_fault_is_found(tmp_path, body, fault):
     assert fault in found[0]
 
 
+def test_a_name_of_the_api_that_no_page_describes_is_found(tmp_path):
+    api = tmp_path / "api"
+    api.mkdir()
+    (api / "a.rst").write_text(
+        ".. currentmodule:: p\n\n.. autofunction:: f\n\n.. autoclass:: C\n   :members:\n\n"
+        ".. currentmodule:: p.q\n\n.. automodule:: p.q\n   :members:\n\n.. automodule:: p.r\n"
+    )
+    described = '<dl><dt id="p.f"></dt><dt id="p.C"></dt><dt id="p.q.g"></dt></dl>'
+    for left_out, missing in (
+        ("", []),
+        ("p.f", ["a.rst: p.f is not described"]),
+        ("p.C", ["a.rst: p.C is not described"]),
+        ("p.q.g", ["a.rst: nothing of p.q is described"]),
+    ):
+        body = described.replace(f'"{left_out}"', '""')
+        (tmp_path / "index.html").write_text(PAGE.format(body))
+        assert list(Site(tmp_path).missing(api)) == missing
+
+
 def test_what_a_style_sheet_loads_is_looked_at(tmp_path):
     body = '<link rel="stylesheet" href="style.css">'
     found = faults(
