@@ -23,12 +23,17 @@ def numpy_arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
     ------
     UnsupportedFeature
         If the names are those of adapters.
+    ValueError
+        If two names are the same there.
     TypeError, ValueError
         As from `numpy_array`.
     """
     if name := next(filter(_OF_ADAPTERS.search, given), None):
         raise adapters(name)
-    return {plain_name(name): numpy_array(name, x) for name, x in given.items()}
+    names = {plain_name(name): name for name in given}
+    if twice := sorted(given.keys() - names.values()):
+        raise ValueError(f"{twice[0]} and {names[plain_name(twice[0])]} name the same array")
+    return {name: numpy_array(theirs, given[theirs]) for name, theirs in names.items()}
 
 
 def numpy_array(name: str, x: Any) -> np.ndarray:

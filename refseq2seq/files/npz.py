@@ -11,12 +11,11 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from typing import IO, Literal
 
 import numpy as np
 
-from .reading import FileError, opened
+from .reading import TEXT_BYTES, FileError, fits, opened
 
 _START = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
@@ -34,7 +33,9 @@ class Entry:
     info: zipfile.ZipInfo
 
     def read(self) -> bytes:
-        """All of its bytes."""
+        """All of its bytes, of which there are at most `TEXT_BYTES`."""
+        if self.info.file_size > TEXT_BYTES:
+            raise FileError(f"{self.info.filename} is larger than {TEXT_BYTES:,} bytes")
         return self.archive.read(self.info)
 
     @contextmanager
@@ -72,13 +73,10 @@ class StoredArray:
         if self.dtype not in _DTYPES:
             raise FileError(f"{self._name} must hold numbers, got dtype {self.dtype!r}")
         dtype = np.dtype(self.dtype)
-        if self._n_bytes != prod(self.shape) * dtype.itemsize:
+        if not fits(self.shape, dtype.itemsize, self._n_bytes):
             raise FileError(f"{self._name} has {self._n_bytes} bytes, not those of its shape")
         order: Literal["F", "C"] = "F" if self.fortran_order else "C"
-        try:
-            return np.frombuffer(self._member.read(), dtype=dtype).reshape(self.shape, order=order)
-        except ValueError as error:  # more axes than NumPy has, or axes whose product overflows
-            raise FileError(f"{self._name} cannot have shape {self.shape}: {error}") from error
+        return np.frombuffer(self._member.read(), dtype=dtype).reshape(self.shape, order=order)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ import io
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 TEXT_BYTES = 2**26
@@ -19,6 +20,9 @@ TEXT_BYTES = 2**26
 JSON_VALUES = 2**22
 """The most values of a JSON file: in memory each takes up to 100 bytes, in the file 2 may do."""
 
+EMPTY_SHAPE = 2**24
+"""The greatest product of an empty array's other axes: sums along the empty one have as many."""
+
 
 class FileError(ValueError):
     """A file does not hold what it should; the message begins with its path."""
@@ -26,16 +30,24 @@ class FileError(ValueError):
 
 @contextmanager
 def about(path: str | os.PathLike[str], *kinds: type[ValueError]) -> Iterator[None]:
-    """Errors about what a file holds begin with its path; those that are none of ``kinds``
-    become the last of them, `FileError` if none are given.
+    """Errors about what a file holds begin with its path and are one printable line; those that
+    are none of ``kinds`` become the last of them, `FileError` if none are given.
     """
     try:
         yield
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
         kinds = kinds or (FileError,)
         kind = next((kind for kind in kinds if isinstance(error, kind)), kinds[-1])
-        told = " ".join(str(error).removeprefix(f"{path}: ").split())
+        told = " ".join(str(error).removeprefix(f"{path}: ").split())[:800]
+        told = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in told)
         raise kind(f"{path}: {told:.800}") from error
+
+
+def present(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory has such an entry: a link that leads nowhere is one, and an error to
+    open, not a file that the directory lacks.
+    """
+    return os.path.lexists(path)
 
 
 @contextmanager
@@ -53,10 +65,20 @@ def opened(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """The content of a file of at most `TEXT_BYTES`."""
     with opened(path) as file:
-        content = file.read(TEXT_BYTES + 1)
-    if len(content) > TEXT_BYTES:
-        raise FileError(f"{path}: larger than {TEXT_BYTES:,} bytes")
-    return content
+        size = os.fstat(file.fileno()).st_size
+        if size > TEXT_BYTES:
+            raise FileError(f"{path}: larger than {TEXT_BYTES:,} bytes")
+        return file.read(size)
+
+
+def fits(shape: Sequence[int], itemsize: int, n_bytes: int) -> bool:
+    """Whether an array of such a shape has ``n_bytes``, and no more axes than NumPy allows.
+
+    The axes of an empty array have no bytes behind them: `EMPTY_SHAPE` bounds their product.
+    """
+    if len(shape) > 64 or prod(n or 1 for n in shape) > max(n_bytes, EMPTY_SHAPE):
+        return False
+    return prod(shape) * itemsize == n_bytes
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -10,13 +10,13 @@ Everything is little-endian, nothing is compressed, no byte is without a meaning
 
 import json
 import os
+import reprlib
 from collections.abc import Mapping
-from math import prod
 from typing import IO, Any
 
 import numpy as np
 
-from .reading import FileError, about, opened, parse_json
+from .reading import TEXT_BYTES, FileError, about, fits, opened, parse_json
 from .writing import replacing
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -75,8 +75,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     with about(path), opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         n = int.from_bytes(file.read(8), "little")
-        if not 0 < n <= size - 8:
-            raise FileError("not a whole safetensors file: its header is cut off")
+        if not 0 < n <= min(size - 8, TEXT_BYTES):
+            raise FileError("not a whole safetensors file: its header is cut off, or too long")
         try:
             return _arrays(parse_json(file.read(n)), file, size - 8 - n)
         except (KeyError, AttributeError, TypeError) as error:
@@ -91,10 +91,11 @@ def _arrays(header: dict[str, Any], file: IO[bytes], n_bytes: int) -> dict[str, 
         dtype = np.dtype("<u2") if code == "BF16" else DTYPES.get(code)
         if dtype is None:
             raise FileError(f"{name} has dtype {code}; {WHAT_TO_DO}")
+        told = reprlib.repr(shape)
         if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-            raise FileError(f"{name} has the shape {shape} at {begin} to {end}: no integers >= 0")
-        if begin != place or end > n_bytes or end - begin != prod(shape) * dtype.itemsize:
-            raise FileError(f"{name} of shape {shape} cannot lie at {begin} to {end}")
+            raise FileError(f"{name} has the shape {told} at {begin} to {end}: no integers >= 0")
+        if begin != place or end > n_bytes or not fits(shape, dtype.itemsize, end - begin):
+            raise FileError(f"{name} of shape {told} cannot lie at {begin} to {end}")
         array = np.frombuffer(file.read(end - begin), dtype=dtype).reshape(shape)
         arrays[name] = (array.astype("<u4") << 16).view("<f4") if code == "BF16" else array
         place = end

@@ -13,7 +13,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
     What is no regular file, such as ``/dev/stdout`` or a named pipe, is written to as it is.
     """
-    path = Path(path).resolve()  # of a link, what it points to
+    path = Path(os.path.realpath(path))  # of a link, what it points to; of a loop, the link
     if path.exists() and not path.is_file():
         with open(path, "wb") as file:
             yield file
@@ -39,7 +39,7 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     ValueError
         If ``path`` has files in it.
     """
-    path = Path(path).resolve()
+    path = Path(os.path.realpath(path))
     if path.exists() and any(path.iterdir()):
         raise ValueError(f"{path} is not empty: give a directory that is new or empty")
     path.parent.mkdir(parents=True, exist_ok=True)

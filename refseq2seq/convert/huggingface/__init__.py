@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...files.reading import FileError, about, read_json
+from ...files.reading import FileError, about, present, read_json
 from ...model import Model
 from ..given import numpy_arrays, plain_module, wrong_module
 from ..table import UnsupportedFeature, convert_params, numbered
@@ -58,8 +58,8 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     ValueError
         If a field of the config or an array is missing, or an array has no place, no numbers
         or another shape; all by name. If the only weights are a pickle.
-    FileNotFoundError, NotADirectoryError
-        If the path is not that of a model's directory.
+    FileNotFoundError, NotADirectoryError, IsADirectoryError
+        If the path is not that of a model's directory, or a file of it is missing or a directory.
     TypeError
         If something else is given than a module, a path or arrays.
 
@@ -130,7 +130,7 @@ def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabulari
     json_fields = read_json(directory / CONFIG)
     fields = _family(Fields(json_fields)).completed(json_fields)
     generation = directory / GENERATION_CONFIG
-    settings = read_json(generation) if generation.exists() else json_fields
+    settings = read_json(generation) if present(generation) else json_fields
     absent = dict.fromkeys(SPECIAL_TOKENS)  # files leave out what is null
     vocabularies = read_tokenizers(directory, fields)
     return read_arrays(directory), fields, Fields(absent | settings), vocabularies

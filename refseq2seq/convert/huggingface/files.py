@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ...files import safetensors
-from ...files.reading import FileError, read_json
+from ...files.reading import FileError, about, present, read_json
 from ..given import adapters
 from .common import Arrays
 
@@ -26,7 +26,7 @@ def check_directory(path: Path) -> None:
     if not path.is_dir():
         why = "no such directory; a hub is not asked: give a local directory or a live model"
         raise FileNotFoundError(errno.ENOENT, why, str(path))
-    if (path / ADAPTER_CONFIG).exists():
+    if present(path / ADAPTER_CONFIG):
         raise adapters(str(path / ADAPTER_CONFIG))
     if not (path / CONFIG).exists():
         why = "no such file; give a directory that save_pretrained of transformers wrote"
@@ -38,9 +38,9 @@ def read_arrays(directory: Path) -> Arrays:
 
     bfloat16 becomes float32, of which it is the upper half.
     """
-    if (directory / WEIGHTS).exists():
+    if present(directory / WEIGHTS):
         names = [WEIGHTS]
-    elif (directory / INDEX).exists():
+    elif present(directory / INDEX):
         names = _shards(directory / INDEX)
     else:
         raise _no_weights(directory)
@@ -66,12 +66,15 @@ def missing_extra(package: str, path: Path) -> ImportError:
 
 def _shards(index: Path) -> list[str]:
     """The names of the files that an index distributes the arrays over."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise FileError(f"{INDEX} has no weight_map, which says where each array is")
-    for name in weight_map.values():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise FileError(f"{INDEX} names {name!r}, which is not a file beside it")
+    with about(index):
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise FileError("it has no weight_map, which says where each array is")
+        for array, name in weight_map.items():
+            if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+                raise FileError(f"{array} is in {name!r:.300}, which is not a file beside it")
+            if len(name) > 255:
+                raise FileError(f"{array} is in {name!r:.300}, which no file can be called")
     return sorted(set(weight_map.values()))
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ...files.reading import FileError, about, parse_json, read_bytes, read_json
+from ...files.reading import FileError, about, parse_json, present, read_bytes, read_json
 from ...text import Tokenizer, UnknownSymbolError
 from .common import Fields
 from .files import missing_extra
@@ -39,13 +39,13 @@ def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
     source: Tokenizer
     target: Tokenizer
     model_type = c["model_type"]
-    if (directory / JSON).exists():
+    if present(directory / JSON):
         source = target = JsonTokenizer.read(directory / JSON, c["vocab_size"])
     elif _tokenizer_class(directory) == "ByT5Tokenizer":
         source = target = ByteTokenizer()
-    elif model_type in ("t5", "mt5", "umt5") and (directory / SENTENCEPIECE).exists():
+    elif model_type in ("t5", "mt5", "umt5") and present(directory / SENTENCEPIECE):
         source = target = SentencePieceTokenizer.of_t5(directory / SENTENCEPIECE)
-    elif model_type == "marian" and all((directory / name).exists() for name in MARIAN):
+    elif model_type == "marian" and all(present(directory / name) for name in MARIAN):
         source, target = SentencePieceTokenizer.pair_of_marian(directory, c["vocab_size"])
     else:
         return {}
@@ -54,7 +54,7 @@ def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
 
 def _tokenizer_class(directory: Path) -> Any:
     path = directory / "tokenizer_config.json"
-    return read_json(path).get("tokenizer_class") if path.exists() else None
+    return read_json(path).get("tokenizer_class") if present(path) else None
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,7 @@ class SentencePieceTokenizer:
     @classmethod
     def of_t5(cls, path: Path) -> "SentencePieceTokenizer":
         """T5 numbers the pieces as their model does; its ``<extra_id_0>`` are no pieces."""
-        processor = _processor(path)
-        pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+        processor, pieces = _processor(path)
         special = {
             piece
             for i, piece in enumerate(pieces)
@@ -129,10 +128,10 @@ class SentencePieceTokenizer:
         special = frozenset(("</s>", "<unk>", "<pad>"))
         source_ids = _read_ids(directory / "vocab.json", vocab_size)
         target = directory / "target_vocab.json"
-        target_ids = _read_ids(target, vocab_size) if target.exists() else source_ids
+        target_ids = _read_ids(target, vocab_size) if present(target) else source_ids
         return (
-            cls(_processor(directory / "source.spm"), source_ids, special),
-            cls(_processor(directory / "target.spm"), target_ids, special),
+            cls(_processor(directory / "source.spm")[0], source_ids, special),
+            cls(_processor(directory / "target.spm")[0], target_ids, special),
         )
 
     @cached_property
@@ -149,7 +148,9 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text. One that begins with ``>>fr<<`` begins with that token."""
         code, text = re.fullmatch(r"(>>.+?<<)?(.*)", text, re.DOTALL).groups(default="")  # type: ignore[union-attr]
-        pieces = [code] * bool(code) + self.processor.encode(text, out_type=str) + ["</s>"]
+        with foreign_errors("sentencepiece", UnknownSymbolError):
+            encoded = self.processor.encode(text, out_type=str)
+        pieces = [code] * bool(code) + encoded + ["</s>"]
         unknown = self.ids["<unk>"]
         return [self.ids.get(piece, unknown) for piece in pieces]
 
@@ -182,15 +183,19 @@ class ByteTokenizer:
         return bytes(int(i) - 3 for i in ids if 3 <= i < 259).decode(errors="ignore")
 
 
-def _processor(path: Path) -> Any:
+def _processor(path: Path) -> tuple[Any, list[str]]:
+    """A SentencePiece model, and its pieces by their ids there."""
     try:
         import sentencepiece
     except ImportError as error:
         raise missing_extra("sentencepiece", path) from error
     with about(path):
         content = read_bytes(path)
+        if not content:  # which the package takes for a model
+            raise FileError("it is empty")
         with foreign_errors("sentencepiece"):
-            return sentencepiece.SentencePieceProcessor(model_proto=content)
+            processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+            return processor, [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
 
 
 def _read_ids(path: Path, vocab_size: int) -> dict[str, int]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...checks import check_number
 from ...files import safetensors
-from ...files.reading import FileError, about, read_bytes, read_json
+from ...files.reading import FileError, about, present, read_bytes, read_json
 from ..compare import Difference, first_difference
 from .making import CHECKSUMS, FORMAT, MANIFEST, VERSION, checksums
 from .meaning import Meaning
@@ -69,12 +69,12 @@ def check(
         _checked(ours / case, theirs / case, file, rtol)
         for case in found
         for file in FILES
-        if (theirs / case / f"{file}.safetensors").exists()
+        if present(theirs / case / f"{file}.safetensors")
     ]
     if not checked:
         raise ValueError(
             f"{theirs} has nothing to compare: expected CASE/FILE.safetensors, with CASE such as "
-            f"{min(known)} and FILE one of {', '.join(FILES)}"
+            f"{min(known, default='t5-00-ordinary')} and FILE one of {', '.join(FILES)}"
         )
     return checked
 
@@ -83,8 +83,9 @@ def _check_whole(root: Path) -> None:
     """Raise unless the files are those that were written."""
     with about(root / CHECKSUMS):
         expected = read_bytes(root / CHECKSUMS).decode().splitlines()
-    if changed := sorted(set(checksums(root).splitlines()) ^ set(expected)):
-        raise FileError(f"{root}: {changed[0].split('  ', 1)[-1]} is not as it was written")
+    with about(root):
+        if changed := sorted(set(checksums(root).splitlines()) ^ set(expected)):
+            raise FileError(f"{changed[0].split('  ', 1)[-1]} is not as it was written")
     manifest = read_json(root / MANIFEST)
     if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
         raise FileError(f"{root / MANIFEST}: not of version {VERSION} of the format")
@@ -98,15 +99,13 @@ def _checked(ours: Path, theirs: Path, file: str, rtol: float | None) -> Checked
         where = meaning.of_output if file == "outputs" else meaning.of_quantity
         means = {name: where(name, x) for name, x in expected.items()}
     except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise FileError(f"{ours}: its files do not belong together: {error!r}") from error
+        raise FileError(f"{ours}: its files do not belong together: {error!r:.500}") from error
     compared = {
         name: _meaningful(name, x, expected[name], means[name]) if name in expected else x
         for name, x in actual.items()
     }
-    try:
+    with about(theirs / path):
         difference = first_difference(expected, compared, rtol=rtol)
-    except ValueError as error:
-        raise FileError(f"{theirs / path}: {error}") from error
     return Checked(
         case=ours.name,
         file=file,

@@ -20,22 +20,30 @@ class Meaning:
 
     def __init__(self, case: Path) -> None:
         inputs = safetensors.read(case / "inputs.safetensors")
-        self._outputs = safetensors.read(case / "outputs.safetensors")
+        outputs = safetensors.read(case / "outputs.safetensors")
         about = read_json(case / "case.json")
-        self._source: np.ndarray = inputs["source_mask"]  # (batch, n_source)
-        self._n_forced = inputs["prefix_lengths"] - inputs["prefix_lengths"].min()  # (batch,)
+        self._source = _of_kind("b", inputs, "source_mask")  # (batch, n_source)
+        self._lengths = _of_kind("i", outputs, "lengths")  # (batch,) or (batch, n_best)
+        prefix_lengths = _of_kind("i", inputs, "prefix_lengths")
+        self._n_forced = prefix_lengths - prefix_lengths.min()  # (batch,)
         self._searches = about["method"]["name"] == "beam_search"
 
     def of_output(self, name: str, x: np.ndarray) -> np.ndarray:
         """For the tokens and log-probabilities that come out: up to their lengths."""
         if name not in ("tokens", "log_probs"):
             return np.ones(x.shape, bool)
-        return np.arange(x.shape[-1]) < self._outputs["lengths"][..., None]
+        if self._lengths.shape != x.shape[:-1]:
+            raise ValueError(f"{name} has shape {x.shape}, lengths {self._lengths.shape}")
+        return np.arange(x.shape[-1]) < self._lengths[..., None]
 
     def of_quantity(self, name: str, x: np.ndarray) -> np.ndarray:
         """For what passes a tap: boolean, the shape of ``x``."""
-        per_row = x.shape[0] // len(self._source)  # a beam search has several beams for each
-        where = meaningful(name, x.shape, np.repeat(self._source, per_row, axis=0), None)
+        source, has_source = self._source, "n_source" in quantity(name).shape
+        if has_source and x.size < x.shape[0] * source.shape[1]:
+            raise ValueError(f"{name} has shape {x.shape}, source_mask {source.shape}")
+        per_row = x.shape[0] // len(source)  # a beam search has several beams for each
+        mask = np.repeat(source, per_row, axis=0) if has_source else None
+        where = meaningful(name, x.shape, mask, None)
         step = re.match(r"step\.(\d+)\.", name)
         if step and quantity(name).shape.startswith("(batch,") and not self._searches:
             rows = self._running(int(step[1]), name.endswith(".chosen"))
@@ -44,5 +52,12 @@ class Meaning:
 
     def _running(self, step: int, chooses: bool) -> np.ndarray:
         """The rows that have not ended before the step; if they choose, past their prefix too."""
-        before_end = step < self._n_forced + self._outputs["lengths"]
+        before_end = step < self._n_forced + self._lengths
         return before_end & (step >= self._n_forced) if chooses else before_end
+
+
+def _of_kind(kind: str, arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """An array whose dtype is of this kind of NumPy's."""
+    if arrays[name].dtype.kind != kind:
+        raise TypeError(f"{name} has dtype {arrays[name].dtype}")
+    return arrays[name]

@@ -1,0 +1,544 @@
+"""Files of strangers: each is loaded or refused, in one line, in no time, with no memory."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import struct
+import threading
+import tracemalloc
+import zipfile
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("resource", reason="limits and named pipes are those of Unix")
+
+import resource
+
+import hostile
+from hostile import INDEX, SHARDS, WEIGHTS, Case, judge, write_json, write_sums
+
+import refseq2seq as rs
+from refseq2seq.convert import UnsupportedFeature, from_huggingface
+from refseq2seq.files import FileError, safetensors
+from refseq2seq.files.writing import replacing
+from refseq2seq.testing import vectors
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("made")
+    hostile.make_directories(root)
+    return root
+
+
+@pytest.fixture
+def directories(made, tmp_path):
+    """Sound directories, for each test its own."""
+    return {d.name: shutil.copytree(d, tmp_path / d.name) for d in made.iterdir()}
+
+
+@contextmanager
+def cheap(megabytes):
+    """Fails if what is inside allocates more than this."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def refusal(load, path, kind=FileError):
+    """What is said of a bad file."""
+    with cheap(megabytes=50), pytest.raises(kind) as caught:
+        load(path)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def changed(path, **fields):
+    write_json(path, json.loads(path.read_text()) | fields)
+
+
+# A hundred of the cases that `python tests/hostile.py` tries
+
+SAMPLES = {
+    "edits": lambda root: hostile.edits(root, n=40, seed=1),
+    "files": lambda root: hostile.files(root, every=37),
+    "native": lambda root: hostile.native(root, n=20, seed=1, every=7),
+    "traces": lambda root: islice(hostile.traces(root, n=30, seed=1), 0, None, 3),
+    "vectors": lambda root: hostile.hostile_vectors(root, n=10, seed=1, every=29),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_what_a_stranger_hands_over_is_loaded_or_refused(kind, tmp_path):
+    outcomes = set()
+    for case in SAMPLES[kind](tmp_path):
+        verdict = judge(case)
+        assert verdict.outcome != "fault", (case.name, verdict.error)
+        outcomes.add(verdict.outcome)
+    assert outcomes == {"loaded", "refused"}
+
+
+def raising(error):
+    def load(path):
+        raise error
+
+    return load
+
+
+def asleep(path):
+    threading.Event().wait(9)
+
+
+FAULTS = {
+    "another library's": raising(KeyError("x.npz")),
+    "two lines": raising(FileError("x.npz: a\nb")),
+    "which file": raising(FileError("it is empty")),
+    "which file, by the system": raising(OSError("disk")),
+    "an escape": raising(FileError("x.npz: \x1b[2J")),
+    "a warning": lambda path: np.float32(1e30) * np.float32(1e30),
+    "no memory": raising(MemoryError("x.npz")),
+    "a hang": asleep,
+}
+
+
+@pytest.mark.parametrize("load", FAULTS.values(), ids=FAULTS)
+def test_the_judge_sees_faults(load, monkeypatch):
+    monkeypatch.setattr(hostile, "SECONDS", 0.1)
+    assert judge(Case("", load, Path("x.npz"), "x.npz")).outcome == "fault"
+
+
+def test_the_judge_sees_what_is_wrongly_loaded_or_refused():
+    bad, good = raising(FileError("x.npz: bad")), str
+    for load, loads, outcome in [
+        (bad, None, "refused"),
+        (bad, False, "refused"),
+        (bad, True, "fault"),
+        (good, None, "loaded"),
+        (good, False, "fault"),
+        (good, True, "loaded"),
+    ]:
+        assert judge(Case("", load, Path("x.npz"), "x.npz", loads)).outcome == outcome
+
+
+# What once hung, took gigabytes, ended in a traceback or was believed
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value", "told"),
+    [
+        ("BART", "encoder_layers", 10**9, "more layers than there are arrays"),
+        ("BART", "decoder_layers", 2**31 - 1, "more layers than there are arrays"),
+        ("BART", "vocab_size", 10**9, r"shape \(31, 6\).*ask for \(1000000000, 6\)"),
+        ("T5", "relative_attention_max_distance", 10**15, r"max_distance must not be 2\*\*31"),
+        ("BART", "d_model", None, "d_model must be int, got NoneType|d_model must be an int"),
+        ("BART", "encoder_attention_heads", 0, "encoder_attention_heads must divide"),
+        ("T5", "num_heads", "2", "num_heads must be an int, got str"),
+        ("M2M100", "pad_token_id", [], "pad_token_id must be an int, got list"),
+        ("BART", "eos_token_id", [[2]], "eos_token_id must be an int, got list"),
+        ("T5", "feed_forward_proj", {}, "feed_forward_proj must be str, got dict"),
+        ("BART", "scale_embedding", 1, "scale_embedding must be bool, got int"),
+        ("BART", "activation_function", "\x1b[2J", r"activation_function = '\\x1b"),
+    ],
+)
+def test_a_config_that_does_not_hold(directories, family, field, value, told):
+    (directories[family] / "generation_config.json").unlink()
+    changed(directories[family] / "config.json", **{field: value})
+    kind = UnsupportedFeature if field == "activation_function" else FileError
+    assert re.search(told, refusal(rs.load, directories[family], kind))
+
+
+@pytest.mark.parametrize("value", [10**9, -1, True, 5.0, "5", None])
+def test_an_id_of_a_piece_that_is_none(directories, value):
+    pytest.importorskip("sentencepiece")
+    changed(directories["Marian"] / "vocab.json", cat=value)
+    told = refusal(rs.load, directories["Marian"])
+    assert f"vocab.json: 'cat' has id {value!r}; expected an integer" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({}, "the package tokenizers refuses it"),
+        ({"model": {"type": "BPE", "vocab": {"a": 10**9}, "merges": []}}, "'a' has id 1000000000"),
+        ({"model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}, "it has no tokens"),
+    ],
+)
+def test_a_bad_tokenizer(directories, content, told):
+    pytest.importorskip("tokenizers")
+    write_json(directories["BART"] / "tokenizer.json", content)
+    assert f"tokenizer.json: {told}" in refusal(rs.load, directories["BART"])
+
+
+@pytest.mark.parametrize("name", ["source.spm", "target.spm"])
+@pytest.mark.parametrize("content", [b"", b"\0" * 99, b"no model"])
+def test_a_bad_sentencepiece_model(directories, name, content):
+    pytest.importorskip("sentencepiece")
+    (directories["Marian"] / name).write_bytes(content)
+    assert f"{name}: " in refusal(rs.load, directories["Marian"])
+
+
+@pytest.mark.parametrize(("family", "name"), [("T5", "spiece.model"), ("Marian", "target.spm")])
+def test_a_piece_that_is_no_text(directories, family, name):
+    pytest.importorskip("sentencepiece")
+    path = directories[family] / name
+    path.write_bytes(path.read_bytes().replace(b"<unk>", b"<un\xff>"))
+    assert f"{name}: the package sentencepiece refuses it" in refusal(rs.load, directories[family])
+
+
+@pytest.mark.parametrize("shard", [3, None, ["a"], "..", "", "../x", "x" * 9999])
+def test_an_index_that_names_no_file(directories, shard):
+    index = directories["M2M100"] / INDEX
+    weight_map = json.loads(index.read_text())["weight_map"]
+    changed(index, weight_map=weight_map | {"final_logits_bias": shard})
+    told = refusal(rs.load, directories["M2M100"])
+    assert f"{INDEX}: final_logits_bias is in {shard!r:.300}" in told
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "vocab.json", INDEX])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{"a":' * 10**5, "not JSON: nested too deeply"),
+        (b"[" + b"0," * 2**22 + b"0]", "more than 4,194,304 values"),
+        (b"[]", "must hold a JSON object, got list"),
+        (b'{"a": "\xff"}', "not JSON"),
+        (b'{"a": %s}' % (b"9" * 5000), "not JSON"),
+        (b" " * 2**26 + b"{}", "larger than 67,108,864 bytes"),
+    ],
+    ids=["deep", "values", "list", "bytes", "digits", "long"],
+)
+def test_json_that_is_none_or_too_large(directories, name, content, told):
+    if name == "vocab.json":
+        pytest.importorskip("sentencepiece")
+    family = {INDEX: "M2M100"}.get(name, "Marian")
+    (directories[family] / name).write_bytes(content)
+    with cheap(megabytes=200), pytest.raises(FileError) as caught:
+        rs.load(directories[family])
+    assert f"{name}: {told}" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_weights_that_are_no_numbers(directories, value, dtype):
+    arrays = {
+        x: y.astype(dtype) for x, y in safetensors.read(directories["BART"] / WEIGHTS).items()
+    }
+    arrays["final_logits_bias"] = np.full((1, 31), value, dtype)
+    safetensors.write(directories["BART"] / WEIGHTS, arrays)
+    told = refusal(rs.load, directories["BART"])
+    assert f"{WEIGHTS}: final_logits_bias holds numbers that are NaN or infinite" in told
+
+
+def test_an_array_in_two_shards(directories):
+    first, second = (directories["M2M100"] / name for name in SHARDS)
+    x = {"final_logits_bias": np.ones((1, 31), "float32")}
+    for path in (first, second):
+        safetensors.write(path, {**safetensors.read(path), **x})
+    told = refusal(rs.load, directories["M2M100"])
+    assert f"{SHARDS[1]} holds final_logits_bias, which another" in told
+
+
+def test_an_array_under_two_names_of_one_file(directories):
+    """One of them that of a compiled module."""
+    path = directories["BART"] / WEIGHTS
+    arrays = safetensors.read(path)
+    other = {"_orig_mod.final_logits_bias": 1 + arrays["final_logits_bias"]}
+    safetensors.write(path, arrays | other)
+    told = refusal(rs.load, directories["BART"])
+    assert "final_logits_bias and _orig_mod.final_logits_bias name the same array" in told
+
+
+def test_a_name_cannot_write_on_the_terminal(directories):
+    path = directories["BART"] / WEIGHTS
+    safetensors.write(path, safetensors.read(path) | {"a\x1b[2J\nb\u2028c": np.zeros(1)})
+    assert r"a\x1b[2J b c" in refusal(rs.load, directories["BART"])
+
+
+def with_header(fields, data=b""):
+    text = json.dumps(fields).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize(
+    "shape", [[0, 10**12], [10**12, 0], [2**23] * 40 + [0], [10**4000] * 200 + [0], [1] * 65]
+)
+def test_axes_without_end_of_an_array_that_is_empty_or_not(tmp_path, shape):
+    """Whoever sums along the other axes would build what no file holds."""
+    n = 0 if 0 in shape else 4
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, n]}
+    (tmp_path / "x.safetensors").write_bytes(with_header({"x": entry}, bytes(n)))
+    assert "x.safetensors: x of shape" in refusal(safetensors.read, tmp_path / "x.safetensors")
+    if len(str(shape)) < 999:
+        text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {tuple(shape)}, }}\n"
+        start = b"\x93NUMPY\1\0" + struct.pack("<H", len(text))
+        member = start + text.encode() + bytes(n)
+        (tmp_path / "x.npz").write_bytes(hostile.packed({"x.npy": member}))
+        assert "x.npz: x has" in refusal(rs.Trace.load, tmp_path / "x.npz")
+
+
+def test_empty_arrays_of_modest_shapes_are_read(tmp_path):
+    arrays = {"a": np.zeros((0, 4096), "float32"), "b": np.zeros((2, 0, 64)), "c": np.zeros(0)}
+    safetensors.write(tmp_path / "x.safetensors", arrays)
+    np.savez(tmp_path / "x.npz", **arrays)
+    for read in (safetensors.read(tmp_path / "x.safetensors"), rs.Trace.load(tmp_path / "x.npz")):
+        assert {name: x.shape for name, x in read.items()} == {
+            "a": (0, 4096),
+            "b": (2, 0, 64),
+            "c": (0,),
+        }
+
+
+def test_a_small_file_does_not_unfold(tmp_path):
+    """1.4 MB that once took 1.5 GB."""
+    zeros = hostile.npy(np.zeros(2**27, "u1"))
+    (tmp_path / "x.npz").write_bytes(hostile.packed({"x.npy": zeros}, zipfile.ZIP_DEFLATED))
+    del zeros
+    assert "x.npy is compressed" in refusal(rs.Trace.load, tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("name", hostile.bad_traces())
+def test_a_bad_trace(tmp_path, name):
+    path = tmp_path / "trace.npz"
+    path.write_bytes(hostile.bad_traces()[name])
+    assert refusal(rs.Trace.load, path).startswith(f"{path}: ")
+
+
+# Pipes, devices, links
+
+
+LOADERS = {
+    "weights": (lambda d: d["BART"] / WEIGHTS, lambda d: rs.load(d["BART"])),
+    "config": (lambda d: d["T5"] / "config.json", lambda d: rs.load(d["T5"])),
+    "settings": (lambda d: d["T5"] / "generation_config.json", lambda d: rs.load(d["T5"])),
+    "a shard": (lambda d: d["M2M100"] / SHARDS[1], lambda d: rs.load(d["M2M100"])),
+    "a checkpoint": (
+        lambda d: d["T5"].parent / "model.npz",
+        lambda d: rs.load(d["T5"].parent / "model.npz"),
+    ),
+    "a trace": (
+        lambda d: d["T5"].parent / "trace.npz",
+        lambda d: rs.Trace.load(d["T5"].parent / "trace.npz"),
+    ),
+}
+
+
+@pytest.fixture(params=LOADERS)
+def loader(request, directories, tmp_path):
+    """The path of a sound file, and a function that loads it."""
+    (tmp_path / "model.npz").write_bytes(hostile.checkpoint())
+    np.savez(tmp_path / "trace.npz", x=np.arange(3.0))
+    path, load = LOADERS[request.param]
+    return path(directories), lambda _: load(directories)
+
+
+def test_a_pipe_or_a_device_is_refused_unopened(loader, tmp_path):
+    path, load = loader
+    os.mkfifo(tmp_path / "pipe")
+    for target in ("/dev/zero", tmp_path / "pipe"):
+        path.unlink()
+        path.symlink_to(target)
+        assert f"{path}: not a regular file" in refusal(load, path)
+    path.unlink()
+    os.mkfifo(path)
+    assert f"{path}: not a regular file" in refusal(load, path)
+
+
+def test_a_directory_in_the_place_of_a_file(loader):
+    path, load = loader
+    path.unlink()
+    path.mkdir()
+    assert str(path) in refusal(load, path, (FileError, OSError))
+
+
+@pytest.mark.parametrize("target", ["itself", "nowhere"])
+def test_a_link_that_leads_nowhere_is_not_taken_for_an_absent_file(loader, target):
+    path, load = loader
+    path.unlink()
+    path.symlink_to(path if target == "itself" else "nowhere")
+    assert str(path) in refusal(load, path, OSError)
+
+
+def test_a_directory_of_links_is_loaded(directories, tmp_path):
+    """As a cache has them: each file a link to another whose name is its digest."""
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for i, path in enumerate(sorted(directories["BART"].iterdir())):
+        shutil.move(path, blobs / str(i))
+        path.symlink_to(f"../blobs/{i}")
+    model = rs.load(directories["BART"])
+    assert model.config.encoder.d_model == 6
+    table = hostile.arrays_of(hostile.CONFIGS["BART"])["model.shared.weight"]
+    np.testing.assert_array_equal(model.params.decoder.embedding, table)
+
+
+def test_a_link_to_a_file_is_loaded(loader, tmp_path):
+    path, load = loader
+    shutil.move(path, tmp_path / "blob")
+    path.symlink_to(tmp_path / "link")
+    (tmp_path / "link").symlink_to("blob")
+    load(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_in_another_encoding_of_unicode_is_loaded(directories, encoding):
+    path = directories["T5"] / "config.json"
+    path.write_text(path.read_text(), encoding=encoding)
+    assert rs.load(directories["T5"]).config.encoder.d_model == 6
+
+
+# Vectors whose checksums are right
+
+
+@pytest.fixture
+def reference(tmp_path):
+    """Vectors and a copy that is another program's."""
+    (name,) = vectors.make(tmp_path / "ours", families=["t5"], cases=1)
+    shutil.copytree(tmp_path / "ours" / name, tmp_path / "theirs" / name)
+    return tmp_path / "ours", name
+
+
+def redone(reference, file, name, x):
+    root, case = reference
+    path = root / case / f"{file}.safetensors"
+    safetensors.write(path, safetensors.read(path) | {name: x})
+    write_sums(root)
+    return refusal(lambda _: vectors.check(root, root.with_name("theirs")), root)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "x"),
+    [
+        ("inputs", "source_mask", np.ones((3, 5))),
+        ("inputs", "source_mask", np.ones((0, 5), bool)),
+        ("inputs", "source_mask", np.array(True)),
+        ("inputs", "source_mask", np.ones((1, 2**20), bool)),
+        ("inputs", "prefix_lengths", np.array([np.nan, np.inf, 1])),
+        ("inputs", "prefix_lengths", np.ones(0, int)),
+        ("outputs", "lengths", np.ones((2**20, 1), int)),
+        ("outputs", "lengths", np.array([0.5, 1, 2])),
+        ("outputs", "tokens", np.zeros((1, 2**20), int)),
+        ("forward", "encoder.embed", np.zeros((2**16, 1))),
+        ("forward", "x", np.zeros(1)),
+    ],
+)
+def test_vectors_that_do_not_belong_together(reference, file, name, x):
+    root, case = reference
+    told = redone(reference, file, name, x)
+    assert f"{root / case}: its files do not belong together" in told
+
+
+@pytest.mark.parametrize("method", [None, 1, [], {}, "greedy"])
+def test_a_case_without_its_method(reference, method):
+    root, case = reference
+    changed(root / case / "case.json", method=method)
+    write_sums(root)
+    told = refusal(lambda _: vectors.check(root, root.with_name("theirs")), root)
+    assert f"{root / case}: its files do not belong together" in told
+
+
+def test_their_integers_in_the_place_of_numbers_are_a_difference(reference, tmp_path):
+    """Scores are minus infinity where a token is masked, which no integer is: no warning."""
+    root, case = reference
+    path = tmp_path / "theirs" / case / "generation.safetensors"
+    theirs = safetensors.read(path)
+    for dtype in ("int64", "bool", "float16"):
+        safetensors.write(path, {x: np.zeros(y.shape, dtype) for x, y in theirs.items()})
+        assert any(one.difference for one in vectors.check(root, tmp_path / "theirs"))
+
+
+# A full disk
+
+
+@contextmanager
+def full_disk(n_bytes):
+    """No file may have more bytes than these."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def write_page(path):
+    with replacing(path) as file:
+        file.write(b"<!doctype html>" * 999)
+
+
+def save_trace(path):
+    trace = rs.Trace()
+    trace("logits", np.arange(999.0))
+    trace.save(path)
+
+
+WRITERS = {
+    "Trace.save": save_trace,
+    "a page": write_page,
+    "save": lambda path: rs.save(rs.load("g2p"), path),
+    "safetensors": lambda path: safetensors.write(path, {"x": np.arange(999.0)}),
+}
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 4000])
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_a_full_disk_costs_no_file(write, n_bytes, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with full_disk(n_bytes):
+        write(path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    write(path)
+    assert len(path.read_bytes()) > 4000
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_vectors_that_fail_midway_leave_nothing(tmp_path, exists):
+    root = tmp_path / "vectors"
+    if exists:
+        root.mkdir()
+    with full_disk(100_000):  # weights are written before, quantities have more bytes
+        vectors.make(root, families=["t5"], cases=1)
+    assert list(tmp_path.rglob("*")) == [root] * exists
+
+
+# What is no file is written to, and not replaced
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_a_device_stays_a_device(write):
+    before = os.stat("/dev/null")
+    write("/dev/null")
+    assert os.stat("/dev/null")[:3] == before[:3]
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    path, read = tmp_path / "pipe", []
+    os.mkfifo(path)
+    reader = threading.Thread(target=lambda: read.append(path.read_bytes()))
+    reader.start()
+    write_page(path)
+    reader.join(timeout=10)
+    assert read == [b"<!doctype html>" * 999]
+    assert path.is_fifo()
+
+
+def test_a_link_to_itself_is_replaced(tmp_path):
+    (tmp_path / "file").symlink_to(tmp_path / "file")
+    write_page(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"<!doctype html>" * 999
+
+
+def test_arrays_of_a_mapping_may_not_share_a_name():
+    with pytest.raises(ValueError, match=r"a and _orig_mod\.a name the same array"):
+        from_huggingface({"a": np.ones(1), "_orig_mod.a": np.ones(1)}, hostile.CONFIGS["BART"])
