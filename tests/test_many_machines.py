@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-import refseq2seq as rs
+from refseq2seq import cli
 
 pytest.importorskip("distributed", reason="needs the scale extra")
 
@@ -27,12 +28,13 @@ def recipe():
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Lines of two pieces: an empty one, one that cannot be read, and 298 others."""
+    """Lines of two pieces: an empty one, four that cannot be read, and 295 others."""
     rng = random.Random(0)
     words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(1, 6))) for _ in range(300)]
     words[3], words[290] = "", "na_ve"
+    words[7], words[8], words[9] = "a\u2028b", "c\x0cd", "e\rf"  # which end no line
     path = tmp_path / "corpus.txt"
-    path.write_text("\n".join(words))
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(words).encode())
     return path
 
 
@@ -47,40 +49,46 @@ def test_two_workers_give_the_lines_of_one_process(recipe, corpus, tmp_path):
         check=False,
     )
     assert (result.returncode, result.stdout) == (0, "pieces answered: 2\n"), result.stderr
-    files, words = sorted(answers.iterdir()), corpus.read_text().split("\n")
+    files = sorted(answers.iterdir())
     assert [path.name for path in files] == ["00000.jsonl", "00001.jsonl"]
-    found = [json.loads(line) for path in files for line in path.read_text().splitlines()]
-    assert [line["input"] for line in found] == words
-    assert found[3] == {"input": ""}
+    content = b"".join(path.read_bytes() for path in files)
+    found = [json.loads(line) for line in content.split(b"\n")[:-1]]
+    assert found[3] == {"input": "", "samples": []}
     assert found[290]["error"].startswith("line 291: 'na_ve' has unknown symbols")
+    assert [i for i, line in enumerate(found) if "error" in line] == [7, 8, 9, 290]
 
-    model = rs.load("g2p")
-    kept = [i for i, line in enumerate(found) if "tokens" in line]
-    assert len(kept) == 298
-    out = rs.generate(
-        model,
-        [model.source_vocabulary.encode(words[i]) for i in kept],
-        row_ids=kept,
-        choose=rs.sample(rs.temperature(0.8), rs.top_k(5)),
-        seed=recipe.SEED,
-    )
-    for i, tokens, n in zip(kept, out.tokens, out.lengths, strict=True):
-        assert found[i]["tokens"] == tokens[:n].tolist()
+    sampling = ["--temperature", "0.8", "--top-k", "5", "--seed", "1"]
+    sizes = ["--window", str(recipe.LINES), "--batch-size", str(recipe.BATCH)]
+    bulk = ["--input", str(corpus), "--output", str(tmp_path / "bulk.jsonl"), *sampling, *sizes]
+    assert cli.main(["generate", *bulk]) == 3
+    others = [json.loads(x) for x in (tmp_path / "bulk.jsonl").read_bytes().split(b"\n")[:-1]]
+    for line, other in zip(found, others, strict=True):
+        assert [line.get(x) for x in ("input", "error")] == [
+            other.get(x) for x in ("input", "error")
+        ]
+        for a, b in zip(line.get("samples", ()), other.get("samples", ()), strict=True):
+            assert (a["text"], a["tokens"]) == (b["text"], b["tokens"])
+            np.testing.assert_allclose(a["log_probs"], b["log_probs"], rtol=1e-4, atol=1e-6)
 
 
 def test_a_second_run_answers_what_lacks(recipe, corpus, tmp_path, monkeypatch):
     """In this process: which pieces are asked for has nothing to do with the cluster."""
     dask = pytest.importorskip("dask")
     asked = []
-    monkeypatch.setattr(
-        recipe, "generated", lambda model, texts, first: asked.append(first) or [{"n": first}]
-    )
-    answers = tmp_path / "answers"
+
+    def answers(model, lines, method, batch_size):
+        numbers = [line.number for line in lines]
+        asked.append(numbers[0])
+        return [{"n": n} for n in numbers]
+
+    monkeypatch.setattr(recipe, "answers", answers)
+    directory = tmp_path / "answers"
     with dask.config.set(scheduler="synchronous"):
-        assert recipe.run(corpus, answers) == 2
-        (answers / "00001.jsonl").unlink()
-        (answers / "00001.4711").write_text("left by a worker that died")
-        assert recipe.run(corpus, answers) == 1
-        assert recipe.run(corpus, answers) == 0
+        assert recipe.run(corpus, directory) == 2
+        (directory / "00001.jsonl").unlink()
+        (directory / "00001.4711").write_text("left by a worker that died")
+        assert recipe.run(corpus, directory) == 1
+        assert recipe.run(corpus, directory) == 0
     assert sorted(asked) == [0, 256, 256]
-    assert json.loads((answers / "00001.jsonl").read_text()) == {"n": 256}
+    found = (directory / "00001.jsonl").read_text().splitlines()
+    assert [json.loads(line)["n"] for line in found] == [*range(256, 300)]

@@ -19,6 +19,8 @@ import sys
 from .. import __version__
 from ..backend import BackendError
 from . import explain, generate, info, vectors
+from .options import Parser
+from .progress import tell
 
 COMMANDS = (generate, explain, info, vectors)
 
@@ -31,9 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     if sys.stdout is None:
         return _refuse(ValueError("standard output is closed: there is nowhere to write to"))
     try:
-        options = _parser().parse_args(arguments)
-        status: int | None = options.run(options)
-        sys.stdout.flush()
+        try:
+            options = _parser().parse_args(arguments)
+            status: int | None = options.run(options)
+        finally:  # --help, too, ends here
+            sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         _drop_output()
         return 128 + 13  # as if by SIGPIPE
@@ -45,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="refseq2seq",
         description="Encoder-decoder Transformer generation, step by step.",
         epilog="exit status: 0; 1 refused; 2 wrong usage; 3 some lines have no answer",
@@ -59,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _refuse(error: Exception) -> int:
     """Say in one line what is wrong; under ``python -X dev``, a mistake of ours is raised."""
-    told = _in_one_line(error)
+    told = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.filename:
+        told = f"{error.filename}: {error.strerror}"
     if not isinstance(error, EXPECTED):
         if sys.flags.dev_mode:
             raise error
@@ -70,15 +76,8 @@ def _refuse(error: Exception) -> int:
         sys.stdout.flush()  # the answers before it
     except (OSError, AttributeError):  # a full disk, which may be the error itself, or no output
         _drop_output()
-    if sys.stderr is not None:
-        print(f"refseq2seq: {told}", file=sys.stderr)
+    tell(told)
     return 1
-
-
-def _in_one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _drop_output() -> None:

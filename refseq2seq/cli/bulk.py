@@ -10,7 +10,7 @@ refused by name.
 import argparse
 import hashlib
 import json
-import sys
+import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ..model import Model
 from ..params import named_arrays
 from . import journal
 from .lines import answers, read_lines
-from .progress import progress
+from .progress import progress, tell
 
 NOT_ASKED = {
     *("run", "usage_error", "texts", "input", "output", "model", "json", "steps", "skip_errors")
@@ -45,7 +45,7 @@ def generate_file(model: Model, method: dict[str, Any], options: argparse.Namesp
         If the input is no file, or changed while it was read; if the output is there already or
         belongs to another run.
     """
-    output: Path = options.output.resolve()
+    output = Path(os.path.realpath(options.output))
     _check_input(options.input, output)
     digest, total = _digest_of_file(options.input)
     with journal.opened(output) as run:
@@ -66,10 +66,9 @@ def generate_file(model: Model, method: dict[str, Any], options: argparse.Namesp
         run.publish()
         failed = run.failed()
     if failed:
-        print(
-            f"refseq2seq: lines of {options.output} without samples: {len(failed)}; the first is "
-            f"line {failed[0]}, whose error says why",
-            file=sys.stderr,
+        tell(
+            f"lines of {options.output} without samples: {len(failed)}; the first is line "
+            f"{failed[0]}, whose error says why"
         )
     return 3 if failed else 0
 

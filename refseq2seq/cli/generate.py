@@ -14,7 +14,7 @@ from typing import IO, Any
 from ..beam import beam_steps
 from ..decoding import decode_steps
 from ..model import Model
-from .lines import Answer, Line, answers, check_method, encoded, read_lines
+from .lines import Answer, Line, answers, check_method, encoded, failure, read_lines
 from .options import (
     add_command,
     add_method_options,
@@ -24,7 +24,7 @@ from .options import (
     method_of,
     model_of,
 )
-from .progress import progress
+from .progress import progress, tell
 from .steps import print_beam_steps, print_token_steps
 
 ESCAPES = str.maketrans({"\n": r"\n", "\r": r"\r", "\t": r"\t"})
@@ -96,7 +96,10 @@ def _generate(options: argparse.Namespace) -> int:
 def _print_all(model: Model, method: dict[str, Any], options: argparse.Namespace) -> int:
     """Answer line by line or batch by batch; the exit status."""
     failed = False
-    with _input(options) as (file, at_once), progress(0, None) as advance:
+    with (
+        _input(options) as (file, at_once),
+        progress(0, None, not at_once and not sys.stdout.isatty()) as advance,
+    ):
         lines = read_lines(file)
         while batch := list(islice(lines, 1 if at_once or options.steps else options.batch_size)):
             if options.steps:
@@ -107,7 +110,7 @@ def _print_all(model: Model, method: dict[str, Any], options: argparse.Namespace
                 if error := answer.get("error"):
                     if not options.skip_errors:
                         raise ValueError(error)
-                    print(f"refseq2seq: {error}", file=sys.stderr)
+                    tell(error)
                     failed = True
                 if options.json:
                     print(json.dumps(answer, ensure_ascii=False))
@@ -143,15 +146,15 @@ def _print_steps(
         return {"error": str(error)}
     if not ids:
         return {}
-    if "beams" in method:
-        search = {name: value for name, value in method.items() if name != "n_best"}
-        print_beam_steps(model, beam_steps(model, [ids], **search))
-        return {}
-    steps = decode_steps(model, [ids], row_ids=[line.number], **method)
-    if options.num_samples == 1:
-        print_token_steps(model, steps, 0)
-    else:
-        kept = list(steps)
-        for row in range(options.num_samples):
-            print_token_steps(model, (step for step in kept if step.emitted[row]), row)
+    try:
+        if "beams" in method:
+            search = {name: value for name, value in method.items() if name != "n_best"}
+            print_beam_steps(model, beam_steps(model, [ids], **search))
+        else:
+            steps = decode_steps(model, [ids], row_ids=[line.number], **method)
+            kept = [*steps] if options.num_samples > 1 else steps
+            for row in range(options.num_samples):
+                print_token_steps(model, (step for step in kept if step.emitted[row]), row)
+    except (ValueError, MemoryError) as error:
+        return {"error": failure(line.number, error)}
     return {}

@@ -2,8 +2,8 @@
 
 ``OUTPUT.run`` is a directory with an SQLite database, which one process holds at a time, and
 which a kill or a full disk leaves as it was after the last window. A finished run is exported
-into the same directory and then linked to OUTPUT, which never replaces a file; the journal is
-still held, and is deleted last.
+into the same directory and then linked to OUTPUT, which never replaces a file; then, still held,
+the journal forgets what was asked for. A journal in which nothing is asked for is deleted.
 """
 
 import filecmp
@@ -15,10 +15,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS request (name TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE IF NOT EXISTS answers (line INTEGER PRIMARY KEY, answer TEXT, failed INTEGER);
-"""
+SCHEMA = (
+    "request (name TEXT PRIMARY KEY, value TEXT)",
+    "answers (line INTEGER PRIMARY KEY, answer TEXT, failed INTEGER)",
+)
 
 
 class JournalError(ValueError):
@@ -34,9 +34,11 @@ class Journal:
 
     def begin(self, asked: dict[str, Any]) -> None:
         """Note what the run is asked for, or check that it is what was noted."""
-        noted = dict(self._database.execute("SELECT name, value FROM request"))
+        noted = self.noted()
         asked = {name: json.dumps(value) for name, value in asked.items()}
         if not noted:
+            if self.output.exists():
+                raise JournalError(f"{self.output} is there already: choose another output")
             with self._database:
                 self._database.executemany("INSERT INTO request VALUES (?, ?)", asked.items())
             return
@@ -47,6 +49,10 @@ class Journal:
                     f"{noted.get(name)}, now it is {asked.get(name)}. Ask for the same again, or "
                     f"remove {self.directory.name} to begin anew"
                 )
+
+    def noted(self) -> dict[str, str]:
+        """What the run was asked for, as JSON."""
+        return dict(self._database.execute("SELECT name, value FROM request"))
 
     def __len__(self) -> int:
         """How many lines have their answer; those are the first of the input."""
@@ -71,6 +77,7 @@ class Journal:
         by a run that was killed after it had written it.
         """
         export = self.directory / "answers.jsonl"
+        export.unlink(missing_ok=True)  # after a kill it may be linked to the output
         with open(export, "wb") as file:
             for (answer,) in self._database.execute("SELECT answer FROM answers ORDER BY line"):
                 file.write(answer.encode() + b"\n")
@@ -84,6 +91,8 @@ class Journal:
             elif not filecmp.cmp(export, self.output, shallow=False):
                 raise JournalError(foreign(self.output)) from None
         export.unlink(missing_ok=True)
+        with self._database:
+            self._database.execute("DELETE FROM request")
 
 
 def run_directory(output: Path) -> Path:
@@ -106,27 +115,49 @@ def opened(output: Path) -> Iterator[Journal]:
     Raises
     ------
     JournalError
-        If another process holds it, if there is an output and no journal, or if the database
-        cannot be read or written.
+        If another process holds it, or if the database cannot be read or written.
     """
     directory = run_directory(output)
-    path = directory / "journal.sqlite"
-    if output.exists() and not path.exists():
-        raise JournalError(f"{output} is there already: choose another output")
+    path, to_delete = directory / "journal.sqlite", False
     try:
         directory.mkdir(exist_ok=True)
     except FileExistsError as error:
         raise JournalError(f"{directory} is a file: choose another output") from error
     try:
-        with closing(sqlite3.connect(path, timeout=0)) as database:
-            database.execute("PRAGMA locking_mode = EXCLUSIVE")  # until it is closed
-            database.execute("BEGIN EXCLUSIVE")
-            database.executescript(SCHEMA)
-            yield Journal(output, database)
+        with closing(sqlite3.connect(path, timeout=1)) as database:
+            _hold(database)
+            if not path.exists():  # deleted between these two lines, by a run that is over
+                raise JournalError(f"{path}: another process has just ended")
+            run = Journal(output, database)
+            try:
+                yield run
+            finally:
+                if to_delete := not run.noted():
+                    with suppress(PermissionError):  # Windows deletes no open file
+                        _delete(path)
+                        to_delete = False
     except sqlite3.Error as error:
         held = "locked" in str(error)
         why = "another process is writing this output" if held else f"{error}"
         raise JournalError(f"{path}: {why}") from error
-    path.unlink()
-    with suppress(OSError):  # somebody's file lies in it
-        directory.rmdir()
+    finally:
+        with suppress(OSError):  # another process holds it, or the run goes on another time
+            if to_delete:
+                _delete(path)
+            directory.rmdir()
+
+
+def _delete(path: Path) -> None:
+    """Delete the database, and what SQLite keeps beside it until it is closed or after a kill."""
+    for name in (path.name, f"{path.name}-journal"):
+        path.with_name(name).unlink(missing_ok=True)
+
+
+def _hold(database: sqlite3.Connection) -> None:
+    """Let no other process open the database until it is closed; make what an empty one lacks."""
+    database.execute("BEGIN EXCLUSIVE")
+    database.execute("PRAGMA locking_mode = EXCLUSIVE")  # not before: two would block each other
+    with database:
+        if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            for table in SCHEMA:
+                database.execute(f"CREATE TABLE {table}")

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..beam import beam_search, beam_steps
 from ..decoding import decode_steps, generate
-from ..failures import NonFiniteLogitsError
 from ..model import Model, check_fits
 from ..tokens import as_tokens
 
@@ -72,8 +71,13 @@ def encoded(model: Model, line: Line) -> list[int]:
         as_tokens("source", [ids], model.config.encoder.vocab_size)
         check_fits("source", len(ids), model.config.encoder)
     except ValueError as error:
-        raise ValueError(f"line {line.number + 1}: {error}") from error
+        raise ValueError(failure(line.number, error)) from error
     return ids
+
+
+def failure(number: int, error: Exception) -> str:
+    """What is wrong with a line, which is counted from 1 where a person reads of it."""
+    return f"line {number + 1}: {str(error) or 'out of memory'}"
 
 
 def answers(
@@ -124,16 +128,16 @@ def answers(
 
 
 def _answer(model: Model, batch: list[tuple[int, list[int], Answer]], method: Any) -> None:
-    """Complete the answers of a batch; lines are told apart where the model gives no numbers."""
+    """Complete the answers of a batch; if that fails, lines are told apart, and have errors."""
     numbers, source, answers = zip(*batch, strict=True)
     try:
         found = _outputs(model, source, numbers, method)
-    except NonFiniteLogitsError as error:
+    except (ValueError, MemoryError) as error:
         if len(batch) > 1:
             for entry in batch:
                 _answer(model, [entry], method)
         else:
-            answers[0]["error"] = f"line {numbers[0] + 1}: {error}"
+            answers[0]["error"] = failure(numbers[0], error)
         return
     for answer, samples in zip(answers, found, strict=True):
         answer["samples"] = samples

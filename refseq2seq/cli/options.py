@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from ..beam import EarlyStopping
 from ..checkpoint import load
@@ -12,6 +12,7 @@ from ..constraints import no_repeat_ngram, repetition_penalty
 from ..filters import min_p, temperature, top_a, top_k, top_p
 from ..model import Model
 from ..sampling import Processor, greedy, sample
+from .progress import tell
 from .threads import NARROW, use_threads
 
 EARLY_STOPPING: dict[str, EarlyStopping] = {"true": True, "false": False, "never": "never"}
@@ -21,6 +22,15 @@ THREADS_HELP = (
     "threads of the CPU for matrix products; by default 1 for a model of width up to "
     f"{NARROW}, and what the environment or the number of cores says for a wider one"
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with status 2."""
+        tell(f"{message} (usage: {self.prog} --help)")
+        self.exit(2)
 
 
 def add_command(commands: Any, name: str, summary: str, *examples: str) -> Any:
@@ -71,7 +81,7 @@ def model_of(options: argparse.Namespace) -> Model:
 def add_method_options(command: argparse.ArgumentParser) -> None:
     """How long, how many, and how tokens are chosen: `method_of` reads these."""
     sampling, search = add_choice_options(command)
-    add_options(sampling, ("--num-samples", count, "N", "outputs per line, tabs between them (1)"))
+    add_options(sampling, ("--num-samples", size, "N", "outputs per line, tabs between them (1)"))
     add_options(search, ("--n-best", count, "N", "outputs per line, best first, tabs between (1)"))
 
 
@@ -80,7 +90,7 @@ def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
     command.set_defaults(num_samples=1, n_best=None, min_new_tokens=0)
     add_options(
         command.add_argument_group("length and repetition"),
-        ("--max-new-tokens", count, "N", "tokens of an output at most, its end counted; by default "
+        ("--max-new-tokens", size, "N", "tokens of an output at most, its end counted; by default "
          "as many as the model has positions for"),
         ("--min-new-tokens", whole, "N", "tokens before an end can be chosen (0)"),
         ("--repetition-penalty", float, "R", "divide positive logits of tokens that are there "
@@ -100,7 +110,7 @@ def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
     search = command.add_argument_group("beam search", "instead of sampling")
     add_options(
         search,
-        ("--beams", count, "B", "hypotheses that are kept in each step"),
+        ("--beams", size, "B", "hypotheses that are kept in each step"),
         ("--length-penalty", float, "A", "divide a score, in nats, by its number of tokens to the "
          "power A (1)"),
         ("--early-stopping", [*EARLY_STOPPING], "", "stop when B hypotheses have ended (true), or "
@@ -181,15 +191,22 @@ def count(text: str) -> int:
     return _integer(text, 1)
 
 
+def size(text: str) -> int:
+    """A dimension of arrays, an integer from 1: more than 2**16 would end after minutes, or by
+    the system that runs out of memory.
+    """
+    return _integer(text, 1, 16)
+
+
 def whole(text: str) -> int:
     """An integer from 0."""
     return _integer(text, 0)
 
 
-def _integer(text: str, low: int) -> int:
-    if not (text.isascii() and text.isdigit() and low <= int(text[:11]) < 2**31):
+def _integer(text: str, low: int, bits: int = 31) -> int:
+    if not (text.isascii() and text.isdigit() and low <= int(text[:11]) < 2**bits):
         raise argparse.ArgumentTypeError(
-            f"expected an integer of at least {low} and less than 2**31, got {text:.40}"
+            f"expected an integer of at least {low} and less than 2**{bits}, got {text:.40}"
         )
     return int(text)
 

@@ -1,4 +1,4 @@
-"""How far a long run is, where a person watches."""
+"""What a person is told on standard error: how far a long run is, and what is wrong."""
 
 import sys
 import time
@@ -8,13 +8,24 @@ from contextlib import contextmanager
 EVERY = 3.0  # seconds
 
 
+def tell(what: str) -> None:
+    """Print a line on standard error, if that is open and not full."""
+    if sys.stderr is not None:
+        try:
+            print(f"refseq2seq: {' '.join(what.splitlines())}", file=sys.stderr)
+        except OSError:
+            sys.stderr = None  # or Python would try again at its end
+
+
 @contextmanager
-def progress(done: int, total: int | None) -> Iterator[Callable[[int], object]]:
+def progress(
+    done: int, total: int | None, wanted: bool = True
+) -> Iterator[Callable[[int], object]]:
     """A function to say that so many lines more are done.
 
     On a terminal, tqdm shows a bar; without tqdm, a line is printed every few seconds.
     """
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not wanted or sys.stderr is None or not sys.stderr.isatty():
         yield lambda n: None
         return
     try:
