@@ -43,20 +43,13 @@ def _explain(options: argparse.Namespace) -> None:
 
     method = method_of(options)
     filters = filters_of(options)
-    names = (
-        "seed",
-        "beams",
-        "length_penalty",
-        "early_stopping",
-        "max_new_tokens",
-        "min_new_tokens",
-    )
+    taken = {"seed", "beams", "length_penalty", "early_stopping", "max_new_tokens", "min_new_tokens"}
     html = page(
         model_of(options),
         options.text,
         processors=penalties_of(options) | filters,
         draws=bool(filters),
-        **{name: method[name] for name in names if name in method},
+        **{name: x for name, x in method.items() if name in taken},
     )
     if options.html == Path("-"):
         print(html)

@@ -1,8 +1,8 @@
 """How many threads multiply matrices: NumPy's BLAS takes one for each core.
 
-The products of a narrow model are too small to share: with two threads they are up to 1.15 times
-as fast on an idle machine, and 2 to 25 times as slow beside other work, where each product
-waits for a thread that has no core (docs/performance.md).
+The products of a narrow model are too small to share: two threads gain at most a tenth on idle
+cores, and take twice the time or more beside other work, where each product waits for a thread
+that has no core (docs/performance.md).
 """
 
 import ctypes

@@ -1,5 +1,6 @@
 """Writing a file so that neither a full disk nor a kill costs the old one."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with open(path, "wb") as file:
             yield file
         return
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such directory", str(path.parent))
     temporary = _beside(path)
     try:
         with open(temporary, "xb") as file:  # not tempfile's: permissions follow the umask

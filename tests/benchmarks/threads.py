@@ -1,7 +1,7 @@
 """Whole commands by their number of BLAS threads, idle and beside other work.
 
     python tests/benchmarks/threads.py            medians of 5 turns, in seconds
-    python tests/benchmarks/threads.py --busy     beside a process that keeps one core busy
+    python tests/benchmarks/threads.py --busy 1   beside a process that keeps one core busy
 
 `refseq2seq generate` answers words by the shipped model, and by models of random numbers of
 widths 128, 256 and 512: by default, with one thread, and with as many as there are cores.
@@ -70,13 +70,14 @@ def seconds(model: str, words: Path, threads: int | None) -> float:
 def main() -> None:
     """Print a row of medians for each model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--busy", action="store_true")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="processes beside it")
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
     rng, counts = random.Random(0), (None, 1, os.cpu_count())
     print(f"{'model':6} {'words':>5} {'default':>8} {'1 thread':>8} {counts[2]:>2} threads")
     with tempfile.TemporaryDirectory() as folder:
-        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"])] * options.busy
+        endless = [sys.executable, "-c", "while True: pass"]
+        busy = [subprocess.Popen(endless) for _ in range(options.busy)]
         try:
             for name, (width, layers, n) in {"g2p": (0, 0, 2048), **SIZES}.items():
                 words = Path(folder, f"{name}.txt")

@@ -63,8 +63,8 @@ def make(
         raise ValueError(f"families must be among {', '.join(FAMILIES)}, got {unknown[0]!r}")
     if dtype not in ("float64", "float32"):
         raise ValueError(f"dtype must be float64 or float32, got {dtype!r}")
-    drawn = [case for family in families for case in draw_cases(family, cases, seed, dtype)]
     with new_directory(directory) as root:
+        drawn = [case for family in families for case in draw_cases(family, cases, seed, dtype)]
         for case in drawn:
             _write(root / case.name, case)
         _write_json(root / MANIFEST, _manifest(drawn, seed, dtype))
