@@ -23,7 +23,7 @@ import numpy as np
 from .backend import to_numpy
 from .config import ModelConfig, StackConfig
 from .files import npz
-from .files.reading import FileError, about, parse_json
+from .files.reading import FileError, file_errors, parse_json
 from .files.writing import replacing
 from .model import Model
 from .params import build_params, named_arrays, param_shapes
@@ -152,7 +152,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         raise FileNotFoundError(errno.ENOENT, why, str(path))
     cure = _CURES.get(path.suffix.lower(), "")
     try:
-        with about(path, CheckpointError), npz.entries(path) as entries:
+        with file_errors(path, CheckpointError), npz.entries(path) as entries:
             return _read(entries)
     except CheckpointError as error:
         raise CheckpointError(f"{error}{cure}") from error
@@ -172,8 +172,7 @@ def _read(entries: Mapping[str, npz.Entry]) -> Model:
         raise CheckpointError(f"it has entries that its config does not: {_list(unknown)}")
 
     def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        with entries[f"{name}.npy"].array() as stored:
-            return _numbers(stored, name, shape, header["dtype"])
+        return _numbers(entries[f"{name}.npy"].array(), name, shape, header["dtype"])
 
     return Model(
         config=config,
@@ -209,17 +208,17 @@ def _vocabulary(header: dict[str, Any], side: str, c: StackConfig) -> Vocabulary
     return vocabulary
 
 
-def _numbers(stored: npz.StoredArray, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """The numbers of a parameter, once it is clear that they fit."""
+def _numbers(stored: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """A stored parameter in the model's dtype; raise unless it is what the format allows."""
     if stored.shape != shape:
         raise CheckpointError(f"{name} must have shape {shape}, got {stored.shape}")
-    if stored.dtype not in ("<f2", "<f4", "<f8") or stored.fortran_order:
+    if stored.dtype.str not in ("<f2", "<f4", "<f8") or not stored.flags.c_contiguous:
         raise CheckpointError(
-            f"{name} must be little-endian float in C order, "
-            f"got {stored.dtype} with fortran_order = {stored.fortran_order}"
+            f"{name} must be little-endian float in C order, got {stored.dtype.str} with strides "
+            f"{stored.strides}"
         )
     with np.errstate(all="ignore"):  # what overflows is reported by name
-        array = stored.read().astype(dtype)
+        array = stored.astype(dtype)
     if not np.isfinite(array).all():
         raise CheckpointError(f"{name} is not finite as {dtype}")
     return array

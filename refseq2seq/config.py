@@ -353,9 +353,7 @@ def _to_json(value: Any) -> Any:
 
 
 def from_json(where: str, annotation: Any, value: Any) -> Any:
-    """``value``, of JSON's types, as the annotated type. What `check_type` can judge is left to
-    it.
-    """
+    """Convert ``value`` from JSON's types to the annotated type; `check_type` checks the result."""
     members = typing.get_args(annotation)
     if typing.get_origin(annotation) is tuple and isinstance(value, list):
         return tuple(from_json(where, members[0], member) for member in value)

@@ -25,7 +25,7 @@ class Tokenizer(Protocol):
 
     @property
     def definition(self) -> str:
-        """All that `encode` and `decode` depend on: two that differ in it may differ in a text."""
+        """A string that determines what `encode` and `decode` compute."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""

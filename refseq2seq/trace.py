@@ -178,11 +178,10 @@ class Trace(Mapping[str, Array]):
             ``numpy.savez`` writes it.
         """
         from .files import npz  # here, because it imports much that is seldom needed
-        from .files.reading import about
+        from .files.reading import file_errors
 
         trace = cls()
-        with about(path), npz.entries(path) as entries:
+        with file_errors(path), npz.entries(path) as entries:
             for name, entry in entries.items():
-                with entry.array() as stored:
-                    trace(name.removesuffix(".npy"), stored.read().copy("K"))
+                trace(name.removesuffix(".npy"), entry.array().copy("K"))
         return trace

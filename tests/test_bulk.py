@@ -204,7 +204,7 @@ def test_killed_before_each_step_it_ends_with_the_same_bytes(tmp_path, checkpoin
         assert one["files"] == ["errors", "out.jsonl"], one
         if one["status"]:  # it had ended, all but for what it leaves
             assert one["complete"], one
-            assert one["errors"].endswith("out.jsonl is there already: choose another output\n")
+            assert one["errors"].endswith("out.jsonl exists already: choose another output\n")
 
 
 class Killed(BaseException):
@@ -316,7 +316,7 @@ def test_no_file_of_somebody_else_is_overwritten(tmp_path, call):
     corpus, output = write(tmp_path / "in.txt", words(3)), tmp_path / "out.jsonl"
     output.write_text("mine\n")
     status, _, err = call("--input", corpus, "--output", output)
-    assert (status, err) == (1, f"refseq2seq: {output} is there already: choose another output\n")
+    assert (status, err) == (1, f"refseq2seq: {output} exists already: choose another output\n")
     assert (output.read_text(), names(tmp_path)) == ("mine\n", ["in.txt", "out.jsonl"])
     output.unlink()
     (tmp_path / "out.jsonl.run").write_text("mine\n")
@@ -331,7 +331,7 @@ def test_an_output_that_appears_while_a_killed_run_waits_is_kept(begun, tmp_path
     output.write_text("mine\n")
     status, _, err = call(*begun)
     assert (status, err.count("\n"), output.read_text()) == (1, 1, "mine\n")
-    assert "out.jsonl is there already, and not by this run: move it away" in err
+    assert "out.jsonl exists already, and this run did not write it: move it away" in err
     assert kept(tmp_path) == 6  # it is said before there is work
     output.rename(tmp_path / "mine")
     assert call(*begun) == (0, "", "")
@@ -405,7 +405,7 @@ def test_a_second_start_writes_nothing(moment, tmp_path, call, monkeypatch):
 def test_a_start_that_waited_for_the_last_moment_finds_the_output(tmp_path, call, monkeypatch):
     """It has the database open, and holds it when the first has deleted it, or is about to."""
     corpus, output = write(tmp_path / "in.txt", words(9)), tmp_path / "out.jsonl"
-    given, plain, found = ["--input", corpus, "--output", output], journal._hold, []
+    given, plain, found = ["--input", corpus, "--output", output], journal._lock, []
 
     def hold(database):
         if not found:
@@ -413,7 +413,7 @@ def test_a_start_that_waited_for_the_last_moment_finds_the_output(tmp_path, call
             found.append(call(*given))  # the other, from begin to end
         plain(database)
 
-    monkeypatch.setattr(journal, "_hold", hold)
+    monkeypatch.setattr(journal, "_lock", hold)
     status, _, err = call(*given)
     assert found[1] == (0, "", "")
     assert (status, err.count("\n")) == (1, 1)
@@ -424,7 +424,7 @@ def test_a_start_that_waited_for_the_last_moment_finds_the_output(tmp_path, call
 def test_no_start_goes_on_in_a_journal_that_another_has_deleted(tmp_path, call, monkeypatch):
     """The other was interrupted before it had noted what is asked for."""
     corpus, output = write(tmp_path / "in.txt", words(9)), tmp_path / "out.jsonl"
-    given, plain, found = ["--input", corpus, "--output", output], journal._hold, []
+    given, plain, found = ["--input", corpus, "--output", output], journal._lock, []
 
     def hold(database):
         if not found:
@@ -434,7 +434,7 @@ def test_no_start_goes_on_in_a_journal_that_another_has_deleted(tmp_path, call, 
                 found.append(call(*given))
         plain(database)
 
-    monkeypatch.setattr(journal, "_hold", hold)
+    monkeypatch.setattr(journal, "_lock", hold)
     status, _, err = call(*given)
     assert found[1] == (130, "", "")
     assert (status, err.count("\n")) == (1, 1)
@@ -466,7 +466,7 @@ for i in range(int(sys.argv[2])):
             while time.time() < at:
                 pass
             try:
-                journal._hold(database)
+                journal._lock(database)
             except sqlite3.Error:
                 os._exit(1)
             time.sleep(0.2)

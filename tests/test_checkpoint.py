@@ -790,9 +790,9 @@ ARRAY = np.arange(15, dtype="float32").reshape(5, 3)  # the encoder's embedding
         (npy(ARRAY.astype("int32")), "must be little-endian float in C order, got <i4"),
         (npy(ARRAY.astype(bool)), r"must be little-endian float in C order, got \|b1"),
         (npy(ARRAY.astype(complex)), "must be little-endian float in C order, got <c16"),
-        (npy(ARRAY.astype("S4")), r"must be little-endian float in C order, got \|S4"),
+        (npy(ARRAY.astype("S4")), r"must hold numbers, got dtype"),
         (npy(ARRAY.astype([("a", "<f4")])), "no .npy header"),
-        (npy(ARRAY.astype(object), allow_pickle=True), r"must be .* float in C order, got \|O"),
+        (npy(ARRAY.astype(object), allow_pickle=True), r"must hold numbers, got dtype"),
         (npy(ARRAY * np.float32(np.nan)), "is not finite as float32"),
         (npy(ARRAY + np.float32(np.inf)), "is not finite as float32"),
         (npy(ARRAY)[:-4], "has 56 bytes, not those of its shape"),
@@ -807,7 +807,10 @@ ARRAY = np.arange(15, dtype="float32").reshape(5, 3)  # the encoder's embedding
         (npy(ARRAY).replace(b"'descr'", b"'''desc"), "no .npy header"),
         (npy(ARRAY).replace(b"(5, 3)", b"(5, -3)"), "no .npy header"),
         (npy(ARRAY).replace(b"(5, 3)", b"[5, 3]"), "no .npy header"),
-        (npy(ARRAY).replace(b"(5, 3), }" + b" " * 9, b"(5, 3000000000), }"), "must have shape"),
+        (
+            npy(ARRAY).replace(b"(5, 3), }" + b" " * 9, b"(5, 3000000000), }"),
+            "has 60 bytes, not those of its shape",
+        ),
         (npy(ARRAY).replace(b"False", b"1==2 "), "no .npy header"),
     ],
 )

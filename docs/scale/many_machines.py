@@ -4,15 +4,15 @@
     python many_machines.py corpus.txt answers tcp://host:8786    the workers of a scheduler
 
 Machines share a file system. Piece 17 of the input gives answers/00017.jsonl, whole or not at all,
-so that the same command again, after whatever ended it, answers only the pieces that lack. Of a
-worker that dies Dask gives the piece to another. In the end: cat answers/*.jsonl
+so that the same command again, after whatever ended it, answers only the missing pieces. If a
+worker dies, Dask gives its piece to another. At the end: cat answers/*.jsonl
 """
 
 import io
 import json
-import os
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import dask.bag
@@ -20,6 +20,7 @@ from dask.distributed import Client, LocalCluster
 
 import refseq2seq as rs
 from refseq2seq.cli.lines import answers, read_lines
+from refseq2seq.files.writing import replacing
 
 MODEL = "g2p"
 LINES, BATCH = 256, 32  # of a piece; a piece should keep a worker busy for a minute or so
@@ -31,14 +32,14 @@ METHOD = {  # the arguments of rs.generate, or with "beams" those of rs.beam_sea
 
 
 def pieces(corpus: Path) -> list[tuple[int, int, int]]:
-    """Number, first byte and length of every LINES lines."""
+    """The number, first byte and length of each piece."""
     places, end = [], 0
     with open(corpus, "rb") as file:
         for n, line in enumerate(file):
             if n % LINES == 0:
                 places.append(end)
             end += len(line)
-    return [(i, a, b - a) for i, (a, b) in enumerate(zip(places, [*places[1:], end], strict=True))]
+    return [(i, a, b - a) for i, (a, b) in enumerate(pairwise([*places, end]))]
 
 
 def answer(piece: tuple[int, int, int], corpus: Path, directory: Path) -> None:
@@ -48,15 +49,13 @@ def answer(piece: tuple[int, int, int], corpus: Path, directory: Path) -> None:
         file.seek(start)
         lines = read_lines(io.BytesIO(file.read(length)), first=number * LINES)
     found = answers(rs.load(MODEL), lines, METHOD, BATCH)
-    path = directory / f"{number:05}.jsonl"
-    part = path.with_suffix(f".{os.getpid()}")
-    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
-    part.write_bytes(content.encode())
-    os.replace(part, path)
+    with replacing(directory / f"{number:05}.jsonl") as file:
+        for line in found:
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
 
 def run(corpus: Path, directory: Path) -> int:
-    """Have every piece answered that is not yet; how many those were."""
+    """Answer the missing pieces; return their number."""
     directory.mkdir(exist_ok=True)
     to_do = [p for p in pieces(corpus) if not (directory / f"{p[0]:05}.jsonl").exists()]
     if to_do:

@@ -25,13 +25,14 @@ from .progress import tell
 COMMANDS = (generate, explain, info, vectors)
 
 EXPECTED = (ValueError, OSError, ImportError, BackendError, MemoryError, OverflowError)
-"""What a mistake of the user or a full machine raises; anything else is a mistake of ours."""
+"""Errors that the user or the machine causes; any other is a bug."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the result is the exit status."""
     if sys.stdout is None:
-        return _refuse(ValueError("standard output is closed: there is nowhere to write to"))
+        tell("standard output is closed: there is nowhere to write to")
+        return 1
     try:
         try:
             options = _parser().parse_args(arguments)
@@ -62,25 +63,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _refuse(error: Exception) -> int:
-    """Say in one line what is wrong; under ``python -X dev``, a mistake of ours is raised."""
-    told = str(error) or type(error).__name__
+    """Print an error in one line, and return 1; with ``python -X dev``, raise an unexpected one."""
+    message = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename:
-        told = f"{error.filename}: {error.strerror}"
+        message = f"{error.filename}: {error.strerror}"
     if not isinstance(error, EXPECTED):
         if sys.flags.dev_mode:
             raise error
-        told = (
-            f"unexpected {type(error).__name__}: {told} (python -X dev -m refseq2seq shows where)"
-        )
+        message = f"unexpected {type(error).__name__}: {message} (python -X dev -m shows where)"
     try:
         sys.stdout.flush()  # the answers before it
-    except (OSError, AttributeError):  # a full disk, which may be the error itself, or no output
+    except OSError:  # a full disk, which may be the error itself
         _drop_output()
-    tell(told)
+    tell(message)
     return 1
 
 
 def _drop_output() -> None:
-    """Let nothing that is still to be written fail again when Python ends."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Send the rest of the output to the null device, so that flushing at exit cannot fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

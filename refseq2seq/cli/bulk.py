@@ -2,9 +2,9 @@
 
 The input is read in windows. The lines of a window are sorted by length, so that a batch
 has little padding, and their answers are kept in the journal together, in the order of the
-input. So memory holds one window, and a kill costs one at most: the same command again goes on
-after the last window that is kept, in the same batches, to the same bytes. Another request is
-refused by name.
+input. So memory holds one window, and a kill loses at most one. The same command continues after
+the last window in the journal, with the same batches and the same bytes. If the request differs,
+an error names the difference.
 """
 
 import argparse
@@ -25,10 +25,8 @@ from . import journal
 from .lines import answers, read_lines
 from .progress import progress, tell
 
-NOT_ASKED = {
-    *("run", "usage_error", "texts", "input", "output", "model", "json", "steps", "skip_errors")
-}
-"""Options that do not change a line of the output; input and model are told by what they hold."""
+IGNORED = {"run", "usage_error", "input", "output", "model", "json", "skip_errors"}
+"""Options that do not change the output; the input and the model enter by their SHA-256."""
 
 
 def generate_file(model: Model, method: dict[str, Any], options: argparse.Namespace) -> int:
@@ -42,7 +40,7 @@ def generate_file(model: Model, method: dict[str, Any], options: argparse.Namesp
     Raises
     ------
     ValueError
-        If the input is no file, or changed while it was read; if the output is there already or
+        If the input is no file, or changed while it was read; if the output exists already or
         belongs to another run.
     """
     output = Path(os.path.realpath(options.output))
@@ -52,7 +50,7 @@ def generate_file(model: Model, method: dict[str, Any], options: argparse.Namesp
         run.begin(_asked(model, digest, options))
         done = len(run)
         if output.exists() and done < total:
-            raise journal.JournalError(journal.foreign(output))
+            raise ValueError(journal.output_exists(output))
         with open(options.input, "rb") as file, progress(done, total) as advance:
             lines = islice(read_lines(file), done, None)
             while window := list(islice(lines, options.window)):
@@ -64,11 +62,11 @@ def generate_file(model: Model, method: dict[str, Any], options: argparse.Namesp
                 "anew"
             )
         run.publish()
-        failed = run.failed()
+        failed, first = run.failed()
     if failed:
         tell(
-            f"lines of {options.output} without samples: {len(failed)}; the first is line "
-            f"{failed[0]}, whose error says why"
+            f"lines of {options.output} without samples: {failed}; the first is line {first + 1}, "
+            "whose error says why"
         )
     return 3 if failed else 0
 
@@ -81,8 +79,8 @@ def _check_input(path: Path, output: Path) -> None:
 
 
 def _asked(model: Model, digest: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All that the bytes of the output depend on, but the machine."""
-    given = {name: value for name, value in vars(options).items() if name not in NOT_ASKED}
+    """Everything that determines the bytes of the output, except the machine."""
+    given = {name: value for name, value in vars(options).items() if name not in IGNORED}
     return {
         "the input": digest,
         "the model": _digest_of_model(model),

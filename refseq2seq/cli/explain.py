@@ -43,13 +43,13 @@ def _explain(options: argparse.Namespace) -> None:
 
     method = method_of(options)
     filters = filters_of(options)
-    taken = {"seed", "beams", "length_penalty", "early_stopping", "max_new_tokens", "min_new_tokens"}
+    left_out = {"processors", "choose", "num_return_sequences"}
     html = page(
         model_of(options),
         options.text,
         processors=penalties_of(options) | filters,
         draws=bool(filters),
-        **{name: x for name, x in method.items() if name in taken},
+        **{name: x for name, x in method.items() if name not in left_out},
     )
     if options.html == Path("-"):
         print(html)

@@ -28,7 +28,7 @@ from .progress import progress, tell
 from .steps import print_beam_steps, print_token_steps
 
 ESCAPES = str.maketrans({"\n": r"\n", "\r": r"\r", "\t": r"\t"})
-"""In a line of outputs, LF would end it, and tabs separate them."""
+"""In the output, LF ends a line, and a tab separates the samples of a line."""
 
 
 def add_to(commands: Any) -> None:
@@ -75,21 +75,23 @@ def add_to(commands: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    to_stdout = options.output == Path("-")
     if options.texts and options.input:
         options.usage_error("give the input as arguments or with --input, not both")
     if options.output and options.steps:
         options.usage_error("--output holds answers, --steps prints steps: choose one")
-    if options.output and not to_stdout and options.input in (None, Path("-")):
+    if options.input == Path("-"):
+        options.input = None
+    if options.output == Path("-"):
+        options.output, options.json = None, True
+    if options.output and not options.input:
         options.usage_error("--output FILE needs --input FILE")
     method = method_of(options)
     model = model_of(options)
     check_method(model, method)
-    if options.output and not to_stdout:
+    if options.output:
         from .bulk import generate_file  # brings a database, which a word does not need
 
         return generate_file(model, method, options)
-    options.json |= to_stdout
     return _print_all(model, method, options)
 
 
@@ -97,11 +99,11 @@ def _print_all(model: Model, method: dict[str, Any], options: argparse.Namespace
     """Answer line by line or batch by batch; the exit status."""
     failed = False
     with (
-        _input(options) as (file, at_once),
-        progress(0, None, not at_once and not sys.stdout.isatty()) as advance,
+        _input(options) as (file, interactive),
+        progress(0, None, not interactive and not sys.stdout.isatty()) as advance,
     ):
-        lines = read_lines(file)
-        while batch := list(islice(lines, 1 if at_once or options.steps else options.batch_size)):
+        lines, size = read_lines(file), 1 if interactive or options.steps else options.batch_size
+        while batch := list(islice(lines, size)):
             if options.steps:
                 found = [_print_steps(model, batch[0], method, options)]
             else:
@@ -123,10 +125,10 @@ def _print_all(model: Model, method: dict[str, Any], options: argparse.Namespace
 
 @contextmanager
 def _input(options: argparse.Namespace) -> Iterator[tuple[IO[bytes], bool]]:
-    """The input as a file, and whether a person types it, who waits for each line."""
+    """The input as a file, and whether it is a terminal, where each line is answered at once."""
     if options.texts:
         yield io.BytesIO(b"".join(os.fsencode(text) + b"\n" for text in options.texts)), False
-    elif options.input and options.input != Path("-"):
+    elif options.input:
         with open(options.input, "rb") as file:
             yield file, False
     elif sys.stdin is None:
@@ -138,15 +140,11 @@ def _input(options: argparse.Namespace) -> Iterator[tuple[IO[bytes], bool]]:
 def _print_steps(
     model: Model, line: Line, method: dict[str, Any], options: argparse.Namespace
 ) -> Answer:
-    """Print the loop as it runs; the answer says only what was wrong."""
+    """Print the steps of a line as they are computed; return an ``error`` if there is one."""
     print(line.text)
     try:
-        ids = encoded(model, line)
-    except ValueError as error:
-        return {"error": str(error)}
-    if not ids:
-        return {}
-    try:
+        if not (ids := encoded(model, line)):
+            return {}
         if "beams" in method:
             search = {name: value for name, value in method.items() if name != "n_best"}
             print_beam_steps(model, beam_steps(model, [ids], **search))

@@ -2,8 +2,8 @@
 
 ``OUTPUT.run`` is a directory with an SQLite database, which one process holds at a time, and
 which a kill or a full disk leaves as it was after the last window. A finished run is exported
-into the same directory and then linked to OUTPUT, which never replaces a file; then, still held,
-the journal forgets what was asked for. A journal in which nothing is asked for is deleted.
+into the same directory and then linked to OUTPUT, which never replaces a file. Then the request is
+deleted, before the lock is released. A journal without a request is deleted.
 """
 
 import filecmp
@@ -21,10 +21,6 @@ SCHEMA = (
 )
 
 
-class JournalError(ValueError):
-    """A run cannot begin or go on; the message says what to do."""
-
-
 class Journal:
     """The open journal of the run that writes ``output``."""
 
@@ -33,25 +29,25 @@ class Journal:
         self._database = database
 
     def begin(self, asked: dict[str, Any]) -> None:
-        """Note what the run is asked for, or check that it is what was noted."""
+        """Store the request of a new run, or compare it with the stored one."""
         noted = self.noted()
         asked = {name: json.dumps(value) for name, value in asked.items()}
         if not noted:
             if self.output.exists():
-                raise JournalError(f"{self.output} is there already: choose another output")
+                raise ValueError(f"{self.output} exists already: choose another output")
             with self._database:
                 self._database.executemany("INSERT INTO request VALUES (?, ?)", asked.items())
             return
         for name in noted | asked:
             if noted.get(name) != asked.get(name):
-                raise JournalError(
+                raise ValueError(
                     f"{name} is not what {self.directory} was begun with: it was "
                     f"{noted.get(name)}, now it is {asked.get(name)}. Ask for the same again, or "
                     f"remove {self.directory.name} to begin anew"
                 )
 
     def noted(self) -> dict[str, str]:
-        """What the run was asked for, as JSON."""
+        """The stored request, in JSON."""
         return dict(self._database.execute("SELECT name, value FROM request"))
 
     def __len__(self) -> int:
@@ -67,14 +63,16 @@ class Journal:
         with self._database:
             self._database.executemany("INSERT INTO answers VALUES (?, ?, ?)", rows)
 
-    def failed(self) -> list[int]:
-        """The lines without samples, counted from 1."""
-        found = self._database.execute("SELECT line FROM answers WHERE failed ORDER BY line")
-        return [line + 1 for (line,) in found]
+    def failed(self) -> tuple[int, int]:
+        """How many lines have an error, and which is the first, counted from 0."""
+        query = "SELECT count(*), min(line) FROM answers WHERE failed"
+        count, first = self._database.execute(query).fetchone()
+        return count, first
 
     def publish(self) -> None:
-        """Write all answers, as JSON lines, to the output, which must not be there already, but
-        by a run that was killed after it had written it.
+        """Write all answers to the output, as JSON lines.
+
+        The output must not exist, unless this run was killed after it had written it.
         """
         export = self.directory / "answers.jsonl"
         export.unlink(missing_ok=True)  # after a kill it may be linked to the output
@@ -89,22 +87,22 @@ class Journal:
             if not self.output.exists():
                 os.rename(export, self.output)
             elif not filecmp.cmp(export, self.output, shallow=False):
-                raise JournalError(foreign(self.output)) from None
+                raise ValueError(output_exists(self.output)) from None
         export.unlink(missing_ok=True)
         with self._database:
             self._database.execute("DELETE FROM request")
 
 
 def run_directory(output: Path) -> Path:
-    """Where the journal lies."""
+    """The directory of the journal."""
     return output.with_name(f"{output.name}.run")
 
 
-def foreign(output: Path) -> str:
-    """What to say of an output that another program wrote while the run was not finished."""
+def output_exists(output: Path) -> str:
+    """The error message for an output that this run did not write."""
     return (
-        f"{output} is there already, and not by this run: move it away, and give the same command "
-        f"again; the answers so far are in {run_directory(output)}"
+        f"{output} exists already, and this run did not write it: move it away, and give the same "
+        f"command again; the answers so far are in {run_directory(output)}"
     )
 
 
@@ -114,20 +112,20 @@ def opened(output: Path) -> Iterator[Journal]:
 
     Raises
     ------
-    JournalError
-        If another process holds it, or if the database cannot be read or written.
+    ValueError
+        If another process has locked it, or if the database cannot be read or written.
     """
     directory = run_directory(output)
     path, to_delete = directory / "journal.sqlite", False
     try:
         directory.mkdir(exist_ok=True)
     except FileExistsError as error:
-        raise JournalError(f"{directory} is a file: choose another output") from error
+        raise ValueError(f"{directory} is a file: choose another output") from error
     try:
         with closing(sqlite3.connect(path, timeout=1)) as database:
-            _hold(database)
+            _lock(database)
             if not path.exists():  # deleted between these two lines, by a run that is over
-                raise JournalError(f"{path}: another process has just ended")
+                raise ValueError(f"{path}: another process has just ended")
             run = Journal(output, database)
             try:
                 yield run
@@ -139,7 +137,7 @@ def opened(output: Path) -> Iterator[Journal]:
     except sqlite3.Error as error:
         held = "locked" in str(error)
         why = "another process is writing this output" if held else f"{error}"
-        raise JournalError(f"{path}: {why}") from error
+        raise ValueError(f"{path}: {why}") from error
     finally:
         with suppress(OSError):  # another process holds it, or the run goes on another time
             if to_delete:
@@ -153,8 +151,8 @@ def _delete(path: Path) -> None:
         path.with_name(name).unlink(missing_ok=True)
 
 
-def _hold(database: sqlite3.Connection) -> None:
-    """Let no other process open the database until it is closed; make what an empty one lacks."""
+def _lock(database: sqlite3.Connection) -> None:
+    """Lock the database until it is closed, and create the tables if it is empty."""
     database.execute("BEGIN EXCLUSIVE")
     database.execute("PRAGMA locking_mode = EXCLUSIVE")  # not before: two would block each other
     with database:

@@ -14,12 +14,12 @@ from ..model import Model, check_fits
 from ..tokens import as_tokens
 
 Answer = dict[str, Any]
-"""What is said of a line: its ``input``, and ``samples`` or the ``error`` that explains why not."""
+"""The ``input`` of a line, and its ``samples`` or the ``error`` that says why it has none."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of input: its number, counted from 0, its text, and why it is none, if it is none."""
+    """A line of input: its number, counted from 0, its text, and an error if it is not UTF-8."""
 
     number: int
     text: str
@@ -47,36 +47,27 @@ def read_lines(file: Iterable[bytes], first: int = 0) -> Iterator[Line]:
 
 
 def check_method(model: Model, method: dict[str, Any]) -> None:
-    """Raise if the model cannot generate so, whatever the line."""
+    """Raise if the model does not support the method, whatever the input."""
     steps = beam_steps if "beams" in method else decode_steps
     steps(model, [[0]], **{name: x for name, x in method.items() if name != "n_best"})
 
 
 def encoded(model: Model, line: Line) -> list[int]:
-    """The token ids of a line, none if it is empty.
-
-    Raises
-    ------
-    ValueError
-        Naming the line, counted from 1, if the model cannot read it.
-    """
-    try:
-        if line.error:
-            raise ValueError(line.error)
-        if not line.text:
-            return []
-        ids = model.source_vocabulary.encode(line.text)  # type: ignore[union-attr]
-        if not ids:
-            raise ValueError(f"{line.text!r} has no tokens")
-        as_tokens("source", [ids], model.config.encoder.vocab_size)
-        check_fits("source", len(ids), model.config.encoder)
-    except ValueError as error:
-        raise ValueError(failure(line.number, error)) from error
+    """The token ids of a line, none if it is empty; ValueError if the model cannot read it."""
+    if line.error:
+        raise ValueError(line.error)
+    if not line.text:
+        return []
+    ids = model.source_vocabulary.encode(line.text)  # type: ignore[union-attr]
+    if not ids:
+        raise ValueError(f"{line.text!r} has no tokens")
+    as_tokens("source", [ids], model.config.encoder.vocab_size)
+    check_fits("source", len(ids), model.config.encoder)
     return ids
 
 
 def failure(number: int, error: Exception) -> str:
-    """What is wrong with a line, which is counted from 1 where a person reads of it."""
+    """The error message of a line; messages count lines from 1."""
     return f"line {number + 1}: {str(error) or 'out of memory'}"
 
 
@@ -98,7 +89,7 @@ def answers(
         The arguments of `generate`, or of `beam_search`, which has ``beams``.
     batch_size : int
     advance : function of int
-        Told how many lines more have their answer.
+        Called with the number of further lines that have an answer.
 
     Returns
     -------
@@ -117,7 +108,7 @@ def answers(
             else:
                 answer["samples"] = []
         except ValueError as error:
-            answer["error"] = str(error)
+            answer["error"] = failure(line.number, error)
     advance(len(found) - len(to_do))
     to_do.sort(key=lambda entry: -len(entry[1]))  # the longest first: memory shows at once
     for start in range(0, len(to_do), batch_size):
@@ -128,7 +119,7 @@ def answers(
 
 
 def _answer(model: Model, batch: list[tuple[int, list[int], Answer]], method: Any) -> None:
-    """Complete the answers of a batch; if that fails, lines are told apart, and have errors."""
+    """Complete the answers of a batch; if that fails, answer its lines one at a time."""
     numbers, source, answers = zip(*batch, strict=True)
     try:
         found = _outputs(model, source, numbers, method)

@@ -56,7 +56,7 @@ def add_options(group: Any, *rows: tuple[str, Callable[[str], Any] | list[str], 
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
-    """Which model, where and how precise."""
+    """Add the options for the model, its device, dtype and threads."""
     add_options(
         command.add_argument_group("model"),
         ("--model", str, "MODEL", MODEL_HELP),
@@ -79,19 +79,19 @@ def model_of(options: argparse.Namespace) -> Model:
 
 
 def add_method_options(command: argparse.ArgumentParser) -> None:
-    """How long, how many, and how tokens are chosen: `method_of` reads these."""
+    """Add all options that `method_of` reads."""
     sampling, search = add_choice_options(command)
     add_options(sampling, ("--num-samples", size, "N", "outputs per line, tabs between them (1)"))
     add_options(search, ("--n-best", count, "N", "outputs per line, best first, tabs between (1)"))
 
 
 def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
-    """The same for one output of one input: the groups of sampling and of beam search."""
+    """Add those for one output; return the groups of sampling and of beam search."""
     command.set_defaults(num_samples=1, n_best=None, min_new_tokens=0)
     add_options(
         command.add_argument_group("length and repetition"),
-        ("--max-new-tokens", size, "N", "tokens of an output at most, its end counted; by default "
-         "as many as the model has positions for"),
+        ("--max-new-tokens", size, "N", "largest number of tokens in an output, its end included; "
+         "by default as many as the model has positions for"),
         ("--min-new-tokens", whole, "N", "tokens before an end can be chosen (0)"),
         ("--repetition-penalty", float, "R", "divide positive logits of tokens that are there "
          "already by R, and multiply negative ones; 1 changes nothing"),
@@ -105,7 +105,7 @@ def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
         ("--top-p", float, "P", "keep the fewest tokens whose probabilities reach P, in (0, 1]"),
         ("--min-p", float, "R", "keep tokens of at least R times the highest probability"),
         ("--top-a", float, "R", "keep tokens of at least R times the square of the highest one"),
-        ("--seed", whole, "SEED", "of the random numbers (0): the same gives the same outputs"),
+        ("--seed", whole, "SEED", "seed of the random numbers (0)"),
     )
     search = command.add_argument_group("beam search", "instead of sampling")
     add_options(
@@ -122,7 +122,7 @@ def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
 def method_of(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments that say how tokens are chosen: of `beam_steps`, or of `decode_steps`.
 
-    Values and combinations that no model could be asked for are wrong usage.
+    A value or a combination that no model accepts ends the program with exit status 2.
     """
     try:
         return _method(options)
@@ -151,7 +151,7 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
         check_number("--length-penalty", options.length_penalty, -math.inf, math.inf, True, True)
     if options.beams is not None:
         if samples:
-            raise ValueError("--beams searches, the options of sampling draw: choose one")
+            raise ValueError("--beams cannot be combined with options of sampling")
         if options.beams < (options.n_best or 1):
             raise ValueError(f"--n-best must be at most --beams, got {options.n_best}")
         return {"beams": options.beams, "processors": penalties, **searches, **length}
@@ -164,7 +164,7 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def penalties_of(options: argparse.Namespace) -> dict[str, Processor]:
-    """What acts before the filters, and in beam search too, by the words that ask for it."""
+    """The processors that precede the filters, also in beam search, by description."""
     return _processors(
         ("repetition penalty", repetition_penalty, options.repetition_penalty),
         ("no repeated n-gram", no_repeat_ngram, options.no_repeat_ngram),
@@ -172,7 +172,7 @@ def penalties_of(options: argparse.Namespace) -> dict[str, Processor]:
 
 
 def filters_of(options: argparse.Namespace) -> dict[str, Processor]:
-    """The filters of sampling in their order, by the words that ask for them."""
+    """The filters of sampling in their order, by description."""
     return _processors(
         ("temperature", temperature, options.temperature),
         ("top-k", top_k, options.top_k),
@@ -186,29 +186,21 @@ def _processors(*settings: tuple[str, Callable[[Any], Processor], Any]) -> dict[
     return {f"{word} {value}": make(value) for word, make, value in settings if value is not None}
 
 
-def count(text: str) -> int:
-    """A number of something: an integer from 1."""
-    return _integer(text, 1)
+def _integer(low: int, bits: int = 31) -> Callable[[str], int]:
+    """The type of an option that is an integer from ``low``, and less than 2**``bits``."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text[:11]) < 2**bits):
+            raise argparse.ArgumentTypeError(
+                f"expected an integer of at least {low} and less than 2**{bits}, got {text:.40}"
+            )
+        return int(text)
+
+    return parse
 
 
-def size(text: str) -> int:
-    """A dimension of arrays, an integer from 1: more than 2**16 would end after minutes, or by
-    the system that runs out of memory.
-    """
-    return _integer(text, 1, 16)
-
-
-def whole(text: str) -> int:
-    """An integer from 0."""
-    return _integer(text, 0)
-
-
-def _integer(text: str, low: int, bits: int = 31) -> int:
-    if not (text.isascii() and text.isdigit() and low <= int(text[:11]) < 2**bits):
-        raise argparse.ArgumentTypeError(
-            f"expected an integer of at least {low} and less than 2**{bits}, got {text:.40}"
-        )
-    return int(text)
+whole, count = _integer(0), _integer(1)
+size = _integer(1, bits=16)  # of a dimension of an array: more takes minutes, or all memory
 
 
 def _count_or_fraction(text: str) -> int | float:

@@ -1,4 +1,4 @@
-"""What a person is told on standard error: how far a long run is, and what is wrong."""
+"""Messages on standard error: the progress of a long run, and errors."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ def tell(what: str) -> None:
 def progress(
     done: int, total: int | None, wanted: bool = True
 ) -> Iterator[Callable[[int], object]]:
-    """A function to say that so many lines more are done.
+    """A function that adds a number of lines to those that are done.
 
     On a terminal, tqdm shows a bar; without tqdm, a line is printed every few seconds.
     """
@@ -31,20 +31,20 @@ def progress(
     try:
         from tqdm import tqdm
     except ImportError:
-        yield _told(done, total)
+        yield _printed(done, total)
         return
     with tqdm(initial=done, total=total, unit=" lines", delay=1) as bar:
         yield bar.update
 
 
-def _told(done: int, total: int | None) -> Callable[[int], None]:
-    told = time.monotonic()
+def _printed(done: int, total: int | None) -> Callable[[int], None]:
+    last = time.monotonic()
 
     def advance(n: int) -> None:
-        nonlocal done, told
+        nonlocal done, last
         done += n
-        if time.monotonic() - told >= EVERY:
-            told = time.monotonic()
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
             print(f"{done:,}{f' of {total:,}' if total else ''} lines done", file=sys.stderr)
 
     return advance

@@ -12,7 +12,7 @@ import sys
 from ..model import Model
 
 NARROW = 192
-"""The widest model that is given one thread; from 256 on, two are better on idle cores."""
+"""The largest width that uses one thread by default; from 256 on, two are faster on idle cores."""
 
 VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 SETTERS = (  # of the OpenBLAS in NumPy's wheels, of one of the system, of MKL
@@ -31,7 +31,7 @@ def use_threads(asked: int | None, model: Model) -> None:
     Raises
     ------
     ValueError
-        If a number is asked for and the BLAS cannot be told.
+        If a number is given and the BLAS has no function that sets it.
     """
     if asked is None:
         width = max(model.config.encoder.d_model, model.config.decoder.d_model)
@@ -45,7 +45,7 @@ def use_threads(asked: int | None, model: Model) -> None:
 
 
 def _set_threads(n: int) -> bool:
-    """Whether the BLAS that NumPy has loaded could be told."""
+    """Set the number of threads of NumPy's BLAS; False if the BLAS has no such function."""
     module = sys.modules["numpy._core._multiarray_umath"]
     library = ctypes.CDLL(module.__file__)  # looks into what it is linked with, too
     for name in SETTERS:

@@ -1,7 +1,7 @@
-"""Files: what a stranger wrote is read with care, what we write replaces a file whole.
+"""Reading untrusted files, and writing files in one step.
 
-`reading` opens and bounds, `npz` and `safetensors` are the two formats of arrays, `writing`
-never costs an old file.
+`reading` opens files and limits their size, `npz` and `safetensors` are the two array formats,
+and `writing` replaces a file on success only.
 """
 
 from .reading import FileError

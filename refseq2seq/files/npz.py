@@ -11,11 +11,11 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Literal
+from typing import Literal
 
 import numpy as np
 
-from .reading import TEXT_BYTES, FileError, fits, opened
+from .reading import MAX_BYTES, FileError, fits, opened
 
 _START = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
@@ -33,60 +33,38 @@ class Entry:
     info: zipfile.ZipInfo
 
     def read(self) -> bytes:
-        """All of its bytes, of which there are at most `TEXT_BYTES`."""
-        if self.info.file_size > TEXT_BYTES:
-            raise FileError(f"{self.info.filename} is larger than {TEXT_BYTES:,} bytes")
+        """The content, of at most `MAX_BYTES` bytes."""
+        if self.info.file_size > MAX_BYTES:
+            raise FileError(f"{self.info.filename} is larger than {MAX_BYTES:,} bytes")
         return self.archive.read(self.info)
 
-    @contextmanager
-    def array(self) -> Iterator["StoredArray"]:
-        """The array of an ``.npy`` entry, of which the header is read, and the numbers are not."""
+    def array(self) -> np.ndarray:
+        """The array of an ``.npy`` entry, read once its dtype and its shape are checked."""
+        name = self.info.filename.removesuffix(".npy")
         with self.archive.open(self.info) as member:
-            yield StoredArray(self.info, member)
-
-
-class StoredArray:
-    """An array in a file: what its header says, before it is read.
-
-    Attributes
-    ----------
-    dtype : str, such as "<f4"
-    fortran_order : bool
-    shape : tuple of int
-    """
-
-    def __init__(self, info: zipfile.ZipInfo, member: IO[bytes]) -> None:
-        self._name, self._member = info.filename.removesuffix(".npy"), member
-        start = member.read(10)
-        header = member.read(int.from_bytes(start[8:], "little")).decode("latin-1")
-        match = _HEADER.fullmatch(header)
-        if start[:8] != _START or match is None:
-            raise FileError(
-                f"{self._name} has no .npy header of version 1.0 for an array of numbers"
-            )
-        self.dtype, self.fortran_order = match[1], match[2] == "True"
-        self.shape = tuple(int(n) for n in re.findall("[0-9]+", match[3]))
-        self._n_bytes = info.file_size - len(start) - len(header)
-
-    def read(self) -> np.ndarray:
-        """The numbers, once it is clear that the entry has as many."""
-        if self.dtype not in _DTYPES:
-            raise FileError(f"{self._name} must hold numbers, got dtype {self.dtype!r}")
-        dtype = np.dtype(self.dtype)
-        if not fits(self.shape, dtype.itemsize, self._n_bytes):
-            raise FileError(f"{self._name} has {self._n_bytes} bytes, not those of its shape")
-        order: Literal["F", "C"] = "F" if self.fortran_order else "C"
-        return np.frombuffer(self._member.read(), dtype=dtype).reshape(self.shape, order=order)
+            start = member.read(10)
+            header = member.read(int.from_bytes(start[8:], "little")).decode("latin-1")
+            match = _HEADER.fullmatch(header)
+            if start[:8] != _START or match is None:
+                raise FileError(f"{name} has no .npy header of version 1.0")
+            if match[1] not in _DTYPES:
+                raise FileError(f"{name} must hold numbers, got dtype {match[1]!r}")
+            dtype, shape = np.dtype(match[1]), [int(n) for n in re.findall("[0-9]+", match[3])]
+            n_bytes = self.info.file_size - len(start) - len(header)
+            if not fits(shape, dtype.itemsize, n_bytes):
+                raise FileError(f"{name} has {n_bytes} bytes, not those of its shape {match[3]}")
+            order: Literal["F", "C"] = "F" if match[2] == "True" else "C"
+            return np.frombuffer(member.read(), dtype).reshape(shape, order=order)
 
 
 @contextmanager
 def entries(path: str | os.PathLike[str]) -> Iterator[dict[str, Entry]]:
-    """The entries of a zip file by name: stored, all different, no more bytes than the file.
+    """The entries of a zip file by name: uncompressed, with unique names, and without overlap.
 
     Raises
     ------
     FileError
-        If they are not, or the file is no whole zip file.
+        If an entry breaks these rules, or the file is not a complete zip file.
     """
     with opened(path) as file:
         try:
@@ -109,7 +87,7 @@ def _sound_entries(archive: zipfile.ZipFile, file_size: int) -> dict[str, Entry]
             )
         inside = 0 <= info.header_offset <= file_size - info.file_size
         if not inside or info.file_size != info.compress_size:
-            raise FileError(f"its directory misplaces {name}")
+            raise FileError(f"the zip directory has a wrong offset or size for {name}")
     if sum(entry.info.file_size for entry in found.values()) > file_size:
         raise FileError("its entries overlap: they declare more bytes than the file has")
     return found

@@ -1,7 +1,8 @@
-"""Reading a file that a stranger may have made.
+"""Reading untrusted files.
 
-Every loader goes through here: a file is regular once links are followed, it is bounded before
-anything is built from it, and what is wrong with it is a `FileError` that begins with its path.
+Every loader uses these functions. A file must be a regular file, after links are followed. Its
+size is limited before anything is built from it. The message of a `FileError` begins with the
+path.
 """
 
 import errno
@@ -14,14 +15,14 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
-TEXT_BYTES = 2**26
-"""The largest file that is read as a whole; tokenizers of 250,000 pieces have 35 million bytes."""
+MAX_BYTES = 2**26
+"""The largest file, in bytes, that is read at once; a tokenizer of 250,000 pieces has 35 MB."""
 
-JSON_VALUES = 2**22
-"""The most values of a JSON file: in memory each takes up to 100 bytes, in the file 2 may do."""
+MAX_JSON_VALUES = 2**22
+"""The most values of a JSON file: one may take 100 bytes in memory, and only 2 in the file."""
 
-EMPTY_SHAPE = 2**24
-"""The greatest product of an empty array's other axes: sums along the empty one have as many."""
+MAX_EMPTY_SIZE = 2**24
+"""The largest product of an empty array's other axes: a sum over the empty axis has that size."""
 
 
 class FileError(ValueError):
@@ -29,61 +30,54 @@ class FileError(ValueError):
 
 
 @contextmanager
-def about(path: str | os.PathLike[str], *kinds: type[ValueError]) -> Iterator[None]:
-    """Errors about what a file holds begin with its path and are one printable line; those that
-    are none of ``kinds`` become the last of them, `FileError` if none are given.
+def file_errors(path: str | os.PathLike[str], *kinds: type[ValueError]) -> Iterator[None]:
+    """Reraise an error about a file's content as one printable line that begins with the path.
+
+    An error of one of ``kinds`` keeps its type; any other becomes the last of them, by default
+    `FileError`.
     """
     try:
         yield
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
         kinds = kinds or (FileError,)
         kind = next((kind for kind in kinds if isinstance(error, kind)), kinds[-1])
-        told = " ".join(str(error).removeprefix(f"{path}: ").split())[:800]
-        told = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in told)
-        raise kind(f"{path}: {told:.800}") from error
+        message = " ".join(str(error).removeprefix(f"{path}: ").split())[:800]
+        message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        raise kind(f"{path}: {message}") from error
 
 
-def present(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory has such an entry: a link that leads nowhere is one, and an error to
-    open, not a file that the directory lacks.
-    """
-    return os.path.lexists(path)
-
-
-@contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
-    """A regular file: a pipe or a device, which may never end, is refused unopened."""
+def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a regular file. A pipe or a device, which may never end, is an error."""
     mode = os.stat(path).st_mode  # of what a link leads to: caches are made of links
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "a directory; expected a file", str(path))
     if not stat.S_ISREG(mode):
         raise FileError(f"{path}: not a regular file, but a pipe, a socket or a device")
-    with open(path, "rb") as file:
-        yield file
+    return open(path, "rb")
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The content of a file of at most `TEXT_BYTES`."""
+    """The content of a file of at most `MAX_BYTES`."""
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > TEXT_BYTES:
-            raise FileError(f"{path}: larger than {TEXT_BYTES:,} bytes")
+        if size > MAX_BYTES:
+            raise FileError(f"{path}: larger than {MAX_BYTES:,} bytes")
         return file.read(size)
 
 
 def fits(shape: Sequence[int], itemsize: int, n_bytes: int) -> bool:
-    """Whether an array of such a shape has ``n_bytes``, and no more axes than NumPy allows.
+    """Whether an array of this shape has ``n_bytes`` bytes, and no more axes than NumPy allows.
 
-    The axes of an empty array have no bytes behind them: `EMPTY_SHAPE` bounds their product.
+    Bytes do not limit the other axes of an empty array; `MAX_EMPTY_SIZE` does.
     """
-    if len(shape) > 64 or prod(n or 1 for n in shape) > max(n_bytes, EMPTY_SHAPE):
+    if len(shape) > 64 or prod(n or 1 for n in shape) > max(n_bytes, MAX_EMPTY_SIZE):
         return False
     return prod(shape) * itemsize == n_bytes
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The object in a JSON file."""
-    with about(path):
+    with file_errors(path):
         return parse_json(read_bytes(path))
 
 
@@ -93,10 +87,10 @@ def parse_json(content: bytes) -> dict[str, Any]:
     Raises
     ------
     FileError
-        If it is not JSON, nested too deeply, no object, or has more than `JSON_VALUES` values.
+        If it is not JSON, nested too deeply, no object, or has more than `MAX_JSON_VALUES` values.
     """
-    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > JSON_VALUES:
-        raise FileError(f"more than {JSON_VALUES:,} values")
+    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
+        raise FileError(f"more than {MAX_JSON_VALUES:,} values")
     try:
         fields = json.loads(content)
     except RecursionError as error:

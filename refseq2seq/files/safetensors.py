@@ -5,7 +5,7 @@
                 counted from the end of the header; spaces at its end
     the rest    the bytes of the arrays, one after the other, in C order
 
-Everything is little-endian, nothing is compressed, no byte is without a meaning.
+Everything is little-endian, nothing is compressed, every byte belongs to the header or to an array.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from .reading import TEXT_BYTES, FileError, about, fits, opened, parse_json
+from .reading import MAX_BYTES, FileError, file_errors, fits, opened, parse_json
 from .writing import replacing
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -64,7 +64,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays of a file, in the order of their bytes.
 
-    BF16, which NumPy lacks, becomes float32, of which it is the upper half.
+    NumPy has no BF16. It is the upper half of float32, and is read as float32.
 
     Raises
     ------
@@ -72,10 +72,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         If the file is not of this format, or not whole, or the dtype of an array is neither one
         of `DTYPES` nor BF16.
     """
-    with about(path), opened(path) as file:
+    with file_errors(path), opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         n = int.from_bytes(file.read(8), "little")
-        if not 0 < n <= min(size - 8, TEXT_BYTES):
+        if not 0 < n <= min(size - 8, MAX_BYTES):
             raise FileError("not a whole safetensors file: its header is cut off, or too long")
         try:
             return _arrays(parse_json(file.read(n)), file, size - 8 - n)
@@ -91,11 +91,11 @@ def _arrays(header: dict[str, Any], file: IO[bytes], n_bytes: int) -> dict[str, 
         dtype = np.dtype("<u2") if code == "BF16" else DTYPES.get(code)
         if dtype is None:
             raise FileError(f"{name} has dtype {code}; {WHAT_TO_DO}")
-        told = reprlib.repr(shape)
+        shown = reprlib.repr(shape)
         if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-            raise FileError(f"{name} has the shape {told} at {begin} to {end}: no integers >= 0")
+            raise FileError(f"{name} must have a shape and offsets of integers >= 0, got {shown}")
         if begin != place or end > n_bytes or not fits(shape, dtype.itemsize, end - begin):
-            raise FileError(f"{name} of shape {told} cannot lie at {begin} to {end}")
+            raise FileError(f"{name} of shape {shown} does not fit bytes {begin} to {end}")
         array = np.frombuffer(file.read(end - begin), dtype=dtype).reshape(shape)
         arrays[name] = (array.astype("<u4") << 16).view("<f4") if code == "BF16" else array
         place = end

@@ -1,4 +1,4 @@
-"""Writing a file so that neither a full disk nor a kill costs the old one."""
+"""Writing a file in one step: a full disk or a kill leaves the old file unchanged."""
 
 import errno
 import os
@@ -10,9 +10,9 @@ from typing import IO
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``path`` when all went well, and is gone otherwise.
+    """A temporary file that replaces ``path`` on success and is deleted on an error.
 
-    What is no regular file, such as ``/dev/stdout`` or a named pipe, is written to as it is.
+    A path that is not a regular file, such as ``/dev/stdout`` or a named pipe, is opened directly.
     """
     path = Path(os.path.realpath(path))  # of a link, what it points to; of a loop, the link
     if path.exists() and not path.is_file():
@@ -20,7 +20,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             yield file
         return
     if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such directory", str(path.parent))
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     temporary = _beside(path)
     try:
         with open(temporary, "xb") as file:  # not tempfile's: permissions follow the umask
@@ -35,7 +35,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A directory that becomes ``path``, new or empty, when all went well, and is gone otherwise.
+    """A directory that becomes ``path``, new or empty, on success, and is deleted on an error.
 
     Raises
     ------

@@ -318,11 +318,11 @@ def entry(begin=0, end=16, shape=(2,), dtype="F64"):
 @pytest.mark.parametrize(
     ("header", "data", "message"),
     [
-        (entry(), b"", "cannot lie at 0 to 16"),
-        (entry(end=8), bytes(16), "cannot lie at 0 to 8"),
-        (entry(begin=-16, end=0), bytes(16), "at -16 to 0: no integers"),
-        (entry(shape=(2.0,)), bytes(16), "no integers"),
-        (entry(end=16, begin=8, shape=(1,)), bytes(16), "cannot lie at 8 to 16"),
+        (entry(), b"", "does not fit bytes 0 to 16"),
+        (entry(end=8), bytes(16), "does not fit bytes 0 to 8"),
+        (entry(begin=-16, end=0), bytes(16), "shape and offsets of integers >= 0"),
+        (entry(shape=(2.0,)), bytes(16), "shape and offsets of integers >= 0"),
+        (entry(end=16, begin=8, shape=(1,)), bytes(16), "does not fit bytes 8 to 16"),
         (entry(shape=(3,)), bytes(16), r"of shape \[3\]"),
         (entry(dtype="F8_E4M3"), bytes(2), r"x has dtype F8_E4M3; .* F64, F32, F16, .*: widen"),
         (entry(dtype=[]), bytes(16), "not a whole safetensors file"),

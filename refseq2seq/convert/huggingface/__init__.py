@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...files.reading import FileError, about, present, read_json
+from ...files.reading import FileError, file_errors, read_json
 from ...model import Model
 from ..given import numpy_arrays, plain_module, wrong_module
 from ..table import UnsupportedFeature, convert_params, numbered
@@ -62,10 +62,9 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
         If the path is not that of a model's directory, or a file of it is missing or a directory.
     TypeError
         If something else is given than a module, a path or arrays.
-
     FileError
-        Of a directory, in the place of a ValueError; also if a file of it is no regular file,
-        too large, or damaged, or holds numbers that are not finite.
+        For a directory, instead of ValueError. Also if one of its files is not a regular file,
+        is too large or damaged, or holds NaN or infinity.
 
     Warns
     -----
@@ -87,14 +86,14 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     overrides = {} if generation_config is None else generation_config
     overrides = _fields("generation_config", overrides)
     is_path = isinstance(model, str | os.PathLike)
-    with about(model, UnsupportedFeature, FileError) if is_path else nullcontext():
+    with file_errors(model, UnsupportedFeature, FileError) if is_path else nullcontext():
         arrays, fields, settings, vocabularies = _read(model, config)
         settings.update(overrides)
         converted = _converted(arrays, fields, settings)
     if words := [list(word) for word in settings.get("bad_words_ids", ()) if len(word) > 1]:
         warnings.warn(
-            f"the generation config has bad_words_ids = {words}, which generate applies when it "
-            f"is told to: choose=greedy(bad_words({words}))",
+            f"the generation config has bad_words_ids = {words}, which generate applies only with "
+            f"choose=greedy(bad_words({words}))",
             stacklevel=2,
         )
     return replace(converted, **vocabularies)
@@ -130,7 +129,7 @@ def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabulari
     json_fields = read_json(directory / CONFIG)
     fields = _family(Fields(json_fields)).completed(json_fields)
     generation = directory / GENERATION_CONFIG
-    settings = read_json(generation) if present(generation) else json_fields
+    settings = read_json(generation) if os.path.lexists(generation) else json_fields
     absent = dict.fromkeys(SPECIAL_TOKENS)  # files leave out what is null
     vocabularies = read_tokenizers(directory, fields)
     return read_arrays(directory), fields, Fields(absent | settings), vocabularies

@@ -62,16 +62,15 @@ TYPES: dict[str, Any] = {
 
 
 class Fields(dict[str, Any]):
-    """The fields of a config, as they were given; what is read of them is of its type.
+    """The fields of a config; reading a field checks its type, and that it is there.
 
-    A list of tokens may be None, or a single one. A missing field is an error that names it,
-    and so is one of another type: nothing is guessed.
+    A list of tokens may be None, or a single one. Errors name the field.
     """
 
     def __getitem__(self, name: str) -> Any:
         if name not in self:
             raise ValueError(
-                f"the config lacks the field {name!r}; all are in transformers' config.to_dict()"
+                f"the config has no field {name!r}; all are in transformers' config.to_dict()"
             )
         value, expected = super().__getitem__(name), TYPES[name]
         if get_origin(expected) is tuple:
@@ -130,7 +129,7 @@ class TokenTables:
 
 
 class Conversion(NamedTuple):
-    """What a family makes of a config: ours, and where the arrays come from."""
+    """Our config, and the names of the arrays that its parameters come from."""
 
     config: ModelConfig
     names: dict[str, str]  # ours, with * for a layer's number -> theirs

@@ -1,12 +1,13 @@
 """A model's directory, as ``save_pretrained`` writes it: read without PyTorch, and no pickle."""
 
 import errno
+import os
 from pathlib import Path
 
 import numpy as np
 
 from ...files import safetensors
-from ...files.reading import FileError, about, present, read_json
+from ...files.reading import FileError, file_errors, read_json
 from ..given import adapters
 from .common import Arrays
 
@@ -19,14 +20,14 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def check_directory(path: Path) -> None:
-    """That it is a directory of a whole model."""
+    """Raise unless the path is the directory of a complete model."""
     if path.is_file():
         why = "a file; give the directory that holds it and its config.json"
         raise NotADirectoryError(errno.ENOTDIR, why, str(path))
     if not path.is_dir():
         why = "no such directory; a hub is not asked: give a local directory or a live model"
         raise FileNotFoundError(errno.ENOENT, why, str(path))
-    if present(path / ADAPTER_CONFIG):
+    if os.path.lexists(path / ADAPTER_CONFIG):
         raise adapters(str(path / ADAPTER_CONFIG))
     if not (path / CONFIG).exists():
         why = "no such file; give a directory that save_pretrained of transformers wrote"
@@ -36,11 +37,12 @@ def check_directory(path: Path) -> None:
 def read_arrays(directory: Path) -> Arrays:
     """The arrays of ``model.safetensors``, or of the files that its index names.
 
-    bfloat16 becomes float32, of which it is the upper half.
+    bfloat16 is read as float32, of which it is the upper half. A broken link is an error, not a
+    file that is missing: hence ``lexists``.
     """
-    if present(directory / WEIGHTS):
+    if os.path.lexists(directory / WEIGHTS):
         names = [WEIGHTS]
-    elif present(directory / INDEX):
+    elif os.path.lexists(directory / INDEX):
         names = _shards(directory / INDEX)
     else:
         raise _no_weights(directory)
@@ -48,7 +50,7 @@ def read_arrays(directory: Path) -> Arrays:
     for name in names:
         found = safetensors.read(directory / name)
         if twice := sorted(arrays.keys() & found.keys()):
-            raise FileError(f"{name} holds {twice[0]}, which another of {', '.join(names)} holds")
+            raise FileError(f"{name} holds {twice[0]}, which another file holds too")
         for array, x in found.items():
             if x.dtype.kind == "f" and not np.isfinite(x).all():
                 raise FileError(f"{name}: {array} holds numbers that are NaN or infinite")
@@ -66,15 +68,13 @@ def missing_extra(package: str, path: Path) -> ImportError:
 
 def _shards(index: Path) -> list[str]:
     """The names of the files that an index distributes the arrays over."""
-    with about(index):
+    with file_errors(index):
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise FileError("it has no weight_map, which says where each array is")
         for array, name in weight_map.items():
-            if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+            if not isinstance(name, str) or name in ("", "..") or Path(name).name != name[:255]:
                 raise FileError(f"{array} is in {name!r:.300}, which is not a file beside it")
-            if len(name) > 255:
-                raise FileError(f"{array} is in {name!r:.300}, which no file can be called")
     return sorted(set(weight_map.values()))
 
 

@@ -1,7 +1,8 @@
-"""The tokenizers that lie beside a model, with the methods of `refseq2seq.text.Tokenizer`."""
+"""The tokenizers in a model's directory, with the methods of `refseq2seq.text.Tokenizer`."""
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ...files.reading import FileError, about, parse_json, present, read_bytes, read_json
+from ...files.reading import FileError, file_errors, parse_json, read_bytes, read_json
 from ...text import Tokenizer, UnknownSymbolError
 from .common import Fields
 from .files import missing_extra
@@ -39,13 +40,13 @@ def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
     source: Tokenizer
     target: Tokenizer
     model_type = c["model_type"]
-    if present(directory / JSON):
+    if os.path.lexists(directory / JSON):
         source = target = JsonTokenizer.read(directory / JSON, c["vocab_size"])
     elif _tokenizer_class(directory) == "ByT5Tokenizer":
         source = target = ByteTokenizer()
-    elif model_type in ("t5", "mt5", "umt5") and present(directory / SENTENCEPIECE):
+    elif model_type in ("t5", "mt5", "umt5") and os.path.lexists(directory / SENTENCEPIECE):
         source = target = SentencePieceTokenizer.of_t5(directory / SENTENCEPIECE)
-    elif model_type == "marian" and all(present(directory / name) for name in MARIAN):
+    elif model_type == "marian" and all(os.path.lexists(directory / name) for name in MARIAN):
         source, target = SentencePieceTokenizer.pair_of_marian(directory, c["vocab_size"])
     else:
         return {}
@@ -54,7 +55,7 @@ def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
 
 def _tokenizer_class(directory: Path) -> Any:
     path = directory / "tokenizer_config.json"
-    return read_json(path).get("tokenizer_class") if present(path) else None
+    return read_json(path).get("tokenizer_class") if os.path.lexists(path) else None
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ class JsonTokenizer:
             import tokenizers
         except ImportError as error:
             raise missing_extra("tokenizers", path) from error
-        with about(path):
+        with file_errors(path):
             content = read_bytes(path)
             parse_json(content)  # bounded, and a JSON object
-            with foreign_errors("tokenizers"):
+            with package_errors("tokenizers"):
                 tokenizer = tokenizers.Tokenizer.from_buffer(content)
                 tokenizer.no_truncation()
                 tokenizer.no_padding()
@@ -93,7 +94,7 @@ class JsonTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
-        with foreign_errors("tokenizers", UnknownSymbolError):
+        with package_errors("tokenizers", UnknownSymbolError):
             return list(self.tokenizer.encode(text).ids)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -128,7 +129,7 @@ class SentencePieceTokenizer:
         special = frozenset(("</s>", "<unk>", "<pad>"))
         source_ids = _read_ids(directory / "vocab.json", vocab_size)
         target = directory / "target_vocab.json"
-        target_ids = _read_ids(target, vocab_size) if present(target) else source_ids
+        target_ids = _read_ids(target, vocab_size) if os.path.lexists(target) else source_ids
         return (
             cls(_processor(directory / "source.spm")[0], source_ids, special),
             cls(_processor(directory / "target.spm")[0], target_ids, special),
@@ -148,7 +149,7 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text. One that begins with ``>>fr<<`` begins with that token."""
         code, text = re.fullmatch(r"(>>.+?<<)?(.*)", text, re.DOTALL).groups(default="")  # type: ignore[union-attr]
-        with foreign_errors("sentencepiece", UnknownSymbolError):
+        with package_errors("sentencepiece", UnknownSymbolError):
             encoded = self.processor.encode(text, out_type=str)
         pieces = [code] * bool(code) + encoded + ["</s>"]
         unknown = self.ids["<unk>"]
@@ -189,18 +190,18 @@ def _processor(path: Path) -> tuple[Any, list[str]]:
         import sentencepiece
     except ImportError as error:
         raise missing_extra("sentencepiece", path) from error
-    with about(path):
+    with file_errors(path):
         content = read_bytes(path)
         if not content:  # which the package takes for a model
             raise FileError("it is empty")
-        with foreign_errors("sentencepiece"):
+        with package_errors("sentencepiece"):
             processor = sentencepiece.SentencePieceProcessor(model_proto=content)
             return processor, [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
 
 
 def _read_ids(path: Path, vocab_size: int) -> dict[str, int]:
     """The id of each piece, of a JSON file."""
-    with about(path):
+    with file_errors(path):
         ids = read_json(path)
         _check_ids(ids, vocab_size)
         if "<unk>" not in ids:
@@ -209,7 +210,7 @@ def _read_ids(path: Path, vocab_size: int) -> dict[str, int]:
 
 
 def _check_ids(ids: Mapping[str, Any], vocab_size: int) -> None:
-    """Ids may lie beyond the model's table, or be left out, but not by more than there are."""
+    """Raise unless ids are integers in range; gaps are allowed, within what memory can hold."""
     if not ids:
         raise FileError("it has no tokens")
     for token, i in ids.items():
@@ -221,8 +222,8 @@ def _check_ids(ids: Mapping[str, Any], vocab_size: int) -> None:
 
 
 @contextmanager
-def foreign_errors(package: str, kind: type[ValueError] = FileError) -> Iterator[None]:
-    """Whatever a package raises as a ``kind``; a panic of Rust is no Exception."""
+def package_errors(package: str, kind: type[ValueError] = FileError) -> Iterator[None]:
+    """Reraise any error of a package as a ``kind``; a panic of Rust is not an Exception."""
     try:
         yield
     except BaseException as error:

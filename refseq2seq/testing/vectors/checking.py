@@ -9,7 +9,7 @@ import numpy as np
 
 from ...checks import check_number
 from ...files import safetensors
-from ...files.reading import FileError, about, present, read_bytes, read_json
+from ...files.reading import FileError, file_errors, read_bytes, read_json
 from ..compare import Difference, first_difference
 from .making import CHECKSUMS, FORMAT, MANIFEST, VERSION, checksums
 from .meaning import Meaning
@@ -69,7 +69,7 @@ def check(
         _checked(ours / case, theirs / case, file, rtol)
         for case in found
         for file in FILES
-        if present(theirs / case / f"{file}.safetensors")
+        if os.path.lexists(theirs / case / f"{file}.safetensors")
     ]
     if not checked:
         raise ValueError(
@@ -81,9 +81,9 @@ def check(
 
 def _check_whole(root: Path) -> None:
     """Raise unless the files are those that were written."""
-    with about(root / CHECKSUMS):
+    with file_errors(root / CHECKSUMS):
         expected = read_bytes(root / CHECKSUMS).decode().splitlines()
-    with about(root):
+    with file_errors(root):
         if changed := sorted(set(checksums(root).splitlines()) ^ set(expected)):
             raise FileError(f"{changed[0].split('  ', 1)[-1]} is not as it was written")
     manifest = read_json(root / MANIFEST)
@@ -104,7 +104,7 @@ def _checked(ours: Path, theirs: Path, file: str, rtol: float | None) -> Checked
         name: _meaningful(name, x, expected[name], means[name]) if name in expected else x
         for name, x in actual.items()
     }
-    with about(theirs / path):
+    with file_errors(theirs / path):
         difference = first_difference(expected, compared, rtol=rtol)
     return Checked(
         case=ours.name,

@@ -57,7 +57,7 @@ class Meaning:
 
 
 def _of_kind(kind: str, arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """An array whose dtype is of this kind of NumPy's."""
+    """An array of ``arrays``; raise unless its dtype is of this ``kind``."""
     if arrays[name].dtype.kind != kind:
         raise TypeError(f"{name} has dtype {arrays[name].dtype}")
     return arrays[name]
