@@ -13,8 +13,7 @@ not fit is a `CheckpointError` that says what.
 import errno
 import json
 import os
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,9 +23,8 @@ from .backend import to_numpy
 from .config import ModelConfig, StackConfig
 from .files import npz
 from .files.reading import FileError, file_errors, parse_json
-from .files.writing import replacing
 from .model import Model
-from .params import build_params, named_arrays, param_shapes
+from .params import MIN_LAYER, build_params, named_arrays, param_shapes
 from .text import Tokenizer, Vocabulary
 
 FORMAT = "refseq2seq"
@@ -83,16 +81,17 @@ def save(model: Model, path: str | os.PathLike[str], *, stored_dtype: str | None
         "target_vocabulary": _fields("target", model.target_vocabulary, model.config.decoder),
     }
     arrays = dict(named_arrays(model.params))
-    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_entry(HEADER), json.dumps(header, indent=1).encode())
+
+    def members() -> Iterator[tuple[str, bytes | np.ndarray]]:
+        yield HEADER, json.dumps(header, indent=1).encode()
         for name in param_shapes(model.config):
             with np.errstate(all="ignore"):  # infinity is reported by name below
                 array = to_numpy(arrays[name]).astype(stored.newbyteorder("<"), order="C")
             if not np.isfinite(array).all():
                 raise ValueError(f"{name} is not finite as {stored.name}: nothing was written")
-            # zip64, as numpy.savez has it: an array may be longer than 2 GiB
-            with archive.open(_entry(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+            yield f"{name}.npy", array
+
+    npz.write(path, members())
 
 
 def _fields(side: str, tokenizer: Tokenizer | None, c: StackConfig) -> dict[str, Any] | None:
@@ -163,8 +162,8 @@ def _read(entries: Mapping[str, npz.Entry]) -> Model:
         raise CheckpointError(f"it has no {HEADER}, so it is not a refseq2seq checkpoint")
     header = _header(entries[HEADER].read())
     config = _parsed("config", ModelConfig.from_dict, header["config"])
-    if config.encoder.n_layers + config.decoder.n_layers > len(entries):
-        raise CheckpointError("its config has more layers than the file has arrays")
+    if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(entries):
+        raise CheckpointError("its config has more layers than the file has arrays for")
     names = {f"{name}.npy" for name in _parsed("config", param_shapes, config)}
     if missing := sorted(names - entries.keys()):
         raise CheckpointError(f"it lacks {_list(missing)}")
@@ -233,10 +232,3 @@ def _parsed(what: str, parse: Callable[[Any], T], value: Any) -> T:
 
 def _list(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    """A zip entry without date and system: the same model gives the same bytes."""
-    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    entry.create_system = 3
-    return entry

@@ -16,6 +16,9 @@ NormKind = Literal["layer_norm", "rms_norm", "l2_norm", "std_norm"]
 Activation = Literal["relu", "relu_squared", "silu", "gelu_erf", "gelu_tanh"]
 SinusoidLayout = Literal["interleaved", "concatenated", "tensor2tensor"]
 
+MAX_LIST = 2**19
+"""The most entries of a list in JSON, of which a vocabulary's symbols are the longest."""
+
 
 class Config:
     """A record that checks its fields against their annotations and knows JSON's types."""
@@ -356,6 +359,8 @@ def from_json(where: str, annotation: Any, value: Any) -> Any:
     """Convert ``value`` from JSON's types to the annotated type; `check_type` checks the result."""
     members = typing.get_args(annotation)
     if typing.get_origin(annotation) is tuple and isinstance(value, list):
+        if len(value) > MAX_LIST:
+            raise ValueError(f"{where} must have at most {MAX_LIST:,} entries, got {len(value):,}")
         return tuple(from_json(where, members[0], member) for member in value)
     types = [t for t in members or (annotation,) if isinstance(t, type)]
     kinds = {config.TYPE: config for config in types if issubclass(config, Config)}

@@ -272,6 +272,10 @@ def _under(prefix: str, array: ArrayMaker) -> ArrayMaker:
     return lambda name, shape: array(f"{prefix}.{name}", shape)
 
 
+MIN_LAYER = 6
+"""The fewest arrays of a layer: the matrices of attention, and the two of the feed-forward."""
+
+
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every array of ``config``, in the order of `build_params`."""
     shapes: dict[str, tuple[int, ...]] = {}

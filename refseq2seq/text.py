@@ -1,6 +1,7 @@
 """Between text and token ids."""
 
 import json
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,9 +84,10 @@ class Vocabulary(Config):
         if unknown := sorted(set(self.special) - set(self.symbols)):
             raise ValueError(f"Vocabulary.special must be among the symbols, got {unknown}")
         for pair in self.replacements:
-            if len(pair) != 2 or len(pair[0]) != 1:
+            if len(pair) != 2 or len(pair[0]) != 1 or len(pair[1]) > 100:
                 raise ValueError(
-                    f"Vocabulary.replacements must be pairs of a character and a text, got {pair}"
+                    "Vocabulary.replacements must be pairs of a character and a text of at most "
+                    f"100, got {reprlib.repr(pair)}"
                 )
 
     def __len__(self) -> int:

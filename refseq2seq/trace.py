@@ -11,10 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, Self
 
-import numpy as np
-
 from .backend import Array, to_numpy
-from .files.writing import replacing
 from .notebook import table
 from .patterns import check_pattern
 from .quantities import known
@@ -160,9 +157,9 @@ class Trace(Mapping[str, Array]):
 
         An existing file is replaced in one step, or stays as it is when writing fails.
         """
-        arrays: dict[str, Any] = {name: to_numpy(x) for name, x in self.items()}
-        with replacing(path) as file:
-            np.savez(file, **arrays)
+        from .files import npz  # here, because it imports much that is seldom needed
+
+        npz.write(path, ((f"{name}.npy", to_numpy(x)) for name, x in self.items()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -177,7 +174,7 @@ class Trace(Mapping[str, Array]):
             If the file is not an ``.npz`` file of numbers that is not compressed, such as
             ``numpy.savez`` writes it.
         """
-        from .files import npz  # here, because it imports much that is seldom needed
+        from .files import npz
         from .files.reading import file_errors
 
         trace = cls()

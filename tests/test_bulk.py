@@ -857,3 +857,23 @@ def test_an_input_that_is_missing_leaves_nothing_behind(tmp_path, call):
     assert status == 1
     assert "nowhere: No such file" in err
     assert names(tmp_path) == []
+
+
+def test_a_directory_of_somebody_else_is_not_taken_for_that_of_a_run(tmp_path, call):
+    corpus, directory = write(tmp_path / "in.txt", words(3)), tmp_path / "out.jsonl.run"
+    directory.mkdir()
+    (directory / "answers.jsonl").write_text("mine")
+    status, _, err = call("--input", corpus, "--output", tmp_path / "out.jsonl")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "out.jsonl.run is not the directory of a run: choose another output" in err
+    assert (directory / "answers.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize("output", ["pipe", "/dev/null", "/"])
+def test_an_output_that_is_no_file(output, tmp_path, call):
+    corpus, output = write(tmp_path / "in.txt", words(3)), tmp_path / output
+    if output.name == "pipe":
+        os.mkfifo(output)
+    status, out, err = call("--input", corpus, "--output", output)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert f"--output must be a file, or - for standard output; got {output}" in err

@@ -240,7 +240,7 @@ MISTAKES = [  # what is asked for, the status, what the one line says
     (["generate", "--n-best", "2"], 2, "--n-best needs --beams"),
     (["generate", "--length-penalty", "1"], 2, "--length-penalty needs --beams"),
     (["generate", "--early-stopping", "true"], 2, "--early-stopping needs --beams"),
-    (["generate", "--beams", "2", "--n-best", "3"], 2, "--n-best must be at most --beams, got 3"),
+    (["generate", "--beams", "2", "--n-best", "3"], 2, "--n-best must be at most 2 beams, got 3"),
     (["generate", "--beams", "2", "--length-penalty", "nan"], 2, "--length-penalty must be in"),
     (["generate", "--beams", "2", "--early-stopping", "soon"], 2, "invalid choice: 'soon'"),
     (["generate", "--beams", "2", "--temperature", "1"], 2, "cannot be combined"),
@@ -480,7 +480,7 @@ def test_without_the_extra_that_reads_text_a_directory_is_refused(tmp_path, call
     monkeypatch.setattr(options, "load", load)
     status, out, err = call("generate", "cat", "--model", tmp_path)
     assert (status, out) == (1, "")
-    assert err == "refseq2seq: x/tokenizer.json needs the package tokenizers:   pip install it\n"
+    assert err == "refseq2seq: x/tokenizer.json needs the package tokenizers: pip install it\n"
     no_text = dataclasses.replace(rs.load("g2p"), source_vocabulary=None)
     monkeypatch.setattr(options, "load", lambda path: no_text)
     assert "has no vocabularies: it cannot read or write text" in call("generate", "cat")[2]
@@ -632,3 +632,32 @@ def test_openblas_itself_says_how_many_threads_there_are(given, environment, exp
     if counts == "[]":
         pytest.skip("another BLAS than OpenBLAS")
     assert json.loads(counts)[0] == expected
+
+
+# Encodings and lengths
+
+
+def test_output_is_utf_8_whatever_the_locale(tmp_path):
+    command = "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 PYTHONIOENCODING=ascii $R"
+    result = shell(f"{command} generate --skip-errors --json é cat; echo status $?")
+    first, second, status = result.stdout.splitlines()
+    assert json.loads(first)["input"] == "é"
+    assert json.loads(second)["samples"][0]["text"] == "K AE T"
+    assert status == "status 3"
+    result = shell(f"{command} explain cat --html -")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "→" in result.stdout
+
+
+def test_the_error_of_a_long_line_is_short(tmp_path, call):
+    (tmp_path / "in.txt").write_text("_" * 10**6)
+    status, out, err = call("generate", "--input", str(tmp_path / "in.txt"))
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("refseq2seq: line 1: '____")
+    assert len(err) < 1000
+
+
+def test_escapes_of_a_terminal_do_not_reach_it(tmp_path, call):
+    err = call("info", str(tmp_path / "a\x1b[31mb"))[2]
+    assert err.removesuffix("\n").isprintable()
+    assert r"a\x1b[31mb" in err

@@ -542,3 +542,85 @@ def test_a_link_to_itself_is_replaced(tmp_path):
 def test_arrays_of_a_mapping_may_not_share_a_name():
     with pytest.raises(ValueError, match=r"a and _orig_mod\.a name the same array"):
         from_huggingface({"a": np.ones(1), "_orig_mod.a": np.ones(1)}, hostile.CONFIGS["BART"])
+
+
+# Small files that stand for much: each bound is reached before it costs anything
+
+
+@pytest.mark.parametrize("field", ["suppress_tokens", "eos_token_id", "bad_words_ids"])
+def test_a_list_of_ids_is_bounded(directories, field):
+    entry = [3] if field == "bad_words_ids" else 3
+    changed(directories["BART"] / "generation_config.json", **{field: [entry] * (2**19 + 1)})
+    told = refusal_with(rs.load, directories["BART"], megabytes=200)
+    assert f"{field} must have at most 524,288 entries, got 524,289" in told
+
+
+def test_layers_are_bounded_by_arrays_that_hold_nothing(directories):
+    empty = {f"x{i}": np.zeros(0, "f4") for i in range(100)}
+    arrays = safetensors.read(directories["BART"] / WEIGHTS) | empty
+    safetensors.write(directories["BART"] / WEIGHTS, arrays)
+    changed(directories["BART"] / "config.json", encoder_layers=len(arrays) // 6 + 1)
+    assert "more layers than there are arrays for" in refusal(rs.load, directories["BART"])
+
+
+def test_entries_of_a_zip_are_bounded(tmp_path):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(2**16 + 1):
+            archive.writestr(str(i), b"")
+    assert "more than 65,536 entries" in refusal_with(rs.Trace.load, path, megabytes=200)
+
+
+def refusal_with(load, path, megabytes):
+    with cheap(megabytes), pytest.raises(FileError) as caught:
+        load(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(11, 0), (0, 0), (11, 1), (11, 7), (6,), (), (2, 2, 6)])
+def test_stored_sinusoids_of_another_shape(directories, shape):
+    arrays = safetensors.read(directories["Marian"] / WEIGHTS)
+    name = "model.encoder.embed_positions.weight"
+    safetensors.write(directories["Marian"] / WEIGHTS, arrays | {name: np.zeros(shape, "f4")})
+    told = refusal(rs.load, directories["Marian"])
+    assert re.search(
+        rf"{name} must have shape \(n, d_model = \d+\), got {re.escape(str(shape))}", told
+    )
+
+
+def test_a_replacement_cannot_unfold_a_text():
+    with pytest.raises(ValueError, match="a text of at most 100"):
+        rs.Vocabulary(symbols=("a",), separator="", special=(), replacements=(("b", "a" * 101),))
+
+
+# What writing keeps
+
+
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("old")
+    path.chmod(0o640)
+    with replacing(path) as file:
+        file.write(b"new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o640)
+
+
+def test_a_pipe_is_written_to_by_any_of_its_names(tmp_path):
+    reading, writing = os.pipe()
+    try:
+        with replacing(f"/dev/fd/{writing}") as file:
+            file.write(b"through")
+        assert os.read(reading, 100) == b"through"
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_an_error_names_the_file_and_not_its_temporary_one(tmp_path):
+    path = tmp_path / "x"
+    with pytest.raises(OSError, match="No space") as caught, replacing(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(path)
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "missing" / "x"):
+        pass
+    assert caught.value.filename == str(tmp_path / "missing")

@@ -276,6 +276,16 @@ def test_a_trace_comes_back_from_its_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["trace.npz"]
 
 
+@pytest.mark.parametrize("name", ["file", "allow_pickle", "args", "a/b", "ä"])
+def test_a_name_that_numpy_savez_takes_for_an_argument_is_kept(tmp_path, name):
+    trace = rs.Trace()
+    trace(name, np.arange(3.0))
+    trace.save(tmp_path / "trace.npz")
+    assert list(rs.Trace.load(tmp_path / "trace.npz")) == [name]
+    with np.load(tmp_path / "trace.npz") as archive:
+        assert archive[name].tolist() == [0.0, 1.0, 2.0]
+
+
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 nothing"])
 def test_a_file_that_is_no_trace_is_refused(tmp_path, content):
     path = tmp_path / "trace.npz"

@@ -13,6 +13,7 @@ return the exit status: 0, 1 if it refused, 2 for wrong usage, 3 if some lines h
 """
 
 import argparse
+import io
 import os
 import sys
 
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     if sys.stdout is None:
         tell("standard output is closed: there is nowhere to write to")
         return 1
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as files have it, whatever the locale
     try:
         try:
             options = _parser().parse_args(arguments)

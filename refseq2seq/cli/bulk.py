@@ -43,6 +43,8 @@ def generate_file(model: Model, method: dict[str, Any], options: argparse.Namesp
         If the input is no file, or changed while it was read; if the output exists already or
         belongs to another run.
     """
+    if options.output.exists() and not options.output.is_file():
+        raise ValueError(f"--output must be a file, or - for standard output; got {options.output}")
     output = Path(os.path.realpath(options.output))
     _check_input(options.input, output)
     digest, total = _digest_of_file(options.input)

@@ -46,28 +46,25 @@ def add_to(commands: Any) -> None:
     lines = command.add_argument_group("input and output")
     add_options(
         lines,
-        (
-            "--input",
-            Path,
-            "FILE",
-            "read lines of UTF-8 that end with LF or CRLF; - is stdin",
-        ),
-        (
-            "--batch-size",
-            count,
-            "N",
-            "lines that are computed together (32); one, if typed",
-        ),
+        ("--input", Path, "FILE", "read lines of UTF-8, ended by LF or CRLF; - is stdin"),
+        ("--batch-size", count, "N", "lines per batch (default 32); 1 on a terminal"),
     )
     skip = "print nothing for a line that cannot be answered, and go on; exit status 3"
     lines.add_argument("--skip-errors", action="store_true", help=skip)
     shown = lines.add_mutually_exclusive_group()
-    shown.add_argument("--json", action="store_true", help="one JSON object per line; logs in nats")
+    shown.add_argument(
+        "--json", action="store_true", help="a JSON object per line, log_probs in nats"
+    )
     shown.add_argument("--steps", action="store_true", help="a table of the decoding steps")
     add_options(
         command.add_argument_group("in bulk", "after a kill, the same command goes on"),
-        ("--output", Path, "FILE", "write a JSON object per line of --input; - is --json"),
-        ("--window", count, "N", "lines that are sorted by length and kept together (256)"),
+        (
+            "--output",
+            Path,
+            "FILE",
+            "write a JSON object per line of --input to FILE; - is stdout",
+        ),
+        ("--window", count, "N", "lines sorted by length and saved together (default 256)"),
     )
     command.set_defaults(batch_size=32, window=256)
     add_model_options(command)

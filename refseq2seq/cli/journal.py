@@ -121,6 +121,8 @@ def opened(output: Path) -> Iterator[Journal]:
         directory.mkdir(exist_ok=True)
     except FileExistsError as error:
         raise ValueError(f"{directory} is a file: choose another output") from error
+    if any(directory.iterdir()) and not path.exists():
+        raise ValueError(f"{directory} is not the directory of a run: choose another output")
     try:
         with closing(sqlite3.connect(path, timeout=1)) as database:
             _lock(database)
@@ -147,7 +149,7 @@ def opened(output: Path) -> Iterator[Journal]:
 
 def _delete(path: Path) -> None:
     """Delete the database, and what SQLite keeps beside it until it is closed or after a kill."""
-    for name in (path.name, f"{path.name}-journal"):
+    for name in (f"{path.name}-journal", path.name):
         path.with_name(name).unlink(missing_ok=True)
 
 

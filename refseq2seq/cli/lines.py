@@ -10,6 +10,7 @@ import numpy as np
 
 from ..beam import beam_search, beam_steps
 from ..decoding import decode_steps, generate
+from ..files.reading import one_line
 from ..model import Model, check_fits
 from ..tokens import as_tokens
 
@@ -68,7 +69,7 @@ def encoded(model: Model, line: Line) -> list[int]:
 
 def failure(number: int, error: Exception) -> str:
     """The error message of a line; messages count lines from 1."""
-    return f"line {number + 1}: {str(error) or 'out of memory'}"
+    return f"line {number + 1}: {one_line(str(error)) or 'out of memory'}"
 
 
 def answers(

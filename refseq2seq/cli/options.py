@@ -40,7 +40,7 @@ def add_command(commands: Any, name: str, summary: str, *examples: str) -> Any:
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n  ".join(["examples:", *(f"refseq2seq {name} {x}" for x in examples)]),
+        epilog="\n  ".join(["examples:", *(f"refseq2seq {name} {x}".rstrip() for x in examples)]),
     )
     command.set_defaults(usage_error=command.error)
     return command
@@ -61,7 +61,12 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
         command.add_argument_group("model"),
         ("--model", str, "MODEL", MODEL_HELP),
         ("--backend", ["numpy", "cupy"], "", "the CPU (numpy, the default) or a CUDA device"),
-        ("--dtype", ["float16", "float32", "float64"], "", "to compute in; the model's by default"),
+        (
+            "--dtype",
+            ["float16", "float32", "float64"],
+            "",
+            "by default that of the model",
+        ),
         ("--threads", count, "N", THREADS_HELP),
     )
     command.set_defaults(model="g2p", backend="numpy")
@@ -81,8 +86,10 @@ def model_of(options: argparse.Namespace) -> Model:
 def add_method_options(command: argparse.ArgumentParser) -> None:
     """Add all options that `method_of` reads."""
     sampling, search = add_choice_options(command)
-    add_options(sampling, ("--num-samples", size, "N", "outputs per line, tabs between them (1)"))
-    add_options(search, ("--n-best", count, "N", "outputs per line, best first, tabs between (1)"))
+    add_options(
+        sampling, ("--num-samples", size, "N", "outputs per line, separated by tabs (default 1)")
+    )
+    add_options(search, ("--n-best", count, "N", "outputs per line, best first, separated by tabs"))
 
 
 def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
@@ -92,7 +99,7 @@ def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
         command.add_argument_group("length and repetition"),
         ("--max-new-tokens", size, "N", "largest number of tokens in an output, its end included; "
          "by default as many as the model has positions for"),
-        ("--min-new-tokens", whole, "N", "tokens before an end can be chosen (0)"),
+        ("--min-new-tokens", whole, "N", "tokens before an end can be chosen (default 0)"),
         ("--repetition-penalty", float, "R", "divide positive logits of tokens that are there "
          "already by R, and multiply negative ones; 1 changes nothing"),
         ("--no-repeat-ngram", count, "N", "let no sequence of N tokens occur twice"),
@@ -103,16 +110,21 @@ def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
         ("--temperature", float, "T", "divide the logits by T, more than 0"),
         ("--top-k", _count_or_fraction, "K", "keep the K most probable tokens: 5, or 0.1 of all"),
         ("--top-p", float, "P", "keep the fewest tokens whose probabilities reach P, in (0, 1]"),
-        ("--min-p", float, "R", "keep tokens of at least R times the highest probability"),
-        ("--top-a", float, "R", "keep tokens of at least R times the square of the highest one"),
-        ("--seed", whole, "SEED", "seed of the random numbers (0)"),
+        (
+            "--min-p",
+            float,
+            "R",
+            "keep tokens of at least R times the highest probability",
+        ),
+        ("--top-a", float, "R", "keep tokens of at least R times the highest probability squared"),
+        ("--seed", whole, "SEED", "seed of the random numbers (default 0)"),
     )
     search = command.add_argument_group("beam search", "instead of sampling")
     add_options(
         search,
         ("--beams", size, "B", "hypotheses that are kept in each step"),
         ("--length-penalty", float, "A", "divide a score, in nats, by its number of tokens to the "
-         "power A (1)"),
+         "power A (default 1)"),
         ("--early-stopping", [*EARLY_STOPPING], "", "stop when B hypotheses have ended (true), or "
          "when no live one is likely to be better (false, the default), or can be (never)"),
     )  # fmt: skip
@@ -151,9 +163,11 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
         check_number("--length-penalty", options.length_penalty, -math.inf, math.inf, True, True)
     if options.beams is not None:
         if samples:
-            raise ValueError("--beams cannot be combined with options of sampling")
+            raise ValueError("--beams cannot be combined with sampling, such as --temperature")
         if options.beams < (options.n_best or 1):
-            raise ValueError(f"--n-best must be at most --beams, got {options.n_best}")
+            raise ValueError(
+                f"--n-best must be at most {options.beams} beams, got {options.n_best}"
+            )
         return {"beams": options.beams, "processors": penalties, **searches, **length}
     return {
         "choose": sample(*penalties, *filters) if samples else greedy(*penalties),

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..files.reading import one_line
+
 EVERY = 3.0  # seconds
 
 
@@ -12,7 +14,7 @@ def tell(what: str) -> None:
     """Print a line on standard error, if that is open and not full."""
     if sys.stderr is not None:
         try:
-            print(f"refseq2seq: {' '.join(what.splitlines())}", file=sys.stderr)
+            print(f"refseq2seq: {one_line(what, 4000)}", file=sys.stderr)
         except OSError:
             sys.stderr = None  # or Python would try again at its end
 

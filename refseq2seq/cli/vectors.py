@@ -32,11 +32,13 @@ def add_to(commands: Any) -> None:
         ("--dtype", ["float64", "float32"], "", "of weights and quantities (float64)"),
     )
     make.set_defaults(seed=0, dtype="float64")
-    check = actions.add_parser("check", help="the first difference; status 1 if there is one")
+    check = actions.add_parser("check", help="show the first difference; exit status 1")
     check.set_defaults(run=_check)
-    check.add_argument("directory", type=Path, metavar="DIR", help="of `make`")
+    check.add_argument("directory", type=Path, metavar="DIR", help="written by `vectors make`")
     check.add_argument("theirs", type=Path, metavar="THEIRS", help="files of another program")
-    check.add_argument("--rtol", type=float, metavar="R", help="relative to a row; 0: same bits")
+    check.add_argument(
+        "--rtol", type=float, metavar="R", help="relative to a row; 0: the same bits"
+    )
     check.add_argument("--json", action="store_true", help="one JSON object per file")
 
 

@@ -1,4 +1,4 @@
-"""The ``.npz`` files of NumPy: a zip of ``.npy`` entries, read without trust.
+"""The ``.npz`` files of NumPy: a zip of ``.npy`` entries, written plainly and read without trust.
 
 Entries are stored, not compressed, so that the size of a file bounds what is built from it;
 their headers must be in the one form that NumPy writes, and are never evaluated; nothing is
@@ -8,7 +8,7 @@ unpickled.
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +16,10 @@ from typing import Literal
 import numpy as np
 
 from .reading import MAX_BYTES, FileError, fits, opened
+from .writing import replacing
+
+MAX_ENTRIES = 2**16
+"""The most entries of a file: a large model has some thousands."""
 
 _START = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
@@ -75,6 +79,8 @@ def entries(path: str | os.PathLike[str]) -> Iterator[dict[str, Entry]]:
 
 
 def _sound_entries(archive: zipfile.ZipFile, file_size: int) -> dict[str, Entry]:
+    if len(archive.infolist()) > MAX_ENTRIES:
+        raise FileError(f"it has more than {MAX_ENTRIES:,} entries")
     found = {info.filename: Entry(archive, info) for info in archive.infolist()}
     if len(found) != len(archive.infolist()):
         raise FileError("two of its entries have the same name")
@@ -91,3 +97,17 @@ def _sound_entries(archive: zipfile.ZipFile, file_size: int) -> dict[str, Entry]
     if sum(entry.info.file_size for entry in found.values()) > file_size:
         raise FileError("its entries overlap: they declare more bytes than the file has")
     return found
+
+
+def write(path: str | os.PathLike[str], members: Iterable[tuple[str, bytes | np.ndarray]]) -> None:
+    """Write a file of bytes and of arrays, in one step; the same members give the same bytes."""
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members:
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            info.create_system = 3
+            if isinstance(content, bytes):
+                archive.writestr(info, content)
+                continue
+            # zip64, as numpy.savez has it: an array may be longer than 2 GiB
+            with archive.open(info, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, content, version=(1, 0), allow_pickle=False)

@@ -41,9 +41,14 @@ def file_errors(path: str | os.PathLike[str], *kinds: type[ValueError]) -> Itera
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
         kinds = kinds or (FileError,)
         kind = next((kind for kind in kinds if isinstance(error, kind)), kinds[-1])
-        message = " ".join(str(error).removeprefix(f"{path}: ").split())[:800]
-        message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-        raise kind(f"{path}: {message}") from error
+        raise kind(f"{path}: {one_line(str(error).removeprefix(f'{path}: '))}") from error
+
+
+def one_line(message: str, length: int = 800) -> str:
+    """A message that a stranger's text is part of, as one printable line of bounded length."""
+    line = " ".join(message.split())
+    line = line if len(line) <= length else f"{line[: length - 3]}..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def opened(path: str | os.PathLike[str]) -> io.BufferedReader:

@@ -14,11 +14,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
     A path that is not a regular file, such as ``/dev/stdout`` or a named pipe, is opened directly.
     """
-    path = Path(os.path.realpath(path))  # of a link, what it points to; of a loop, the link
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         with open(path, "wb") as file:
             yield file
         return
+    path = Path(os.path.realpath(path))  # of a link, what it points to; of a loop, the link
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     temporary = _beside(path)
@@ -27,9 +27,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            os.chmod(temporary, path.stat().st_mode)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)
         raise
 
 

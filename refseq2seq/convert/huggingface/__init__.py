@@ -17,6 +17,7 @@ from typing import Any
 
 from ...files.reading import FileError, file_errors, read_json
 from ...model import Model
+from ...params import MIN_LAYER
 from ..given import numpy_arrays, plain_module, wrong_module
 from ..table import UnsupportedFeature, convert_params, numbered
 from . import bart, t5
@@ -118,8 +119,8 @@ def _converted(arrays: Mapping[str, Any], fields: Fields, settings: Fields) -> M
         )
     arrays = _in_one_dtype(numpy_arrays(arrays))
     config, names, unused = family.convert(fields, arrays, _special_tokens(settings))
-    if config.encoder.n_layers + config.decoder.n_layers > len(arrays):
-        raise ValueError(f"the config has more layers than there are arrays, {len(arrays)}")
+    if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(arrays):
+        raise ValueError(f"the config has more layers than there are arrays for, {len(arrays)}")
     params = convert_params(config, numbered(config, table(names)), arrays, unused)
     return Model(config=config, params=params)
 

@@ -156,7 +156,7 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
     }
     unused = {SHARED, ENCODER, DECODER, HEAD, *UNUSED}
     if isinstance(config.encoder.positions, SinusoidalPositions):
-        _check_sinusoids(arrays, config.encoder.positions)
+        _check_sinusoids(arrays, config.encoder.positions, c["d_model"])
         unused |= SINUSOIDS
     return Conversion(config, names, unused)
 
@@ -224,12 +224,14 @@ def _check_consistent(c: Fields, family: Family) -> None:
             )
 
 
-def _check_sinusoids(arrays: Arrays, positions: SinusoidalPositions) -> None:
+def _check_sinusoids(arrays: Arrays, positions: SinusoidalPositions, d_model: int) -> None:
     """A stored table of positions must be the one that we compute, up to its rounding."""
     for name in SINUSOIDS & arrays.keys():
-        if arrays[name].ndim != 2:
-            raise ValueError(f"{name} must be a matrix, got shape {arrays[name].shape}")
-        n_positions, d_model = arrays[name].shape
+        n_positions, *width = arrays[name].shape or (0,)
+        if width != [d_model]:
+            raise ValueError(
+                f"{name} must have shape (n, d_model = {d_model}), got {arrays[name].shape}"
+            )
         used = np.arange(positions.offset, n_positions)
         table = arrays[name][used]
         difference = table - sinusoids(used, d_model, positions.layout)
