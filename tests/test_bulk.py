@@ -204,7 +204,9 @@ def test_killed_before_each_step_it_ends_with_the_same_bytes(tmp_path, checkpoin
         assert one["files"] == ["errors", "out.jsonl"], one
         if one["status"]:  # it had ended, all but for what it leaves
             assert one["complete"], one
-            assert one["errors"].endswith("out.jsonl exists already: choose another output\n")
+            assert one["errors"].endswith(
+                "out.jsonl exists already: move it away, or choose another output\n"
+            )
 
 
 class Killed(BaseException):
@@ -316,7 +318,10 @@ def test_no_file_of_somebody_else_is_overwritten(tmp_path, call):
     corpus, output = write(tmp_path / "in.txt", words(3)), tmp_path / "out.jsonl"
     output.write_text("mine\n")
     status, _, err = call("--input", corpus, "--output", output)
-    assert (status, err) == (1, f"refseq2seq: {output} exists already: choose another output\n")
+    assert (status, err) == (
+        1,
+        f"refseq2seq: {output} exists already: move it away, or choose another output\n",
+    )
     assert (output.read_text(), names(tmp_path)) == ("mine\n", ["in.txt", "out.jsonl"])
     output.unlink()
     (tmp_path / "out.jsonl.run").write_text("mine\n")
@@ -331,7 +336,7 @@ def test_an_output_that_appears_while_a_killed_run_waits_is_kept(begun, tmp_path
     output.write_text("mine\n")
     status, _, err = call(*begun)
     assert (status, err.count("\n"), output.read_text()) == (1, 1, "mine\n")
-    assert "out.jsonl exists already, and this run did not write it: move it away" in err
+    assert "out.jsonl exists already: move it away, or choose another output" in err
     assert kept(tmp_path) == 6  # it is said before there is work
     output.rename(tmp_path / "mine")
     assert call(*begun) == (0, "", "")
@@ -351,7 +356,7 @@ def test_an_output_that_appears_during_a_run_is_kept(content, tmp_path, call, mo
         patch.setattr(bulk, "answers", meanwhile)
         status, _, err = call(*given)
     assert (status, err.count("\n"), output.read_text()) == (1, 1, content)
-    assert f"the answers so far are in {output}.run" in err
+    assert f"{output} exists already: move it away" in err
     assert kept(tmp_path) == 9
     output.unlink()
     assert call(*given) == (0, "", "")

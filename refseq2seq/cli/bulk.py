@@ -32,52 +32,32 @@ IGNORED = {"run", "usage_error", "input", "output", "model", "json", "skip_error
 def generate_file(model: Model, method: dict[str, Any], options: argparse.Namespace) -> int:
     """Answer every line of the input in a line of the output, or go on where a run ended.
 
-    Returns
-    -------
-    int
-        The exit status: 3 if some lines have no samples.
-
-    Raises
-    ------
-    ValueError
-        If the input is no file, or changed while it was read; if the output exists already or
-        belongs to another run.
+    The result is the exit status: 3 if some lines have no samples.
     """
+    path, output = options.input, Path(os.path.realpath(options.output))
+    if path.exists() and not path.is_file():
+        raise ValueError(f"--output needs a file as --input, to read it twice; got {path}")
     if options.output.exists() and not options.output.is_file():
         raise ValueError(f"--output must be a file, or - for standard output; got {options.output}")
-    output = Path(os.path.realpath(options.output))
-    _check_input(options.input, output)
-    digest, total = _digest_of_file(options.input)
+    if Path(f"{output}.run") in path.resolve().parents:
+        raise ValueError(f"--input {path} lies in the directory of the run: choose another output")
+    digest, total = _digest_of_file(path)
     with journal.opened(output) as run:
-        run.begin(_asked(model, digest, options))
-        done = len(run)
-        if output.exists() and done < total:
-            raise ValueError(journal.output_exists(output))
-        with open(options.input, "rb") as file, progress(done, total) as advance:
+        done = run.begin(_asked(model, digest, options), total)
+        with open(path, "rb") as file, progress(done, total) as advance:
             lines = islice(read_lines(file), done, None)
             while window := list(islice(lines, options.window)):
                 found = answers(model, window, method, options.batch_size, advance)
                 run.add(window[0].number, found)
-        if _digest_of_file(options.input) != (digest, total):
-            raise ValueError(
-                f"{options.input} changed while it was read: remove {run.directory.name} to begin "
-                "anew"
-            )
+        if _digest_of_file(path) != (digest, total):
+            anew = f"remove {run.directory.name} to begin anew"
+            raise ValueError(f"{path} changed while it was read: {anew}")
         run.publish()
         failed, first = run.failed()
     if failed:
-        tell(
-            f"lines of {options.output} without samples: {failed}; the first is line {first + 1}, "
-            "whose error says why"
-        )
+        told = f"without samples: {failed}; the first is line {first + 1}, whose error says why"
+        tell(f"lines of {options.output} {told}")
     return 3 if failed else 0
-
-
-def _check_input(path: Path, output: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise ValueError(f"--output needs a file as --input, to read it twice; got {path}")
-    if journal.run_directory(output) in path.resolve().parents:
-        raise ValueError(f"--input {path} lies in the directory of the run: choose another output")
 
 
 def _asked(model: Model, digest: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The journal of a bulk run: what was asked for, and every answer so far, in a database.
 
-``OUTPUT.run`` is a directory with an SQLite database, which one process holds at a time, and
-which a kill or a full disk leaves as it was after the last window. A finished run is exported
-into the same directory and then linked to OUTPUT, which never replaces a file. Then the request is
-deleted, before the lock is released. A journal without a request is deleted.
+``OUTPUT.run`` is a directory with an SQLite database, which one process locks at a time, and which
+a kill or a full disk leaves as it was after the last window. A finished run is exported into the
+same directory and then linked to OUTPUT, which never replaces a file. Then the request is deleted,
+before the lock is released. A journal without a request is deleted.
 """
 
 import filecmp
@@ -25,34 +25,33 @@ class Journal:
     """The open journal of the run that writes ``output``."""
 
     def __init__(self, output: Path, database: sqlite3.Connection) -> None:
-        self.output, self.directory = output, run_directory(output)
+        self.output, self.directory = output, output.with_name(f"{output.name}.run")
         self._database = database
+        self._taken = f"{output} exists already: move it away, or choose another output"
 
-    def begin(self, asked: dict[str, Any]) -> None:
-        """Store the request of a new run, or compare it with the stored one."""
-        noted = self.noted()
-        asked = {name: json.dumps(value) for name, value in asked.items()}
-        if not noted:
-            if self.output.exists():
-                raise ValueError(f"{self.output} exists already: choose another output")
-            with self._database:
-                self._database.executemany("INSERT INTO request VALUES (?, ?)", asked.items())
-            return
-        for name in noted | asked:
-            if noted.get(name) != asked.get(name):
+    def begin(self, asked: dict[str, Any], total: int) -> int:
+        """Store the request of a new run, or compare it with the stored one.
+
+        The result is how many of the ``total`` lines have their answer: the first ones.
+        """
+        request, asked = self.request(), {name: json.dumps(x) for name, x in asked.items()}
+        (done,) = self._database.execute("SELECT count(*) FROM answers").fetchone()
+        for name in request | asked if request else ():
+            if request.get(name) != asked.get(name):
                 raise ValueError(
                     f"{name} is not what {self.directory} was begun with: it was "
-                    f"{noted.get(name)}, now it is {asked.get(name)}. Ask for the same again, or "
+                    f"{request.get(name)}, now it is {asked.get(name)}. Ask for the same again, or "
                     f"remove {self.directory.name} to begin anew"
                 )
+        if self.output.exists() and not (request and done == total):
+            raise ValueError(self._taken)  # early: at the end, `publish` would
+        with self._database:
+            self._database.executemany("INSERT OR IGNORE INTO request VALUES (?, ?)", asked.items())
+        return int(done)
 
-    def noted(self) -> dict[str, str]:
-        """The stored request, in JSON."""
+    def request(self) -> dict[str, str]:
+        """The stored request, in JSON; empty in a journal that is new or finished."""
         return dict(self._database.execute("SELECT name, value FROM request"))
-
-    def __len__(self) -> int:
-        """How many lines have their answer; those are the first of the input."""
-        return int(self._database.execute("SELECT count(*) FROM answers").fetchone()[0])
 
     def add(self, first: int, answers: Iterable[dict[str, Any]]) -> None:
         """Keep the answers to the lines from ``first`` on, all of them or none."""
@@ -66,8 +65,7 @@ class Journal:
     def failed(self) -> tuple[int, int]:
         """How many lines have an error, and which is the first, counted from 0."""
         query = "SELECT count(*), min(line) FROM answers WHERE failed"
-        count, first = self._database.execute(query).fetchone()
-        return count, first
+        return self._database.execute(query).fetchone()
 
     def publish(self) -> None:
         """Write all answers to the output, as JSON lines.
@@ -87,35 +85,16 @@ class Journal:
             if not self.output.exists():
                 os.rename(export, self.output)
             elif not filecmp.cmp(export, self.output, shallow=False):
-                raise ValueError(output_exists(self.output)) from None
+                raise ValueError(self._taken) from None
         export.unlink(missing_ok=True)
         with self._database:
             self._database.execute("DELETE FROM request")
 
 
-def run_directory(output: Path) -> Path:
-    """The directory of the journal."""
-    return output.with_name(f"{output.name}.run")
-
-
-def output_exists(output: Path) -> str:
-    """The error message for an output that this run did not write."""
-    return (
-        f"{output} exists already, and this run did not write it: move it away, and give the same "
-        f"command again; the answers so far are in {run_directory(output)}"
-    )
-
-
 @contextmanager
 def opened(output: Path) -> Iterator[Journal]:
-    """The journal of an output, new or of a run that was ended; deleted if all goes well.
-
-    Raises
-    ------
-    ValueError
-        If another process has locked it, or if the database cannot be read or written.
-    """
-    directory = run_directory(output)
+    """The journal of an output, new or of a run that was ended; deleted if all goes well."""
+    directory = output.with_name(f"{output.name}.run")
     path, to_delete = directory / "journal.sqlite", False
     try:
         directory.mkdir(exist_ok=True)
@@ -132,16 +111,16 @@ def opened(output: Path) -> Iterator[Journal]:
             try:
                 yield run
             finally:
-                if to_delete := not run.noted():
+                if to_delete := not run.request():
                     with suppress(PermissionError):  # Windows deletes no open file
                         _delete(path)
                         to_delete = False
     except sqlite3.Error as error:
-        held = "locked" in str(error)
-        why = "another process is writing this output" if held else f"{error}"
+        locked = "locked" in str(error)
+        why = "another process is writing this output" if locked else f"{error}"
         raise ValueError(f"{path}: {why}") from error
     finally:
-        with suppress(OSError):  # another process holds it, or the run goes on another time
+        with suppress(OSError):  # another process has locked it, or the run goes on another time
             if to_delete:
                 _delete(path)
             directory.rmdir()

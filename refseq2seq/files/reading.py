@@ -46,9 +46,9 @@ def file_errors(path: str | os.PathLike[str], *kinds: type[ValueError]) -> Itera
 
 def one_line(message: str, length: int = 800) -> str:
     """A message that a stranger's text is part of, as one printable line of bounded length."""
-    line = " ".join(message.split())
-    line = line if len(line) <= length else f"{line[: length - 3]}..."
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    line = " ".join(message[: 8 * length].split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= length else f"{line[: length - 3]}..."
 
 
 def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
