@@ -121,6 +121,7 @@ def test_softmax_of_great_numbers(big):
 def test_norms_ignore_the_scale(norm, data, x, scale):
     """A power of two changes no bit, a sign only the sign, when nothing is added."""
     x = x + np.linspace(0, 1, x.shape[-1])  # no row of equal numbers
+    x = np.where(np.abs(x) < 1e-290, 0.0, x)  # a number that is subnormal, or becomes so, rounds
     y = norm(x, None, None, 0.0)
     assert np.isfinite(y).all()
     np.testing.assert_array_equal(norm(scale * x, None, None, 0.0), np.sign(scale) * y)
