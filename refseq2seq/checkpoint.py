@@ -22,7 +22,7 @@ import numpy as np
 from .backend import to_numpy
 from .config import ModelConfig, StackConfig
 from .files import npz
-from .files.reading import FileError, file_errors, parse_json
+from .files.reading import PICKLES, FileError, file_errors, parse_json
 from .model import Model
 from .params import MIN_LAYER, build_params, named_arrays, param_shapes
 from .text import Tokenizer, Vocabulary
@@ -37,7 +37,7 @@ _PICKLE = (
     ". Pickles of PyTorch can run any code when they are opened, and are never read here: load "
     "the model with its own library, and convert it with refseq2seq.convert"
 )
-_CURES = dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl"), _PICKLE) | {
+_CURES = dict.fromkeys(PICKLES, _PICKLE) | {
     ".safetensors": ". Of a safetensors file, give the directory that holds it and its config.json"
 }
 

@@ -54,9 +54,9 @@ def cheap(megabytes):
         tracemalloc.stop()
 
 
-def refusal(load, path, kind=FileError):
+def refusal(load, path, kind=FileError, megabytes=50):
     """What is said of a bad file."""
-    with cheap(megabytes=50), pytest.raises(kind) as caught:
+    with cheap(megabytes), pytest.raises(kind) as caught:
         load(path)
     assert str(caught.value).isprintable()
     return str(caught.value)
@@ -551,7 +551,7 @@ def test_arrays_of_a_mapping_may_not_share_a_name():
 def test_a_list_of_ids_is_bounded(directories, field):
     entry = [3] if field == "bad_words_ids" else 3
     changed(directories["BART"] / "generation_config.json", **{field: [entry] * (2**19 + 1)})
-    told = refusal_with(rs.load, directories["BART"], megabytes=200)
+    told = refusal(rs.load, directories["BART"], megabytes=200)
     assert f"{field} must have at most 524,288 entries, got 524,289" in told
 
 
@@ -568,13 +568,7 @@ def test_entries_of_a_zip_are_bounded(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(2**16 + 1):
             archive.writestr(str(i), b"")
-    assert "more than 65,536 entries" in refusal_with(rs.Trace.load, path, megabytes=200)
-
-
-def refusal_with(load, path, megabytes):
-    with cheap(megabytes), pytest.raises(FileError) as caught:
-        load(path)
-    return str(caught.value)
+    assert "more than 65,536 entries" in refusal(rs.Trace.load, path, megabytes=200)
 
 
 @pytest.mark.parametrize("shape", [(11, 0), (0, 0), (11, 1), (11, 7), (6,), (), (2, 2, 6)])

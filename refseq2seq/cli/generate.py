@@ -58,12 +58,7 @@ def add_to(commands: Any) -> None:
     shown.add_argument("--steps", action="store_true", help="a table of the decoding steps")
     add_options(
         command.add_argument_group("in bulk", "after a kill, the same command goes on"),
-        (
-            "--output",
-            Path,
-            "FILE",
-            "write a JSON object per line of --input to FILE; - is stdout",
-        ),
+        ("--output", Path, "FILE", "write a JSON object per line of --input; - is stdout"),
         ("--window", count, "N", "lines sorted by length and saved together (default 256)"),
     )
     command.set_defaults(batch_size=32, window=256)

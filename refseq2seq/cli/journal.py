@@ -24,9 +24,8 @@ SCHEMA = (
 class Journal:
     """The open journal of the run that writes ``output``."""
 
-    def __init__(self, output: Path, database: sqlite3.Connection) -> None:
-        self.output, self.directory = output, output.with_name(f"{output.name}.run")
-        self._database = database
+    def __init__(self, output: Path, directory: Path, database: sqlite3.Connection) -> None:
+        self.output, self.directory, self._database = output, directory, database
         self._taken = f"{output} exists already: move it away, or choose another output"
 
     def begin(self, asked: dict[str, Any], total: int) -> int:
@@ -107,7 +106,7 @@ def opened(output: Path) -> Iterator[Journal]:
             _lock(database)
             if not path.exists():  # deleted between these two lines, by a run that is over
                 raise ValueError(f"{path}: another process has just ended")
-            run = Journal(output, database)
+            run = Journal(output, directory, database)
             try:
                 yield run
             finally:

@@ -25,7 +25,7 @@ THREADS_HELP = (
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says in one line what is wrong."""
+    """A parser whose error message is one line."""
 
     def error(self, message: str) -> NoReturn:
         """End the program with status 2."""
@@ -47,7 +47,7 @@ def add_command(commands: Any, name: str, summary: str, *examples: str) -> Any:
 
 
 def add_options(group: Any, *rows: tuple[str, Callable[[str], Any] | list[str], str, str]) -> None:
-    """Add options to a group: name, type or choices, what help calls the value, what it means."""
+    """Add options to a group: name, type or choices, metavar, help."""
     for name, kind, metavar, meaning in rows:
         if isinstance(kind, list):
             group.add_argument(name, choices=kind, help=meaning)
@@ -61,12 +61,7 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
         command.add_argument_group("model"),
         ("--model", str, "MODEL", MODEL_HELP),
         ("--backend", ["numpy", "cupy"], "", "the CPU (numpy, the default) or a CUDA device"),
-        (
-            "--dtype",
-            ["float16", "float32", "float64"],
-            "",
-            "by default that of the model",
-        ),
+        ("--dtype", ["float16", "float32", "float64"], "", "by default that of the model"),
         ("--threads", count, "N", THREADS_HELP),
     )
     command.set_defaults(model="g2p", backend="numpy")
@@ -110,12 +105,7 @@ def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
         ("--temperature", float, "T", "divide the logits by T, more than 0"),
         ("--top-k", _count_or_fraction, "K", "keep the K most probable tokens: 5, or 0.1 of all"),
         ("--top-p", float, "P", "keep the fewest tokens whose probabilities reach P, in (0, 1]"),
-        (
-            "--min-p",
-            float,
-            "R",
-            "keep tokens of at least R times the highest probability",
-        ),
+        ("--min-p", float, "R", "keep tokens of at least R times the highest probability"),
         ("--top-a", float, "R", "keep tokens of at least R times the highest probability squared"),
         ("--seed", whole, "SEED", "seed of the random numbers (default 0)"),
     )
@@ -125,8 +115,8 @@ def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
         ("--beams", size, "B", "hypotheses that are kept in each step"),
         ("--length-penalty", float, "A", "divide a score, in nats, by its number of tokens to the "
          "power A (default 1)"),
-        ("--early-stopping", [*EARLY_STOPPING], "", "stop when B hypotheses have ended (true), or "
-         "when no live one is likely to be better (false, the default), or can be (never)"),
+        ("--early-stopping", [*EARLY_STOPPING], "", "stop when B hypotheses have ended (true), "
+         "when no live one is likely to be better (false, the default), or none can be (never)"),
     )  # fmt: skip
     return sampling, search
 

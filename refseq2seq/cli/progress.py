@@ -25,7 +25,8 @@ def progress(
 ) -> Iterator[Callable[[int], object]]:
     """A function that adds a number of lines to those that are done.
 
-    On a terminal, tqdm shows a bar; without tqdm, a line is printed every few seconds.
+    On a terminal, if ``wanted``, tqdm shows a bar; without tqdm, a line is printed every few
+    seconds.
     """
     if not wanted or sys.stderr is None or not sys.stderr.isatty():
         yield lambda n: None

@@ -1,6 +1,6 @@
 """How many threads multiply matrices: NumPy's BLAS takes one for each core.
 
-The products of a narrow model are too small to share: two threads gain at most a tenth on idle
+The products of a narrow model are too small to share: two threads gain about a tenth on idle
 cores, and take twice the time or more beside other work, where each product waits for a thread
 that has no core (docs/performance.md).
 """

@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Names of files that can run any code when they are opened, and are never read."""
+
 MAX_BYTES = 2**26
 """The largest file, in bytes, that is read at once; a tokenizer of 250,000 pieces has 35 MB."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ...files import safetensors
-from ...files.reading import FileError, file_errors, read_json
+from ...files.reading import PICKLES, FileError, file_errors, read_json
 from ..given import adapters
 from .common import Arrays
 
@@ -16,7 +16,6 @@ GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def check_directory(path: Path) -> None:

@@ -74,7 +74,7 @@ class JsonTokenizer:
         with file_errors(path):
             content = read_bytes(path)
             parse_json(content)  # bounded, and a JSON object
-            with package_errors("tokenizers"):
+            with _package_errors("tokenizers"):
                 tokenizer = tokenizers.Tokenizer.from_buffer(content)
                 tokenizer.no_truncation()
                 tokenizer.no_padding()
@@ -94,7 +94,7 @@ class JsonTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
-        with package_errors("tokenizers", UnknownSymbolError):
+        with _package_errors("tokenizers", UnknownSymbolError):
             return list(self.tokenizer.encode(text).ids)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -149,7 +149,7 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text. One that begins with ``>>fr<<`` begins with that token."""
         code, text = re.fullmatch(r"(>>.+?<<)?(.*)", text, re.DOTALL).groups(default="")  # type: ignore[union-attr]
-        with package_errors("sentencepiece", UnknownSymbolError):
+        with _package_errors("sentencepiece", UnknownSymbolError):
             encoded = self.processor.encode(text, out_type=str)
         pieces = [code] * bool(code) + encoded + ["</s>"]
         unknown = self.ids["<unk>"]
@@ -194,7 +194,7 @@ def _processor(path: Path) -> tuple[Any, list[str]]:
         content = read_bytes(path)
         if not content:  # which the package takes for a model
             raise FileError("it is empty")
-        with package_errors("sentencepiece"):
+        with _package_errors("sentencepiece"):
             processor = sentencepiece.SentencePieceProcessor(model_proto=content)
             return processor, [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
 
@@ -222,7 +222,7 @@ def _check_ids(ids: Mapping[str, Any], vocab_size: int) -> None:
 
 
 @contextmanager
-def package_errors(package: str, kind: type[ValueError] = FileError) -> Iterator[None]:
+def _package_errors(package: str, kind: type[ValueError] = FileError) -> Iterator[None]:
     """Reraise any error of a package as a ``kind``; a panic of Rust is not an Exception."""
     try:
         yield
