@@ -32,14 +32,7 @@ from .constraints import (
     repetition_penalty,
     suppress,
 )
-from .decoder import Amateur, amateur, amateur_of_li
-from .decoding import (
-    Generation,
-    Step,
-    decode_steps,
-    generate,
-    generate_text,
-)
+from .contrastive import Amateur, amateur, amateur_of_li
 from .failures import NonFiniteLogitsError, NoTokenLeftError
 from .files import FileError
 from .filters import (
@@ -50,11 +43,19 @@ from .filters import (
     renormalize_logits,
     temperature,
     top_a,
+    top_fraction,
     top_k,
     top_p,
     typical,
 )
-from .model import Memory, Model, decode, encode, forward, new_cache, remember
+from .loop import (
+    Generation,
+    Step,
+    decode_steps,
+    generate,
+    generate_text,
+)
+from .model import Memory, Model, decode, encode, forward, new_cache, project_memory
 from .params import random_params
 from .sampling import (
     Chooser,
@@ -137,8 +138,8 @@ __all__ = [
     "no_repeat_ngram",
     "no_tap",
     "presets",
+    "project_memory",
     "random_params",
-    "remember",
     "renormalize_logits",
     "repetition_penalty",
     "sample",
@@ -150,6 +151,7 @@ __all__ = [
     "to_cupy",
     "to_numpy",
     "top_a",
+    "top_fraction",
     "top_k",
     "top_p",
     "typical",

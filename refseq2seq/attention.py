@@ -1,12 +1,13 @@
 """Attention, and the multi-head attention around it (Vaswani et al. 2017, section 3.2)."""
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 from .backend import Array, array_namespace
 from .cache import KeyValueCache
 from .config import AttentionConfig
 from .ops import linear, normalize, sigmoid, softmax
 from .params import AttentionParams
+from .positions import Rotation, rotate
 from .trace import Tap, no_tap
 
 
@@ -58,76 +59,53 @@ def attention(
     return tap("heads", weights @ v)
 
 
+class SelfContext(NamedTuple):
+    """What a self-attention needs beside its input: positions, mask and cache."""
+
+    rotation: Rotation | None = None  # turns queries and keys by their positions
+    bias: Array | None = None  # ([batch,] n_heads, n, n_k), added to the scores
+    mask: Array | None = (
+        None  # boolean, broadcastable to (batch, n_heads, n, n_k), True = may attend
+    )
+    cache: KeyValueCache | None = None  # receives the new keys, rotated before, and new values
+
+
+class CrossContext(NamedTuple):
+    """The encoded source as one cross-attention sees it: `keys_values` of the memory."""
+
+    k: Array  # (batch, n_kv_heads, n_source, d_k)
+    v: Array  # (batch, n_kv_heads, n_source, d_v)
+    mask: Array | None = None  # boolean, broadcastable to (batch, n_heads, n_target, n_source)
+
+
 def self_attention(
-    p: AttentionParams,
-    c: AttentionConfig,
-    x: Array,
-    *,
-    rotate: Callable[[Array], Array] | None,
-    bias: Array | None,
-    mask: Array | None,
-    cache: KeyValueCache | None = None,
-    tap: Tap = no_tap,
+    p: AttentionParams, c: AttentionConfig, x: Array, context: SelfContext, tap: Tap = no_tap
 ) -> Array:
-    """Tokens attend to the tokens of their own sequence.
+    """Tokens attend to the tokens of their own sequence: (batch, n, d_model) to the same shape.
 
-    Parameters
-    ----------
-    p, c : AttentionParams, AttentionConfig
-    x : array, shape (batch, n, d_model)
-    rotate : function or None
-        Turns queries and keys by their positions.
-    bias : array, shape ([batch,] n_heads, n, n_k), or None
-    mask : boolean array, shape broadcastable to (batch, n_heads, n, n_k), or None
-    cache : KeyValueCache, optional
-        Receives the new keys and values; n_k then counts all that it holds. Its keys were
-        rotated when they were new.
-    tap : Tap
-        Sees ``input``, ``q``, ``k``, ``v``, and what `attend` lets pass.
-
-    Returns
-    -------
-    array, shape (batch, n, d_model)
+    With a cache, n_k counts all tokens that it holds. The tap sees ``input``, ``q``, ``k``,
+    ``v``, and the quantities of `attend`.
     """
     x = tap("input", x)
     q, (k, v) = queries(p, c, x), keys_values(p, c, x)
-    if rotate is not None:
-        q, k = rotate(q), rotate(k)
+    if context.rotation is not None:
+        q, k = rotate(q, context.rotation), rotate(k, context.rotation)
     q, k, v = tap("q", q), tap("k", k), tap("v", v)
-    if cache is not None:
-        k, v = cache.append(k, v)
-    return attend(p, c, x, q, k, v, mask=mask, bias=bias, tap=tap)
+    if context.cache is not None:
+        k, v = context.cache.append(k, v)
+    return attend(p, c, x, q, k, v, mask=context.mask, bias=context.bias, tap=tap)
 
 
 def cross_attention(
-    p: AttentionParams,
-    c: AttentionConfig,
-    x: Array,
-    k: Array,
-    v: Array,
-    *,
-    mask: Array | None,
-    tap: Tap = no_tap,
+    p: AttentionParams, c: AttentionConfig, x: Array, context: CrossContext, tap: Tap = no_tap
 ) -> Array:
-    """Target tokens attend to the encoded source, whose keys and values come projected.
+    """Target tokens attend to the encoded source: (batch, n_target, d_model) to the same shape.
 
-    Parameters
-    ----------
-    p, c : AttentionParams, AttentionConfig
-    x : array, shape (batch, n_target, d_model)
-    k, v : array, shapes (batch, n_kv_heads, n_source, d_k) and (..., d_v)
-        From `keys_values` of the memory, once per source.
-    mask : boolean array, shape broadcastable to (batch, n_heads, n_target, n_source), or None
-    tap : Tap
-        Sees ``input``, ``q``, and what `attend` lets pass.
-
-    Returns
-    -------
-    array, shape (batch, n_target, d_model)
+    The tap sees ``input``, ``q``, and the quantities of `attend`.
     """
     x = tap("input", x)
     q = tap("q", queries(p, c, x))
-    return attend(p, c, x, q, k, v, mask=mask, bias=None, tap=tap)
+    return attend(p, c, x, q, context.k, context.v, mask=context.mask, bias=None, tap=tap)
 
 
 def queries(p: AttentionParams, c: AttentionConfig, x: Array) -> Array:
@@ -156,11 +134,12 @@ def attend(
 ) -> Array:
     """Attention of all heads, gates, and the output projection: (batch, n, d_model).
 
-    Only gates look at ``x``. The tap sees ``scores``, ``weights``, ``heads`` and ``out``.
+    Only gates use ``x``. The tap sees ``scores``, ``weights``, ``heads`` and ``out``.
     """
-    if p.memory_k is not None:
-        k, v, mask, bias = _with_memory(p, k, v, mask, bias)
-    k, v = _one_per_head(c, k), _one_per_head(c, v)
+    if p.learned_k is not None:
+        k, v, mask, bias = _with_learned(p, k, v, mask, bias)
+    if c.n_kv_heads < c.n_heads:
+        k, v = _one_per_head(c, k), _one_per_head(c, v)
     heads = attention(q, k, v, scale=c.scale, mask=mask, bias=bias, tap=tap)
     if p.head_scale is not None:
         heads = heads * p.head_scale
@@ -185,25 +164,19 @@ def merge_heads(x: Array) -> Array:
 
 
 def _one_per_head(c: AttentionConfig, x: Array) -> Array:
-    """Repeat key-value heads so that each query head meets its own."""
-    share = c.n_heads // c.n_kv_heads
-    if share == 1:
-        return x
-    xp = array_namespace(x)
+    """Repeat key-value heads so that each query head has its own."""
+    xp, share = array_namespace(x), c.n_heads // c.n_kv_heads
     if c.kv_head_order == "grouped":
         return xp.repeat(x, share, axis=1)
     return xp.tile(x, (1, share, 1, 1))
 
 
-def _with_memory(
+def _with_learned(
     p: AttentionParams, k: Array, v: Array, mask: Array | None, bias: Array | None
 ) -> tuple[Array, Array, Array | None, Array | None]:
-    """Put the learned key-value pairs first: always attended, with no bias.
-
-    They are parameters that x-transformers calls memory, not the encoded source.
-    """
+    """Put the learned key-value pairs first: every query may attend to them, without a bias."""
     xp = array_namespace(k)
-    n = p.memory_k.shape[1]  # type: ignore[union-attr]
+    n = p.learned_k.shape[1]  # type: ignore[union-attr]
 
     def before(learned: Array, x: Array) -> Array:
         return xp.concat([xp.broadcast_to(learned, (x.shape[0], *learned.shape)), x], axis=2)
@@ -212,8 +185,8 @@ def _with_memory(
         return xp.concat([xp.full((*x.shape[:-1], n), fill, dtype=x.dtype), x], axis=-1)
 
     return (
-        before(p.memory_k, k),
-        before(p.memory_v, v),
+        before(p.learned_k, k),
+        before(p.learned_v, v),
         None if mask is None else widened(mask, True),
         None if bias is None else widened(bias, 0),
     )

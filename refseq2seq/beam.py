@@ -1,25 +1,25 @@
-"""Beam search: the same loop, with the best few histories of every row kept alive.
+"""Beam search: the same loop, which continues the best few targets of every row.
 
     for step in beam_steps(model, source, beams=4): ...
     out = beam_search(model, source, beams=4, n_best=2)
 
 The rules, which Hugging Face and CTranslate2 share:
 
-1. A row begins with one live beam, the prefix, of score 0. A score is the sum of the
-   log-probabilities of new tokens, after the processors. A beam whose score is -inf cannot be
-   chosen: it repeats the best live one, and ``emitting`` of a processor's state is False.
-2. In each step every live beam is continued by every token. Of these candidates the best
-   2B are considered (more with several EOS ids, so that B always remain that do not end),
-   ordered by score, then beam, then token.
-3. Those of the best B that end with EOS become hypotheses. The best B that do not end are
-   the next live beams.
-4. A hypothesis competes by its normalised score, sum / length ** length_penalty, where
-   the length counts new tokens, EOS included. A row's pool keeps the B best.
-5. At the maximum length the best B candidates become hypotheses as they are; so do the live
-   beams of a row that ``stop`` ends.
+1. A row begins with one live beam, the prefix, with score 0. The score of a beam is the sum of
+   the log-probabilities of its new tokens, after the processors. A beam with score -inf cannot
+   be chosen: it repeats the best live beam, and ``emitted`` of a processor's state is False.
+2. Each step continues every live beam by every token. The best 2B of these candidates are
+   considered (more with several EOS ids, so that at least B do not end), ordered by score,
+   then beam, then token.
+3. Candidates among the best B that end with EOS become hypotheses. The best B candidates that
+   do not end are the next live beams.
+4. Hypotheses compare by their normalised score, sum / length ** length_penalty, where the
+   length counts new tokens, EOS included. The pool of a row keeps the B best.
+5. At the maximum length the best B candidates become hypotheses; so do the live beams of a row
+   that ``stop`` ends.
 6. A row is done when its pool is full and, by ``early_stopping``: at once (True); when the
-   best live beam, normalised by its own length, does not beat the worst of the pool
-   (False); when it could not beat it at any length it may still reach ("never").
+   best live beam, normalised by its own length, does not beat the worst hypothesis of the
+   pool (False); when it could not beat it at any length it may still reach ("never").
 """
 
 import math
@@ -31,17 +31,15 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from .backend import Array, array_namespace, freeze, read
-from .checks import check_int, check_number
-from .constraints import with_rules
-from .decoder import Amateur, ShrinkingDecoder, check_amateurs, start_decoder
+from .checks import Tokens, check_int, check_number
+from .contrastive import Amateur
 from .failures import no_token
-from .filters import renormalize_logits
-from .model import Model
-from .options import check_options
-from .request import Request, as_request, check_stop, stopped
+from .inference import Inference, infer
+from .model import Model, encode_checked
+from .ops import log_softmax, top_indices
+from .request import Request, as_request, check_options, stopped, with_rules
 from .sampling import Processor, State, apply, check_processors, no_uniforms
-from .tokens import Tokens
-from .trace import Tap, check_tap, no_tap
+from .trace import Tap, no_tap
 
 EarlyStopping = bool | Literal["never"]
 LengthPenalty = float | Callable[[int], float]
@@ -50,9 +48,9 @@ LengthPenalty = float | Callable[[int], float]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Hypotheses:
-    """Some targets of each row and their scores. Arrays are on the host.
+    """The targets of each row and their scores. Arrays are on the host.
 
-    A place that holds no target has the score -inf.
+    An index without a target has the score -inf.
     """
 
     tokens: np.ndarray  # (batch, k, n) new tokens, EOS kept, pad_id after them; n steps were made
@@ -62,7 +60,7 @@ class Hypotheses:
 
     @classmethod
     def none(cls, batch: int, k: int, n: int, pad_id: int) -> Self:
-        """Places for k targets of n tokens in each row, that hold none."""
+        """Room for k targets of n tokens in each row, all of them missing."""
         return cls(
             tokens=np.full((batch, k, n), pad_id),
             log_probs=np.zeros((batch, k, n)),
@@ -70,37 +68,37 @@ class Hypotheses:
             scores=np.full((batch, k), -np.inf),
         )
 
-    def take(self, places: np.ndarray) -> Self:
-        """Those at ``places`` (batch, new_k) of each row."""
-        rows = np.arange(len(places))[:, None]
+    def take(self, indices: np.ndarray) -> Self:
+        """The targets at ``indices`` (batch, new_k) of each row."""
+        rows = np.arange(len(indices))[:, None]
         return type(self)(
-            tokens=self.tokens[rows, places],
-            log_probs=self.log_probs[rows, places],
-            lengths=self.lengths[rows, places],
-            scores=self.scores[rows, places],
+            tokens=self.tokens[rows, indices],
+            log_probs=self.log_probs[rows, indices],
+            lengths=self.lengths[rows, indices],
+            scores=self.scores[rows, indices],
         )
 
     def longer(self, pad_id: int) -> Self:
-        """These, with a place for one more token."""
-        place = (*self.scores.shape, 1)
+        """The same targets, with room for one more token."""
+        room = (*self.scores.shape, 1)
         return replace(
             self,
-            tokens=np.concatenate([self.tokens, np.full(place, pad_id)], axis=2),
-            log_probs=np.concatenate([self.log_probs, np.zeros(place)], axis=2),
+            tokens=np.concatenate([self.tokens, np.full(room, pad_id)], axis=2),
+            log_probs=np.concatenate([self.log_probs, np.zeros(room)], axis=2),
         )
 
     def extended(self, c: "Candidates", emitted: np.ndarray, pad_id: int) -> Self:
-        """These, continued as the candidates say: one more token in the rows ``emitted``."""
+        """The candidates as targets: one more token than their beams in the rows ``emitted``."""
         parents = self.take(c.beams).longer(pad_id)
         rows, n_new = np.flatnonzero(emitted), self.lengths[emitted, :1]
-        places = np.arange(c.beams.shape[1])
-        parents.tokens[rows[:, None], places, n_new] = c.tokens[emitted]
-        parents.log_probs[rows[:, None], places, n_new] = c.log_probs[emitted]
+        indices = np.arange(c.beams.shape[1])
+        parents.tokens[rows[:, None], indices, n_new] = c.tokens[emitted]
+        parents.log_probs[rows[:, None], indices, n_new] = c.log_probs[emitted]
         lengths = parents.lengths + emitted[:, None]
         return replace(parents, lengths=lengths, scores=c.scores)
 
     def best(self, k: int, others: Self) -> Self:
-        """The k best of these and others, best first; of equal ones, these go before."""
+        """The k best of these and others, best first; of equal scores, these come first."""
         both = type(self)(
             tokens=np.concatenate([self.tokens, others.tokens], axis=1),
             log_probs=np.concatenate([self.log_probs, others.log_probs], axis=1),
@@ -116,13 +114,13 @@ class Candidates(NamedTuple):
     beams: np.ndarray  # the live beam that each continues
     tokens: np.ndarray
     log_probs: np.ndarray  # of the token, after the processors
-    scores: np.ndarray  # sum of the log-probabilities of new tokens
+    scores: np.ndarray  # sums of the log-probabilities of new tokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BeamStep:
-    """One turn of the search: enough to draw its tree. Arrays are on the host, and those that
-    the search goes on with cannot be written to.
+    """One step of the search: enough to draw its tree. Arrays are on the host, and those that
+    the search continues with cannot be written to.
     """
 
     index: int  # 0 for the first step
@@ -148,52 +146,6 @@ class BeamSearch:
     scores: np.ndarray  # (batch, n_best) normalised; -inf where a row has fewer hypotheses
     log_probs: np.ndarray  # (batch, n_best, n) their sum over the length penalty is the score
     margin: np.ndarray  # (batch,) the least gap between scores that the search compared
-
-
-def beam_search(
-    model: Model, source: Tokens, *, beams: int = 4, n_best: int = 1, **options: Any
-) -> BeamSearch:
-    """Search for the most probable targets with several beams.
-
-    Takes the arguments of `beam_steps`, and ``n_best``: how many hypotheses to give for
-    each row, at most ``beams``.
-
-    Returns
-    -------
-    BeamSearch
-
-    Notes
-    -----
-    If another implementation's scores differ by less than half of a row's ``margin``, it
-    must give the same targets for that row; otherwise they may differ.
-
-    Examples
-    --------
-    >>> import refseq2seq as rs
-    >>> model = rs.load("g2p")
-    >>> source = [model.source_vocabulary.encode("read")]
-    >>> out = rs.beam_search(model, source, beams=4, n_best=2)
-    >>> [model.target_vocabulary.decode(tokens) for tokens in out.tokens[0]]
-    ['R EH D', 'R IY D']
-    """
-    check_options("beam_search", options, beam_steps, beam_search)
-    steps = beam_steps(model, source, beams=beams, **options)
-    n_best = check_int("n_best", n_best, 1)
-    if n_best > beams:
-        raise ValueError(f"n_best must be at most beams = {beams}, got {n_best}")
-    margin = np.array(np.inf)
-    for last in steps:
-        margin = np.minimum(margin, last.margin)
-    batch = len(last.done)
-    best = last.pool.take(np.broadcast_to(np.arange(n_best), (batch, n_best)))
-    longest = best.lengths.max()
-    return BeamSearch(
-        tokens=best.tokens[:, :, :longest],
-        lengths=best.lengths,
-        scores=best.scores,
-        log_probs=best.log_probs[:, :, :longest],
-        margin=margin,
-    )
 
 
 def beam_steps(
@@ -224,22 +176,22 @@ def beam_steps(
     model, source, source_mask, prefix, max_new_tokens, min_new_tokens, eos_ids
         As in `refseq2seq.decode_steps`.
     beams : int
-        B, the number of live beams; may exceed the vocabulary.
+        B, the number of live beams. It may exceed the size of the vocabulary.
     length_penalty : float, or function of a length
-        The exponent alpha of the length, 0 for plain sums; or what a score is divided by,
-        such as `gnmt_penalty`.
+        The exponent alpha of the length, 0 for plain sums; or a function that returns the
+        divisor of a score, such as `gnmt_penalty`.
     early_stopping : True, False or "never"
-        When a row with a full pool is done: rule 6.
+        When a row with a full pool is done, see rule 6.
     logits_processors : sequence of Processor
-        Applied to logits, whose log-softmax then gives the log-probabilities of the tokens
-        that remain: as CTranslate2 does. The rules of the model's config act after it.
+        Applied to logits, before the log-softmax, as CTranslate2 does. The rules of the model's
+        config act after the log-softmax.
     processors : sequence of Processor
-        Applied to log-probabilities, as Hugging Face does in beam search (in greedy and
-        sampling both libraries apply them to logits), and not normalised again, unless the
-        last is `renormalize_logits`.
+        Applied to log-probabilities, as Hugging Face does in beam search (in greedy decoding and
+        sampling both libraries apply them to logits). The result is not normalised again,
+        unless the last processor is `renormalize_logits`.
     stop : function of BeamStep, optional
-        Called after each step; True ends everything, a boolean array (batch,) ends the
-        rows where it is True.
+        Called after each step; True ends all rows, a boolean array (batch,) ends the rows
+        where it is True.
     amateurs, use_cache, tap
         As in `refseq2seq.decode_steps`.
 
@@ -255,49 +207,35 @@ def beam_steps(
     beams = check_int("beams", beams, 1)
     logits_processors = check_processors(logits_processors, instead="logits_processors=[{}]")
     processors = check_processors(processors, instead="processors=[{}]")
-    check_stop(stop)
-    check_tap(tap)
-    check_amateurs(amateurs, model)
     if not isinstance(early_stopping, bool) and str(early_stopping) != "never":
         raise ValueError(f"early_stopping must be True, False or 'never', got {early_stopping!r}")
     request = as_request(
         model,
         source,
-        source_mask,
-        prefix,
-        max_new_tokens,
-        min_new_tokens,
-        eos_ids,
+        source_mask=source_mask,
+        prefix=prefix,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        eos_ids=eos_ids,
         copies=beams,
         amateurs=amateurs,
         use_cache=use_cache,
+        stop=stop,
+        tap=tap,
     )
-    of_logits = (*logits_processors, renormalize_logits())
+    of_logits = (*logits_processors, _to_log_probs)
     settings = _Settings(
         n_beams=beams,
         n_considered=max(2, 1 + len(request.eos_ids)) * beams,
         divisors=_divisors(length_penalty, request.max_new_tokens),
         early_stopping=early_stopping,
         processors=with_rules(request, model.config, processors, of_logits),
-        stop=stop,
     )
-    return _search(model, request, settings, tap)
+    return _search(model, request, settings)
 
 
-def gnmt_penalty(alpha: float) -> Callable[[int], float]:
-    """The length penalty ((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14), as in t5x.
-
-    Examples
-    --------
-    >>> gnmt_penalty(0.5)(19)
-    2.0
-    """
-    alpha = check_number("gnmt_penalty's alpha", alpha, -math.inf, math.inf, True, True)
-    return partial(_gnmt, alpha)
-
-
-def _gnmt(alpha: float, length: int) -> float:
-    return float(((5 + length) / 6) ** alpha)
+def _to_log_probs(scores: Array, state: State) -> Array:
+    return log_softmax(scores)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -306,111 +244,50 @@ class _Settings:
 
     n_beams: int
     n_considered: int
-    divisors: np.ndarray  # (max_new_tokens + 1,) what a score of this length is divided by
+    divisors: np.ndarray  # (max_new_tokens + 1,) the divisor of a score of this length
     early_stopping: EarlyStopping
     processors: Sequence[Processor]  # from logits to log-probabilities
-    stop: Callable[[BeamStep], Any] | None
 
 
-class _Beams:
-    """The live beams and the pools while they grow: the state of the search, on the host."""
-
-    def __init__(self, request: Request, pad_id: int) -> None:
-        batch, start, n_beams = request.batch, request.start, request.copies
-        self.request, self.pad_id = request, pad_id
-        # The tokens so far, as many for every beam: (batch, B, n).
-        self.tokens = np.repeat(request.prefix[:, None, :start], n_beams, axis=1)
-        self.live = Hypotheses.none(batch, n_beams, 0, pad_id)
-        self.live.scores[:, 0] = 0  # one live beam, the prefix
-        self.pool = Hypotheses.none(batch, n_beams, 0, pad_id)
-        self.done = np.zeros(batch, dtype=bool)
-
-    @property
-    def n(self) -> int:
-        """How many tokens there are so far."""
-        return int(self.tokens.shape[2])
-
-    @property
-    def rows(self) -> np.ndarray:
-        """The targets of all beams, those of a source together: (batch * B, n)."""
-        return self.tokens.reshape(-1, self.n)
-
-    def state(self, emitted: np.ndarray) -> State:
-        """What processors may look at."""
-        batch, n_beams, _ = self.tokens.shape
-        sources = np.repeat(np.arange(batch), n_beams)
-        can_be_chosen = self.live.scores.reshape(-1) > -np.inf
-        return State(
-            tokens=self.rows,
-            n_new=self.live.lengths[sources, 0],
-            emitting=emitted[sources] & can_be_chosen,
-            rows=sources,
-            source=self.request.source[sources],
-            source_mask=self.request.source_mask[sources],
-            uniforms=no_uniforms,
-            eos_ids=self.request.eos_ids,
-        )
-
-    def append(self, parents: np.ndarray, tokens: np.ndarray) -> None:
-        """One token more in every beam, after the beams that are continued: both (batch, B)."""
-        so_far = np.take_along_axis(self.tokens, parents[:, :, None], axis=1)
-        self.tokens = np.concatenate([so_far, tokens[:, :, None]], axis=2)
-
-
-def _search(model: Model, request: Request, settings: _Settings, tap: Tap) -> Iterator[BeamStep]:
-    decoder = start_decoder(model, request, tap)  # encodes the sources, once
+def _search(model: Model, request: Request, settings: _Settings) -> Iterator[BeamStep]:
+    with np.errstate(over="ignore", invalid="ignore"):  # a step reports what is not finite
+        memory = encode_checked(model, request.source, request.source_mask, tap=request.tap)
+        inference = infer(model, memory, request)
     beams = _Beams(request, model.config.pad_id)
     index = 0
     while not beams.done.all():
-        step = _step(model, decoder, beams, settings, index, tap.at(f"step.{index}"))
-        if settings.stop is not None:
-            ended = stopped(settings.stop, step, request.batch) & ~beams.done
+        step = _step(model, inference, beams, settings, index, request.tap.at(f"step.{index}"))
+        if request.stop is not None:
+            ended = stopped(request.stop, step, request.batch) & ~beams.done
             beams.pool = _with_finished(beams.pool, beams.live, ended[:, None], settings)
             beams.done = beams.done | ended
             step = replace(step, pool=beams.pool, done=beams.done)
-        decoder.drop(np.repeat(beams.done, settings.n_beams))
+        if request.tap is no_tap:  # a tap sees the whole batch in every step
+            inference.drop(np.repeat(beams.done, settings.n_beams))
         index += 1
         yield step
 
 
 def _step(
     model: Model,
-    decoder: ShrinkingDecoder,
-    beams: _Beams,
+    inference: Inference,
+    beams: "_Beams",
     settings: _Settings,
     index: int,
     tap: Tap,
 ) -> BeamStep:
-    live, n_new = beams.live, beams.live.lengths[:, 0]
-    forced, given = beams.request.forced(beams.n, beams.done, otherwise=beams.pad_id)
+    forced, forced_tokens = beams.request.forced(beams.n, beams.done, beams.pad_id)
     emitted = ~forced & ~beams.done
 
     # The candidates: continuations of every live beam, by the log-probabilities of tokens.
-    logits = decoder.next_logits(beams.rows, tap)
-    state = beams.state(emitted)
-    with np.errstate(all="ignore"):  # what is not finite is reported below, by row
-        log_probs = tap("log_probs", apply(settings.processors, logits, state))
-    considered, gap = _candidates(log_probs, live.scores, settings.n_considered)
-    unfit = ~np.isfinite(considered.scores[:, 0]) & emitted
-    if unfit.any():
-        row = int(unfit.argmax())
-        place = row * settings.n_beams + int(considered.beams[row, 0])
-        raise no_token(
-            model,
-            beams.request,
-            settings.processors,
-            logits,
-            state,
-            place=place,
-            row=row,
-            step=index,
-        )
-    considered = _held(considered, live, ~emitted, given)
+    logits = inference.next_logits(beams.rows, tap)
+    considered, gap = _considered(model, logits, beams, emitted, settings, index, tap)
+    considered = _carry_unchanged(considered, beams.live, ~emitted, forced_tokens)
     seen = {name: tap(f"candidates.{name}", x) for name, x in considered._asdict().items()}
     considered = Candidates(**seen)
 
     # Which of them end, and which live on.
-    last = n_new + 1 == beams.request.max_new_tokens
+    last = beams.live.lengths[:, 0] + 1 == beams.request.max_new_tokens
     is_eos = np.isin(considered.tokens, beams.request.eos_ids)
     ends = emitted[:, None] & (is_eos | last[:, None])
     in_top = np.arange(considered.tokens.shape[1]) < settings.n_beams
@@ -418,19 +295,11 @@ def _step(
     survivors = np.argsort(ends, axis=1, kind="stable")[:, : settings.n_beams]
 
     # The pool takes those that finish; the best that do not are the next live beams.
-    extended = live.extended(considered, emitted, beams.pad_id)
-    pool = beams.pool.longer(beams.pad_id)
-    pool = _with_finished(pool, extended, finishing, settings)
+    extended = beams.live.extended(considered, emitted, beams.pad_id)
+    pool = _with_finished(beams.pool.longer(beams.pad_id), extended, finishing, settings)
     beams.pool = replace(pool, scores=tap("pool.scores", pool.scores))
-    live = extended.take(survivors)
-    has_ended = np.take_along_axis(ends, survivors, axis=1)
-    beams.live = replace(live, scores=np.where(has_ended, -np.inf, live.scores))
-    continued = np.where(beams.live.scores > -np.inf, survivors, survivors[:, :1])  # rule 1
-    parents, tokens = (
-        np.take_along_axis(x, continued, axis=1) for x in (considered.beams, considered.tokens)
-    )
-    beams.append(parents, tokens)
-    decoder.reorder((np.arange(len(parents))[:, None] * settings.n_beams + parents).reshape(-1))
+    parents = beams.advance(considered, extended, survivors, ends)
+    inference.reorder(parents)
     improvable, stop_gap = _improvable(beams.live, beams.pool, settings)
     beams.done = beams.done | (emitted & (last | ~improvable))
     return BeamStep(
@@ -446,30 +315,54 @@ def _step(
     )
 
 
-def _with_finished(
-    pool: Hypotheses, targets: Hypotheses, finishing: np.ndarray, settings: _Settings
-) -> Hypotheses:
-    """The pool's best together with those of ``targets`` that finish now."""
-    normalised = targets.scores / settings.divisors[targets.lengths]
-    hypotheses = replace(targets, scores=np.where(finishing, normalised, -np.inf))
-    return pool.best(settings.n_beams, hypotheses)
+def _considered(
+    model: Model,
+    logits: Array,
+    beams: "_Beams",
+    emitted: np.ndarray,
+    settings: _Settings,
+    index: int,
+    tap: Tap,
+) -> tuple[Candidates, np.ndarray]:
+    """The best candidates, from the logits (batch * B, vocab_size), and their smallest gap."""
+    state = beams.state(emitted)
+    with np.errstate(all="ignore"):  # what is not finite is reported below, by row
+        log_probs = tap("log_probs", apply(settings.processors, logits, state))
+    considered, gap = _candidates(log_probs, beams.live.scores, settings.n_considered)
+    unfit = ~np.isfinite(considered.scores[:, 0]) & emitted
+    if unfit.any():
+        row = int(unfit.argmax())
+        place = row * settings.n_beams + int(considered.beams[row, 0])
+        raise no_token(
+            model,
+            beams.request,
+            settings.processors,
+            logits,
+            state,
+            place=place,
+            row=row,
+            step=index,
+        )
+    return considered, gap
 
 
-def _candidates(log_probs: Array, live_scores: np.ndarray, n: int) -> tuple[Candidates, np.ndarray]:
-    """The n best continuations, by score, then beam, then token, and the least gap among them.
+def _candidates(
+    log_probs: Array, sum_log_probs: np.ndarray, n: int
+) -> tuple[Candidates, np.ndarray]:
+    """The n best continuations, by score, then beam, then token, and the smallest gap of scores.
 
-    One device-to-host read. The gap counts the best one not considered.
+    The gap includes the best continuation that is not considered. This is the step's only
+    device-to-host read.
     """
-    xp, (batch, n_beams) = array_namespace(log_probs), live_scores.shape
+    xp, (batch, n_beams) = array_namespace(log_probs), sum_log_probs.shape
     vocab_size = log_probs.shape[-1]
     log_probs = log_probs.astype("float64").reshape(batch, n_beams * vocab_size)
-    scores = xp.repeat(xp.asarray(live_scores), vocab_size, axis=1)
-    scores = xp.where(scores > -math.inf, scores + log_probs, -math.inf)
-    scores = xp.where(xp.isnan(scores), math.inf, scores)  # first, where it cannot be overlooked
-    n_read = min(n + 1, scores.shape[1])
-    places = best_places(scores, n_read)
-    chosen = (xp.take_along_axis(x, places, axis=1) for x in (scores, log_probs))
-    flat, best, steps = read(places, *chosen)
+    sums = xp.repeat(xp.asarray(sum_log_probs), vocab_size, axis=1)
+    sums = xp.where(sums > -math.inf, sums + log_probs, -math.inf)
+    sums = xp.where(xp.isnan(sums), math.inf, sums)  # NaN comes first, where `_step` finds it
+    indices = top_indices(sums, min(n + 1, sums.shape[1]))
+    chosen = (xp.take_along_axis(x, indices, axis=1) for x in (sums, log_probs))
+    flat, best, steps = read(indices, *chosen)
     flat = flat.astype(np.int64)
     candidates = Candidates(
         beams=flat[:, :n] // vocab_size,
@@ -480,58 +373,37 @@ def _candidates(log_probs: Array, live_scores: np.ndarray, n: int) -> tuple[Cand
     return candidates, _least_gap(best)
 
 
-def best_places(scores: Array, n: int) -> Array:
-    """The places of the n greatest entries of each row, in order; of equal ones, the first.
-
-    Parameters
-    ----------
-    scores : array, shape (batch, m)
-    n : int
-        At most m.
-
-    Returns
-    -------
-    integer array, shape (batch, n)
-
-    Notes
-    -----
-    The n-th greatest is found by partition. Marked 0 above it, 1 at it and 2 below, the
-    entries are sorted by their marks in linear time, and only n of them by value.
-
-    Examples
-    --------
-    >>> best_places(np.array([[1.0, 5.0, 2.0, 5.0, 2.0]]), 3)
-    array([[1, 3, 2]])
-    """
-    xp = array_namespace(scores)
-    worst = -xp.partition(-scores, n - 1, axis=1)[:, n - 1, None]
-    marks = 2 - (scores >= worst).astype("uint8") - (scores > worst).astype("uint8")
-    chosen = xp.argsort(marks, axis=1, kind="stable")[:, :n]
-    chosen = xp.sort(chosen, axis=1)
-    order = xp.argsort(-xp.take_along_axis(scores, chosen, axis=1), axis=1, kind="stable")
-    return xp.take_along_axis(chosen, order, axis=1)
-
-
-def _held(c: Candidates, live: Hypotheses, held: np.ndarray, given: np.ndarray) -> Candidates:
-    """In rows in their prefix, or done: each live beam continued by the given token, at no cost."""
-    if not held.any():
+def _carry_unchanged(
+    c: Candidates, live: Hypotheses, carried: np.ndarray, forced_tokens: np.ndarray
+) -> Candidates:
+    """In rows in their prefix, or done, every live beam with the forced token, at no cost."""
+    if not carried.any():
         return c
     n_beams, n = live.scores.shape[1], c.tokens.shape[1]
-    places = np.arange(n)
-    scores = np.where(places < n_beams, live.scores[:, np.minimum(places, n_beams - 1)], -np.inf)
-    rows = held[:, None]
+    indices = np.arange(n)
+    scores = np.where(indices < n_beams, live.scores[:, np.minimum(indices, n_beams - 1)], -np.inf)
+    rows = carried[:, None]
     return Candidates(
-        beams=np.where(rows, places % n_beams, c.beams),
-        tokens=np.where(rows, given[:, None], c.tokens),
+        beams=np.where(rows, indices % n_beams, c.beams),
+        tokens=np.where(rows, forced_tokens[:, None], c.tokens),
         log_probs=np.where(rows, 0.0, c.log_probs),
         scores=np.where(rows, scores, c.scores),
     )
 
 
+def _with_finished(
+    pool: Hypotheses, targets: Hypotheses, finishing: np.ndarray, settings: _Settings
+) -> Hypotheses:
+    """The best of the pool and of those ``targets`` that are ``finishing``."""
+    normalised = targets.scores / settings.divisors[targets.lengths]
+    hypotheses = replace(targets, scores=np.where(finishing, normalised, -np.inf))
+    return pool.best(settings.n_beams, hypotheses)
+
+
 def _improvable(
     live: Hypotheses, pool: Hypotheses, settings: _Settings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether a row's pool may still change (batch,), by rule 6, and how close it was."""
+    """Whether a row's pool may still change, by rule 6, and how close that was: both (batch,)."""
     best, worst = live.scores.max(axis=1), pool.scores[:, -1]
     full, n_new = worst > -np.inf, live.lengths[:, 0]
     if settings.early_stopping is True:
@@ -545,8 +417,130 @@ def _improvable(
     return best / reachable > worst, gap
 
 
+def _least_gap(scores: np.ndarray) -> np.ndarray:
+    """The smallest difference of neighbours in rows of descending scores, -inf left out."""
+    real = scores[:, 1:] > -np.inf
+    with np.errstate(invalid="ignore"):
+        gaps = np.where(real, scores[:, :-1] - scores[:, 1:], np.inf)
+    return gaps.min(axis=1, initial=np.inf)
+
+
+class _Beams:
+    """The live beams and the pools while they grow: the state of the search, on the host."""
+
+    def __init__(self, request: Request, pad_id: int) -> None:
+        batch, start, n_beams = request.batch, request.start, request.copies
+        self.request, self.pad_id = request, pad_id
+        # The tokens so far, the same number in every beam: (batch, B, n).
+        self.tokens = np.repeat(request.prefix[:, None, :start], n_beams, axis=1)
+        self.live = Hypotheses.none(batch, n_beams, 0, pad_id)
+        self.live.scores[:, 0] = 0  # rule 1
+        self.pool = Hypotheses.none(batch, n_beams, 0, pad_id)
+        self.done = np.zeros(batch, dtype=bool)
+
+    @property
+    def n(self) -> int:
+        """The number of tokens so far."""
+        return int(self.tokens.shape[2])
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The targets of all beams, those of a source together: (batch * B, n)."""
+        return self.tokens.reshape(-1, self.n)
+
+    def state(self, emitted: np.ndarray) -> State:
+        """What processors may use."""
+        request, index = self.request, self.request.source_index
+        can_be_chosen = self.live.scores.reshape(-1) > -np.inf
+        return State(
+            tokens=self.rows,
+            n_new=self.live.lengths[index, 0],
+            emitted=emitted[index] & can_be_chosen,
+            source_index=index,
+            source=request.source[index],
+            source_mask=request.source_mask[index],
+            uniforms=no_uniforms,
+            eos_ids=request.eos_ids,
+        )
+
+    def advance(
+        self, c: Candidates, extended: Hypotheses, survivors: np.ndarray, ends: np.ndarray
+    ) -> np.ndarray:
+        """One more token in every beam; returns the row that each continues, (batch * B,)."""
+        live, has_ended = extended.take(survivors), np.take_along_axis(ends, survivors, axis=1)
+        self.live = replace(live, scores=np.where(has_ended, -np.inf, live.scores))
+        continued = np.where(self.live.scores > -np.inf, survivors, survivors[:, :1])  # rule 1
+        parents, tokens = (np.take_along_axis(x, continued, axis=1) for x in (c.beams, c.tokens))
+        so_far = np.take_along_axis(self.tokens, parents[:, :, None], axis=1)
+        self.tokens = np.concatenate([so_far, tokens[:, :, None]], axis=2)
+        batch, n_beams = parents.shape
+        return (np.arange(batch)[:, None] * n_beams + parents).reshape(-1)
+
+
+def beam_search(
+    model: Model, source: Tokens, *, beams: int = 4, n_best: int = 1, **options: Any
+) -> BeamSearch:
+    """Search for the most probable targets with several beams.
+
+    Takes the arguments of `beam_steps`, and ``n_best``, the number of hypotheses to return for
+    each row, at most ``beams``.
+
+    Returns
+    -------
+    BeamSearch
+
+    Notes
+    -----
+    If the scores of another implementation differ by less than half of a row's ``margin``, it
+    must find the same targets for that row; otherwise the targets may differ.
+
+    Examples
+    --------
+    >>> import refseq2seq as rs
+    >>> model = rs.load("g2p")
+    >>> source = [model.source_vocabulary.encode("read")]
+    >>> out = rs.beam_search(model, source, beams=4, n_best=2)
+    >>> [model.target_vocabulary.decode(tokens) for tokens in out.tokens[0]]
+    ['R EH D', 'R IY D']
+    """
+    check_options("beam_search", options, beam_steps, beam_search)
+    steps = beam_steps(model, source, beams=beams, **options)
+    n_best = check_int("n_best", n_best, 1)
+    if n_best > beams:
+        raise ValueError(f"n_best must be at most beams = {beams}, got {n_best}")
+    margin = np.array(np.inf)
+    for last in steps:
+        margin = np.minimum(margin, last.margin)
+    batch = len(last.done)
+    best = last.pool.take(np.broadcast_to(np.arange(n_best), (batch, n_best)))
+    longest = best.lengths.max()
+    return BeamSearch(
+        tokens=best.tokens[:, :, :longest],
+        lengths=best.lengths,
+        scores=best.scores,
+        log_probs=best.log_probs[:, :, :longest],
+        margin=margin,
+    )
+
+
+def gnmt_penalty(alpha: float) -> Callable[[int], float]:
+    """The length penalty ((5 + length) / 6) ** alpha (Wu et al. 2016, eq. 14), as in t5x.
+
+    Examples
+    --------
+    >>> gnmt_penalty(0.5)(19)
+    2.0
+    """
+    alpha = check_number("gnmt_penalty's alpha", alpha, "(-inf, inf)")
+    return partial(_gnmt, alpha)
+
+
+def _gnmt(alpha: float, length: int) -> float:
+    return float(((5 + length) / 6) ** alpha)
+
+
 def _divisors(length_penalty: LengthPenalty, longest: int) -> np.ndarray:
-    """What the score of a hypothesis of each length, 0 to ``longest``, is divided by."""
+    """The divisor of the score of a hypothesis of each length, 0 to ``longest``."""
     if callable(length_penalty):
         penalty = length_penalty
     elif isinstance(length_penalty, int | float | np.integer | np.floating):
@@ -556,7 +550,7 @@ def _divisors(length_penalty: LengthPenalty, longest: int) -> np.ndarray:
             "length_penalty must be a number, or a function of a length such as "
             f"rs.gnmt_penalty(0.6), got {length_penalty!r}"
         )
-    refused = f"length_penalty must give positive finite numbers, got {length_penalty!r}"
+    refused = f"length_penalty must return positive finite numbers, got {length_penalty!r}"
     try:
         divisors = np.array([1.0, *(float(penalty(n)) for n in range(1, longest + 1))])
     except (TypeError, ValueError, OverflowError) as error:
@@ -568,11 +562,3 @@ def _divisors(length_penalty: LengthPenalty, longest: int) -> np.ndarray:
 
 def _power(exponent: float, length: int) -> float:
     return length**exponent
-
-
-def _least_gap(scores: np.ndarray) -> np.ndarray:
-    """The least difference of neighbours in rows of descending scores; -inf has none."""
-    real = scores[:, 1:] > -np.inf
-    with np.errstate(invalid="ignore"):
-        gaps = np.where(real, scores[:, :-1] - scores[:, 1:], np.inf)
-    return gaps.min(axis=1, initial=np.inf)

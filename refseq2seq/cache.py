@@ -1,4 +1,4 @@
-"""The key-value cache: the one place that mutates."""
+"""The key-value cache: the only arrays that are written to in place."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from .backend import Array, array_namespace
 class KeyValueCache:
     """Keys and values of the tokens decoded so far, for one self-attention layer.
 
-    Memory for ``capacity`` tokens is reserved at once; only the first ``length`` places
-    are ever read.
+    Memory for ``capacity`` tokens is reserved at once; only the first ``length`` positions are
+    ever read.
 
     Parameters
     ----------
@@ -20,8 +20,9 @@ class KeyValueCache:
 
     Attributes
     ----------
+    capacity : int
     length : int
-        Tokens held.
+        The number of tokens that the cache holds.
     """
 
     def __init__(
@@ -30,15 +31,11 @@ class KeyValueCache:
         xp = array_namespace(like)
         self._keys = xp.empty((batch, n_heads, capacity, d_k), dtype=like.dtype)
         self._values = xp.empty((batch, n_heads, capacity, d_v), dtype=like.dtype)
+        self.capacity = capacity
         self.length = 0
 
-    @property
-    def capacity(self) -> int:
-        """The most tokens that fit."""
-        return int(self._keys.shape[2])
-
     def append(self, keys: Array, values: Array) -> tuple[Array, Array]:
-        """Store the keys and values of ``n_new`` tokens; give those of all tokens so far.
+        """Store the keys and values of ``n_new`` tokens; return those of all tokens so far.
 
         Parameters
         ----------
@@ -48,7 +45,7 @@ class KeyValueCache:
         Returns
         -------
         keys, values : array views, shapes (batch, n_heads, length, d_k) and (..., d_v)
-            Valid until the rows are reordered; not to be written to.
+            Valid until the rows are reordered. Do not write to them.
 
         Raises
         ------
@@ -67,12 +64,12 @@ class KeyValueCache:
         return self._keys[:, :, :end], self._values[:, :, :end]
 
     def reorder(self, rows: np.ndarray) -> None:
-        """Let row i continue what row ``rows[i]`` held. Rows that stay are not copied.
+        """Let row i continue row ``rows[i]``. Rows that stay at their index are not copied.
 
         Parameters
         ----------
         rows : integer array on the host, shape (n_rows,)
-            With fewer rows than before, the cache keeps only that many.
+            With fewer rows than before, the cache keeps only that many rows.
         """
         moved = np.flatnonzero(rows != np.arange(len(rows)))
         if len(moved):

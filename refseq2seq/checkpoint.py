@@ -28,7 +28,7 @@ from .params import MIN_LAYER, build_params, named_arrays, param_shapes
 from .text import Tokenizer, Vocabulary
 
 FORMAT = "refseq2seq"
-VERSION = 1
+VERSION = 2
 HEADER = "checkpoint.json"
 DTYPES = ("float16", "float32", "float64")
 
@@ -39,6 +39,15 @@ _PICKLE = (
 )
 _CURES = dict.fromkeys(PICKLES, _PICKLE) | {
     ".safetensors": ". Of a safetensors file, give the directory that holds it and its config.json"
+}
+
+# The names in a file of version 1 that changed in version 2, of fields and of arrays.
+_RENAMED = {
+    "n_memory_kv": "n_learned_kv",
+    "n_memory_tokens": "n_register_tokens",
+    "memory_k": "learned_k",
+    "memory_v": "learned_v",
+    "memory_tokens": "register_tokens",
 }
 
 T = TypeVar("T")
@@ -161,6 +170,9 @@ def _read(entries: Mapping[str, npz.Entry]) -> Model:
     if HEADER not in entries:
         raise CheckpointError(f"it has no {HEADER}, so it is not a refseq2seq checkpoint")
     header = _header(entries[HEADER].read())
+    if header["version"] == 1:
+        header["config"] = _with_new_names(header["config"])
+        entries = {_new_name(name): entry for name, entry in entries.items()}
     config = _parsed("config", ModelConfig.from_dict, header["config"])
     if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(entries):
         raise CheckpointError("its config has more layers than the file has arrays for")
@@ -181,13 +193,29 @@ def _read(entries: Mapping[str, npz.Entry]) -> Model:
     )
 
 
+def _with_new_names(fields: Any) -> Any:
+    """Nested fields of a file of version 1 under their names of version 2."""
+    if not isinstance(fields, dict):
+        return fields
+    return {_new_name(name): _with_new_names(value) for name, value in fields.items()}
+
+
+def _new_name(name: str) -> str:
+    words = name.split(".")
+    if unknown := [word for word in words if word in _RENAMED.values()]:
+        raise CheckpointError(f"it has version 1, which does not have {unknown[0]!r}")
+    return ".".join(_RENAMED.get(word, word) for word in words)
+
+
 def _header(text: bytes) -> dict[str, Any]:
     header = _parsed(HEADER, parse_json, text)
     expected = {"format", "version", "dtype", "config", "source_vocabulary", "target_vocabulary"}
     if header.get("format") != FORMAT:
         raise CheckpointError(f"its {HEADER} is not that of a refseq2seq checkpoint")
-    if header.get("version") != VERSION:
-        raise CheckpointError(f"it has version {header.get('version')!r}; this is for {VERSION}")
+    if header.get("version") not in range(1, VERSION + 1) or header["version"] is True:
+        raise CheckpointError(
+            f"it has version {header.get('version')!r}; this package reads 1 to {VERSION}"
+        )
     if header.keys() != expected:
         raise CheckpointError(f"its {HEADER} must have the entries {sorted(expected)}")
     if header["dtype"] not in DTYPES:

@@ -70,7 +70,7 @@ class AttentionConfig(Config):
     ``biases`` lists the projections that have one. With fewer key-value heads than
     heads, query head h uses key-value head ``h // (n_heads // n_kv_heads)`` when
     ``grouped``, ``h % n_kv_heads`` when ``tiled``. ``qk_norm`` normalises each head's
-    queries and keys. ``n_memory_kv`` learned key-value pairs are attended by everyone.
+    queries and keys. ``n_learned_kv`` learned key-value pairs are attended by everyone.
     ``gate`` multiplies the heads' output by sigmoid(x W_g), one gate per value or per head.
     """
 
@@ -82,7 +82,7 @@ class AttentionConfig(Config):
     scale: float
     biases: tuple[Literal["q", "k", "v", "o"], ...]
     qk_norm: NormConfig | None
-    n_memory_kv: int
+    n_learned_kv: int
     gate: Literal["none", "per_value", "per_head"]
     head_scale: bool
 
@@ -207,7 +207,7 @@ class StackConfig(Config):
         x = after(x + branch(sublayer(before(x))))
 
     so that ("before",) is pre-norm, ("after",) post-norm and ("before", "branch") the
-    sandwich. ``n_memory_tokens`` learned vectors are put before the sequence and dropped
+    sandwich. ``n_register_tokens`` learned vectors are put before the sequence and dropped
     from the output.
     """
 
@@ -218,7 +218,7 @@ class StackConfig(Config):
     embedding_norm: Literal["none", "before_positions", "after_positions"]
     positions: LearnedPositions | SinusoidalPositions | None
     relative_positions: RotaryPositions | AlibiPositions | BucketedPositions | None
-    n_memory_tokens: int
+    n_register_tokens: int
     norm: NormConfig
     norm_positions: tuple[Literal["before", "branch", "after"], ...]
     final_norm: bool
@@ -283,8 +283,10 @@ class ModelConfig(Config):
             raise ValueError("ModelConfig.encoder.cross_attention must be None")
         if self.decoder.cross_attention is None:
             raise ValueError("ModelConfig.decoder.cross_attention must not be None")
-        if self.decoder.n_memory_tokens:
-            raise ValueError("ModelConfig.decoder.n_memory_tokens must be 0: they are an encoder's")
+        if self.decoder.n_register_tokens:
+            raise ValueError(
+                "ModelConfig.decoder.n_register_tokens must be 0: they are an encoder's"
+            )
         for name, ids in (
             ("decoder_start_id", (self.decoder_start_id,)),
             ("eos_ids", self.eos_ids),

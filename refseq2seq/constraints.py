@@ -15,104 +15,16 @@ function is the exception: it acts before forced tokens here, and after them in 
 
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .backend import Array, array_namespace, widened
 from .checks import check_int, check_number
-from .config import ModelConfig
-from .filters import keep
-from .request import Request
-from .sampling import MadeProcessor, Processor, State, described, makes_processor, no_uniforms
+from .ops import keep
+from .sampling import Processor, State, makes_processor
 
 TokenIds = Collection[int] | np.ndarray
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A processor that the model's config, or the request, asks for."""
-
-    origin: str  # what asks for it, for errors
-    process: Processor
-
-    def __call__(self, scores: Array, state: State) -> Array:  # noqa: D102
-        return self.process(scores, state)
-
-
-def named(process: Processor) -> str:
-    """A rule or a processor as errors name it."""
-    if isinstance(process, Rule):
-        return f"the rule {process.origin}"
-    return f"the processor {described(process)}"
-
-
-def with_rules(
-    request: Request,
-    c: ModelConfig,
-    processors: Sequence[Processor],
-    of_logits: Sequence[Processor] = (),
-) -> tuple[Processor, ...]:
-    """All processors of a decoding: ``of_logits``, bans, the caller's others, forced tokens.
-
-    Raises
-    ------
-    ValueError
-        If the config forces a token where it, or a caller's processor, suppresses it.
-    """
-    of_config = "of the model's config"
-    bans, forced = [], []
-    if request.min_new_tokens:
-        bans.append(Rule("min_new_tokens", minimum_length(request.min_new_tokens)))
-    if c.suppressed_ids:
-        bans.append(Rule(f"suppressed_ids {of_config}", suppress(c.suppressed_ids)))
-    if c.begin_suppressed_ids:
-        is_first_forced = (request.n_prefix == 1) & (c.forced_bos_id is not None)
-        ban = begin_suppress(c.begin_suppressed_ids, after=is_first_forced.astype(int))
-        bans.append(Rule(f"begin_suppressed_ids {of_config}", ban))
-    if c.forced_bos_id is not None:
-        forced.append(Rule(f"forced_bos_id {of_config}", forced_bos(c.forced_bos_id)))
-    if c.forced_eos_id is not None:
-        force = forced_eos(c.forced_eos_id, request.max_new_tokens)
-        forced.append(Rule(f"forced_eos_id {of_config}", force))
-    _check_forced(request, c, (*of_logits, *bans, *processors))
-    return (*of_logits, *bans, *processors, *forced)
-
-
-def _check_forced(request: Request, c: ModelConfig, processors: Sequence[Processor]) -> None:
-    """Raise if the config forces a token that is suppressed at the same position.
-
-    Other processors may ban it, since forced tokens win; to suppress it is a contradiction, and
-    one that Hugging Face refuses as well.
-    """
-    every_row = np.ones(request.batch, dtype=bool)
-    positions = (  # field, token, which new token it is, and in which rows
-        ("forced_bos_id", c.forced_bos_id, 0, request.n_prefix == 1),
-        ("forced_eos_id", c.forced_eos_id, request.max_new_tokens - 1, every_row),
-    )
-    for field, token, n_new, rows in positions:
-        if token is None:
-            continue
-        state = State(
-            tokens=request.prefix,
-            n_new=np.full(request.batch, n_new),
-            emitting=rows,
-            rows=np.arange(request.batch),
-            source=request.source,
-            source_mask=request.source_mask,
-            uniforms=no_uniforms,
-        )
-        for processor in processors:
-            ban = processor.process if isinstance(processor, Rule) else processor
-            if not (isinstance(ban, MadeProcessor) and ban.name in ("suppress", "begin_suppress")):
-                continue
-            scores = ban(np.zeros((request.batch, c.decoder.vocab_size)), state)
-            if (scores[rows, token] < 0).any():
-                raise ValueError(
-                    f"{field} = {token} of the model's config is forced as new token {n_new}, "
-                    f"where {named(processor)} bans it: leave one of the two out"
-                )
 
 
 @makes_processor
@@ -130,7 +42,7 @@ def repetition_penalty(penalty: float) -> Processor:
         Positive; above 1 discourages, below 1 encourages. The prefix counts.
     """
     name = "repetition_penalty's penalty"
-    penalty = check_number(name, penalty, 0, np.inf, low_open=True, high_open=True)
+    penalty = check_number(name, penalty, "(0, inf)")
     return _penalty(penalty, lambda state: state.tokens)
 
 
@@ -147,7 +59,7 @@ def encoder_repetition_penalty(penalty: float) -> Processor:
         count (in Hugging Face it does).
     """
     name = "encoder_repetition_penalty's penalty"
-    penalty = check_number(name, penalty, 0, np.inf, low_open=True, high_open=True)
+    penalty = check_number(name, penalty, "(0, inf)")
 
     def real_source(state: State) -> np.ndarray:
         return np.where(state.source_mask, state.source, -1)
@@ -235,7 +147,7 @@ def begin_suppress(ids: TokenIds, *, after: int | np.ndarray = 0) -> Processor:
         )
 
     def banned(state: State, row: int) -> tuple[int, ...]:
-        of_row = after if after.ndim == 0 else after[state.rows[row]]
+        of_row = after if after.ndim == 0 else after[state.source_index[row]]
         return ids if state.n_new[row] == of_row else ()
 
     return _ban("begin_suppress", banned)
@@ -338,10 +250,10 @@ def allowed_tokens(function: Callable[[int, np.ndarray], Iterable[int]]) -> Proc
 
     def process(scores: Array, state: State) -> Array:
         allowed = np.zeros(scores.shape, dtype=bool)
-        for row in np.flatnonzero(state.emitting):
-            ids = function(int(state.rows[row]), state.tokens[row])
+        for row in np.flatnonzero(state.emitted):
+            ids = function(int(state.source_index[row]), state.tokens[row])
             allowed[row, _in_vocabulary("allowed_tokens", ids, scores.shape[-1])] = True
-        allowed[~state.emitting] = True
+        allowed[~state.emitted] = True
         return keep(scores, array_namespace(scores).asarray(allowed))
 
     return process
@@ -350,7 +262,7 @@ def allowed_tokens(function: Callable[[int, np.ndarray], Iterable[int]]) -> Proc
 def _ban(name: str, banned: Callable[[State, int], Iterable[int]]) -> Processor:
     def process(scores: Array, state: State) -> Array:
         allowed = np.ones(scores.shape, dtype=bool)
-        for row in np.flatnonzero(state.emitting).tolist():
+        for row in np.flatnonzero(state.emitted).tolist():
             ids = _in_vocabulary(name, banned(state, row), scores.shape[-1])
             allowed[row, ids] = False
         if allowed.all():

@@ -7,15 +7,15 @@ the last token, all of them are applied again, one at a time.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from .backend import Array, to_numpy
-from .constraints import named
-from .decoder import start_decoder
-from .model import Model
+from .inference import infer
+from .model import Model, encode_checked
 from .ops import logsumexp
-from .request import Request
+from .request import Request, named
 from .sampling import Processor, State, apply
 from .trace import FunctionTap
 
@@ -41,14 +41,14 @@ def no_token(
     row: int,
     step: int,
 ) -> NonFiniteLogitsError:
-    """Why row ``place`` of ``logits`` (batch, vocab_size), which errors call ``row``, has no token.
+    """The error for row ``place`` of ``logits`` (batch, vocab_size), named ``row`` in its text.
 
     ``processors`` are all that turn logits into scores, rules included.
     """
     where = f"row {row} in step {step}"
     with np.errstate(all="ignore"):
         if np.isnan(to_numpy(logsumexp(logits[place : place + 1]))).any():
-            row_alone = request.take(state.rows[place : place + 1])
+            row_alone = request.take(state.source_index[place : place + 1])
             first = _first_not_finite(model, row_alone, state.tokens[place : place + 1])
             return NonFiniteLogitsError(
                 f"the model's logits of {where} are NaN or infinite: they define no distribution"
@@ -75,8 +75,9 @@ def _first_not_finite(model: Model, request: Request, tokens: np.ndarray) -> str
             found.append(name)
         return x
 
-    tap = FunctionTap(note)
-    start_decoder(model, request, tap).next_logits(tokens, tap)
+    request = replace(request, tap=FunctionTap(note))
+    memory = encode_checked(model, request.source, request.source_mask, tap=request.tap)
+    infer(model, memory, request).next_logits(tokens, request.tap)
     return found[0] if found else None
 
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from .backend import Array, array_namespace, at_least_float32, widened
 from .checks import check_int, check_number
-from .ops import log_softmax, softmax
+from .ops import keep, log_softmax, softmax
 from .sampling import (
     Processor,
     State,
     apply,
+    check_keys,
     check_noise,
     check_processors,
-    draw_uniforms,
     makes_processor,
     noise_of_step,
 )
@@ -36,7 +36,7 @@ def temperature(t: float) -> Processor:
         Positive and finite. The limit t -> 0 is `greedy`, which is what x-transformers
         does at 0.
     """
-    t = check_number("temperature", t, 0, math.inf, low_open=True, high_open=True)
+    t = check_number("temperature", t, "(0, inf)")
     return lambda scores, state: _divided(scores, t)
 
 
@@ -46,34 +46,43 @@ def _divided(scores: Array, t: float) -> Array:
 
 
 @makes_processor
-def top_k(k: int | float, *, keep_ties: bool = False) -> Processor:
+def top_k(k: int, *, keep_ties: bool = False) -> Processor:
     """Keep the k best scores (Fan, Lewis and Dauphin 2018, section 5).
 
     Parameters
     ----------
-    k : int or float
-        An int counts tokens, at least 1; a vocabulary smaller than that is kept whole. A
-        float in (0, 1] is the fraction of the vocabulary, rounded up to a count: the product
-        is a float64, so 0.07 of 100 tokens is 7.000000000000001 and keeps 8, as in
-        x-transformers.
+    k : int
+        At least 1; a vocabulary smaller than that is kept whole.
     keep_ties : bool
         By default exactly k tokens stay; of those with equal scores, the lowest ids.
-        True keeps all that equal the k-th best, as Hugging Face does. PyTorch's `topk`, in
-        x-transformers, keeps exactly k and does not say which.
+        True keeps all tokens whose score equals the k-th best, as Hugging Face does. PyTorch's
+        `topk`, in x-transformers, keeps exactly k and does not specify which.
     """
-    if isinstance(k, float | np.floating):
-        k = check_number("top_k's fraction", k, 0, 1, low_open=True)
-    elif not isinstance(k, int | np.integer) or isinstance(k, bool):
-        raise TypeError(f"top_k's k must be an int or a float fraction, got {type(k).__name__}")
-    else:
-        k = check_int("top_k's k", k, 1)
+    k = check_int("top_k's k", k, 1)
 
     def process(scores: Array, state: State) -> Array:
-        xp, vocab_size = array_namespace(scores), scores.shape[-1]
-        count = min(math.ceil(k * vocab_size) if isinstance(k, float) else k, vocab_size)
+        xp, count = array_namespace(scores), min(k, scores.shape[-1])
         if keep_ties:
             return keep(scores, scores >= xp.sort(scores, axis=-1)[..., -count, None])
         return keep(scores, ranks(scores) < count)
+
+    return process
+
+
+@makes_processor
+def top_fraction(fraction: float) -> Processor:
+    """Keep the best fraction of the vocabulary: `top_k` with k rounded up, as in x-transformers.
+
+    Parameters
+    ----------
+    fraction : float
+        In (0, 1]. The product with the vocabulary's size is a float64, so 0.07 of 100 tokens is
+        7.000000000000001 and keeps 8.
+    """
+    fraction = check_number("top_fraction's fraction", fraction, "(0, 1]")
+
+    def process(scores: Array, state: State) -> Array:
+        return keep(scores, ranks(scores) < math.ceil(fraction * scores.shape[-1]))
 
     return process
 
@@ -95,7 +104,7 @@ def top_p(p: float) -> Processor:
     keeps one more where the sum is exactly p; Hugging Face adds up from the worst, and
     so keeps the highest ids among equals. `refseq2seq.like` has both rules.
     """
-    p = check_number("top_p's p", p, 0, 1, low_open=True)
+    p = check_number("top_p's p", p, "(0, 1]")
 
     def process(scores: Array, state: State) -> Array:
         if p == 1:
@@ -114,7 +123,7 @@ def min_p(ratio: float) -> Processor:
     ratio : float
         In [0, 1]. A token exactly at the limit stays, as in Hugging Face and x-transformers.
     """
-    ratio = check_number("min_p's ratio", ratio, 0, 1)
+    ratio = check_number("min_p's ratio", ratio, "[0, 1]")
 
     def process(scores: Array, state: State) -> Array:
         probs = softmax(at_least_float32(scores))
@@ -137,8 +146,8 @@ def top_a(ratio: float, power: float = 2.0) -> Processor:
     power : float
         At least 1, so that the best token always stays.
     """
-    ratio = check_number("top_a's ratio", ratio, 0, 1)
-    power = check_number("top_a's power", power, 1, math.inf, high_open=True)
+    ratio = check_number("top_a's ratio", ratio, "[0, 1]")
+    power = check_number("top_a's power", power, "[1, inf)")
 
     def process(scores: Array, state: State) -> Array:
         probs = softmax(at_least_float32(scores))
@@ -165,7 +174,7 @@ def typical(mass: float) -> Processor:
     Of tokens equally near, the lowest ids are kept; Hugging Face keeps all that are as near
     as the last one kept.
     """
-    mass = check_number("typical's mass", mass, 0, 1, low_open=True)
+    mass = check_number("typical's mass", mass, "(0, 1]")
 
     def process(scores: Array, state: State) -> Array:
         if mass == 1:
@@ -186,7 +195,7 @@ def epsilon(cutoff: float) -> Processor:
     cutoff : float
         In [0, 1].
     """
-    cutoff = check_number("epsilon's cutoff", cutoff, 0, 1)
+    cutoff = check_number("epsilon's cutoff", cutoff, "[0, 1]")
 
     def process(scores: Array, state: State) -> Array:
         return keep(scores, (softmax(at_least_float32(scores)) >= cutoff) | _is_best(scores))
@@ -204,7 +213,7 @@ def eta(cutoff: float) -> Processor:
     cutoff : float
         In [0, 1].
     """
-    cutoff = check_number("eta's cutoff", cutoff, 0, 1)
+    cutoff = check_number("eta's cutoff", cutoff, "[0, 1]")
 
     def process(scores: Array, state: State) -> Array:
         xp = array_namespace(scores)
@@ -268,7 +277,7 @@ def gumbel_top_k(
     """
     k = check_int("gumbel_top_k's k", k, 1)
     seed = check_int("gumbel_top_k's seed", seed, 0)
-    draw_uniforms(seed, [], 0)  # draws none: only complains of a seed of over 64 bits
+    check_keys(seed, [])
     processors = check_processors(processors, instead="rs.gumbel_top_k(k, {})")
     if noise is not None:
         check_noise("gumbel_top_k", noise)
@@ -285,19 +294,16 @@ def gumbel_top_k(
 
 
 def _gumbel(seed: int, state: State, vocab_size: int) -> np.ndarray:
-    noise = np.empty((len(state.rows), vocab_size))
-    for i, (row, t) in enumerate(zip(state.rows.tolist(), state.n_new.tolist(), strict=True)):
-        place = i - int(np.argmax(state.rows == row))
+    noise = np.empty((len(state.source_index), vocab_size))
+    for i, (row, t) in enumerate(
+        zip(state.source_index.tolist(), state.n_new.tolist(), strict=True)
+    ):
+        place = i - int(np.argmax(state.source_index == row))
         key = np.array([seed, row], dtype=np.uint64)
         counter = np.array([0, t, place, 1], dtype=np.uint64)
         uniform = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(vocab_size)
         noise[i] = -np.log(-np.log(uniform + 2.0**-54))  # never log 0
     return noise
-
-
-def keep(scores: Array, kept: Array) -> Array:
-    """The scores where ``kept`` is True, -inf elsewhere."""
-    return array_namespace(scores).where(kept, scores, -math.inf)
 
 
 def ranks(scores: Array) -> Array:

@@ -1,14 +1,16 @@
-"""The exact sampling pipelines of the peers: their order, their ties, their boundaries."""
+"""The exact sampling pipelines of the peers, and their keywords in this library's words.
 
-from collections.abc import Callable
-from operator import index
+Order, ties and boundaries are those of the peer.
+"""
+
+import reprlib
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from . import filters
 from .backend import Array, array_namespace
 from .checks import check_number
-from .filters import keep
-from .ops import softmax
+from .ops import keep, softmax
 from .sampling import Chooser, Processor, State, greedy, makes_processor, sample
 
 XTransformersFilter = Literal["top_k", "top_p", "top_a", "min_p"]
@@ -59,13 +61,13 @@ def x_transformers(
 
 
 def _x_transformers_top_k(*, frac_num_tokens: float = 0.1, k: int | None = None) -> Processor:
-    return filters.top_k(float(frac_num_tokens) if k is None else index(k))
+    return filters.top_fraction(frac_num_tokens) if k is None else filters.top_k(k)
 
 
 @makes_processor
 def _x_transformers_top_p(*, thres: float = 0.9) -> Processor:
     """Remove a token where those before it, best first, add up to more than ``thres``."""
-    thres = check_number("top_p's thres", thres, 0, 1)
+    thres = check_number("top_p's thres", thres, "[0, 1]")
 
     def process(scores: Array, state: State) -> Array:
         xp = array_namespace(scores)
@@ -142,7 +144,7 @@ def _to_float32(scores: Array, state: State) -> Array:
 @makes_processor
 def _huggingface_top_p(p: float) -> Processor:
     """Remove the least probable tokens while they add up to at most 1 - p; the best stays."""
-    p = check_number("top_p", p, 0, 1)
+    p = check_number("top_p", p, "[0, 1]")
 
     def process(scores: Array, state: State) -> Array:
         xp = array_namespace(scores)
@@ -159,3 +161,73 @@ def _running_sum(probs: Array) -> Array:
     """As PyTorch adds on the CPU: in float64, each sum rounded to the dtype of ``probs``."""
     xp = array_namespace(probs)
     return xp.cumsum(probs, axis=-1, dtype="float64").astype(probs.dtype)
+
+
+# A keyword of Hugging Face transformers and the processor that replaces it, ...
+PROCESSORS = {
+    "temperature": "rs.temperature({})",
+    "top_k": "rs.top_k({}, keep_ties=True)",
+    "top_p": "rs.top_p({})",
+    "min_p": "rs.min_p({})",
+    "typical_p": "rs.typical({})",
+    "epsilon_cutoff": "rs.epsilon({})",
+    "eta_cutoff": "rs.eta({})",
+    "repetition_penalty": "rs.repetition_penalty({})",
+    "encoder_repetition_penalty": "rs.encoder_repetition_penalty({})",
+    "no_repeat_ngram_size": "rs.no_repeat_ngram({})",
+    "encoder_no_repeat_ngram_size": "rs.encoder_no_repeat_ngram({})",
+    "bad_words_ids": "rs.bad_words({})",
+    "suppress_tokens": "rs.suppress({})",
+    "begin_suppress_tokens": "rs.begin_suppress({})",
+    "forced_bos_token_id": "rs.forced_bos({})",
+    "forced_eos_token_id": "rs.forced_eos({}, max_new_tokens)",
+    "prefix_allowed_tokens_fn": "rs.allowed_tokens({})",
+    "renormalize_logits": "rs.renormalize_logits()",
+    "logits_processor": "a_function_of_scores_and_state",
+}
+# ... or the argument that replaces it.
+ARGUMENTS = {
+    "input_ids": "source={}",
+    "inputs": "source={}",
+    "attention_mask": "source_mask={}, boolean, True = real token",
+    "decoder_input_ids": "prefix={}",
+    "max_length": "max_new_tokens=..., which does not count the start token",
+    "min_length": "min_new_tokens=..., which does not count the start token",
+    "eos_token_id": "eos_ids=[{}]",
+    "stopping_criteria": "stop=..., a function of a step",
+    "do_sample": "choose=rs.sample(...) in rs.generate; beam search draws nothing",
+    "num_beams": "rs.beam_search(model, source, beams={})",
+    "length_penalty": "rs.beam_search(model, source, length_penalty={})",
+    "early_stopping": "rs.beam_search(model, source, early_stopping={})",
+    "num_return_sequences": "n_best={} in rs.beam_search, num_return_sequences={} in rs.generate",
+    "processors": "choose=rs.greedy(...) or rs.sample(...) with the processors inside",
+    "choose": "processors=[...]: beam search chooses by its own rules",
+    "seed": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search draws nothing",
+    "row_ids": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search draws nothing",
+    "uniforms": "processors=[rs.gumbel_top_k(..., noise=...)] for stochastic beams",
+}
+
+
+def instead(name: str, value: Any, known: Sequence[str]) -> str:
+    """What to write in place of an unknown option, where Hugging Face has one of that name.
+
+    Parameters
+    ----------
+    name, value : str, any
+        The option.
+    known : sequence of str
+        The options of the function that refuses it.
+    """
+    from difflib import get_close_matches  # here, because it is seldom needed
+
+    shown = reprlib.repr(value)
+    if name in PROCESSORS:
+        processor = PROCESSORS[name].replace("{}", shown)
+        if "processors" in known:
+            return f"write processors=[{processor}]"
+        return f"write choose=rs.sample({processor}), or rs.greedy({processor}) to draw nothing"
+    if name in ARGUMENTS:
+        return f"write {ARGUMENTS[name].replace('{}', shown)}"
+    if near := get_close_matches(name, known, n=1):
+        return f"did you mean {near[0]!r}?"
+    return f"it takes {', '.join(known)}"

@@ -2,10 +2,11 @@
 
     memory = encode(model, source)             once per source
     logits = decode(model, target, memory)     all positions at once, or step by step
-    logits = forward(model, source, target)    the two in a row: teacher forcing
+    logits = forward(model, source, target)    both: teacher forcing
 
-What a model does not have is None, and its step is the identity: no function has two versions.
-A float16 model computes in float32, and rounds each quantity that passes a tap to float16.
+A parameter that a model lacks is None, and its operation is then the identity, so that no
+function has two versions. A float16 model computes in float32 and rounds each quantity that
+passes a tap to float16.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from . import notebook, summary
-from .attention import cross_attention, keys_values, self_attention
+from .attention import CrossContext, SelfContext, cross_attention, keys_values, self_attention
 from .backend import Array, array_namespace, at_least_float32, to_cupy, to_numpy
 from .cache import KeyValueCache
+from .checks import Tokens, as_tokens
 from .config import FeedForwardConfig, ModelConfig, NormConfig, RotaryPositions, StackConfig
 from .exact import as_exact
 from .masks import causal_mask, padding_mask, real_positions
@@ -34,23 +34,23 @@ from .params import (
     StackParams,
     SublayerNorms,
     check_params,
+    count_parameters,
     map_arrays,
     random_params,
 )
-from .positions import position_embedding, rotation, score_bias
+from .positions import Rotation, position_embedding, rotation, score_bias
 from .text import Tokenizer
-from .tokens import Tokens, as_tokens
 from .trace import RoundingTap, Tap, check_tap, no_tap
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Model:
-    """Conventions, arrays, and, where there are any, the vocabularies of both languages.
+    """A config, its parameters, and optionally the tokenizers of source and target.
 
     Raises
     ------
     ValueError
-        If the arrays are not those of the config: by name.
+        If the parameters do not fit the config; the error names the array.
     """
 
     config: ModelConfig
@@ -69,13 +69,15 @@ class Model:
         return cls(config=config, params=random_params(config, seed, dtype))
 
     def __repr__(self) -> str:
-        return f"<Model of {summary.count_parameters(self.config):,} parameters, {self.dtype}>"
+        return f"<Model of {count_parameters(self.config):,} parameters, {self.dtype}>"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # what Hypothesis asks for
         printer.text(repr(self))
 
     def _repr_html_(self) -> str:
-        return notebook.table("Model", ("what", "value"), summary.rows(self))
+        from .watching import notebook
+
+        return notebook.model(self)
 
     @property
     def xp(self) -> ModuleType:
@@ -111,10 +113,10 @@ class Model:
         return self._map(to_numpy if backend == "numpy" else to_cupy)
 
     def exact(self) -> Model:
-        """The same model with sums that add one term after the other, in order.
+        """The same model with sums that add their terms one after the other, in order.
 
-        Then a row's numbers do not depend, to the last bit, on the rows beside it, on
-        padding, on the cache or on how a prefix is divided; see `refseq2seq.exact`.
+        The numbers of a row then have the same bits whatever the other rows of the batch, the
+        padding, the cache or the division of a prefix; see `refseq2seq.exact`.
         ``model.to("numpy")`` undoes it.
         """
         return self._map(as_exact)
@@ -125,7 +127,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Memory:
-    """An encoded source: all that decoding needs of it, computed once."""
+    """An encoded source, computed once, and its keys and values in each decoder layer."""
 
     hidden: Array  # (batch, n_source, d_model)
     mask: Array | None  # (batch, n_source) boolean, True = real token; None = all real
@@ -171,7 +173,7 @@ def forward(
     Returns
     -------
     array, shape (batch, n_target, vocab_size)
-        Where a shorter target was padded, the logits mean nothing.
+        The logits at the padding of a shorter target have no meaning.
     """
     return decode(model, target, encode(model, source, source_mask, tap=tap), tap=tap)
 
@@ -197,48 +199,56 @@ def encode(
     Raises
     ------
     TypeError, ValueError
-        If the tokens or the mask are not of the stated kind, or do not fit the model.
+        If the tokens or the mask have another type or shape, or do not fit the model.
     """
     check_model(model)
     check_tap(tap)
+    c = model.config.encoder
+    ids, mask = as_tokens("source", source, c.vocab_size, source_mask)
+    check_fits("source", int(mask.sum(axis=1).max()), c)
+    return encode_checked(model, ids, mask, tap=tap)
+
+
+def encode_checked(model: Model, ids: np.ndarray, mask: np.ndarray, *, tap: Tap) -> Memory:
+    """As `encode`, of token ids and a mask (batch, n_source) on the host, checked before."""
     c, p, xp = model.config.encoder, model.params.encoder, model.xp
-    # On the host, in NumPy, whatever device the model is on: so ids out of range are found.
-    host_ids, host_mask = as_tokens("source", source, c.vocab_size, source_mask)
-    n_real = host_ids.shape[1] if host_mask is None else int(host_mask.sum(axis=1).max())
-    check_fits("source", n_real, c)
-    ids = xp.asarray(host_ids)
-    mask = None if host_mask is None else xp.asarray(host_mask)
-    positions = xp.arange(ids.shape[1]) if mask is None else real_positions(mask)
-    inside = _rounding(model, tap).at("encoder")
-    x = embed(p, c, ids, positions, inside)
-    x, real_keys, positions = _with_memory_tokens(p, x, mask, positions)
-    key_mask = None if real_keys is None else padding_mask(real_keys)
-    rotate, biases = relative(p, c, positions, positions)
+    source_mask = None if mask.all() else xp.asarray(mask)
+    positions = xp.arange(ids.shape[1]) if source_mask is None else real_positions(source_mask)
+    tap = _rounding(model, tap)
+    inside = tap.at("encoder")
+    x = embed(p, c, xp.asarray(ids), positions, inside)
+    key_mask = None if source_mask is None else padding_mask(source_mask)
+    if p.register_tokens is not None:
+        x, key_mask, positions = _with_registers(p, x, key_mask, positions)
+    rotation, biases = position_terms(p, c, positions, positions)
     for i, layer in enumerate(p.layers):
-        attend_to_itself = partial(self_attention, rotate=rotate, bias=biases[i], mask=key_mask)
-        x = encoder_layer(layer, c, x, attend_to_itself, inside.at(f"layers.{i}"))
-    hidden = inside("final", normalize(p.final_norm, c.norm, x))[:, c.n_memory_tokens :]
-    return remember(model, hidden, mask, tap=tap)
+        context = SelfContext(rotation, biases[i], key_mask)
+        x = encoder_layer(layer, c, x, context, inside.at(f"layers.{i}"))
+    hidden = inside("final", normalize(p.final_norm, c.norm, x))[:, c.n_register_tokens :]
+    return _project(model, hidden, source_mask, tap)
 
 
-def remember(model: Model, hidden: Array, mask: Array | None, *, tap: Tap = no_tap) -> Memory:
+def project_memory(model: Model, hidden: Array, mask: Array | None, *, tap: Tap = no_tap) -> Memory:
     """The memory of an encoded source: its keys and values in each cross-attention.
 
     Parameters
     ----------
     model : Model
     hidden : array, shape (batch, n_source, d_model)
-        What an encoder gives.
+        The output of an encoder.
     mask : boolean array, shape (batch, n_source), or None
         True = real token.
     tap : Tap
     """
-    attention, keys, values = model.config.decoder.cross_attention, [], []
-    wide, tap, dtype = at_least_float32(hidden), _rounding(model, tap), model.dtype
+    return _project(model, at_least_float32(hidden), mask, _rounding(model, tap))
+
+
+def _project(model: Model, hidden: Array, mask: Array | None, tap: Tap) -> Memory:
+    attention, dtype, keys, values = model.config.decoder.cross_attention, model.dtype, [], []
     for i, layer in enumerate(model.params.decoder.layers):
         inside = tap.at(f"decoder.layers.{i}.cross_attention")
-        k, v = keys_values(layer.cross_attention, attention, wide)  # type: ignore[arg-type]
-        # In C order, heads one after the other: every step reads them so.
+        k, v = keys_values(layer.cross_attention, attention, hidden)  # type: ignore[arg-type]
+        # In C order, one head after the other, as every step reads them.
         keys.append(inside("k", k).astype(dtype, order="C"))
         values.append(inside("v", v).astype(dtype, order="C"))
     hidden = hidden.astype(dtype, copy=False)
@@ -259,11 +269,11 @@ def decode(
     ----------
     model : Model
     tokens : integer array (batch, n), or list of lists of token ids
-        With a cache, the tokens that follow those it holds; otherwise the whole target.
+        With a cache, the tokens after those that it holds; otherwise the whole target.
     memory : Memory
         From `encode`.
     cache : tuple of KeyValueCache, optional
-        From `new_cache`; receives the tokens' keys and values.
+        From `new_cache`. It receives the keys and values of the tokens.
     tap : Tap
 
     Returns
@@ -273,11 +283,11 @@ def decode(
     check_model(model)
     check_tap(tap)
     if not isinstance(memory, Memory):
-        raise TypeError(f"memory must be what encode gives, got {type(memory).__name__}")
+        raise TypeError(f"memory must be a Memory from rs.encode, got {type(memory).__name__}")
     c = model.config.decoder
     ids, _ = as_tokens("target", tokens, c.vocab_size)
     if ids.shape[0] != memory.batch:
-        raise ValueError(f"target has {ids.shape[0]} rows, the memory {memory.batch}")
+        raise ValueError(f"target must have the memory's {memory.batch} rows, got {ids.shape[0]}")
     check_fits("target", ids.shape[1] + (cache[0].length if cache else 0), c)
     return decode_checked(model, model.xp.asarray(ids), memory, cache=cache, tap=tap)
 
@@ -290,35 +300,22 @@ def decode_checked(
     cache: tuple[KeyValueCache, ...] | None,
     tap: Tap,
 ) -> Array:
-    """What `decode` gives, of an integer array (batch, n) of the model's backend.
-
-    A loop that checks what it is asked for once need not do so in each step.
-    """
+    """As `decode`, of token ids (batch, n) in an array of the model's backend, checked before."""
     c, p, xp = model.config.decoder, model.params.decoder, model.xp
     start, n = cache[0].length if cache else 0, ids.shape[1]
-    positions = xp.arange(start, start + n)
-    so_far = xp.arange(start + n)
+    positions, so_far = xp.arange(start, start + n), xp.arange(start + n)
     causal = causal_mask(positions, so_far) if n > 1 else None  # the last token sees all
     source_mask = None if memory.mask is None else padding_mask(memory.mask)
-    rotate, biases = relative(p, c, positions, so_far)
+    rotation, biases = position_terms(p, c, positions, so_far)
     tap = _rounding(model, tap)
     inside = tap.at("decoder")
     x = embed(p, c, ids, positions, inside)
     for i, layer in enumerate(p.layers):
-        attend_to_target = partial(
-            self_attention,
-            rotate=rotate,
-            bias=biases[i],
-            mask=causal,
-            cache=cache[i] if cache else None,
-        )
-        attend_to_source = partial(
-            cross_attention, k=memory.keys[i], v=memory.values[i], mask=source_mask
-        )
-        x = decoder_layer(layer, c, x, attend_to_target, attend_to_source, inside.at(f"layers.{i}"))
-    x = inside("final", normalize(p.final_norm, c.norm, x))
-    unembedding, bias = model.params.unembedding, model.params.logits_bias
-    logits = tap("logits", linear(x * model.config.logits_scale, unembedding, bias))
+        own = SelfContext(rotation, biases[i], causal, cache[i] if cache else None)
+        source = CrossContext(memory.keys[i], memory.values[i], source_mask)
+        x = decoder_layer(layer, c, x, own, source, inside.at(f"layers.{i}"))
+    x = inside("final", normalize(p.final_norm, c.norm, x)) * model.config.logits_scale
+    logits = tap("logits", linear(x, model.params.unembedding, model.params.logits_bias))
     return logits.astype(model.dtype, copy=False)
 
 
@@ -337,51 +334,42 @@ def new_cache(model: Model, batch: int, capacity: int) -> tuple[KeyValueCache, .
 
 
 def encoder_layer(
-    p: LayerParams, c: StackConfig, x: Array, attend_to_itself: Callable[..., Array], tap: Tap
+    p: LayerParams, c: StackConfig, x: Array, context: SelfContext, tap: Tap
 ) -> Array:
-    """Self-attention, then feed-forward, each inside a residual: (batch, n, d_model)."""
+    """Self-attention, then feed-forward, each in a residual: (batch, n, d_model)."""
+    h = normalize(p.self_norms.before, c.norm, x)
+    h = self_attention(p.self_attention, c.self_attention, h, context, tap.at("self_attention"))
+    x = tap("after_self_attention", residual(p.self_norms, c.norm, x, h))
 
-    def self_attend(h: Array) -> Array:
-        return attend_to_itself(p.self_attention, c.self_attention, h, tap=tap.at("self_attention"))
-
-    def transform(h: Array) -> Array:
-        return feed_forward(p.feed_forward, c.feed_forward, h, tap.at("feed_forward"))
-
-    x = tap("after_self_attention", residual(p.self_norms, c.norm, x, self_attend))
-    return tap("after_feed_forward", residual(p.feed_forward_norms, c.norm, x, transform))
+    h = normalize(p.feed_forward_norms.before, c.norm, x)
+    h = feed_forward(p.feed_forward, c.feed_forward, h, tap.at("feed_forward"))
+    return tap("after_feed_forward", residual(p.feed_forward_norms, c.norm, x, h))
 
 
 def decoder_layer(
     p: LayerParams,
     c: StackConfig,
     x: Array,
-    attend_to_target: Callable[..., Array],
-    attend_to_source: Callable[..., Array],
+    context: SelfContext,
+    source: CrossContext,
     tap: Tap,
 ) -> Array:
     """Self-attention, cross-attention, feed-forward, each in a residual: (batch, n, d_model)."""
+    h = normalize(p.self_norms.before, c.norm, x)
+    h = self_attention(p.self_attention, c.self_attention, h, context, tap.at("self_attention"))
+    x = tap("after_self_attention", residual(p.self_norms, c.norm, x, h))
 
-    def self_attend(h: Array) -> Array:
-        return attend_to_target(p.self_attention, c.self_attention, h, tap=tap.at("self_attention"))
+    h = normalize(p.cross_norms.before, c.norm, x)
+    h = cross_attention(p.cross_attention, c.cross_attention, h, source, tap.at("cross_attention"))  # type: ignore[arg-type]
+    x = tap("after_cross_attention", residual(p.cross_norms, c.norm, x, h))
 
-    def cross_attend(h: Array) -> Array:
-        return attend_to_source(
-            p.cross_attention, c.cross_attention, h, tap=tap.at("cross_attention")
-        )
-
-    def transform(h: Array) -> Array:
-        return feed_forward(p.feed_forward, c.feed_forward, h, tap.at("feed_forward"))
-
-    x = tap("after_self_attention", residual(p.self_norms, c.norm, x, self_attend))
-    x = tap("after_cross_attention", residual(p.cross_norms, c.norm, x, cross_attend))
-    return tap("after_feed_forward", residual(p.feed_forward_norms, c.norm, x, transform))
+    h = normalize(p.feed_forward_norms.before, c.norm, x)
+    h = feed_forward(p.feed_forward, c.feed_forward, h, tap.at("feed_forward"))
+    return tap("after_feed_forward", residual(p.feed_forward_norms, c.norm, x, h))
 
 
-def residual(
-    p: SublayerNorms, c: NormConfig, x: Array, sublayer: Callable[[Array], Array]
-) -> Array:
-    """after(x + branch(sublayer(before(x)))): pre-norm, post-norm, sandwich; absent norms pass."""
-    branch = sublayer(normalize(p.before, c, x))
+def residual(p: SublayerNorms, c: NormConfig, x: Array, branch: Array) -> Array:
+    """after(x + branch_norm(branch)): pre-norm, post-norm or sandwich; an absent norm passes."""
     return normalize(p.after, c, x + normalize(p.branch, c, branch))
 
 
@@ -399,7 +387,7 @@ def feed_forward(p: FeedForwardParams, c: FeedForwardConfig, x: Array, tap: Tap 
 
 
 def embed(p: StackParams, c: StackConfig, ids: Array, positions: Array, tap: Tap) -> Array:
-    """Token embeddings, scaled, plus positions, normalised where the model has a norm."""
+    """Scaled token embeddings plus position embeddings, normalised where the model has a norm."""
     x = tap("tokens", at_least_float32(p.embedding[ids]) * c.embedding_scale)
     if c.embedding_norm == "before_positions":
         x = normalize(p.embedding_norm, c.norm, x)
@@ -410,37 +398,36 @@ def embed(p: StackParams, c: StackConfig, ids: Array, positions: Array, tap: Tap
     return tap("embed", x)
 
 
-def relative(
+def position_terms(
     p: StackParams, c: StackConfig, q_positions: Array, k_positions: Array
-) -> tuple[Callable[[Array], Array] | None, list[Array | None]]:
-    """How positions enter self-attention: a rotation of q and k, and each layer's score bias."""
-    how, n_layers = c.relative_positions, c.n_layers
-    if how is None:
+) -> tuple[Rotation | None, list[Array | None]]:
+    """How positions enter self-attention: the rotation of q and k, each layer's score bias."""
+    relative, n_layers = c.relative_positions, c.n_layers
+    if relative is None:
         return None, [None] * n_layers
-    if isinstance(how, RotaryPositions):
-        return rotation(how, q_positions), [None] * n_layers
-    tables = p.relative_bias or (None,)  # ALiBi has no table, T5 one, UMT5 one per layer
     dtype = at_least_float32(p.embedding[:0]).dtype
-    biases = [score_bias(how, table, q_positions, k_positions, dtype) for table in tables]
+    if isinstance(relative, RotaryPositions):
+        return rotation(relative, q_positions, dtype), [None] * n_layers
+    tables = p.relative_bias or (None,)  # ALiBi has no table, T5 one, UMT5 one per layer
+    biases = [score_bias(relative, table, q_positions, k_positions, dtype) for table in tables]
     return None, biases if len(biases) == n_layers else biases * n_layers
 
 
-def _with_memory_tokens(
-    p: StackParams, x: Array, mask: Array | None, positions: Array
+def _with_registers(
+    p: StackParams, x: Array, key_mask: Array | None, positions: Array
 ) -> tuple[Array, Array | None, Array]:
-    """Put the learned vectors before the sequence, at positions -n to -1, never masked.
+    """Put the register tokens before the sequence, at positions -n to -1, never masked.
 
-    They are parameters that x-transformers calls memory tokens, not the encoded source.
+    They are learned vectors, which x-transformers calls memory tokens.
     """
-    if p.memory_tokens is None:
-        return x, mask, positions
     xp = array_namespace(x)
-    n, d_model = p.memory_tokens.shape
-    learned = xp.broadcast_to(p.memory_tokens, (x.shape[0], n, d_model))
+    n, d_model = p.register_tokens.shape  # type: ignore[union-attr]
+    learned = xp.broadcast_to(p.register_tokens, (x.shape[0], n, d_model))
     before = xp.broadcast_to(xp.arange(-n, 0), (*positions.shape[:-1], n))
-    if mask is not None:
-        mask = xp.concat([xp.ones((x.shape[0], n), dtype="bool"), mask], axis=1)
-    return xp.concat([learned, x], axis=1), mask, xp.concat([before, positions], axis=-1)
+    if key_mask is not None:
+        seen = xp.ones((*key_mask.shape[:-1], n), dtype="bool")
+        key_mask = xp.concat([seen, key_mask], axis=-1)
+    return xp.concat([learned, x], axis=1), key_mask, xp.concat([before, positions], axis=-1)
 
 
 def check_model(model: Any) -> None:

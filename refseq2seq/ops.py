@@ -10,8 +10,8 @@ import math
 
 from .backend import Array, array_namespace, elementwise, widened
 from .config import NormConfig
+from .erf import gelu_erf
 from .params import NormParams
-from .special import gelu_erf
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -144,6 +144,44 @@ def logsumexp(x: Array) -> Array:
 def _top_plus_log(top: Array, total: Array) -> Array:
     """top + log(total)."""
     return top + array_namespace(top).log(total)
+
+
+def keep(scores: Array, kept: Array) -> Array:
+    """The scores where ``kept`` is True, -inf elsewhere."""
+    return array_namespace(scores).where(kept, scores, -math.inf)
+
+
+def top_indices(scores: Array, n: int) -> Array:
+    """The indices of the n largest elements of each row, in order; of equal ones, the first.
+
+    Parameters
+    ----------
+    scores : array, shape (batch, m)
+    n : int
+        At most m.
+
+    Returns
+    -------
+    integer array, shape (batch, n)
+
+    Notes
+    -----
+    A partition finds the n-th largest. Elements are marked 0 above it, 1 at it and 2 below,
+    and sorted by their marks in linear time; only n of them are sorted by value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> top_indices(np.array([[1.0, 5.0, 2.0, 5.0, 2.0]]), 3)
+    array([[1, 3, 2]])
+    """
+    xp = array_namespace(scores)
+    worst = -xp.partition(-scores, n - 1, axis=1)[:, n - 1, None]
+    marks = 2 - (scores >= worst).astype("uint8") - (scores > worst).astype("uint8")
+    chosen = xp.argsort(marks, axis=1, kind="stable")[:, :n]
+    chosen = xp.sort(chosen, axis=1)
+    order = xp.argsort(-xp.take_along_axis(scores, chosen, axis=1), axis=1, kind="stable")
+    return xp.take_along_axis(chosen, order, axis=1)
 
 
 @widened

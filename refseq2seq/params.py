@@ -6,6 +6,7 @@ and asks for each array by name and shape; creating, loading, checking and conve
 model are the four answers that can be given to it.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -60,8 +61,8 @@ class AttentionParams:
     b_o: Array | None  # (d_model,)
     q_norm: NormParams | None  # gain (n_heads, 1, d_k)
     k_norm: NormParams | None  # gain (n_kv_heads, 1, d_k)
-    memory_k: Array | None  # (n_kv_heads, n_memory_kv, d_k)
-    memory_v: Array | None  # (n_kv_heads, n_memory_kv, d_v)
+    learned_k: Array | None  # (n_kv_heads, n_learned_kv, d_k)
+    learned_v: Array | None  # (n_kv_heads, n_learned_kv, d_v)
     w_gate: Array | None  # (d_model, n_heads * d_v), or (d_model, n_heads) per head
     b_gate: Array | None  # (n_heads * d_v,), or (n_heads,) per head
     head_scale: Array | None  # (n_heads, 1, 1)
@@ -100,7 +101,7 @@ class StackParams:
     embedding_norm: NormParams | None
     positions: Array | None  # (n_positions, d_model)
     relative_bias: tuple[Array, ...]  # none, one or n_layers of (n_buckets, n_heads)
-    memory_tokens: Array | None  # (n_memory_tokens, d_model)
+    register_tokens: Array | None  # (n_register_tokens, d_model)
     layers: tuple[LayerParams, ...]
     final_norm: NormParams | None
 
@@ -169,8 +170,10 @@ def _stack(
             else None
         ),
         relative_bias=tuple(array(f"relative_bias.{i}", buckets) for i in range(n_tables)),
-        memory_tokens=(
-            array("memory_tokens", (c.n_memory_tokens, c.d_model)) if c.n_memory_tokens else None
+        register_tokens=(
+            array("register_tokens", (c.n_register_tokens, c.d_model))
+            if c.n_register_tokens
+            else None
         ),
         layers=tuple(_layer(c, d_memory, _under(f"layers.{i}", array)) for i in range(c.n_layers)),
         final_norm=(
@@ -219,8 +222,8 @@ def _attention(
             return None
         return _norm(c.qk_norm, (n_heads, 1, c.d_k), _under(name, array))
 
-    def memory(name: str, d: int) -> Array | None:
-        return array(name, (c.n_kv_heads, c.n_memory_kv, d)) if c.n_memory_kv else None
+    def learned(name: str, d: int) -> Array | None:
+        return array(name, (c.n_kv_heads, c.n_learned_kv, d)) if c.n_learned_kv else None
 
     return AttentionParams(
         w_q=array("w_q", (d_model, n_q)),
@@ -233,8 +236,8 @@ def _attention(
         b_o=bias("o", d_model),
         q_norm=qk_norm("q_norm", c.n_heads),
         k_norm=qk_norm("k_norm", c.n_kv_heads),
-        memory_k=memory("memory_k", c.d_k),
-        memory_v=memory("memory_v", c.d_v),
+        learned_k=learned("learned_k", c.d_k),
+        learned_v=learned("learned_v", c.d_v),
         w_gate=array("w_gate", (d_model, n_gates)) if n_gates else None,
         b_gate=array("b_gate", (n_gates,)) if n_gates else None,
         head_scale=array("head_scale", (c.n_heads, 1, 1)) if c.head_scale else None,
@@ -286,6 +289,11 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
     build_params(config, note)
     return shapes
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """The number of parameters of a model; a tied table counts once."""
+    return sum(math.prod(shape) for shape in param_shapes(config).values())
 
 
 def check_params(config: ModelConfig, params: Params) -> None:

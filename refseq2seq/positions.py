@@ -6,8 +6,8 @@ makes rows differ. Angles are computed in float64 and rounded once.
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
 from functools import cache
+from typing import Literal, NamedTuple
 
 from .backend import Array, array_namespace
 from .config import (
@@ -79,11 +79,42 @@ def position_embedding(
     return (waves * c.scale).astype(like.dtype)
 
 
-def rotation(c: RotaryPositions, positions: Array) -> Callable[[Array], Array]:
-    r"""The rotation of queries and keys by their positions (Su et al. 2021, eq. 15).
+class Rotation(NamedTuple):
+    """The angles by which `rotate` turns queries and keys, and which entries form a pair."""
 
-    .. math:: (a, b) \mapsto (a \cos\theta - b \sin\theta,\ b \cos\theta + a \sin\theta),
-        \qquad \theta = p\,\mathrm{base}^{-2j/d}
+    cos: Array  # ([batch,] 1, n, d_rotary // 2)
+    sin: Array  # ([batch,] 1, n, d_rotary // 2)
+    pairing: Literal["interleaved", "halves"]
+
+
+def rotation(c: RotaryPositions, positions: Array, dtype: str) -> Rotation:
+    r"""The angles of each position (Su et al. 2021, eq. 15).
+
+    .. math:: \theta_{p,j} = p\,\mathrm{base}^{-2j/d}, \qquad j = 0, \dots, d/2 - 1
+
+    Parameters
+    ----------
+    c : RotaryPositions
+    positions : array, shape (n,) or (batch, n)
+        Integers or fractions, counted from 0.
+    dtype : str or dtype
+        The dtype of the result; angles are computed in float64.
+
+    Returns
+    -------
+    Rotation
+    """
+    xp = array_namespace(positions)
+    steps = xp.arange(c.d_rotary // 2, dtype="float64")
+    frequencies = xp.exp(steps * (-2 * math.log(c.base) / c.d_rotary))
+    angles = positions[..., None, :, None].astype("float64") * frequencies
+    return Rotation(xp.cos(angles).astype(dtype), xp.sin(angles).astype(dtype), c.pairing)
+
+
+def rotate(x: Array, r: Rotation) -> Array:
+    r"""Queries or keys, turned by their positions.
+
+    .. math:: (a, b) \mapsto (a \cos\theta - b \sin\theta,\ b \cos\theta + a \sin\theta)
 
     Pairs (a, b) are neighbours when ``interleaved`` (the paper, x-transformers), or the
     two halves of the rotary part when ``halves`` (Llama, Hugging Face). Entries after the
@@ -91,35 +122,25 @@ def rotation(c: RotaryPositions, positions: Array) -> Callable[[Array], Array]:
 
     Parameters
     ----------
-    c : RotaryPositions
-    positions : array, shape (n,) or (batch, n)
-        Integers; fractions are taken too.
+    x : array, shape (batch, n_heads, n, d_k)
+    r : Rotation
 
     Returns
     -------
-    function of an array, shape (batch, n_heads, n, d_k), to one of the same shape and dtype
+    array, shape (batch, n_heads, n, d_k)
     """
-    xp = array_namespace(positions)
-    d = c.d_rotary
-    frequencies = xp.exp(xp.arange(d // 2, dtype="float64") * (-2 * math.log(c.base) / d))
-    angles = positions[..., None, :, None].astype("float64") * frequencies
-    cos, sin = xp.cos(angles), xp.sin(angles)  # ([batch,] 1, n, d // 2)
-
-    def rotate(x: Array) -> Array:
-        turned, rest = x[..., :d], x[..., d:]
-        if c.pairing == "interleaved":
-            a, b = turned[..., 0::2], turned[..., 1::2]
-        else:
-            a, b = turned[..., : d // 2], turned[..., d // 2 :]
-        cos_x, sin_x = cos.astype(x.dtype), sin.astype(x.dtype)
-        pair = [a * cos_x - b * sin_x, b * cos_x + a * sin_x]
-        if c.pairing == "interleaved":
-            turned = xp.stack(pair, axis=-1).reshape(turned.shape)
-        else:
-            turned = xp.concat(pair, axis=-1)
-        return xp.concat([turned, rest], axis=-1)
-
-    return rotate
+    xp, half = array_namespace(x), r.cos.shape[-1]
+    turned, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if r.pairing == "interleaved":
+        a, b = turned[..., 0::2], turned[..., 1::2]
+    else:
+        a, b = turned[..., :half], turned[..., half:]
+    pair = [a * r.cos - b * r.sin, b * r.cos + a * r.sin]
+    if r.pairing == "interleaved":
+        turned = xp.stack(pair, axis=-1).reshape(turned.shape)
+    else:
+        turned = xp.concat(pair, axis=-1)
+    return xp.concat([turned, rest], axis=-1)
 
 
 def score_bias(

@@ -27,7 +27,7 @@ def plain_attention(n_heads: int, d_k: int, biases: tuple[Projection, ...] = ())
         scale=_inverse_root("d_k", d_k),
         biases=biases,
         qk_norm=None,
-        n_memory_kv=0,
+        n_learned_kv=0,
         gate="none",
         head_scale=False,
     )
@@ -67,7 +67,7 @@ def x_transformers(
                 n_positions=n_positions, offset=0, scale=_inverse_root("d_model", d_model)
             ),
             relative_positions=None,
-            n_memory_tokens=0,
+            n_register_tokens=0,
             norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=False),
             norm_positions=("before",),
             final_norm=True,
@@ -131,7 +131,7 @@ def vaswani(
             embedding_norm="none",
             positions=SinusoidalPositions(layout="interleaved", offset=0, scale=1.0),
             relative_positions=None,
-            n_memory_tokens=0,
+            n_register_tokens=0,
             norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=True),
             norm_positions=("after",),
             final_norm=False,

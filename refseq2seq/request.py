@@ -1,26 +1,28 @@
 """What decoding is asked for: checked at once, on the host, before the first step."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from functools import cache, cached_property
+from typing import Any, Self
 
 import numpy as np
 
-from .backend import Array, read_only
-from .checks import check_int
+from .backend import Array
+from .checks import Tokens, as_tokens, check_int, on_host
 from .config import ModelConfig
+from .constraints import begin_suppress, forced_bos, forced_eos, minimum_length, suppress
+from .contrastive import Amateur, check_amateurs
 from .model import Model, check_fits, check_model
-from .tokens import Tokens, as_tokens, on_host
-
-if TYPE_CHECKING:
-    from .decoder import Amateur
+from .sampling import MadeProcessor, Processor, State, described, no_uniforms
+from .trace import Tap, check_tap, no_tap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """Sources, how each target begins, when it ends, and how it is computed.
+    """Sources, how each target begins and ends, and how it is computed.
 
-    All arrays are on the host, and cannot be written to.
+    All arrays are on the host.
     """
 
     source: np.ndarray  # (batch, n_source) token ids
@@ -28,29 +30,32 @@ class Request:
     prefix: np.ndarray  # (batch, longest prefix) token ids, left-aligned
     n_prefix: np.ndarray  # (batch,)
     max_new_tokens: int
-    min_new_tokens: int
+    min_new_tokens: int = 0
     eos_ids: np.ndarray  # (n_eos,)
-    copies: int  # targets of each source
-    amateurs: tuple["Amateur", ...]
-    use_cache: bool
-
-    def __post_init__(self) -> None:
-        for name in ("source", "source_mask", "prefix", "n_prefix", "eos_ids"):
-            object.__setattr__(self, name, read_only(getattr(self, name)))
+    copies: int = 1  # targets of each source
+    amateurs: Sequence[Amateur] = ()
+    use_cache: bool = True
+    stop: Callable[[Any], Any] | None = None
+    tap: Tap = no_tap
 
     @property
     def batch(self) -> int:
-        """Number of rows."""
+        """The number of sources."""
         return len(self.source)
 
-    @property
+    @cached_property
+    def source_index(self) -> np.ndarray:
+        """The row of each target's source, (batch * copies,)."""
+        return np.repeat(np.arange(self.batch), self.copies)
+
+    @cached_property
     def start(self) -> int:
-        """Tokens of the shortest prefix: decoding starts after them, in every row."""
+        """The length of the shortest prefix, after which decoding starts in every row."""
         return int(self.n_prefix.min())
 
-    @property
+    @cached_property
     def end(self) -> int:
-        """The most tokens that any target can have, prefix included."""
+        """The largest number of tokens that a target can have, prefix included."""
         return int(self.n_prefix.max()) + self.max_new_tokens
 
     def take(self, rows: np.ndarray) -> Self:
@@ -58,95 +63,80 @@ class Request:
         names = ("source", "source_mask", "prefix", "n_prefix")
         return replace(self, copies=1, **{name: getattr(self, name)[rows] for name in names})
 
-    def one_per_target(self) -> Self:
-        """The request with each row as often as it has targets, one after the other."""
-        return self.take(np.repeat(np.arange(self.batch), self.copies))
+    def forced(self, n: int, ended: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows that have a prefix token at position ``n`` and have not ended, and that token.
 
-    def forced(self, n: int, ended: np.ndarray, otherwise: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows that have not ended have a prefix token at position ``n``, and that token.
-
-        Two arrays (batch,): a mask, and token ids, ``otherwise`` where the mask is False.
+        Two arrays (batch,): a mask, and token ids, ``pad_id`` where the mask is False.
         """
         forced = (n < self.n_prefix) & ~ended
         if not forced.any():
-            return forced, np.full(self.batch, otherwise)
-        return forced, np.where(forced, self.prefix[:, n], otherwise)
+            return forced, np.full(self.batch, pad_id)
+        return forced, np.where(forced, self.prefix[:, n], pad_id)
 
 
 def as_request(
     model: Model,
     source: Tokens,
+    *,
     source_mask: Array | None,
     prefix: Tokens | None,
     max_new_tokens: int | None,
     min_new_tokens: int,
     eos_ids: Sequence[int] | None,
-    *,
-    copies: int = 1,
-    amateurs: Sequence["Amateur"] = (),
-    use_cache: bool = True,
+    copies: int,
+    amateurs: Sequence[Amateur],
+    use_cache: bool,
+    stop: Callable[[Any], Any] | None,
+    tap: Tap,
 ) -> Request:
     """The arguments of `refseq2seq.decode_steps` as a request that the model can meet."""
     check_model(model)
+    check_tap(tap)
     if not isinstance(use_cache, bool):
         raise TypeError(f"use_cache must be a bool, got {type(use_cache).__name__}")
+    if stop is not None and not callable(stop):
+        raise TypeError(f"stop must be a function of a step, got {stop!r}")
+    check_amateurs(amateurs, model)
     c = model.config
     ids, mask = as_tokens("source", source, c.encoder.vocab_size, source_mask)
-    if mask is None:
-        mask = np.ones(ids.shape, dtype=bool)
     check_fits("source", int(mask.sum(axis=1).max()), c.encoder)
     prefix_ids, n_prefix = as_prefix(prefix, len(ids), c)
     check_fits("prefix", int(n_prefix.max()), c.decoder)
-    max_new_tokens = _fitting(max_new_tokens, int(n_prefix.max()), c.decoder.max_length)
-    min_new_tokens = check_int("min_new_tokens", min_new_tokens, 0)
-    if min_new_tokens > max_new_tokens:
-        raise ValueError(
-            f"min_new_tokens must be at most max_new_tokens = {max_new_tokens}, "
-            f"got {min_new_tokens}"
-        )
+    most = _most_new_tokens(max_new_tokens, int(n_prefix.max()), c.decoder.max_length)
+    least = check_int("min_new_tokens", min_new_tokens, 0)
+    if least > most:
+        raise ValueError(f"min_new_tokens must be at most max_new_tokens = {most}, got {least}")
     return Request(
         source=ids,
         source_mask=mask,
         prefix=prefix_ids,
         n_prefix=n_prefix,
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens,
+        max_new_tokens=most,
+        min_new_tokens=least,
         eos_ids=checked_eos(c.eos_ids if eos_ids is None else eos_ids, c.decoder.vocab_size),
         copies=copies,
         amateurs=tuple(amateurs),
         use_cache=use_cache,
+        stop=stop,
+        tap=tap,
     )
 
 
 def as_prefix(prefix: Tokens | None, batch: int, c: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """How each target begins, (batch, longest prefix), and how many tokens that is, (batch,).
+    """How each target begins, (batch, longest prefix), and the number of these tokens, (batch,).
 
     By default the start token.
     """
     if prefix is None:
-        prefix = np.full((batch, 1), c.decoder_start_id)
+        return np.full((batch, 1), c.decoder_start_id), np.ones(batch, dtype=np.int64)
     ids, mask = as_tokens("prefix", prefix, c.decoder.vocab_size)
     if len(ids) != batch:
-        raise ValueError(f"prefix has {len(ids)} rows, source has {batch}")
-    return ids, np.full(batch, ids.shape[1]) if mask is None else mask.sum(axis=1)
+        raise ValueError(f"prefix must have the {batch} rows of source, got {len(ids)}")
+    return ids, mask.sum(axis=1)
 
 
-def check_stop(stop: Any) -> None:
-    """Raise unless ``stop`` is a function or None."""
-    if stop is not None and not callable(stop):
-        raise TypeError(f"stop must be a function of a step, got {stop!r}")
-
-
-def stopped(stop: Callable[[Any], Any], step: Any, batch: int) -> np.ndarray:
-    """Which rows ``stop`` ends: boolean, (batch,)."""
-    ended = on_host("the answer of stop", stop(step)).astype(bool)
-    if ended.shape not in ((), (batch,)):
-        raise ValueError(f"stop must give a boolean or an array ({batch},), got {ended.shape}")
-    return np.broadcast_to(ended, (batch,))
-
-
-def _fitting(max_new_tokens: int | None, n_prefix: int, max_length: int | None) -> int:
-    """``max_new_tokens``, if prefix and new tokens fit; the last token is never fed back."""
+def _most_new_tokens(max_new_tokens: int | None, n_prefix: int, max_length: int | None) -> int:
+    """``max_new_tokens``, if prefix and new tokens fit; the last token is never an input."""
     if max_new_tokens is None:
         if max_length is None:
             raise ValueError("max_new_tokens is needed: the model has no position table to end at")
@@ -155,16 +145,135 @@ def _fitting(max_new_tokens: int | None, n_prefix: int, max_length: int | None) 
     if max_length is not None and n_prefix + max_new_tokens - 1 > max_length:
         raise ValueError(
             f"a prefix of {n_prefix} tokens and max_new_tokens = {max_new_tokens} need "
-            f"{n_prefix + max_new_tokens - 1} positions; the model's table serves {max_length}"
+            f"{n_prefix + max_new_tokens - 1} positions; the model's table has {max_length}"
         )
     return max_new_tokens
 
 
 def checked_eos(eos_ids: Sequence[int], vocab_size: int) -> np.ndarray:
-    """Token ids that end a row, (n_eos,), none or more of the vocabulary."""
+    """Token ids that end a row, (n_eos,): any number of ids of the vocabulary."""
     ids = on_host("eos_ids", eos_ids)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise TypeError(f"eos_ids must be a sequence of token ids, got {eos_ids!r}")
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         raise ValueError(f"eos_ids must be from 0 to {vocab_size - 1}, got {eos_ids!r}")
     return ids.astype(np.int64)
+
+
+def stopped(stop: Callable[[Any], Any], step: Any, batch: int) -> np.ndarray:
+    """The rows that ``stop`` ends: boolean, (batch,)."""
+    ended = on_host("the result of stop", stop(step)).astype(bool)
+    if ended.shape not in ((), (batch,)):
+        raise ValueError(f"stop must return a boolean or an array ({batch},), got {ended.shape}")
+    return np.broadcast_to(ended, (batch,))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A processor that the model's config, or the request, asks for."""
+
+    origin: str  # what asks for it, for errors
+    process: Processor
+
+    def __call__(self, scores: Array, state: State) -> Array:  # noqa: D102
+        return self.process(scores, state)
+
+
+def named(process: Processor) -> str:
+    """A rule or a processor as errors name it."""
+    if isinstance(process, Rule):
+        return f"the rule {process.origin}"
+    return f"the processor {described(process)}"
+
+
+def with_rules(
+    request: Request,
+    c: ModelConfig,
+    processors: Sequence[Processor],
+    of_logits: Sequence[Processor] = (),
+) -> tuple[Processor, ...]:
+    """All processors of a decoding: ``of_logits``, bans, the caller's others, forced tokens.
+
+    Raises
+    ------
+    ValueError
+        If the config forces a token that the config or a caller's processor suppresses.
+    """
+    of_config = "of the model's config"
+    bans, forced = [], []
+    if request.min_new_tokens:
+        bans.append(Rule("min_new_tokens", minimum_length(request.min_new_tokens)))
+    if c.suppressed_ids:
+        bans.append(Rule(f"suppressed_ids {of_config}", suppress(c.suppressed_ids)))
+    if c.begin_suppressed_ids:
+        is_first_forced = (request.n_prefix == 1) & (c.forced_bos_id is not None)
+        ban = begin_suppress(c.begin_suppressed_ids, after=is_first_forced.astype(int))
+        bans.append(Rule(f"begin_suppressed_ids {of_config}", ban))
+    if c.forced_bos_id is not None:
+        forced.append(Rule(f"forced_bos_id {of_config}", forced_bos(c.forced_bos_id)))
+    if c.forced_eos_id is not None:
+        force = forced_eos(c.forced_eos_id, request.max_new_tokens)
+        forced.append(Rule(f"forced_eos_id {of_config}", force))
+    if forced:
+        _check_forced(request, c, (*of_logits, *bans, *processors))
+    return (*of_logits, *bans, *processors, *forced)
+
+
+def _check_forced(request: Request, c: ModelConfig, processors: Sequence[Processor]) -> None:
+    """Raise if the config forces a token that is suppressed at the same position.
+
+    Other processors may ban it, because forced tokens win. Hugging Face raises an error too
+    where a forced token is suppressed.
+    """
+    every_row = np.ones(request.batch, dtype=bool)
+    positions = (  # field, token, which new token it is, and in which rows
+        ("forced_bos_id", c.forced_bos_id, 0, request.n_prefix == 1),
+        ("forced_eos_id", c.forced_eos_id, request.max_new_tokens - 1, every_row),
+    )
+    for field, token, n_new, rows in positions:
+        if token is None:
+            continue
+        state = State(
+            tokens=request.prefix,
+            n_new=np.full(request.batch, n_new),
+            emitted=rows,
+            source_index=np.arange(request.batch),
+            source=request.source,
+            source_mask=request.source_mask,
+            uniforms=no_uniforms,
+        )
+        for processor in processors:
+            ban = processor.process if isinstance(processor, Rule) else processor
+            if not (isinstance(ban, MadeProcessor) and ban.name in ("suppress", "begin_suppress")):
+                continue
+            scores = ban(np.zeros((request.batch, c.decoder.vocab_size)), state)
+            if (scores[rows, token] < 0).any():
+                raise ValueError(
+                    f"{field} = {token} of the model's config is forced as new token {n_new}, "
+                    f"where {named(processor)} bans it: leave one of the two out"
+                )
+
+
+def check_options(call: str, options: Mapping[str, Any], *functions: Callable[..., Any]) -> None:
+    """Raise a TypeError for the first of ``options`` that none of the ``functions`` takes.
+
+    Parameters
+    ----------
+    call : str
+        The name of the function that was given the options, for the error.
+    options : mapping of names to values
+    *functions : callable
+        The functions that take the options as keyword arguments.
+    """
+    known = _keywords(functions)
+    for name, value in options.items():
+        if name not in known:
+            from .like import instead  # here, because it is seldom needed
+
+            raise TypeError(f"rs.{call} has no argument {name!r}: {instead(name, value, known)}")
+
+
+@cache
+def _keywords(functions: tuple[Callable[..., Any], ...]) -> list[str]:
+    parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]

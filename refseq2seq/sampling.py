@@ -18,6 +18,7 @@ from typing import Any, ParamSpec
 import numpy as np
 
 from .backend import Array, array_namespace, freeze, read_only
+from .checks import on_host
 from .ops import softmax
 
 
@@ -29,19 +30,25 @@ class State:
 
     tokens: np.ndarray  # (batch, n) prefix and new tokens so far; pad_id after a row's end
     n_new: np.ndarray  # (batch,) how many of them are new
-    emitting: np.ndarray  # (batch,) True = the row will take the token that is chosen now
-    rows: np.ndarray  # (batch,) index of each row's source in the request; beams share one
+    emitted: np.ndarray  # (batch,) True = the row takes the token that is chosen now
+    source_index: np.ndarray  # (batch,) index of each row's source in the batch; beams share one
     source: np.ndarray  # (batch, n_source) token ids
     source_mask: np.ndarray  # (batch, n_source) True = real token
-    uniforms: Callable[[], np.ndarray]  # gives this step's, (batch,) float64 in [0, 1)
+    uniforms: Callable[[], np.ndarray]  # returns this step's, (batch,) float64 in [0, 1)
     eos_ids: Sequence[int] | np.ndarray = ()  # (n_eos,) the token ids that end a row
 
     def __post_init__(self) -> None:
-        freeze(self.tokens, self.n_new, self.emitting, self.rows, self.source, self.source_mask)
+        freeze(self.tokens, self.n_new, self.emitted, self.source_index)
+        freeze(self.source, self.source_mask, self.eos_ids)
 
+
+SAMPLE_STRIDE = 2**32  # sample j of a source draws by the source's row id plus j times this
 
 Processor = Callable[[Array, State], Array]
 """``(scores (batch, vocab_size), state) -> scores``; must not change its input."""
+
+Pick = Callable[[Array, State], Array]
+"""``(scores (batch, vocab_size), state) -> token ids (batch,)``."""
 
 P = ParamSpec("P")
 
@@ -158,7 +165,7 @@ class Chooser:
     """
 
     processors: tuple[Processor, ...]
-    pick: Callable[[Array, State], Array]
+    pick: Pick
 
     def __post_init__(self) -> None:
         check_processors(self.processors, instead="rs.greedy({})")
@@ -188,6 +195,9 @@ def greedy(*processors: Processor) -> Chooser:
 
 def _best(scores: Array, state: State) -> Array:
     return scores.argmax(axis=-1)
+
+
+GREEDY = greedy()
 
 
 def sample(*processors: Processor) -> Chooser:
@@ -263,16 +273,11 @@ def noise_of_step(name: str, noise: Array, scores: Array, state: State) -> Array
     """
     if noise.shape[1:] != scores.shape:
         raise _wrong_noise(name, noise, scores.shape)
-    t = np.where(state.emitting, state.n_new, 0)  # a row at its end needs none
+    t = np.where(state.emitted, state.n_new, 0)  # a row at its end needs none
     if t.max() >= len(noise):
         raise ValueError(f"{name} has noise for {len(noise)} new tokens only")
     xp = array_namespace(noise)
     return array_namespace(scores).asarray(noise[xp.asarray(t), xp.arange(len(t))])
-
-
-def no_uniforms() -> np.ndarray:
-    """The uniform numbers of a `State` where none are drawn."""
-    raise ValueError("beam search and score draw no uniform numbers: use other processors")
 
 
 def _wrong_noise(name: str, noise: Array, of_a_step: tuple[Any, ...]) -> ValueError:
@@ -280,6 +285,65 @@ def _wrong_noise(name: str, noise: Array, of_a_step: tuple[Any, ...]) -> ValueEr
         f"{name}'s noise must have the shape (n_steps, batch, vocab_size) = "
         f"{('n_steps', *of_a_step)}, got {noise.shape}"
     )
+
+
+class Uniforms:
+    """The uniform numbers of a generation's rows, drawn when the first are asked for.
+
+    Parameters
+    ----------
+    seed, row_ids, uniforms
+        As in `refseq2seq.decode_steps`.
+    batch, copies, n_steps : int
+        Numbers of sources, of targets for each, and of new tokens.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        row_ids: Sequence[int] | None,
+        uniforms: Array | None,
+        *,
+        batch: int,
+        copies: int,
+        n_steps: int,
+    ) -> None:
+        ids = range(batch) if row_ids is None else on_host("row_ids", row_ids).tolist()
+        if not isinstance(ids, list | range):
+            raise TypeError(f"row_ids must be a sequence of ints, got {row_ids!r}")
+        if len(ids) != batch:
+            raise ValueError(f"row_ids must have the {batch} rows of source, got {len(ids)}")
+        check_keys(seed, ids)
+        if copies > 1 and max(ids) >= SAMPLE_STRIDE:
+            raise ValueError(f"row_ids must be below 2**32 for several samples, got {max(ids)}")
+        self._seed, self._n_steps = seed, n_steps
+        self._ids = [int(row_id) + SAMPLE_STRIDE * j for row_id in ids for j in range(copies)]
+        self._table = None if uniforms is None else self._checked(uniforms)
+
+    def __call__(self, n_new: np.ndarray) -> np.ndarray:
+        """The number for each row's new token number ``n_new``, counted from 0: both (rows,)."""
+        if self._table is None:
+            self._table = draw_uniforms(self._seed, self._ids, self._n_steps)
+        return self._table[np.arange(len(n_new)), np.minimum(n_new, self._n_steps - 1)]
+
+    def _checked(self, uniforms: Array) -> np.ndarray:
+        host, shape = on_host("uniforms", uniforms), (len(self._ids), self._n_steps)
+        if host.dtype.kind not in "fiu":
+            raise TypeError(f"uniforms must be numbers, got {host.dtype}")
+        host = host.astype(np.float64)
+        if host.ndim != 2 or host.shape[0] != shape[0] or host.shape[1] < shape[1]:
+            raise ValueError(
+                f"uniforms must have the shape (batch, max_new_tokens) = {shape}, "
+                f"or more columns, got {host.shape}"
+            )
+        if not ((host >= 0) & (host < 1)).all():
+            raise ValueError("uniforms must be in [0, 1)")
+        return host
+
+
+def no_uniforms() -> np.ndarray:
+    """The uniform numbers of a `State` where none are drawn."""
+    raise ValueError("beam search and score draw no uniform numbers: use other processors")
 
 
 def draw_uniforms(seed: int, row_ids: Sequence[int] | np.ndarray, n_steps: int) -> np.ndarray:
@@ -302,13 +366,18 @@ def draw_uniforms(seed: int, row_ids: Sequence[int] | np.ndarray, n_steps: int) 
     -------
     float64 array, shape (len(row_ids), n_steps)
     """
-    kinds = (("seed must be an integer", [seed]), ("row_ids must be integers", row_ids))
-    for what, values in kinds:
-        for value in values:
-            if not (isinstance(value, int | np.integer) and 0 <= value < 2**64):
-                raise ValueError(f"{what} from 0 to 2**64 - 1, got {value!r}")
+    check_keys(seed, row_ids)
     uniforms = np.empty((len(row_ids), n_steps))
     for row, row_id in zip(uniforms, row_ids, strict=True):
         key = np.array([seed, row_id], dtype=np.uint64)
         np.random.Generator(np.random.Philox(key=key)).random(out=row)
     return uniforms
+
+
+def check_keys(seed: Any, row_ids: Iterable[Any]) -> None:
+    """Raise unless all are integers of 64 bits, which key a generator."""
+    kinds = (("seed must be an integer", [seed]), ("row_ids must be integers", row_ids))
+    for what, values in kinds:
+        for value in values:
+            if not (isinstance(value, int | np.integer) and 0 <= value < 2**64):
+                raise ValueError(f"{what} from 0 to 2**64 - 1, got {value!r}")

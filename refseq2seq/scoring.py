@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from .backend import Array, array_namespace, to_numpy
+from .checks import Tokens, as_tokens
 from .config import ModelConfig
 from .filters import renormalize_logits
 from .model import Model, check_model, forward
 from .request import as_prefix
 from .sampling import Processor, State, apply, check_processors, no_uniforms
-from .tokens import Tokens, as_tokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,22 +83,21 @@ def score(
     logits_processors = check_processors(logits_processors, instead="logits_processors=[{}]")
     processors = check_processors(processors, instead="processors=[{}]")
     c = model.config
-    ids, mask = as_tokens("target", target, c.decoder.vocab_size, target_mask)
-    real = np.ones(ids.shape, dtype=bool) if mask is None else mask
+    ids, real = as_tokens("target", target, c.decoder.vocab_size, target_mask)
     prefix_ids, n_prefix = as_prefix(prefix, len(ids), c)
-    if mask is None and target_mask is None:
+    if target_mask is None and real.all():
         _check_unpadded(ids, n_prefix, c)
     _check_target(ids, real, prefix_ids, n_prefix, is_default=prefix is None)
     scored = real[:, 1:] & (np.arange(1, ids.shape[1]) >= n_prefix[:, None])
-    source_ids, known = as_tokens("source", source, c.encoder.vocab_size, source_mask)
+    source_ids, source_mask = as_tokens("source", source, c.encoder.vocab_size, source_mask)
     log_probs = processed(
         (*logits_processors, renormalize_logits(), *processors),
-        forward(model, source_ids, ids[:, :-1], known),
+        forward(model, source_ids, ids[:, :-1], source_mask),
         tokens=ids[:, :-1],
-        emitting=scored,
+        emitted=scored,
         n_prefix=n_prefix,
         source=source_ids,
-        source_mask=np.ones(source_ids.shape, dtype=bool) if known is None else known,
+        source_mask=source_mask,
         eos_ids=c.eos_ids,
     )
     of_tokens = model.xp.take_along_axis(log_probs, model.xp.asarray(ids[:, 1:, None]), axis=-1)
@@ -111,7 +110,7 @@ def processed(
     logits: Array,
     *,
     tokens: np.ndarray,
-    emitting: np.ndarray,
+    emitted: np.ndarray,
     n_prefix: np.ndarray,
     source: np.ndarray,
     source_mask: np.ndarray,
@@ -119,16 +118,16 @@ def processed(
 ) -> Array:
     """Scores after each of ``tokens`` (batch, n), from their logits (batch, n, vocab_size).
 
-    ``emitting`` (batch, n) says where the next token is a new one; ``n_prefix`` is (batch,), and
-    the rest is as in `State`.
+    ``emitted`` (batch, n) is True where the next token is a new one, ``n_prefix`` is (batch,), and
+    the others are those of `State`.
     """
 
     def after(t: int) -> Array:
         state = State(
             tokens=tokens[:, : t + 1],
             n_new=np.maximum(t + 1 - n_prefix, 0),
-            emitting=emitting[:, t],
-            rows=np.arange(len(tokens)),
+            emitted=emitted[:, t],
+            source_index=np.arange(len(tokens)),
             source=source,
             source_mask=source_mask,
             uniforms=no_uniforms,

@@ -12,9 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Protocol, Self
 
 from .backend import Array, to_numpy
-from .notebook import table
-from .patterns import check_pattern
-from .quantities import known
+from .watching.patterns import check_pattern
 
 
 class Tap(Protocol):
@@ -41,7 +39,7 @@ no_tap = NoTap()
 
 
 def check_tap(tap: Any) -> None:
-    """Raise unless ``tap`` is a tap: a function becomes one by `FunctionTap`."""
+    """Raise unless ``tap`` is a tap; `FunctionTap` makes one of a function."""
     if not (callable(tap) and callable(getattr(tap, "at", None))):
         cure = "write rs.FunctionTap(function)" if callable(tap) else "such as rs.Trace()"
         raise TypeError(f"tap must be a Tap, got {type(tap).__name__}: {cure}")
@@ -148,9 +146,9 @@ class Trace(Mapping[str, Array]):
         return f"<Trace of {len(self)} arrays>"
 
     def _repr_html_(self) -> str:
-        meanings = {name: of_name.meaning for name in self if (of_name := known(name))}
-        rows = [(name, tuple(x.shape), x.dtype, meanings.get(name, "")) for name, x in self.items()]
-        return table("Trace", ("name", "shape", "dtype", "meaning"), rows)
+        from .watching import notebook
+
+        return notebook.trace(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the arrays to an ``.npz`` file, uncompressed, under their names and in order.

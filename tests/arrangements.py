@@ -57,7 +57,7 @@ def _attention(order, gate, d_k, d_v):
         scale=0.5,
         biases=("q", "k", "v", "o"),
         qk_norm=_norm("rms_norm"),
-        n_memory_kv=2,
+        n_learned_kv=2,
         gate=gate,
         head_scale=True,
     )
@@ -72,7 +72,7 @@ rich = ModelConfig(
         embedding_norm="after_positions",
         positions=LearnedPositions(n_positions=19, offset=2, scale=0.5),
         relative_positions=RotaryPositions(d_rotary=4, base=100.0, pairing="halves"),
-        n_memory_tokens=2,
+        n_register_tokens=2,
         norm=_norm("layer_norm"),
         norm_positions=("before", "branch", "after"),
         final_norm=True,
@@ -96,7 +96,7 @@ rich = ModelConfig(
         relative_positions=BucketedPositions(
             n_buckets=6, max_distance=5, bidirectional=False, per_layer=True, scale=1.5
         ),
-        n_memory_tokens=0,
+        n_register_tokens=0,
         norm=_norm("std_norm", gain="scalar"),
         norm_positions=("before", "after"),
         final_norm=True,
@@ -134,7 +134,7 @@ t5_like = ModelConfig(
         relative_positions=BucketedPositions(
             n_buckets=8, max_distance=5, bidirectional=True, per_layer=False, scale=1.0
         ),
-        n_memory_tokens=0,
+        n_register_tokens=0,
         norm=NormConfig(kind="rms_norm", eps=1e-6, gain="vector", bias=False),
         norm_positions=("before",),
         final_norm=True,
@@ -152,7 +152,7 @@ t5_like = ModelConfig(
         embedding_norm="none",
         positions=None,
         relative_positions=AlibiPositions(slopes=(0.5, 0.25, 0.125)),
-        n_memory_tokens=0,
+        n_register_tokens=0,
         norm=NormConfig(kind="rms_norm", eps=1e-6, gain="vector", bias=False),
         norm_positions=("before",),
         final_norm=True,

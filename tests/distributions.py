@@ -12,14 +12,14 @@ import refseq2seq as rs
 ALMOST_1 = math.nextafter(1, 0)
 
 
-def state(*, uniforms=None, n_new=0, emitting=True, batch=1):
+def state(*, uniforms=None, n_new=0, emitted=True, batch=1):
     """What a chooser sees beside the scores; ``batch`` rows alike where arrays are not given."""
     n_new = np.broadcast_to(n_new, (batch,)) if np.ndim(n_new) == 0 else np.asarray(n_new)
     return rs.State(
         tokens=np.zeros((len(n_new), 1), dtype=np.int64),
         n_new=n_new,
-        emitting=np.broadcast_to(emitting, n_new.shape),
-        rows=np.arange(len(n_new)),
+        emitted=np.broadcast_to(emitted, n_new.shape),
+        source_index=np.arange(len(n_new)),
         source=np.zeros((len(n_new), 1), dtype=np.int64),
         source_mask=np.ones((len(n_new), 1), dtype=bool),
         uniforms=lambda: np.asarray(uniforms, dtype=np.float64),

@@ -41,14 +41,14 @@ def encode(model: Model, source):
     """One vector for each source token."""
     c, p = model.config.encoder, _lists(model.params.encoder)
     xs = [embed(c, p, token, t) for t, token in enumerate(source)]
-    memory_tokens = p["memory_tokens"] or []
-    xs, first = memory_tokens + xs, -len(memory_tokens)
+    register_tokens = p["register_tokens"] or []
+    xs, first = register_tokens + xs, -len(register_tokens)
     for i, layer in enumerate(p["layers"]):
         xs = residual(
             c, layer["self_norms"], xs, partial(self_attention, c, p, i, first=first, causal=False)
         )
         xs = residual(c, layer["feed_forward_norms"], xs, partial(feed_forward, c, layer))
-    return [norm(c.norm, p["final_norm"], x) for x in xs][len(memory_tokens) :]
+    return [norm(c.norm, p["final_norm"], x) for x in xs][len(register_tokens) :]
 
 
 def decode(model: Model, target, memory):
@@ -131,11 +131,11 @@ def multi_head(c, p, xs, memory, *, seen, bias, turn):
     def head(s, h):
         g = h // share if c.kv_head_order == "grouped" else h % c.n_kv_heads
         q = turn(s, head_norm(c, p["q_norm"], h, _block(qs[s], h, c.d_k)))
-        keys = [p["memory_k"][g][m] for m in range(c.n_memory_kv)]
+        keys = [p["learned_k"][g][m] for m in range(c.n_learned_kv)]
         keys += [turn(t, head_norm(c, p["k_norm"], g, _block(ks[t], g, c.d_k))) for t in seen(s)]
-        values = [p["memory_v"][g][m] for m in range(c.n_memory_kv)]
+        values = [p["learned_v"][g][m] for m in range(c.n_learned_kv)]
         values += [_block(vs[t], g, c.d_v) for t in seen(s)]
-        biases = [0.0] * c.n_memory_kv + [bias(h, s, t) for t in seen(s)]
+        biases = [0.0] * c.n_learned_kv + [bias(h, s, t) for t in seen(s)]
         weights = softmax([c.scale * dot(q, k) + b for k, b in zip(keys, biases, strict=True)])
         scale = 1.0 if p["head_scale"] is None else p["head_scale"][h][0][0]
         return [scale * dot(weights, column) for column in zip(*values, strict=True)]

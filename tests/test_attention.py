@@ -11,6 +11,8 @@ from hypothesis.extra.numpy import arrays
 
 import refseq2seq as rs
 from refseq2seq.attention import (
+    CrossContext,
+    SelfContext,
     attend,
     attention,
     cross_attention,
@@ -173,7 +175,7 @@ def random_attention(c, d_model, seed=0):
 
 
 def self_attend(p, c, x):
-    return self_attention(p, c, x, rotate=None, bias=None, mask=None)
+    return self_attention(p, c, x, SelfContext())
 
 
 X = np.random.default_rng(7).standard_normal((2, 5, 11))
@@ -234,7 +236,9 @@ def test_cross_attention_to_oneself_is_self_attention():
     p = random_attention(c, 11)
     k, v = keys_values(p, c, X)
     assert k.shape == v.shape == queries(p, c, X).shape == (2, 3, 5, 2)
-    np.testing.assert_array_equal(cross_attention(p, c, X, k, v, mask=None), self_attend(p, c, X))
+    np.testing.assert_array_equal(
+        cross_attention(p, c, X, CrossContext(k, v)), self_attend(p, c, X)
+    )
 
 
 # additions, each in a case that can be worked out
@@ -242,27 +246,27 @@ def test_cross_attention_to_oneself_is_self_attention():
 
 def test_learned_pairs_are_attended_whatever_is_masked():
     """With all else masked, every query gets the one learned value; masked it cannot be."""
-    c = dataclasses.replace(plain_attention(n_heads=3, d_k=2), n_memory_kv=1)
+    c = dataclasses.replace(plain_attention(n_heads=3, d_k=2), n_learned_kv=1)
     values = np.arange(6.0).reshape(3, 1, 2)
     p = dataclasses.replace(
-        random_attention(c, 11), memory_k=np.ones((3, 1, 2)), memory_v=values, w_o=np.eye(6, 11)
+        random_attention(c, 11), learned_k=np.ones((3, 1, 2)), learned_v=values, w_o=np.eye(6, 11)
     )
     mask = np.zeros((2, 1, 1, 5), dtype=bool)
     bias = np.full((3, 5, 5), 1e9)
-    y = self_attention(p, c, X, rotate=None, bias=bias, mask=mask)
+    y = self_attention(p, c, X, SelfContext(bias=bias, mask=mask))
     assert y[..., :6].tolist() == np.broadcast_to(np.arange(6.0), (2, 5, 6)).tolist()
 
 
 def test_learned_pairs_have_no_bias():
     """A bias that makes all other keys impossible leaves the learned ones."""
-    c = dataclasses.replace(plain_attention(n_heads=1, d_k=2), n_memory_kv=2)
+    c = dataclasses.replace(plain_attention(n_heads=1, d_k=2), n_learned_kv=2)
     p = dataclasses.replace(
         random_attention(c, 11),
-        memory_k=np.zeros((1, 2, 2)),
-        memory_v=np.array([[[2.0, 8.0], [4.0, 0.0]]]),
+        learned_k=np.zeros((1, 2, 2)),
+        learned_v=np.array([[[2.0, 8.0], [4.0, 0.0]]]),
         w_o=np.eye(2, 11),
     )
-    y = self_attention(p, c, X, rotate=None, bias=np.full((1, 5, 5), -1e9), mask=None)
+    y = self_attention(p, c, X, SelfContext(bias=np.full((1, 5, 5), -1e9)))
     assert y[..., :2].tolist() == np.broadcast_to([3.0, 4.0], (2, 5, 2)).tolist()
 
 
@@ -299,7 +303,7 @@ def test_query_and_key_norms_make_scores_cosines():
     normed = dataclasses.replace(p, q_norm=empty, k_norm=empty)
     trace = rs.Trace("scores")
     c_normed = dataclasses.replace(c, qk_norm=norm, scale=0.5)  # l2_norm is of length sqrt(2)
-    self_attention(normed, c_normed, X, rotate=None, bias=None, mask=None, tap=trace)
+    self_attention(normed, c_normed, X, SelfContext(), trace)
     q, (k, _) = queries(p, c, X), keys_values(p, c, X)
     lengths = np.sqrt((q * q).sum(-1))[..., :, None] * np.sqrt((k * k).sum(-1))[..., None, :]
     assert_close(trace["scores"], (q @ k.swapaxes(-1, -2)) / lengths, 1e-13)
@@ -309,7 +313,7 @@ def test_query_and_key_norms_make_scores_cosines():
 def test_taps_see_what_the_output_is_made_of():
     c = plain_attention(n_heads=3, d_k=2, biases=("q", "k", "v", "o"))
     p, trace = random_attention(c, 11), rs.Trace()
-    y = self_attention(p, c, X, rotate=None, bias=None, mask=None, tap=trace)
+    y = self_attention(p, c, X, SelfContext(), trace)
     assert list(trace) == ["input", "q", "k", "v", "scores", "weights", "heads", "out"]
     assert_close(trace["scores"], trace["q"] @ trace["k"].swapaxes(-1, -2) / math.sqrt(2), 1e-13)
     assert_close(trace["weights"].sum(axis=-1), np.ones((2, 3, 5)), 8 * U)

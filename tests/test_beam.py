@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import refseq2seq as rs
-from refseq2seq.beam import Hypotheses, best_places
+from refseq2seq.beam import Hypotheses
+from refseq2seq.ops import top_indices
 
 EOS, LONGEST = 2, 4
 NOT_FINITE = "^the model's logits of row 0 in step \\d are NaN or infinite: they define no"
@@ -341,13 +342,13 @@ def test_processors_see_every_beam_with_its_source():
     )
     for (state, shape), step, before in zip(seen, steps, [None, *steps], strict=False):
         assert shape == (6, 7)
-        assert state.rows.tolist() == [0, 0, 0, 1, 1, 1]
+        assert state.source_index.tolist() == [0, 0, 0, 1, 1, 1]
         assert state.source.tolist() == [[3, 4]] * 3 + [[5, 6]] * 3
         assert state.source_mask.all()
         assert state.n_new.tolist() == [step.index] * 3 + [max(0, step.index - 1)] * 3
         going = (~step.forced & (state.n_new[::3] < 3)).repeat(3)
         alive = [True, False, False] * 2 if before is None else before.live.scores.ravel() > -np.inf
-        assert state.emitting.tolist() == (going & alive).tolist()
+        assert state.emitted.tolist() == (going & alive).tolist()
         n = step.index + 1
         assert state.tokens.shape == (6, n)
         if before is not None:
@@ -411,13 +412,13 @@ def test_processors_act_on_log_probabilities():
 )
 def test_best_places_are_those_of_a_stable_sort(scores, data):
     n = data.draw(st.integers(1, scores.shape[1]))
-    for row, places in zip(scores.tolist(), best_places(scores, n).tolist(), strict=True):
+    for row, places in zip(scores.tolist(), top_indices(scores, n).tolist(), strict=True):
         assert places == sorted(range(len(row)), key=lambda i: (-row[i], i))[:n]
 
 
 def test_the_best_places_of_many():
     scores = np.random.default_rng(0).permuted(np.tile(np.arange(1009) // 3, (2, 1)), axis=1)
-    for row, places in zip(scores.tolist(), best_places(scores, 503).tolist(), strict=True):
+    for row, places in zip(scores.tolist(), top_indices(scores, 503).tolist(), strict=True):
         assert places == sorted(range(1009), key=lambda i: (-row[i], i))[:503]
 
 
@@ -450,16 +451,16 @@ class Nothing:
         ),
         (
             {"length_penalty": math.inf},
-            "length_penalty must give positive finite numbers, got inf",
+            "length_penalty must return positive finite numbers, got inf",
         ),
         (
             {"length_penalty": Nothing()},
-            "length_penalty must give positive finite numbers, got nothing",
+            "length_penalty must return positive finite numbers, got nothing",
         ),
         (
             {"max_new_tokens": 99},
             "a prefix of 1 tokens and max_new_tokens = 99 need 99 positions; "
-            "the model's table serves 11",
+            "the model's table has 11",
         ),
         (
             {"processors": [lambda scores, state: scores + state.uniforms()]},
@@ -481,9 +482,7 @@ def test_beams_that_are_no_int_are_refused_at_once(name, bad):
 
 @pytest.mark.parametrize("search", [rs.beam_steps, rs.decode_steps])
 def test_what_is_no_amateur_is_refused_at_once(search):
-    with pytest.raises(
-        TypeError, match=r"^amateurs must be such as rs.amateur\(model\) gives, got "
-    ):
+    with pytest.raises(TypeError, match=r"^amateurs must be made by rs.amateur\(model\), got "):
         search(tiny(0), [[3]], max_new_tokens=2, amateurs=[tiny(1)])
     with pytest.raises(ValueError, match=r"^an amateur must have the expert's target vocabulary"):
         search(tiny(0), [[3]], max_new_tokens=2, amateurs=[rs.amateur(tiny(1, 7))])
@@ -639,7 +638,7 @@ def in_row(process, row, step):
     """The processor in one row of the batch and in one step only."""
 
     def in_one_row(scores, state):
-        here = (state.rows == row) & (state.n_new == step)
+        here = (state.source_index == row) & (state.n_new == step)
         return np.where(here[:, None], process(scores, state), scores)
 
     return in_one_row
@@ -740,7 +739,7 @@ def test_a_stop_that_is_no_function_or_gives_no_boolean_is_refused():
     with pytest.raises(TypeError, match="stop must be a function of a step, got 3"):
         rs.beam_steps(tiny(0), [[3]], stop=3)
     with pytest.raises(
-        ValueError, match=r"stop must give a boolean or an array \(1,\), got \(3,\)"
+        ValueError, match=r"stop must return a boolean or an array \(1,\), got \(3,\)"
     ):
         rs.beam_search(tiny(0), [[3]], stop=lambda step: [True] * 3)
 
@@ -750,7 +749,7 @@ def test_what_a_search_goes_on_with_cannot_be_written_to():
     plain = rs.beam_search(model, source, max_new_tokens=4)
 
     def write(scores, state):
-        arrays = (state.tokens, state.n_new, state.emitting, state.rows, state.source)
+        arrays = (state.tokens, state.n_new, state.emitted, state.source_index, state.source)
         for x in (*arrays, state.source_mask, state.eos_ids):
             with pytest.raises(ValueError, match="read-only"):
                 x[...] = 0
@@ -776,10 +775,10 @@ def test_what_a_search_goes_on_with_cannot_be_written_to():
     [
         ("1", TypeError, "must be a number, or a function of a length .* got '1'"),
         (None, TypeError, "must be a number, or a function of a length"),
-        (np.nan, ValueError, "must give positive finite numbers, got nan"),
-        (1e3, ValueError, "must give positive finite numbers, got 1000.0: .*out of range"),
-        (lambda n: "x", ValueError, "must give positive finite numbers"),
-        (lambda n: -1.0, ValueError, "must give positive finite numbers"),
+        (np.nan, ValueError, "must return positive finite numbers, got nan"),
+        (1e3, ValueError, "must return positive finite numbers, got 1000.0: .*out of range"),
+        (lambda n: "x", ValueError, "must return positive finite numbers"),
+        (lambda n: -1.0, ValueError, "must return positive finite numbers"),
     ],
 )
 def test_a_length_penalty_is_checked_before_the_loop(penalty, kind, message):

@@ -14,7 +14,9 @@ import time
 import tracemalloc
 import zipfile
 from contextlib import contextmanager
+from pathlib import Path
 
+import arrangements
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -246,7 +248,7 @@ def test_numpy_and_json_read_the_file(path):
         np.testing.assert_array_equal(array, expected, strict=True)
     assert header == {
         "format": "refseq2seq",
-        "version": 1,
+        "version": 2,
         "dtype": "float32",
         "config": MODEL.config.to_dict(),
         "source_vocabulary": MODEL.source_vocabulary.to_dict(),
@@ -261,7 +263,7 @@ def test_a_file_written_by_others_is_read(path):
         "source_vocabulary": None,
         "config": MODEL.config.to_dict(),
         "dtype": "float64",
-        "version": 1,
+        "version": 2,
         "format": "refseq2seq",
     }
     arrays = dict(named_arrays(MODEL.astype("float64").params))
@@ -269,6 +271,29 @@ def test_a_file_written_by_others_is_read(path):
     path.write_bytes(packed(members | {HEADER: json.dumps(header).encode()}))
     expected = dataclasses.replace(MODEL, source_vocabulary=None, target_vocabulary=None)
     assert bits(rs.load(path)) == bits(expected.astype("float64"))
+
+
+def test_a_file_of_version_1_is_read():
+    """Written by release 0.1, whose own numbers these are; it named learned pairs memory."""
+    model = rs.load(Path(__file__).with_name("checkpoints") / "version-1.npz")
+    assert model.config == arrangements.rich
+    source, model = [model.source_vocabulary.encode("Abc")], model.astype("float64").exact()
+    out = rs.generate(model, source, max_new_tokens=5)
+    assert out.tokens.tolist() == [[20, 20, 20, 13, 20]]
+    log_probs = [-2.1538643741945824, -2.3462961070018924, -2.2976163680992703]
+    np.testing.assert_allclose(out.log_probs[0, :3], log_probs, rtol=1e-13)
+
+
+def test_a_file_of_version_1_with_names_of_version_2_is_refused(path):
+    version_1 = Path(__file__).with_name("checkpoints").joinpath("version-1.npz").read_bytes()
+
+    def rename(header):
+        for side in ("encoder", "decoder"):
+            stack = header["config"][side]
+            stack["n_register_tokens"] = stack.pop("n_memory_tokens")
+
+    said = refusal(path, with_header(version_1, rename))
+    assert "it has version 1, which does not have 'n_register_tokens'" in said
 
 
 @pytest.mark.parametrize(("stored", "code"), [("float16", "<e"), ("float32", "<f")])
@@ -674,7 +699,7 @@ def test_every_key_of_the_header_left_out(path, tiny):
     ("keys", "value", "message"),
     [
         (["format"], "other", "is not that of a refseq2seq checkpoint"),
-        (["version"], 2, "has version 2; this is for 1"),
+        (["version"], 3, "has version 3; this package reads 1 to 2"),
         (["version"], "1", "has version '1'"),
         (["dtype"], "int8", "dtype must be one of .* got 'int8'"),
         (["dtype"], ["float32"], "dtype must be one of"),

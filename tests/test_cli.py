@@ -194,7 +194,7 @@ MISTAKES = [  # what is asked for, the status, what the one line says
     (["generate", " "], 1, "line 1: ' ' has unknown symbols: ' '."),
     (["generate", "cat", "--model", "nowhere.npz"], 1, "nowhere.npz: No such file"),
     (["generate", "cat", "--model", "no\nwhere"], 1, "no where: No such file"),
-    (["generate", "cat", "--max-new-tokens", "99"], 1, "the model's table serves 64"),
+    (["generate", "cat", "--max-new-tokens", "99"], 1, "the model's table has 64"),
     (["generate", "cat", "--min-new-tokens", "65"], 1, "min_new_tokens must be at most"),
     (["generate", "cat", "--length-penalty", "1e3", "--beams", "2"], 1, "length_penalty must"),
     (
@@ -216,7 +216,7 @@ MISTAKES = [  # what is asked for, the status, what the one line says
     (["generate", "--no\nsense"], 2, "unrecognized arguments"),
     (["generate", "--top-k", "x"], 2, "--top-k: expected 5, or 0.1, got x"),
     (["generate", "--top-k", "0"], 2, "--top-k: expected an integer of at least 1"),
-    (["generate", "--top-k", "1.5"], 2, "top_k's fraction must be in (0, 1], got 1.5"),
+    (["generate", "--top-k", "1.5"], 2, "top_fraction's fraction must be in (0, 1], got 1.5"),
     (["generate", "--top-k", "²"], 2, "--top-k: expected an integer"),
     (["generate", "--temperature", "0"], 2, "temperature must be in (0, inf), got 0.0"),
     (["generate", "--temperature", "nan"], 2, "temperature must be in (0, inf), got nan"),

@@ -162,8 +162,8 @@ ENCODER, DECODER = CONFIG.encoder, CONFIG.decoder
         ),
         (
             CONFIG,
-            {"decoder": dataclasses.replace(DECODER, n_memory_tokens=1)},
-            "ModelConfig.decoder.n_memory_tokens must be 0",
+            {"decoder": dataclasses.replace(DECODER, n_register_tokens=1)},
+            "ModelConfig.decoder.n_register_tokens must be 0",
         ),
     ],
 )

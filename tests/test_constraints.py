@@ -18,8 +18,8 @@ def state(tokens, n_new=1, source=((0,),), source_mask=None):
     return rs.State(
         tokens=tokens,
         n_new=np.broadcast_to(n_new, (batch,)),
-        emitting=np.ones(batch, dtype=bool),
-        rows=np.arange(batch),
+        emitted=np.ones(batch, dtype=bool),
+        source_index=np.arange(batch),
         source=np.broadcast_to(source, (batch, source.shape[1])),
         source_mask=np.ones((batch, source.shape[1]), bool) if source_mask is None else source_mask,
         uniforms=lambda: np.zeros(batch),

@@ -44,7 +44,9 @@ def test_an_amateur_may_take_the_experts_encoding():
     shared = rs.amateur(weaker, reads_source=False)
     (step,) = rs.decode_steps(expert, SOURCE, amateurs=[shared], max_new_tokens=1, eos_ids=())
     memory = rs.encode(expert, SOURCE)
-    theirs = rs.decode(weaker, [[1], [1]], rs.remember(weaker, memory.hidden, memory.mask))[:, -1]
+    theirs = rs.decode(weaker, [[1], [1]], rs.project_memory(weaker, memory.hidden, memory.mask))[
+        :, -1
+    ]
     expected = contrasted(rs.forward(expert, SOURCE, [[1], [1]])[:, -1], theirs, 0.1, 1.5, 0.5)
     kept = expected > -np.inf
     np.testing.assert_allclose(step.logits[kept], expected[kept], rtol=1e-10, equal_nan=False)

@@ -732,7 +732,7 @@ def test_a_processor_sees_the_rows_as_they_are():
         [[4, 2, 1, 1, 1], [0, 5, 6, 3, 4]],
     ]
     assert [state.n_new.tolist() for state in states] == [[0, 0], [1, 0], [1, 0], [1, 1], [1, 2]]
-    assert [state.emitting.tolist() for state in states] == [
+    assert [state.emitted.tolist() for state in states] == [
         [True, False],
         [False, False],
         [False, True],
@@ -740,7 +740,7 @@ def test_a_processor_sees_the_rows_as_they_are():
         [False, True],
     ]
     for state in states:
-        assert state.rows.tolist() == [0, 1]
+        assert state.source_index.tolist() == [0, 1]
         np.testing.assert_array_equal(state.source_mask, source_mask)
         np.testing.assert_array_equal(state.source[source_mask], [3, 4, 6])
 
@@ -751,7 +751,7 @@ def test_a_processor_sees_which_source_each_sample_is_of():
         path_model(),
         [[0], [0]],
         num_return_sequences=2,
-        choose=rs.greedy(lambda scores, state: seen.append(state.rows) or scores),
+        choose=rs.greedy(lambda scores, state: seen.append(state.source_index) or scores),
     )
     assert seen[0].tolist() == [0, 0, 1, 1]
     assert seen[0].dtype == np.int64
@@ -1319,8 +1319,8 @@ def test_what_the_loop_goes_on_with_cannot_be_written_to():
         arrays = (
             state.tokens,
             state.n_new,
-            state.emitting,
-            state.rows,
+            state.emitted,
+            state.source_index,
             state.source,
             state.eos_ids,
         )

@@ -68,7 +68,7 @@ def slow_top_a(probs, ratio, power):
 FILTERS = {
     "top_k": rs.top_k(3),
     "top_k with ties": rs.top_k(3, keep_ties=True),
-    "top_k of a fraction": rs.top_k(0.3),
+    "top_fraction": rs.top_fraction(0.3),
     "top_p": rs.top_p(0.7),
     "min_p": rs.min_p(0.1),
     "top_a": rs.top_a(0.3),
@@ -142,8 +142,9 @@ def test_only_differences_of_scores_matter(processor, data):
 
 NEUTRAL = {
     "temperature": [rs.temperature(1), rs.temperature(1.0)],
-    "top_k": [rs.top_k(11), rs.top_k(12), rs.top_k(2**70), rs.top_k(1.0)],
-    "top_k with ties": [rs.top_k(11, keep_ties=True), rs.top_k(1.0, keep_ties=True)],
+    "top_k": [rs.top_k(11), rs.top_k(12), rs.top_k(2**70)],
+    "top_k with ties": [rs.top_k(11, keep_ties=True)],
+    "top_fraction": [rs.top_fraction(1.0), rs.top_fraction(1)],
     "top_p": [rs.top_p(1), rs.top_p(1.0)],
     "min_p and top_a": [rs.min_p(0), rs.top_a(0)],
 }
@@ -161,7 +162,7 @@ def test_neutral_values_are_the_identity(processors, scores):
     [
         rs.top_k,
         lambda k: rs.top_k(k, keep_ties=True),
-        lambda k: rs.top_k(k / 13),
+        lambda k: rs.top_fraction(k / 13),
         lambda k: rs.top_p(k / 13),
         lambda k: rs.min_p(1 - k / 13),
         lambda k: rs.top_a(1 - k / 13),
@@ -176,7 +177,7 @@ def test_a_looser_filter_keeps_more(make, scores):
             assert set(a) <= set(b)
 
 
-@pytest.mark.parametrize("name", ["top_k", "top_k with ties", "top_k of a fraction", "min_p"])
+@pytest.mark.parametrize("name", ["top_k", "top_k with ties", "top_fraction", "min_p"])
 @given(seed=st.integers(0, 2**32))
 def test_what_these_filters_leave_they_leave_again(name, seed):
     once = run(FILTERS[name], distinct_scores(seed))
@@ -283,16 +284,8 @@ def test_of_equal_scores_top_k_keeps_the_lowest_ids():
 )
 def test_a_fraction_of_the_vocabulary_is_rounded_up(fraction, vocab_size, count):
     scores = distinct_scores(0, vocab_size=vocab_size)
-    assert kept(rs.top_k(fraction), scores) == kept(rs.top_k(count), scores)
-    assert kept(rs.top_k(np.float64(fraction)), scores) == kept(rs.top_k(count), scores)
-
-
-def test_one_is_a_count_and_one_point_zero_a_fraction():
-    scores = distinct_scores(0)
-    assert [len(ids) for ids in kept(rs.top_k(1), scores)] == [1, 1]
-    assert [len(ids) for ids in kept(rs.top_k(1.0), scores)] == [11, 11]
-    assert [len(ids) for ids in kept(rs.top_k(np.int32(1)), scores)] == [1, 1]
-    assert [len(ids) for ids in kept(rs.top_k(np.float32(1)), scores)] == [11, 11]
+    assert kept(rs.top_fraction(fraction), scores) == kept(rs.top_k(count), scores)
+    assert kept(rs.top_fraction(np.float64(fraction)), scores) == kept(rs.top_k(count), scores)
 
 
 # Top-p, min-p, top-a: exactly, at every boundary -------------------------------------------------
@@ -470,14 +463,14 @@ def test_gumbel_top_k_draws_without_replacement():
 
 def test_gumbel_top_k_by_its_seed():
     scores = np.zeros((3, 50))
-    now = dataclasses.replace(state(batch=3), rows=np.array([0, 0, 4]))
+    now = dataclasses.replace(state(batch=3), source_index=np.array([0, 0, 4]))
     first = rs.gumbel_top_k(5, seed=1)(scores, now)
     assert np.array_equal(first, rs.gumbel_top_k(5, seed=1)(scores, now))
     assert not np.array_equal(first, rs.gumbel_top_k(5, seed=2)(scores, now))
     later = dataclasses.replace(now, n_new=np.ones(3, dtype=int))
     assert not np.array_equal(first, rs.gumbel_top_k(5, seed=1)(scores, later))
     assert len({tuple(row) for row in first.tolist()}) == 3
-    alone = dataclasses.replace(state(batch=1), rows=np.array([4]))
+    alone = dataclasses.replace(state(batch=1), source_index=np.array([4]))
     assert np.array_equal(rs.gumbel_top_k(5, seed=1)(scores[:1], alone), first[2:])
     assert set(first[first > -math.inf].tolist()) == {0.0}
     only = rs.gumbel_top_k(5, rs.top_k(2), seed=1)(np.arange(50.0)[None], state())
@@ -498,7 +491,7 @@ def test_gumbel_top_k_by_its_seed():
         with pytest.raises(ValueError, match=f"^{re.escape(must)}") as refused:
             rs.gumbel_top_k(1, noise=np.zeros(shape))(scores, now)
         assert str(refused.value) == f"{must}('n_steps', 3, 50), got {shape}"
-    at_its_end = dataclasses.replace(later, emitting=np.zeros(3, dtype=bool))
+    at_its_end = dataclasses.replace(later, emitted=np.zeros(3, dtype=bool))
     rs.gumbel_top_k(1, noise=np.zeros((1, 3, 50)))(scores, at_its_end)  # needs no noise
 
 
@@ -514,7 +507,7 @@ def test_the_processors_of_gumbel_top_k_see_the_state():
 @given(seed=st.integers(0, 2**64 - 1), rows=st.lists(st.integers(0, 9), min_size=1, max_size=5))
 def test_the_noise_of_gumbel_top_k_is_the_documented_one(seed, rows):
     rows, n_new = np.array(sorted(rows)), np.arange(len(rows))
-    now = dataclasses.replace(state(batch=len(rows)), rows=rows, n_new=n_new)
+    now = dataclasses.replace(state(batch=len(rows)), source_index=rows, n_new=n_new)
     scores = distinct_scores(seed % 2**32, batch=len(rows))
     out = rs.gumbel_top_k(3, seed=seed)(scores, now)
     for i, row in enumerate(rows.tolist()):
@@ -532,7 +525,11 @@ def test_the_noise_of_gumbel_top_k_is_the_documented_one(seed, rows):
 
 RANGES = {  # the name and the interval of a number, and some outside
     rs.temperature: ("temperature", "(0, inf)", [0, -1.0, math.inf, math.nan]),
-    rs.top_k: ("top_k's fraction", "(0, 1]", [0.0, 1.5, -0.5, math.nan, np.float32(5)]),
+    rs.top_fraction: (
+        "top_fraction's fraction",
+        "(0, 1]",
+        [0.0, 1.5, -0.5, math.nan, np.float32(5)],
+    ),
     rs.top_p: ("top_p's p", "(0, 1]", [0, 1.1, -0.1, math.nan]),
     rs.min_p: ("min_p's ratio", "[0, 1]", [-0.1, 1.1, math.nan]),
     rs.top_a: ("top_a's ratio", "[0, 1]", [-0.1, 1.1, math.nan]),
@@ -567,9 +564,9 @@ def test_the_ends_of_a_range_are_in_it(make):
 
 
 @pytest.mark.parametrize("bad", [True, np.True_, "1", None, [1], 1j])
-@pytest.mark.parametrize("make", [*list(RANGES)[:5], *list(RANGES)[6:], rs.gumbel_top_k])
+@pytest.mark.parametrize("make", [*list(RANGES)[:5], *list(RANGES)[6:], rs.top_k, rs.gumbel_top_k])
 def test_what_is_no_number_is_refused_by_name(make, bad):
-    kind = {rs.top_k: "an int or a float fraction", rs.gumbel_top_k: "an int"}.get(make, "a number")
+    kind = {rs.top_k: "an int", rs.gumbel_top_k: "an int"}.get(make, "a number")
     said = f"^{make.__name__}.* must be {kind}, got {type(bad).__name__}$"
     with pytest.raises(TypeError, match=said):
         make(bad)

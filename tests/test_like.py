@@ -108,9 +108,9 @@ def test_x_transformers_keeps_the_dtype(name, dtype):
 def test_x_transformers_filters_and_then_divides(seed, t):
     scores = normal(seed)
     for name, kwargs, processor in (
-        ("top_k", {}, rs.top_k(0.1)),
-        ("top_k", {"frac_num_tokens": 0.3}, rs.top_k(0.3)),
-        ("top_k", {"frac_num_tokens": 1}, rs.top_k(1.0)),
+        ("top_k", {}, rs.top_fraction(0.1)),
+        ("top_k", {"frac_num_tokens": 0.3}, rs.top_fraction(0.3)),
+        ("top_k", {"frac_num_tokens": 1}, rs.top_fraction(1.0)),
         ("top_k", {"k": 5}, rs.top_k(5)),
         ("top_k", {"k": 5, "frac_num_tokens": 0.3}, rs.top_k(5)),
         ("top_p", {}, rs.top_p(0.9)),
@@ -198,9 +198,9 @@ def test_the_draw_can_be_a_race(make):
         (lambda: x_transformers("top_p", thres=math.nan), ValueError, "top_p's thres"),
         (lambda: x_transformers("top_p", thres="1"), TypeError, "top_p's thres must be a number"),
         (lambda: x_transformers("top_k", k=0), ValueError, "top_k's k must be at least 1"),
-        (lambda: x_transformers("top_k", k=0.5), TypeError, "'float' object"),
-        (lambda: x_transformers("top_k", frac_num_tokens=0), ValueError, "top_k's fraction"),
-        (lambda: x_transformers("top_k", frac_num_tokens=2), ValueError, "top_k's fraction"),
+        (lambda: x_transformers("top_k", k=0.5), TypeError, "top_k's k must be an int"),
+        (lambda: x_transformers("top_k", frac_num_tokens=0), ValueError, "top_fraction's fraction"),
+        (lambda: x_transformers("top_k", frac_num_tokens=2), ValueError, "top_fraction's fraction"),
         (lambda: x_transformers("top_a", min_p_ratio=2), ValueError, "top_a's ratio"),
         (lambda: x_transformers("top_a", min_p_pow=0.5), ValueError, "top_a's power"),
         (lambda: x_transformers("min_p", min_p=-1), ValueError, "min_p's ratio"),

@@ -250,7 +250,7 @@ def test_a_source_without_real_tokens_is_no_source(config):
     assert np.isfinite(logits).all()
     assert row_error(logits[:1], rs.forward(model, tokens[:1], TARGET[:1])) < 1e-13
     assert len(trace) == config.decoder.n_layers
-    if not config.decoder.cross_attention.n_memory_kv:
+    if not config.decoder.cross_attention.n_learned_kv:
         assert not any(heads[1].any() for heads in trace.values())
 
 
@@ -380,7 +380,7 @@ MEMORY = rs.encode(MODEL, SOURCE)
         (
             lambda: rs.encode(MODEL, [[29]]),
             ValueError,
-            "source holds token id 29 at row 0, place 0",
+            "source holds token id 29 at row 0, position 0",
         ),
         (lambda: rs.encode(MODEL, [[3, -1]]), ValueError, "source holds token id -1"),
         (lambda: rs.encode(MODEL, [[3.0]]), TypeError, "source must hold integer token ids"),
@@ -402,10 +402,14 @@ MEMORY = rs.encode(MODEL, SOURCE)
         (
             lambda: rs.decode(MODEL, [[1, 1, 1]], MEMORY),
             ValueError,
-            "^target has 1 rows, the memory 2$",
+            "^target must have the memory's 2 rows, got 1$",
         ),
         (lambda: rs.decode(MODEL, [[1] * 18] * 2, MEMORY), ValueError, "has 18 tokens.*most 17"),
-        (lambda: rs.forward(MODEL, SOURCE, [[1]]), ValueError, "target has 1 rows, the memory 2"),
+        (
+            lambda: rs.forward(MODEL, SOURCE, [[1]]),
+            ValueError,
+            "target must have the memory's 2 rows, got 1",
+        ),
         (
             lambda: rs.forward(MODEL, SOURCE, np.ones((2, 1, 1), int)),
             ValueError,
@@ -460,7 +464,7 @@ CONTRADICTIONS = {
         r"decoder\.embedding must have shape \(31, 13\)",
     ),
     "tied_logits": ({"tied_logits": True}, "tied_logits is True, but unembedding is not"),
-    "n_memory_tokens": ({"encoder": {"n_memory_tokens": 2}}, r"encoder\.memory_tokens"),
+    "n_register_tokens": ({"encoder": {"n_register_tokens": 2}}, r"encoder\.register_tokens"),
 }
 
 

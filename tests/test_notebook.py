@@ -7,7 +7,7 @@ import pytest
 from hypothesis.vendor.pretty import pretty
 
 import refseq2seq as rs
-from refseq2seq.notebook import SHOWN, listed, table
+from refseq2seq.watching.notebook import SHOWN, listed, table
 
 MODEL = rs.load("g2p")
 SOURCE = [MODEL.source_vocabulary.encode(word) for word in ("cat", "oracle")]

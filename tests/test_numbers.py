@@ -13,10 +13,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from refseq2seq.decoder import contrast
 
 import refseq2seq as rs
 from refseq2seq import ops, positions
-from refseq2seq.decoder import contrast
 from refseq2seq.filters import entropy
 from refseq2seq.params import build_params, map_arrays, named_arrays
 from refseq2seq.testing import assert_agrees, spread, strategies
@@ -275,8 +275,8 @@ def test_numbers_of_processors_are_not_rounded_to_half(make, number):
     state = rs.State(
         tokens=np.arange(41)[None],
         n_new=np.array([1]),
-        emitting=np.array([True]),
-        rows=np.array([0]),
+        emitted=np.array([True]),
+        source_index=np.array([0]),
         source=np.array([[0]]),
         source_mask=np.array([[True]]),
         uniforms=None,

@@ -25,7 +25,7 @@ ATTENTION = configs.AttentionConfig(
     scale=1.0,
     biases=("q", "k", "v", "o"),
     qk_norm=HEAD_NORM,
-    n_memory_kv=3,
+    n_learned_kv=3,
     gate="per_value",
     head_scale=True,
 )
@@ -44,7 +44,7 @@ ENCODER = configs.StackConfig(
     embedding_norm="before_positions",
     positions=configs.LearnedPositions(n_positions=31, offset=2, scale=1.0),
     relative_positions=None,
-    n_memory_tokens=4,
+    n_register_tokens=4,
     norm=NORM,
     norm_positions=("after",),
     final_norm=True,
@@ -61,19 +61,19 @@ DECODER = dataclasses.replace(
     relative_positions=configs.BucketedPositions(
         n_buckets=8, max_distance=9, bidirectional=False, per_layer=True, scale=1.0
     ),
-    n_memory_tokens=0,
+    n_register_tokens=0,
     norm=dataclasses.replace(NORM, bias=False),
     norm_positions=(),
     self_attention=dataclasses.replace(
         ATTENTION,
         biases=(),
         qk_norm=None,
-        n_memory_kv=0,
+        n_learned_kv=0,
         gate="none",
         head_scale=False,
     ),
     cross_attention=dataclasses.replace(
-        ATTENTION, biases=(), qk_norm=None, n_memory_kv=0, gate="per_head", head_scale=False
+        ATTENTION, biases=(), qk_norm=None, n_learned_kv=0, gate="per_head", head_scale=False
     ),
     feed_forward=dataclasses.replace(FEED_FORWARD, gated=False, biases=(), hidden_norm=None),
 )
@@ -111,7 +111,7 @@ def test_names_and_shapes_worked_by_hand():
         "encoder.embedding_norm.gain": (11,),
         "encoder.embedding_norm.bias": (11,),
         "encoder.positions": (31, 11),
-        "encoder.memory_tokens": (4, 11),
+        "encoder.register_tokens": (4, 11),
         "encoder.layers.0.self_attention.w_q": (11, 30),
         "encoder.layers.0.self_attention.b_q": (30,),
         "encoder.layers.0.self_attention.w_k": (11, 10),
@@ -122,8 +122,8 @@ def test_names_and_shapes_worked_by_hand():
         "encoder.layers.0.self_attention.b_o": (11,),
         "encoder.layers.0.self_attention.q_norm.gain": (6, 1, 5),
         "encoder.layers.0.self_attention.k_norm.gain": (2, 1, 5),
-        "encoder.layers.0.self_attention.memory_k": (2, 3, 5),
-        "encoder.layers.0.self_attention.memory_v": (2, 3, 7),
+        "encoder.layers.0.self_attention.learned_k": (2, 3, 5),
+        "encoder.layers.0.self_attention.learned_v": (2, 3, 7),
         "encoder.layers.0.self_attention.w_gate": (11, 42),
         "encoder.layers.0.self_attention.b_gate": (42,),
         "encoder.layers.0.self_attention.head_scale": (6, 1, 1),

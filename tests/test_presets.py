@@ -23,7 +23,7 @@ VASWANI = {"d_model": 14, "vocab_size": 29, "n_layers": 3, "n_heads": 2, "d_ff":
 ATTENTION = {
     "kv_head_order": "grouped",
     "qk_norm": None,
-    "n_memory_kv": 0,
+    "n_learned_kv": 0,
     "gate": "none",
     "head_scale": False,
 }
@@ -48,7 +48,7 @@ def test_x_transformers_as_it_comes():
                 "scale": 1 / math.sqrt(11),
             },
             "relative_positions": None,
-            "n_memory_tokens": 0,
+            "n_register_tokens": 0,
             "norm": {"kind": "layer_norm", "eps": 1e-5, "gain": "vector", "bias": False},
             "norm_positions": ["before"],
             "final_norm": True,
@@ -99,7 +99,7 @@ def test_vaswani_as_in_the_paper():
             "embedding_norm": "none",
             "positions": {"type": "sinusoidal", "layout": "interleaved", "offset": 0, "scale": 1.0},
             "relative_positions": None,
-            "n_memory_tokens": 0,
+            "n_register_tokens": 0,
             "norm": {"kind": "layer_norm", "eps": 1e-5, "gain": "vector", "bias": True},
             "norm_positions": ["after"],
             "final_norm": False,

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refseq2seq as rs
-from refseq2seq.quantities import BY_NAME, QUANTITIES, inputs_of, quantity
 from refseq2seq.testing import strategies
+from refseq2seq.watching.quantities import BY_NAME, QUANTITIES, inputs_of, quantity
 
 
 def traced(computation):
@@ -64,7 +64,7 @@ def test_shapes_are_those_of_the_table(data):
         attention = stack.cross_attention if "cross" in name else stack.self_attention
         n_source = max(map(len, source.rows)) if source.mask is None else source.mask.shape[1]
         of_source = n_source if re.search(r"embed|tokens|positions", name) else None
-        n_encoded = n_source + c.encoder.n_memory_tokens
+        n_encoded = n_source + c.encoder.n_register_tokens
         n_own = target.shape[1] if stack is c.decoder else of_source or n_encoded
         sizes = {
             "batch": source.batch,
@@ -84,7 +84,7 @@ def test_shapes_are_those_of_the_table(data):
         if quantity(name).shape.startswith("([batch,]") and x.ndim < len(expected):
             expected = expected[1:]
         if name.endswith(("scores", "weights")):
-            expected[-1] += attention.n_memory_kv  # learned pairs come first
+            expected[-1] += attention.n_learned_kv  # learned pairs come first
         assert x.shape == tuple(expected), name
 
 

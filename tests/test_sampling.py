@@ -171,12 +171,12 @@ def test_the_race_is_won_by_the_first_clock_to_ring(scores, seed):
 def test_a_row_that_does_not_choose_needs_no_noise():
     scores = logs(0.5, 0.25, 0.25).repeat(2, axis=0)
     choose = rs.exponential_race(np.ones((3, 2, 3)))
-    at_its_end = state(n_new=[3, 1], emitting=[False, True])
+    at_its_end = state(n_new=[3, 1], emitted=[False, True])
     assert choose.pick(scores, at_its_end).tolist()[1] == 0
     for_one_token = rs.exponential_race(np.ones((1, 2, 3)))
-    for_one_token.pick(scores, state(n_new=[1, 0], emitting=[False, True]))
+    for_one_token.pick(scores, state(n_new=[1, 0], emitted=[False, True]))
     with pytest.raises(ValueError, match="noise for 3 new tokens only"):
-        choose.pick(scores, state(n_new=[3, 1], emitting=[True, True]))
+        choose.pick(scores, state(n_new=[3, 1], emitted=[True, True]))
 
 
 def wrong_noise(expected, shape):

@@ -132,7 +132,7 @@ def test_the_processors_of_a_search_give_its_score(processors, kind, seed):
 
 def test_a_processor_cannot_change_what_is_scored():
     def write(scores, state):
-        for x in (state.tokens, state.emitting, state.n_new, state.rows, state.source):
+        for x in (state.tokens, state.emitted, state.n_new, state.source_index, state.source):
             with pytest.raises(ValueError, match="read-only"):
                 x[...] = 0
         return scores

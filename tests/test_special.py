@@ -11,7 +11,7 @@ from hypothesis import given
 from mpmath import mp, mpf
 
 from refseq2seq import special
-from refseq2seq.special import erf, erfc, gelu_erf, normal_cdf
+from refseq2seq.erf import erf, erfc, gelu_erf, normal_cdf
 
 DTYPES = [np.float16, np.float32, np.float64]
 FUNCTIONS = [erf, erfc, normal_cdf, gelu_erf]

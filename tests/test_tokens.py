@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refseq2seq as rs
-from refseq2seq.tokens import as_tokens
+from refseq2seq.checks import as_tokens
 
 ragged = st.lists(st.lists(st.integers(0, 10), min_size=1, max_size=5), min_size=1, max_size=4)
 
@@ -17,9 +17,6 @@ def test_ragged_lists_are_padded_on_the_right_and_masked(rows):
     lengths = [len(row) for row in rows]
     assert ids.dtype == np.int64
     assert ids.shape == (len(rows), max(lengths))
-    if mask is None:
-        assert len(set(lengths)) == 1
-        mask = np.ones(ids.shape, dtype=bool)
     assert mask.sum(axis=1).tolist() == lengths
     for row, row_ids, row_mask in zip(rows, ids, mask, strict=True):
         assert row_ids[: len(row)].tolist() == row
@@ -57,10 +54,6 @@ def test_masked_places_may_hold_anything():
     assert mask.tolist() == [[True, False], [False, True]]
 
 
-def test_a_mask_of_real_tokens_only_is_no_mask():
-    assert as_tokens("source", [[3, 4]], 11, [[True, True]])[1] is None
-
-
 def test_what_is_given_is_kept():
     given_ids, given_mask = np.array([[3, 99]]), np.array([[True, False]])
     ids, _ = as_tokens("source", given_ids, 11, given_mask)
@@ -72,10 +65,10 @@ def test_what_is_given_is_kept():
 @pytest.mark.parametrize(
     ("tokens", "mask", "error", "message"),
     [
-        ([[11]], None, ValueError, "source holds token id 11 at row 0, place 0;.* ids 0 to 10"),
-        ([[1, 2], [3, -1]], None, ValueError, "token id -1 at row 1, place 1"),
-        ([[1], [3, 12]], None, ValueError, "token id 12 at row 1, place 1"),
-        ([[2**63]], None, ValueError, "token id 9223372036854775808 at row 0, place 0"),
+        ([[11]], None, ValueError, "source holds token id 11 at row 0, position 0;.* ids 0 to 10"),
+        ([[1, 2], [3, -1]], None, ValueError, "token id -1 at row 1, position 1"),
+        ([[1], [3, 12]], None, ValueError, "token id 12 at row 1, position 1"),
+        ([[2**63]], None, ValueError, "token id 9223372036854775808 at row 0, position 0"),
         ([[2**64]], None, TypeError, "source must hold integer token ids, got dtype object"),
         ([[1.0]], None, TypeError, "source must hold integer token ids, got dtype float64"),
         ([[1], [2, 3.5]], None, TypeError, "integer token ids, got dtype float64"),
@@ -89,7 +82,7 @@ def test_what_is_given_is_kept():
         ([[1], []], None, ValueError, "source row 1 is empty"),
         ([1, 2], None, ValueError, r"one list of token ids per row.*got \[1, 2\]"),
         (["ab"], None, ValueError, "one list of token ids per row.*got"),
-        ("ab", None, TypeError, "source must hold token ids, got a text"),
+        ("ab", None, TypeError, "source must hold token ids, got a str"),
         (None, None, ValueError, r"source must have shape \(batch, n\), got \(\)"),
         (np.array([1, 2]), None, ValueError, r"source must have shape \(batch, n\), got \(2,\)"),
         (np.ones((1, 2, 3), int), None, ValueError, r"must have shape.*got \(1, 2, 3\)"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refseq2seq as rs
-from refseq2seq.quantities import QUANTITIES
+from refseq2seq.watching.quantities import QUANTITIES
 
 MODEL = rs.Model.random(arrangements.rich, 0, "float64")
 SOURCE, TARGET = [[3, 4, 5, 6], [7, 8, 9]], [[1, 5, 6], [1, 2, 3]]

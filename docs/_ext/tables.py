@@ -19,7 +19,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from refseq2seq.quantities import QUANTITIES
+from refseq2seq.watching.quantities import QUANTITIES
 
 
 def table(head: list[str], rows: list[list[nodes.Node]]) -> nodes.Node:

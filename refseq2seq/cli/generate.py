@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..beam import beam_steps
-from ..decoding import decode_steps
+from ..loop import decode_steps
 from ..model import Model
 from .lines import Answer, Line, answers, check_method, encoded, failure, read_lines
 from .options import (

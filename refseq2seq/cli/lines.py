@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..beam import beam_search, beam_steps
-from ..decoding import decode_steps, generate
+from ..checks import as_tokens
 from ..files.reading import one_line
+from ..loop import decode_steps, generate
 from ..model import Model, check_fits
-from ..tokens import as_tokens
 
 Answer = dict[str, Any]
 """The ``input`` of a line, and its ``samples`` or the ``error`` that says why it has none."""

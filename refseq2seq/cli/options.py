@@ -150,7 +150,7 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
     if options.seed is not None and not samples:
         raise ValueError("--seed needs something to sample: for example --temperature 1")
     if options.length_penalty is not None:
-        check_number("--length-penalty", options.length_penalty, -math.inf, math.inf, True, True)
+        check_number("--length-penalty", options.length_penalty, "(-inf, inf)")
     if options.beams is not None:
         if samples:
             raise ValueError("--beams cannot be combined with sampling, such as --temperature")

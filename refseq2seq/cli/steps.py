@@ -7,7 +7,7 @@ import numpy as np
 
 from ..backend import to_numpy
 from ..beam import BeamStep
-from ..decoding import Step
+from ..loop import Step
 from ..model import Model
 from ..ops import softmax
 from ..text import symbol

@@ -190,7 +190,7 @@ def _stack(
         embedding_norm="none",
         positions=positions,
         relative_positions=None,
-        n_memory_tokens=0,
+        n_register_tokens=0,
         norm=NormConfig(kind="layer_norm", eps=options["layer_norm_eps"], gain="vector", bias=bias),
         norm_positions=("before",) if options["norm_first"] else ("after",),
         final_norm=True,  # even after post-norm layers

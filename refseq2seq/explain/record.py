@@ -8,12 +8,12 @@ import numpy as np
 
 from ..backend import Array, to_numpy
 from ..beam import EarlyStopping, LengthPenalty
-from ..decoding import Step, decode_steps
+from ..checks import Tokens
+from ..loop import Step, decode_steps
 from ..model import Model
 from ..ops import softmax
 from ..sampling import Chooser, Processor, State, greedy, sample
 from ..text import Tokenizer, symbol
-from ..tokens import Tokens
 from ..trace import Trace
 from .tree import search
 
@@ -162,13 +162,13 @@ def _attention(model: Model, source: Tokens, trace: Trace, n_steps: int) -> dict
             _rounded(trace[f"encoder.layers.{i}.self_attention.weights"][0])
             for i in range(encoder.n_layers)
         ],
-        "encoder_keys": learned(encoder.self_attention.n_memory_kv + encoder.n_memory_tokens)
+        "encoder_keys": learned(encoder.self_attention.n_learned_kv + encoder.n_register_tokens)
         + letters,
-        "encoder_queries": learned(encoder.n_memory_tokens) + letters,
+        "encoder_queries": learned(encoder.n_register_tokens) + letters,
         "cross_attention": newest("cross_attention"),
-        "cross_keys": learned(decoder.cross_attention.n_memory_kv) + letters,  # type: ignore[union-attr]
+        "cross_keys": learned(decoder.cross_attention.n_learned_kv) + letters,  # type: ignore[union-attr]
         "self_attention": newest("self_attention"),
-        "self_learned": learned(decoder.self_attention.n_memory_kv),
+        "self_learned": learned(decoder.self_attention.n_learned_kv),
     }
 
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from ..beam import BeamStep, beam_steps
+from ..checks import Tokens
 from ..model import Model
 from ..text import symbol
-from ..tokens import Tokens
 
 
 def search(model: Model, source: Tokens, *, beams: int, **options: Any) -> dict[str, Any]:

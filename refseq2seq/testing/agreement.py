@@ -5,7 +5,6 @@ assert_agrees(their_logits, within)
 assert_tokens_agree(their_tokens, within)
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from ..checks import check_int, check_number
-from ..constraints import named, with_rules
-from ..request import Request, as_prefix, checked_eos
+from ..checks import Tokens, check_int, check_number
+from ..request import Request, as_prefix, checked_eos, named, with_rules
 from ..sampling import Processor, check_processors
 from ..scoring import processed
-from ..tokens import Tokens
 from .compare import as_float64, first_difference, on_host
 from .expected import Expected
 from .tolerance import Spread
@@ -164,7 +161,7 @@ def assert_tokens_agree(
     >>> print(assert_tokens_agree(rs.generate(model, source).tokens, within))
     7 of 7 tokens are the oracle's
     """
-    z = check_number("z", z, 0, math.inf, high_open=True)
+    z = check_number("z", z, "[0, inf)")
     target, c = spread.target, spread.model.config
     if not hasattr(tokens, "__len__") or isinstance(tokens, str):
         raise TypeError(f"tokens must be an array, or lists of ids, got {type(tokens).__name__}")
@@ -251,11 +248,7 @@ class _Oracle:
             prefix=spread.target[:, : n_prefix.max()],
             n_prefix=n_prefix,
             max_new_tokens=int((spread.target_mask.sum(axis=1) - n_prefix).max()),
-            min_new_tokens=0,
             eos_ids=np.asarray(eos_ids, dtype=np.int64),
-            copies=1,
-            amateurs=(),
-            use_cache=True,
         )
         self._spread, self._request, c = spread, request, spread.model.config
         self._processors = with_rules(request, replace(c, forced_eos_id=None), processors)
@@ -284,7 +277,7 @@ class _Oracle:
                 processors,
                 logits,
                 tokens=target,
-                emitting=np.arange(1, target.shape[1] + 1) >= request.n_prefix[:, None],
+                emitted=np.arange(1, target.shape[1] + 1) >= request.n_prefix[:, None],
                 n_prefix=request.n_prefix,
                 source=request.source,
                 source_mask=request.source_mask,

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..backend import Array
 from ..config import FeedForwardConfig, ModelConfig, NormConfig, StackConfig
-from ..decoding import Generation, generate
+from ..loop import Generation, generate
 from ..model import Model, forward
 from ..params import Params, build_params, named_arrays, random_params
 from ..presets import plain_attention
@@ -42,7 +42,7 @@ def _plain_stack(cross: bool) -> StackConfig:
         embedding_norm="none",
         positions=None,
         relative_positions=None,
-        n_memory_tokens=0,
+        n_register_tokens=0,
         norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=False),
         norm_positions=("before",),
         final_norm=False,
@@ -271,7 +271,7 @@ def _twins(x: Array) -> Array:
     return x
 
 
-_ADDED = ("embedding", "positions", "memory_tokens", "w_o", "b_o", "w_out", "b_out")
+_ADDED = ("embedding", "positions", "register_tokens", "w_o", "b_o", "w_out", "b_out")
 _CHANGES = {
     "well_scaled": _unchanged,
     "large": _large,

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backend import Array, to_numpy
 from ..checks import check_number
-from ..quantities import inputs_of
+from ..watching.quantities import inputs_of
 from .expected import Expected, row_mean
 from .rounding import FORMATS, step_at
 
@@ -181,9 +181,9 @@ def first_difference(
     >>> first_difference(sound, faulty).name
     'decoder.layers.0.cross_attention.q'
     """
-    z = check_number("z", z, 0, math.inf, high_open=True)
+    z = check_number("z", z, "[0, inf)")
     if rtol is not None:
-        rtol = check_number("rtol", rtol, 0, math.inf, high_open=True)
+        rtol = check_number("rtol", rtol, "[0, inf)")
     unknown = [name for name in other if name not in reference]
     if unknown:
         raise ValueError(f"the reference has no {', '.join(map(repr, unknown[:5]))}")

@@ -11,9 +11,9 @@ from ..config import RotaryPositions, SinusoidalPositions, StackConfig
 from ..masks import real_positions
 from ..model import Model, forward
 from ..params import map_arrays
-from ..positions import position_embedding, rotation
-from ..quantities import quantity
+from ..positions import position_embedding, rotate, rotation
 from ..trace import FunctionTap
+from ..watching.quantities import quantity
 from .arithmetic import Arithmetic, low_precision
 from .expected import Errors
 
@@ -90,7 +90,7 @@ def _with_rounded_angles(
     turned = name.endswith(("self_attention.q", "self_attention.k"))
     if turned and isinstance(c.relative_positions, RotaryPositions):
         n = x.shape[2]
-        return rotation(c.relative_positions, np.arange(n) * noise(n))(x)
+        return rotate(x, rotation(c.relative_positions, np.arange(n) * noise(n), x.dtype.name))
     return x
 
 

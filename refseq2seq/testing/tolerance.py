@@ -15,9 +15,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ..backend import Array
-from ..checks import check_int
+from ..checks import Tokens, as_tokens, check_int
 from ..model import Model, forward
-from ..tokens import Tokens, as_tokens
 from ..trace import Trace
 from .arithmetic import Arithmetic
 from .expected import Errors, Expected

@@ -99,7 +99,8 @@ def without_cache(model: rs.Model) -> Results:
 FILTERS = {
     "temperature": rs.temperature(0.7),
     "top_k": rs.top_k(5),
-    "top_k with ties": rs.top_k(0.3, keep_ties=True),
+    "top_k with ties": rs.top_k(3, keep_ties=True),
+    "top_fraction": rs.top_fraction(0.3),
     "top_p": rs.top_p(0.8),
     "min_p": rs.min_p(0.1),
     "top_a": rs.top_a(0.3),

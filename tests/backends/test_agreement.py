@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import refseq2seq as rs
 from refseq2seq import filters, ops, special
-from refseq2seq.beam import best_places
+from refseq2seq.ops import top_indices
 from refseq2seq.testing import strategies
 
 on_devices = pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_ties_are_by_rule(xp, processor, kept):
 def test_best_places_are_those_of_a_stable_sort(xp, m, n):
     scores = np.random.default_rng(m).integers(0, 40, (3, m)).astype("float64")
     scores[0, : m // 2] = -np.inf
-    places = host(best_places(xp.asarray(scores), n))
+    places = host(top_indices(xp.asarray(scores), n))
     assert places == np.argsort(-scores, axis=1, kind="stable")[:, :n].tolist()
 
 

@@ -13,9 +13,9 @@ from hypothesis.errors import InvalidArgument
 
 import refseq2seq as rs
 from refseq2seq import config as configs
+from refseq2seq.checks import as_tokens
 from refseq2seq.testing import cases, strategies
 from refseq2seq.testing.cases import PARAMETERS, PLAIN, Case, conventions
-from refseq2seq.tokens import as_tokens
 
 
 def choices(config):
@@ -114,8 +114,8 @@ def test_the_simplest_model_is_simple():
 
 def test_failures_shrink_to_what_makes_them():
     simplest = find(strategies.attentions(), lambda c: True, settings=first_found)
-    found = find(strategies.attentions(), lambda c: c.n_memory_kv and c.head_scale)
-    assert found == dataclasses.replace(simplest, n_memory_kv=1, head_scale=True)
+    found = find(strategies.attentions(), lambda c: c.n_learned_kv and c.head_scale)
+    assert found == dataclasses.replace(simplest, n_learned_kv=1, head_scale=True)
 
 
 def test_padding_is_on_every_side():

@@ -164,8 +164,8 @@ def test_places_without_meaning_are_left_out():
     source, target = np.array([[0, 3, 4, 5], [6, 7, 0, 0]]), [[1, 5, 8], [1, 7]]
     model = rounded(MODELS["rich"], "float32")
     within = spread(model, source, target, mask, dtype="float32", runs=1)
-    learned, pairs = model.config.encoder.n_memory_tokens, 2
-    assert model.config.encoder.self_attention.n_memory_kv == pairs
+    learned, pairs = model.config.encoder.n_register_tokens, 2
+    assert model.config.encoder.self_attention.n_learned_kv == pairs
     real = np.concatenate([np.ones((2, learned), bool), mask], axis=1)
     keys = np.concatenate([np.ones((2, pairs), bool), real], axis=1)
     targets = np.array([[True, True, True], [True, True, False]])

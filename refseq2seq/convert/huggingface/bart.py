@@ -182,7 +182,7 @@ def _stack(
         embedding_norm=embedding_norm,
         positions=positions,
         relative_positions=None,
-        n_memory_tokens=0,
+        n_register_tokens=0,
         norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=True),
         norm_positions=(family.norm,),
         final_norm=family.norm == "before",

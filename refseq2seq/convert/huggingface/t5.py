@@ -129,7 +129,7 @@ def _stack(c: Fields, n_layers: int, is_decoder: bool) -> StackConfig:
             per_layer=c["model_type"] == "umt5",
             scale=1.0,
         ),
-        n_memory_tokens=0,
+        n_register_tokens=0,
         norm=NormConfig(kind="rms_norm", eps=c["layer_norm_epsilon"], gain="vector", bias=False),
         norm_positions=("before",),
         final_norm=True,

@@ -18,7 +18,7 @@ def stack_table(o: Side, arrays: Mapping[str, np.ndarray]) -> Table:
         f"{ours}embedding": (f"{theirs}token_emb.emb.weight", same),
         f"{ours}embedding_norm.gain": (f"{theirs}post_emb_norm.gamma", same),
         f"{ours}positions": (f"{theirs}pos_emb.emb.weight", same),
-        f"{ours}memory_tokens": (f"{theirs}memory_tokens", same),
+        f"{ours}register_tokens": (f"{theirs}memory_tokens", same),
         f"{ours}relative_bias.0": (
             f"{theirs}attn_layers.rel_pos.relative_attention_bias.weight",
             same,
@@ -52,20 +52,20 @@ def _attention_table(
 ) -> dict[str, tuple[str, Transform]]:
     qk_norm = o[f"{kind}qk_norm"]
 
-    def as_keys(memory_k: Array) -> Array:
+    def as_keys(learned_k: Array) -> Array:
         """Under qk_norm the learned keys are normalised like all others; store them so."""
         if not qk_norm:
-            return memory_k
+            return learned_k
         gain = arrays[f"{theirs}qk_norm_k_scale"] if o[f"{kind}qk_norm_dim_scale"] else None
-        return l2_norm(memory_k, gain, None, 1e-12)
+        return l2_norm(learned_k, gain, None, 1e-12)
 
     table: dict[str, tuple[str, Transform]] = {
         "w_q": ("to_q.weight", transposed),
         "w_k": ("to_k.weight", transposed),
         "w_v": ("to_v.weight", transposed),
         "w_o": ("to_out.weight", transposed),
-        "memory_k": ("mem_k", as_keys),
-        "memory_v": ("mem_v", same),
+        "learned_k": ("mem_k", as_keys),
+        "learned_v": ("mem_v", same),
         "w_gate": ("to_v_gate.weight", transposed),
         "b_gate": ("to_v_gate.weight", lambda w: np.zeros(len(w), w.dtype)),  # it has none
         "head_scale": ("head_scale_params", lambda scale: scale[0]),

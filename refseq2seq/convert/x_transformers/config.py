@@ -44,7 +44,7 @@ def stack_config(o: Side, arrays: Mapping[str, np.ndarray]) -> StackConfig:
         embedding_norm="after_positions" if o["post_emb_norm"] else "none",
         positions=_positions(o, arrays),
         relative_positions=_relative_positions(o),
-        n_memory_tokens=o["num_memory_tokens"] or 0,
+        n_register_tokens=o["num_memory_tokens"] or 0,
         norm=norm,
         norm_positions=tuple(place for place, has_norm in places.items() if has_norm),
         final_norm=not after and o["pre_norm_has_final_norm"],
@@ -134,7 +134,7 @@ def _attention(o: Side, kind: str) -> AttentionConfig:
         scale=scale,
         biases=(),
         qk_norm=qk_norm,
-        n_memory_kv=o[f"{kind}num_mem_kv"],
+        n_learned_kv=o[f"{kind}num_mem_kv"],
         gate=gate,
         head_scale=o[f"{kind}head_scale"],
     )

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from ...backend import Array
+from ...checks import Tokens, as_tokens
 from ...config import ModelConfig
 from ...convert import UnsupportedFeature
 from ...model import Model, forward
-from ...tokens import Tokens, as_tokens
 from ...trace import Trace
 from ..compare import Difference, as_float64, first_difference
 from ..expected import Expected

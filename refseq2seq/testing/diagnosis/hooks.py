@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...config import StackConfig
-from ...quantities import is_of_the_source
+from ...watching.quantities import is_of_the_source
 
 
 @dataclass(frozen=True)

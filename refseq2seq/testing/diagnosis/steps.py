@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...quantities import is_of_the_source
+from ...watching.quantities import is_of_the_source
 from ..expected import Expected
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...config import AlibiPositions, BucketedPositions, ModelConfig, RotaryPositions
 from ...params import param_shapes
-from ...quantities import inputs_of
+from ...watching.quantities import inputs_of
 
 # The last word of a name -> fields of the config, and parameters, that enter there. {stack} is
 # encoder or decoder, {layer} its layer, {sub} self_attention, cross_attention or feed_forward,
@@ -28,10 +28,10 @@ ENTERS: dict[str, tuple[str, str]] = {
     "v": ("{stack}.{sub}.n_kv_heads", "{layer}.{sub}.w_v {layer}.{sub}.b_v"),
     "scores": (
         "{stack}.{sub}.scale {stack}.{sub}.kv_head_order {stack}.relative_positions",
-        "{stack}.relative_bias.* {layer}.{sub}.memory_k",
+        "{stack}.relative_bias.* {layer}.{sub}.learned_k",
     ),
     "weights": ("", ""),
-    "heads": ("{stack}.{sub}.kv_head_order", "{layer}.{sub}.memory_v"),
+    "heads": ("{stack}.{sub}.kv_head_order", "{layer}.{sub}.learned_v"),
     "out": (
         "{stack}.{sub}.biases {stack}.{sub}.gate {stack}.{sub}.head_scale",
         "{layer}.{sub}.?_gate {layer}.{sub}.head_scale {layer}.{sub}.?_o {layer}.{sub}.?_out",

@@ -129,11 +129,11 @@ def _watch_layers(catch: Catch, side: str, layers: Any, c: StackConfig) -> None:
             _watch_feed_forward(catch, block.ff, places, c.feed_forward.hidden_norm is not None)
         else:
             # Turned from 0 on, where we turn memory tokens from -n on, q and k are others.
-            turned = c.n_memory_tokens and isinstance(c.relative_positions, RotaryPositions)
+            turned = c.n_register_tokens and isinstance(c.relative_positions, RotaryPositions)
             _watch_attention(catch, _uncompiled(block), places, "v" if turned else "qkv")
     norms, block, _ = layers.layers[layers.layers_execute_order[0]]
     first = block if norms[0] is None else norms[0]
-    catch.given(first, [f"{side}.embed"], lambda call: call.args[0][:, c.n_memory_tokens :])
+    catch.given(first, [f"{side}.embed"], lambda call: call.args[0][:, c.n_register_tokens :])
     catch.gives(layers.final_norm, [f"{side}.final"])
 
 

@@ -1,6 +1,5 @@
 """Trying the properties on an implementation, and saying what came of it."""
 
-import math
 import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -124,7 +123,7 @@ def examine(
         raise ValueError(f"no properties of these names: {sorted(unknown)}; have {sorted(known)}")
     trials, seed = check_int("trials", trials, 1), check_int("seed", seed, 0)
     if rtol is not None:
-        rtol = check_number("rtol", rtol, 0, math.inf, high_open=True)
+        rtol = check_number("rtol", rtol, "[0, inf)")
     first = Trial(implementation, 0, np.random.default_rng(seed))
     logits = first.forward(first.source, first.target)
     rtol = default_rtol(logits.dtype) if rtol is None else rtol

@@ -78,7 +78,7 @@ def stacks(
         d_model=d_model,
         embedding_scale=draw(st.sampled_from((1.0, math.sqrt(d_model)))),
         relative_positions=draw(relative_positions(n_heads=attention.n_heads, d_k=attention.d_k)),
-        n_memory_tokens=0 if cross else draw(st.integers(0, 2)),
+        n_register_tokens=0 if cross else draw(st.integers(0, 2)),
         self_attention=attention,
         cross_attention=draw(attentions()) if cross else None,
         feed_forward=draw(feed_forwards()),
@@ -164,7 +164,7 @@ _ATTENTION: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "d_v": st.sampled_from((2, 3, 5)),
         "biases": _subsets("q", "k", "v", "o"),
         "qk_norm": st.none() | _NORMS,
-        "n_memory_kv": st.integers(0, 2),
+        "n_learned_kv": st.integers(0, 2),
         "gate": st.sampled_from(("none", "per_value", "per_head")),
         "head_scale": st.booleans(),
     }

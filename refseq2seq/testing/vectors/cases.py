@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...beam import beam_search
-from ...decoding import Generation, Step, decode_steps
 from ...filters import temperature, top_k, top_p
+from ...loop import Generation, Step, decode_steps
 from ...model import Model
 from ...sampling import Processor, greedy, sample
 from ...trace import Tap, no_tap

@@ -1,6 +1,5 @@
 """Comparing what another program wrote with the vectors."""
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +57,7 @@ def check(
         If the vectors are not what `make` wrote, or a file of theirs is not of the format.
     """
     if rtol is not None:
-        rtol = check_number("rtol", rtol, 0, math.inf, high_open=True)
+        rtol = check_number("rtol", rtol, "[0, inf)")
     ours, theirs = Path(directory), Path(theirs)
     _check_whole(ours)
     known = {path.name for path in ours.iterdir() if path.is_dir()}

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...backend import Array
 from ...beam import beam_search, beam_steps
-from ...decoding import Step
+from ...loop import Step
 from .cases import FILTERS, Case, outputs_of, steps_of
 from .families import FAMILIES
 from .situations import SITUATIONS, ordinary, situations_of

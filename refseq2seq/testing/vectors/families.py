@@ -61,7 +61,7 @@ def t5() -> ModelConfig:
             relative_positions=BucketedPositions(
                 n_buckets=6, max_distance=5, bidirectional=not cross, per_layer=False, scale=1.0
             ),
-            n_memory_tokens=0,
+            n_register_tokens=0,
             norm=NormConfig(kind="rms_norm", eps=1e-6, gain="vector", bias=False),
             norm_positions=("before",),
             final_norm=True,
@@ -98,7 +98,7 @@ def everything() -> ModelConfig:
             embedding_norm="after_positions",
             positions=LearnedPositions(n_positions=11, offset=2, scale=0.5),
             relative_positions=RotaryPositions(d_rotary=4, base=100.0, pairing="halves"),
-            n_memory_tokens=2,
+            n_register_tokens=2,
             norm=norm,
             norm_positions=("before", "branch", "after"),
             final_norm=True,
@@ -120,7 +120,7 @@ def everything() -> ModelConfig:
             embedding_norm="before_positions",
             positions=SinusoidalPositions(layout="concatenated", offset=1, scale=0.5),
             relative_positions=RotaryPositions(d_rotary=6, base=10000.0, pairing="interleaved"),
-            n_memory_tokens=0,
+            n_register_tokens=0,
             norm=NormConfig(kind="std_norm", eps=1e-3, gain="scalar", bias=True),
             norm_positions=("before", "after"),
             final_norm=True,
@@ -156,7 +156,7 @@ def _gated(
         scale=0.5,
         biases=("q", "k", "v", "o"),
         qk_norm=NormConfig(kind="l2_norm", eps=1e-3, gain="vector", bias=True),
-        n_memory_kv=1,
+        n_learned_kv=1,
         gate=gate,
         head_scale=True,
     )

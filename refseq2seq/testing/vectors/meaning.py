@@ -7,7 +7,7 @@ import numpy as np
 
 from ...files import safetensors
 from ...files.reading import read_json
-from ...quantities import quantity
+from ...watching.quantities import quantity
 from ..simulation import meaningful
 
 

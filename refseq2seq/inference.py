@@ -1,0 +1,101 @@
+"""A model in the middle of decoding: its memory of the sources, its cache of the targets.
+
+A loop asks for the logits after targets that grow by one token at a time, and reorders their
+rows. Contrastive decoding combines the logits of several models behind the same methods.
+"""
+
+import numpy as np
+
+from .backend import Array, array_namespace
+from .contrastive import Amateur, contrast
+from .model import Memory, Model, decode_checked, encode_checked, new_cache, project_memory
+from .request import Request
+from .trace import Tap
+
+
+class Inference:
+    """One model and the targets that it decodes. Rows that have ended can be dropped."""
+
+    def __init__(self, model: Model, memory: Memory, request: Request) -> None:
+        if request.copies > 1:
+            memory = memory.take(model.xp.asarray(request.source_index))
+        batch = len(memory.hidden)
+        self._model, self._memory = model, memory
+        self._cache = new_cache(model, batch, request.end) if request.use_cache else None
+        self._rows = np.arange(batch)  # those that have not been dropped
+
+    def next_logits(self, targets: np.ndarray, tap: Tap) -> Array:
+        """Logits (batch, vocab_size) after ``targets`` (batch, n), one token longer each time.
+
+        They are 0 in dropped rows, and NaN in a row where one has overflowed to -inf.
+        """
+        model, cache, rows = self._model, self._cache, self._rows
+        new = model.xp.asarray(targets[rows, cache[0].length if cache else 0 :])
+        with np.errstate(over="ignore", invalid="ignore"):  # the loop reports what is not finite
+            logits = decode_checked(model, new, self._memory, cache=cache, tap=tap)[:, -1]
+            least = logits.min(axis=-1, keepdims=True)
+            logits = logits + (least - least)
+        if len(rows) == len(targets):
+            return logits
+        xp = array_namespace(logits)
+        whole = xp.zeros_like(logits, shape=(len(targets), logits.shape[1]))
+        whole[xp.asarray(rows)] = logits
+        return whole
+
+    def reorder(self, rows: np.ndarray) -> None:
+        """Let row i continue the target of row ``rows[i]``; both have the same source."""
+        index = np.searchsorted(self._rows, rows[self._rows])
+        for layer in self._cache or ():
+            layer.reorder(index)
+
+    def drop(self, ended: np.ndarray) -> None:
+        """Drop the rows that have ended (batch,), once they are a quarter of those left.
+
+        Each time, the memory and the cache of the others are copied.
+        """
+        staying = np.flatnonzero(~ended[self._rows])
+        if 0 < 4 * len(staying) <= 3 * len(self._rows):
+            self._memory = self._memory.take(self._model.xp.asarray(staying))
+            for layer in self._cache or ():
+                layer.reorder(staying)
+            self._rows = self._rows[staying]
+
+
+class ContrastiveInference(Inference):
+    """An expert and its amateurs; each amateur corrects the logits that the last one left."""
+
+    def __init__(self, model: Model, memory: Memory, request: Request) -> None:
+        super().__init__(model, memory, request)
+        self._amateurs = []
+        for i, amateur in enumerate(request.amateurs):
+            theirs = _memory_of(amateur, memory, request, request.tap.at(f"amateur.{i}"))
+            self._amateurs.append((amateur, Inference(amateur.model, theirs, request)))
+
+    def next_logits(self, targets: np.ndarray, tap: Tap) -> Array:
+        logits = super().next_logits(targets, tap)
+        for i, (amateur, inference) in enumerate(self._amateurs):
+            theirs = inference.next_logits(targets, tap.at(f"amateur.{i}"))
+            logits = contrast(logits, theirs, amateur)
+        return tap("contrast", logits)
+
+    def reorder(self, rows: np.ndarray) -> None:
+        super().reorder(rows)
+        for _, inference in self._amateurs:
+            inference.reorder(rows)
+
+    def drop(self, ended: np.ndarray) -> None:
+        super().drop(ended)
+        for _, inference in self._amateurs:
+            inference.drop(ended)
+
+
+def _memory_of(amateur: Amateur, memory: Memory, request: Request, tap: Tap) -> Memory:
+    """The amateur's memory of the sources: its own encoding, or the expert's, projected."""
+    if amateur.reads_source:
+        return encode_checked(amateur.model, request.source, request.source_mask, tap=tap)
+    return project_memory(amateur.model, memory.hidden, memory.mask, tap=tap)
+
+
+def infer(model: Model, memory: Memory, request: Request) -> Inference:
+    """The model, ready to decode every target of the request, with its amateurs if it has any."""
+    return (ContrastiveInference if request.amateurs else Inference)(model, memory, request)

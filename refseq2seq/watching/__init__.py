@@ -1,0 +1,1 @@
+"""Named quantities, patterns of their names, and tables of objects in notebooks."""

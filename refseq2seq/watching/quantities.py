@@ -1,0 +1,238 @@
+"""Every named quantity: its shape, its meaning, and the quantities it is computed from.
+
+    decoder.layers.1.cross_attention.weights     of `forward`, `encode` and `decode`
+    step.3.decoder.layers.1.self_attention.q     of step 3 of a loop
+    amateur.0.encoder.embed                      of the first amateur of contrastive decoding
+
+The only list of quantities that pass a tap. The documentation's table is made from it, and
+the tests compare it with a trace: every name, every shape, in this order.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A quantity that passes a tap.
+
+    ``name`` has ``*`` for the index of a layer. ``inputs`` are the names of the quantities that
+    it is computed from, beside parameters; ``^`` stands for the input of the layer: the
+    embedding, or the last quantity of the previous layer.
+    """
+
+    name: str
+    shape: str
+    meaning: str
+    inputs: tuple[str, ...]
+
+
+def quantity(name: str) -> Quantity:
+    """The quantity of a full name, such as ``step.3.decoder.layers.1.self_attention.q``.
+
+    Raises
+    ------
+    KeyError
+        If no quantity has that name.
+
+    Examples
+    --------
+    >>> quantity("step.3.decoder.layers.1.self_attention.q").shape
+    '(batch, n_heads, n_target, d_k)'
+    """
+    _, bare = _split(name)
+    return BY_NAME[re.sub(r"(?<=layers\.)\d+", "*", bare)]
+
+
+def find_quantity(name: str) -> Quantity | None:
+    """As `quantity`, but None for a name that no quantity has."""
+    try:
+        return quantity(name)
+    except KeyError:
+        return None
+
+
+def inputs_of(name: str, among: Collection[str]) -> list[str]:
+    """The names ``among`` those given from which the quantity ``name`` is computed directly.
+
+    Keys and values in a cache, from earlier steps, are left out.
+
+    Parameters
+    ----------
+    name : str
+    among : collection of str
+        In order of execution, as a `Trace` has them.
+
+    Examples
+    --------
+    >>> names = ["encoder.embed", "encoder.final", "step.3.decoder.embed"]
+    >>> inputs_of("step.3.decoder.layers.0.self_attention.input", names)
+    ['step.3.decoder.embed']
+    >>> inputs_of("decoder.layers.0.cross_attention.k", names)
+    ['encoder.final']
+    """
+    prefix, bare = _split(name)
+    layer = re.search(r"(?<=layers\.)\d+", bare)
+    given = f"layers.{int(layer[0]) - 1}.after_feed_forward" if layer and int(layer[0]) else "embed"
+    found: list[str] = []
+    for other in quantity(name).inputs:
+        at = _without_step(prefix) if is_of_the_source(other) else prefix
+        pattern = at + other.replace("^", given).replace("*", layer[0] if layer else "*")
+        found += [candidate for candidate in among if fnmatchcase(candidate, pattern)][-1:]
+    return found
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The prefix that names the step and the amateur, and the rest."""
+    match = re.match(r"(step\.\d+\.)?(amateur\.\d+\.)?", name)
+    return name[: match.end()], name[match.end() :]  # type: ignore[union-attr]
+
+
+def is_of_the_source(name: str) -> bool:
+    """Whether a quantity is computed once per source, before the first step."""
+    return name.startswith("encoder.") or name.endswith(("cross_attention.k", "cross_attention.v"))
+
+
+def _without_step(prefix: str) -> str:
+    return re.sub(r"^step\.\d+\.", "", prefix)
+
+
+TABLE = """
+encoder.tokens : (batch, n_source, d_model)
+    token embeddings, scaled
+encoder.positions : ([batch,] n_source, d_model)
+    position embeddings, scaled
+encoder.embed : (batch, n_source, d_model) <- encoder.tokens, encoder.positions
+    their sum, normalised where the model has a norm; the input of layer 0
+encoder.layers.*.self_attention.input : (batch, n_source, d_model) <- encoder.^
+    the sublayer's input, after its norm where there is one
+encoder.layers.*.self_attention.q : (batch, n_heads, n_source, d_k) <- ~.input
+    queries: input W_q + b_q by heads, normalised and rotated where the model does so
+encoder.layers.*.self_attention.k : (batch, n_kv_heads, n_source, d_k) <- ~.input
+    keys: input W_k + b_k by heads, normalised and rotated where the model does so
+encoder.layers.*.self_attention.v : (batch, n_kv_heads, n_source, d_v) <- ~.input
+    values: input W_v + b_v by heads
+encoder.layers.*.self_attention.scores : (batch, n_heads, n_source, n_source) <- ~.q, ~.k
+    scale q k^T plus the bias of relative positions, before mask and softmax
+encoder.layers.*.self_attention.weights : (batch, n_heads, n_source, n_source) <- ~.scores
+    softmax of the scores that the mask allows, 0 elsewhere
+encoder.layers.*.self_attention.heads : (batch, n_heads, n_source, d_v) <- ~.weights, ~.v
+    weights times values, before gates
+encoder.layers.*.self_attention.out : (batch, n_source, d_model) <- ~.heads
+    concatenated heads, gated where the model has gates, times W_o + b_o
+encoder.layers.*.after_self_attention : (batch, n_source, d_model) <- encoder.^, @.self_attention.out
+    the residual stream plus the self-attention's output, normalised where the model does so
+encoder.layers.*.feed_forward.input : (batch, n_source, d_model) <- @.after_self_attention
+    the sublayer's input, after its norm where there is one
+encoder.layers.*.feed_forward.projected : (batch, n_source, d_ff) <- ~.input
+    input W_in + b_in
+encoder.layers.*.feed_forward.gate : (batch, n_source, d_ff) <- ~.input
+    input W_gate + b_gate, in gated models
+encoder.layers.*.feed_forward.activated : (batch, n_source, d_ff) <- ~.projected, ~.gate
+    activation(projected), or activation(gate) projected, in models that normalise it next
+encoder.layers.*.feed_forward.hidden : (batch, n_source, d_ff) <- ~.projected, ~.gate, ~.activated
+    activation(projected), or activation(gate) projected; normalised where the model does so
+encoder.layers.*.feed_forward.out : (batch, n_source, d_model) <- ~.hidden
+    hidden W_out + b_out
+encoder.layers.*.after_feed_forward : (batch, n_source, d_model) <- @.after_self_attention, @.feed_forward.out
+    the residual stream plus the feed-forward's output, normalised where the model does so
+encoder.final : (batch, n_source, d_model) <- encoder.layers.*.after_feed_forward
+    output of the last layer, after the final norm where there is one
+decoder.layers.*.cross_attention.k : (batch, n_kv_heads, n_source, d_k) <- encoder.final
+    keys of the source: encoder.final W_k + b_k by heads, computed once
+decoder.layers.*.cross_attention.v : (batch, n_kv_heads, n_source, d_v) <- encoder.final
+    values of the source: encoder.final W_v + b_v by heads, computed once
+decoder.tokens : (batch, n_target, d_model)
+    token embeddings, scaled
+decoder.positions : ([batch,] n_target, d_model)
+    position embeddings, scaled
+decoder.embed : (batch, n_target, d_model) <- decoder.tokens, decoder.positions
+    their sum, normalised where the model has a norm; the input of layer 0
+decoder.layers.*.self_attention.input : (batch, n_target, d_model) <- decoder.^
+    the sublayer's input, after its norm where there is one
+decoder.layers.*.self_attention.q : (batch, n_heads, n_target, d_k) <- ~.input
+    queries: input W_q + b_q by heads, normalised and rotated where the model does so
+decoder.layers.*.self_attention.k : (batch, n_kv_heads, n_target, d_k) <- ~.input
+    keys: input W_k + b_k by heads, normalised and rotated where the model does so
+decoder.layers.*.self_attention.v : (batch, n_kv_heads, n_target, d_v) <- ~.input
+    values: input W_v + b_v by heads
+decoder.layers.*.self_attention.scores : (batch, n_heads, n_target, n_so_far) <- ~.q, ~.k
+    scale q k^T plus the bias of relative positions, before mask and softmax
+decoder.layers.*.self_attention.weights : (batch, n_heads, n_target, n_so_far) <- ~.scores
+    softmax of the scores that the mask allows, 0 elsewhere
+decoder.layers.*.self_attention.heads : (batch, n_heads, n_target, d_v) <- ~.weights, ~.v
+    weights times values, before gates
+decoder.layers.*.self_attention.out : (batch, n_target, d_model) <- ~.heads
+    concatenated heads, gated where the model has gates, times W_o + b_o
+decoder.layers.*.after_self_attention : (batch, n_target, d_model) <- decoder.^, @.self_attention.out
+    the residual stream plus the self-attention's output, normalised where the model does so
+decoder.layers.*.cross_attention.input : (batch, n_target, d_model) <- @.after_self_attention
+    the sublayer's input, after its norm where there is one
+decoder.layers.*.cross_attention.q : (batch, n_heads, n_target, d_k) <- ~.input
+    queries: input W_q + b_q by heads, normalised and rotated where the model does so
+decoder.layers.*.cross_attention.scores : (batch, n_heads, n_target, n_source) <- ~.q, ~.k
+    scale q k^T plus the bias of relative positions, before mask and softmax
+decoder.layers.*.cross_attention.weights : (batch, n_heads, n_target, n_source) <- ~.scores
+    softmax of the scores that the mask allows, 0 elsewhere
+decoder.layers.*.cross_attention.heads : (batch, n_heads, n_target, d_v) <- ~.weights, ~.v
+    weights times values, before gates
+decoder.layers.*.cross_attention.out : (batch, n_target, d_model) <- ~.heads
+    concatenated heads, gated where the model has gates, times W_o + b_o
+decoder.layers.*.after_cross_attention : (batch, n_target, d_model) <- @.after_self_attention, @.cross_attention.out
+    the residual stream plus the cross-attention's output, normalised where the model does so
+decoder.layers.*.feed_forward.input : (batch, n_target, d_model) <- @.after_cross_attention
+    the sublayer's input, after its norm where there is one
+decoder.layers.*.feed_forward.projected : (batch, n_target, d_ff) <- ~.input
+    input W_in + b_in
+decoder.layers.*.feed_forward.gate : (batch, n_target, d_ff) <- ~.input
+    input W_gate + b_gate, in gated models
+decoder.layers.*.feed_forward.activated : (batch, n_target, d_ff) <- ~.projected, ~.gate
+    activation(projected), or activation(gate) projected, in models that normalise it next
+decoder.layers.*.feed_forward.hidden : (batch, n_target, d_ff) <- ~.projected, ~.gate, ~.activated
+    activation(projected), or activation(gate) projected; normalised where the model does so
+decoder.layers.*.feed_forward.out : (batch, n_target, d_model) <- ~.hidden
+    hidden W_out + b_out
+decoder.layers.*.after_feed_forward : (batch, n_target, d_model) <- @.after_cross_attention, @.feed_forward.out
+    the residual stream plus the feed-forward's output, normalised where the model does so
+decoder.final : (batch, n_target, d_model) <- decoder.layers.*.after_feed_forward
+    output of the last layer, after the final norm where there is one
+logits : (batch, n_target, vocab_size) <- decoder.final
+    (logits_scale decoder.final) W + b, where W is the unembedding
+contrast : (batch, vocab_size) <- logits
+    the last logits, corrected by those of the amateurs, in contrastive decoding
+scores : (batch, vocab_size) <- logits
+    the last logits after the processors, -inf where a token is removed
+chosen : (batch,) <- scores
+    token ids that the chooser picks; rows in their prefix or at their end take other tokens
+log_probs : (batch,), or in beam search (batch * beams, vocab_size) <- logits
+    log-probability, in nats, of the token taken; in beam search of all tokens, after the processors
+candidates.beams : (batch, n_candidates) <- log_probs
+    the live beam that each candidate continues, in beam search
+candidates.tokens : (batch, n_candidates) <- log_probs
+    the new token of each candidate
+candidates.log_probs : (batch, n_candidates) <- log_probs
+    log-probability of that token, after the processors
+candidates.scores : (batch, n_candidates) <- log_probs
+    sum of the log-probabilities of its new tokens, best first
+pool.scores : (batch, beams) <- candidates.scores
+    normalised scores of the hypotheses so far, best first
+"""
+"""``name : shape <- inputs``, then the meaning; ``@`` is the layer, ``~`` the sublayer."""
+
+
+def _rows() -> Iterator[Quantity]:
+    lines = TABLE.strip().splitlines()
+    for head, meaning in zip(lines[::2], lines[1::2], strict=True):
+        name, _, rest = head.partition(" : ")
+        shape, _, inputs = rest.partition(" <- ")
+        inputs = inputs.replace("@", name.partition(".*")[0] + ".*")
+        inputs = inputs.replace("~", name.rpartition(".")[0])
+        yield Quantity(name, shape, meaning.strip(), tuple(inputs.split(", ") if inputs else ()))
+
+
+QUANTITIES = tuple(_rows())
+BY_NAME = {quantity.name: quantity for quantity in QUANTITIES}
+LOOPS = QUANTITIES[[quantity.name for quantity in QUANTITIES].index("logits") + 1 :]
+"""The quantities of the decoding loops; the others belong to the model."""
