@@ -1,8 +1,7 @@
-"""Keyword arguments that this library does not have, and what to write instead.
+"""Errors for unknown keyword arguments, with the spelling to use instead.
 
-`generate` and `beam_search` hand their options on. An unknown one is refused by them, by name;
-where Hugging Face transformers has an option of that name, the error says how it is written
-here.
+`generate` and `beam_search` pass their options on to other functions. An unknown option raises an
+error that names it; for an option of Hugging Face transformers, the error gives the equivalent.
 """
 
 import inspect
@@ -11,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-# What transformers' keyword becomes: a processor, for its place in the call at hand, ...
+# Keywords of transformers that correspond to a processor, ...
 PROCESSORS = {
     "temperature": "rs.temperature({})",
     "top_k": "rs.top_k({}, keep_ties=True)",
@@ -33,7 +32,7 @@ PROCESSORS = {
     "renormalize_logits": "rs.renormalize_logits()",
     "logits_processor": "a_function_of_scores_and_state",
 }
-# ... or an argument of its own.
+# ... or to an argument.
 ARGUMENTS = {
     "input_ids": "source={}",
     "inputs": "source={}",
@@ -43,15 +42,15 @@ ARGUMENTS = {
     "min_length": "min_new_tokens=..., which does not count the start token",
     "eos_token_id": "eos_ids=[{}]",
     "stopping_criteria": "stop=..., a function of a step",
-    "do_sample": "choose=rs.sample(...) in rs.generate; beam search draws nothing",
+    "do_sample": "choose=rs.sample(...) in rs.generate; beam search does not sample",
     "num_beams": "rs.beam_search(model, source, beams={})",
     "length_penalty": "rs.beam_search(model, source, length_penalty={})",
     "early_stopping": "rs.beam_search(model, source, early_stopping={})",
     "num_return_sequences": "n_best={} in rs.beam_search, num_return_sequences={} in rs.generate",
     "processors": "choose=rs.greedy(...) or rs.sample(...) with the processors inside",
     "choose": "processors=[...]: beam search chooses by its own rules",
-    "seed": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search draws nothing",
-    "row_ids": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search draws nothing",
+    "seed": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search does not sample",
+    "row_ids": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search does not sample",
     "uniforms": "processors=[rs.gumbel_top_k(..., noise=...)] for stochastic beams",
 }
 
@@ -62,10 +61,10 @@ def check_options(call: str, options: Mapping[str, Any], *functions: Callable[..
     Parameters
     ----------
     call : str
-        What the error calls the function that was given them.
+        The name, in the error, of the function that received the options.
     options : mapping of names to values
     *functions : callable
-        Those that it hands them on to, and itself where it has named arguments of its own.
+        The functions that it passes options on to, and itself if it has keyword-only arguments.
     """
     known = _keywords(functions)
     for name, value in options.items():
@@ -80,16 +79,16 @@ def _keywords(functions: tuple[Callable[..., Any], ...]) -> list[str]:
 
 
 def _instead(name: str, value: Any, known: Sequence[str]) -> str:
-    from difflib import get_close_matches  # here, because it is seldom needed
+    from difflib import get_close_matches  # here, because it is rarely needed
 
     shown = reprlib.repr(value)
     if name in PROCESSORS:
         processor = PROCESSORS[name].replace("{}", shown)
         if "processors" in known:
             return f"write processors=[{processor}]"
-        return f"write choose=rs.sample({processor}), or rs.greedy({processor}) to draw nothing"
+        return f"write choose=rs.sample({processor}), or rs.greedy({processor}) without sampling"
     if name in ARGUMENTS:
         return f"write {ARGUMENTS[name].replace('{}', shown)}"
     if near := get_close_matches(name, known, n=1):
         return f"did you mean {near[0]!r}?"
-    return f"it takes {', '.join(known)}"
+    return f"its arguments are {', '.join(known)}"

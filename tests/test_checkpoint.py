@@ -592,7 +592,7 @@ def test_a_name_that_is_not_utf8(path, tiny):
     at = tiny.index(b"PK\1\2")
     flags = struct.pack("<H", 2**11)
     lie = tiny[: at + 8] + flags + tiny[at + 10 : at + 46] + b"\xff" + tiny[at + 47 :]
-    assert "not a whole zip" in refusal(path, lie)
+    assert "not a complete zip" in refusal(path, lie)
 
 
 # Foreign files
@@ -604,7 +604,7 @@ def test_a_name_that_is_not_utf8(path, tiny):
     ids=["empty", "zero", "PK", "text", "png", "npy", "end"],
 )
 def test_a_file_that_is_no_zip(path, content):
-    assert "not a whole zip file" in refusal(path, content)
+    assert "not a complete zip file" in refusal(path, content)
 
 
 def test_another_zip_file(path):
@@ -612,7 +612,7 @@ def test_another_zip_file(path):
     np.savez(file, a=np.ones(3))
     assert "not a refseq2seq checkpoint" in refusal(path, file.getvalue())
     assert "not a refseq2seq checkpoint" in refusal(path, packed({}))
-    assert "must hold a JSON object, got list" in refusal(path, packed({HEADER: b"[1]"}))
+    assert "must contain a JSON object, got list" in refusal(path, packed({HEADER: b"[1]"}))
 
 
 # Hostile headers
@@ -674,7 +674,7 @@ def test_every_key_of_the_header_left_out(path, tiny):
     ("keys", "value", "message"),
     [
         (["format"], "other", "is not that of a refseq2seq checkpoint"),
-        (["version"], 2, "has version 2; this is for 1"),
+        (["version"], 2, "has version 2; expected 1"),
         (["version"], "1", "has version '1'"),
         (["dtype"], "int8", "dtype must be one of .* got 'int8'"),
         (["dtype"], ["float32"], "dtype must be one of"),
@@ -763,8 +763,8 @@ def test_missing_extra_and_repeated_arrays(path, tiny):
     name = "encoder.embedding.npy"
     rest = {n: x for n, x in members.items() if n != name}
     assert f"lacks {name}" in refusal(path, packed(rest))
-    assert "config does not: more.npy" in refusal(path, packed(members | {"more.npy": b""}))
-    assert "config does not: up/" in refusal(path, packed(members | {"up/": b""}))
+    assert "config does not have: more.npy" in refusal(path, packed(members | {"more.npy": b""}))
+    assert "config does not have: up/" in refusal(path, packed(members | {"up/": b""}))
     for old in (name, HEADER):  # the same name twice, once with other content
         other = "x" * len(old)
         twice = packed(members | {other: members[old]}).replace(other.encode(), old.encode())
@@ -790,13 +790,13 @@ ARRAY = np.arange(15, dtype="float32").reshape(5, 3)  # the encoder's embedding
         (npy(ARRAY.astype("int32")), "must be little-endian float in C order, got <i4"),
         (npy(ARRAY.astype(bool)), r"must be little-endian float in C order, got \|b1"),
         (npy(ARRAY.astype(complex)), "must be little-endian float in C order, got <c16"),
-        (npy(ARRAY.astype("S4")), r"must hold numbers, got dtype"),
+        (npy(ARRAY.astype("S4")), r"must contain numbers, got dtype"),
         (npy(ARRAY.astype([("a", "<f4")])), "no .npy header"),
-        (npy(ARRAY.astype(object), allow_pickle=True), r"must hold numbers, got dtype"),
+        (npy(ARRAY.astype(object), allow_pickle=True), r"must contain numbers, got dtype"),
         (npy(ARRAY * np.float32(np.nan)), "is not finite as float32"),
         (npy(ARRAY + np.float32(np.inf)), "is not finite as float32"),
-        (npy(ARRAY)[:-4], "has 56 bytes, not those of its shape"),
-        (npy(ARRAY) + b"\0", "has 61 bytes, not those of its shape"),
+        (npy(ARRAY)[:-4], "has 56 bytes, which do not fit shape"),
+        (npy(ARRAY) + b"\0", "has 61 bytes, which do not fit shape"),
         (npy(ARRAY)[:127], "no .npy header"),
         (npy(ARRAY)[:9], "no .npy header"),
         (b"", "no .npy header"),
@@ -809,7 +809,7 @@ ARRAY = np.arange(15, dtype="float32").reshape(5, 3)  # the encoder's embedding
         (npy(ARRAY).replace(b"(5, 3)", b"[5, 3]"), "no .npy header"),
         (
             npy(ARRAY).replace(b"(5, 3), }" + b" " * 9, b"(5, 3000000000), }"),
-            "has 60 bytes, not those of its shape",
+            "has 60 bytes, which do not fit shape",
         ),
         (npy(ARRAY).replace(b"False", b"1==2 "), "no .npy header"),
     ],
