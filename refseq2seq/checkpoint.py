@@ -38,7 +38,7 @@ _PICKLE = (
     "the model with its own library, and convert it with refseq2seq.convert"
 )
 _CURES = dict.fromkeys(PICKLES, _PICKLE) | {
-    ".safetensors": ". For a safetensors file, give the directory that has it and its config.json"
+    ".safetensors": ". For a safetensors file, give the directory that contains it and its config.json"
 }
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class CheckpointError(FileError):
 
 
 def save(model: Model, path: str | os.PathLike[str], *, stored_dtype: str | None = None) -> None:
-    """Write a model to one file; if that fails, nothing is written.
+    """Write a model to one file; on an error, no file is written or changed.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def _numbers(stored: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) 
         raise CheckpointError(f"{name} must have shape {shape}, got {stored.shape}")
     if stored.dtype.str not in ("<f2", "<f4", "<f8") or not stored.flags.c_contiguous:
         raise CheckpointError(
-            f"{name} must be little-endian floats in C order, got {stored.dtype.str} with strides "
+            f"{name} must be little-endian float in C order, got {stored.dtype.str} with strides "
             f"{stored.strides}"
         )
     with np.errstate(all="ignore"):  # an overflow is reported by name below

@@ -49,8 +49,8 @@ ARGUMENTS = {
     "num_return_sequences": "n_best={} in rs.beam_search, num_return_sequences={} in rs.generate",
     "processors": "choose=rs.greedy(...) or rs.sample(...) with the processors inside",
     "choose": "processors=[...]: beam search chooses by its own rules",
-    "seed": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search does not sample",
-    "row_ids": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search does not sample",
+    "seed": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search never samples",
+    "row_ids": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search never samples",
     "uniforms": "processors=[rs.gumbel_top_k(..., noise=...)] for stochastic beams",
 }
 

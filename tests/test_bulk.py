@@ -499,7 +499,7 @@ def test_an_input_in_the_directory_of_the_run_is_refused(name, begun, tmp_path, 
     for given in (path, tmp_path / "link"):
         status, out, err = call("--input", given, "--output", tmp_path / "out.jsonl")
         assert (status, out, err.count("\n")) == (1, "", 1)
-        assert "lies in the directory of the run: choose another output" in err
+        assert "is in the directory of the run: choose another output" in err
     assert path.read_bytes() == content
     assert call(*begun)[0] == 0
 

@@ -465,7 +465,7 @@ def test_a_name_that_is_not_known(name):
 @pytest.mark.parametrize(
     ("name", "cure"),
     [
-        ("model.safetensors", "directory that holds it and its config.json"),
+        ("model.safetensors", "directory that contains it and its config.json"),
         *(
             (f"model{suffix}", "Pickles .* refseq2seq.convert")
             for suffix in (".bin", ".pt", ".PTH")

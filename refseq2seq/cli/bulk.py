@@ -40,7 +40,7 @@ def generate_file(model: Model, method: dict[str, Any], options: argparse.Namesp
     if options.output.exists() and not options.output.is_file():
         raise ValueError(f"--output must be a file, or - for standard output; got {options.output}")
     if Path(f"{output}.run") in path.resolve().parents:
-        raise ValueError(f"--input {path} lies in the directory of the run: choose another output")
+        raise ValueError(f"--input {path} is in the directory of the run: choose another output")
     digest, total = _digest_of_file(path)
     with journal.opened(output) as run:
         done = run.begin(_asked(model, digest, options), total)

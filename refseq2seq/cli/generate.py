@@ -51,7 +51,7 @@ def add_to(commands: Any) -> None:
         ("--input", Path, "FILE", "read lines of UTF-8 that end with LF or CRLF; - is stdin"),
         ("--batch-size", count, "N", "lines per batch (default 32); 1 if stdin is a terminal"),
     )
-    skip = "leave the output of a line with an error empty, and continue; exit status 3"
+    skip = "print an empty line, with --json the error, for a line that fails; exit status 3"
     lines.add_argument("--skip-errors", action="store_true", help=skip)
     shown = lines.add_mutually_exclusive_group()
     shown.add_argument(

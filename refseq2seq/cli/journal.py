@@ -31,7 +31,7 @@ class Journal:
     def begin(self, asked: dict[str, Any], total: int) -> int:
         """Store the request of a new run, or compare it with the stored one.
 
-        The result is the number of lines, of the first of ``total``, that have an answer.
+        The result is the number of lines that have an answer; they are the first of ``total``.
         """
         request, asked = self.request(), {name: json.dumps(x) for name, x in asked.items()}
         (done,) = self._database.execute("SELECT count(*) FROM answers").fetchone()
@@ -126,7 +126,7 @@ def opened(output: Path) -> Iterator[Journal]:
 
 
 def _delete(path: Path) -> None:
-    """Delete the database and SQLite's own journal, which a kill leaves."""
+    """Delete the database, and SQLite's own journal, kept until it is closed or after a kill."""
     for name in (f"{path.name}-journal", path.name):
         path.with_name(name).unlink(missing_ok=True)
 

@@ -48,7 +48,7 @@ def read_lines(file: Iterable[bytes], first: int = 0) -> Iterator[Line]:
 
 
 def check_method(model: Model, method: dict[str, Any]) -> None:
-    """Raise if the model does not support the method for any input."""
+    """Raise if the model does not support the method, independently of the input."""
     steps = beam_steps if "beams" in method else decode_steps
     steps(model, [[0]], **{name: x for name, x in method.items() if name != "n_best"})
 

@@ -50,7 +50,7 @@ def file_errors(path: str | os.PathLike[str], *kinds: type[ValueError]) -> Itera
 
 
 def one_line(message: str, length: int = 800) -> str:
-    """A message that contains untrusted text, as one printable line of at most ``length``."""
+    """A message with untrusted text, as one printable line of at most ``length`` characters."""
     line = " ".join(message[: 8 * length].split())
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     return line if len(line) <= length else f"{line[: length - 3]}..."

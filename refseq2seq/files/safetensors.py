@@ -29,8 +29,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 WHAT_TO_DO = (
-    f"expected {', '.join(DTYPES)} or BF16: convert narrower floats to float32 (F32), which is "
-    "exact"
+    f"expected {', '.join(DTYPES)} or BF16: widen a narrower float to float32 (F32), which is exact"
 )
 
 

@@ -243,7 +243,8 @@ def _check_sinusoids(arrays: Arrays, positions: SinusoidalPositions, d_model: in
 
 
 def _rounding(table: np.ndarray) -> float:
-    """The largest rounding error of numbers up to 1 in the narrowest format that fits the table.
+    """The largest rounding error of numbers up to 1 in the narrowest format that represents the
+    table exactly.
 
     The format is bfloat16, float16 or float32, found from the number of significant binary
     digits, because a table in half precision has been widened before.

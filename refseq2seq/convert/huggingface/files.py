@@ -21,7 +21,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 def check_directory(path: Path) -> None:
     """Raise unless the path is the directory of a complete model."""
     if path.is_file():
-        why = "a file; give the directory that holds it and its config.json"
+        why = "a file; give the directory that contains it and its config.json"
         raise NotADirectoryError(errno.ENOTDIR, why, str(path))
     if not path.is_dir():
         why = "no such directory; nothing is downloaded: give a local directory or a live model"

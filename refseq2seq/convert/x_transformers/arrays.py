@@ -84,7 +84,9 @@ def _attention_table(
 
 
 def _feed_forward_table(o: Side, ours: str, theirs: str) -> dict[str, tuple[str, Transform]]:
-    """The table of a feed-forward; a GLU's matrix has the rows of "in", then those of "gate"."""
+    """The table of a feed-forward. A GLU's matrix has the rows of "in", then those of "gate", to
+    which the activation is applied.
+    """
     table: dict[str, tuple[str, Transform]] = {
         "w_in": ("ff.0.0.weight", transposed),
         "b_in": ("ff.0.0.bias", same),

@@ -87,7 +87,7 @@ def _relative_positions(
 ) -> RotaryPositions | AlibiPositions | BucketedPositions | None:
     chosen = [n for n in ("rotary_pos_emb", "alibi_pos_bias", "rel_pos_bias") if o[n]]
     if len(chosen) > 1:
-        raise o.refusal(chosen[1], f"beside {chosen[0]} is not implemented")
+        raise o.refusal(chosen[1], f"together with {chosen[0]} is not implemented")
     if o["rotary_pos_emb"]:
         d = default(o["rotary_emb_dim"], o["attn_dim_head"] // 2)
         d_rotary = d + d % 2  # an odd d has (d + 1)/2 frequencies 10000^(-2j/d)
@@ -118,7 +118,7 @@ def _attention(o: Side, kind: str) -> AttentionConfig:
         qk_norm = NormConfig(kind="l2_norm", eps=1e-12, gain="vector", bias=False)
     if o[f"{kind}qk_norm"]:
         if qk_norm is not None:
-            raise o.refusal(f"{kind}qk_rmsnorm", f"beside {kind}qk_norm is not implemented")
+            raise o.refusal(f"{kind}qk_rmsnorm", f"together with {kind}qk_norm is not implemented")
         learned = o[f"{kind}qk_norm_dim_scale"]
         qk_norm = NormConfig(
             kind="l2_norm", eps=1e-12, gain="vector" if learned else "none", bias=False
@@ -142,7 +142,9 @@ def _attention(o: Side, kind: str) -> AttentionConfig:
 
 def _gate(o: Side, kind: str) -> Literal["none", "per_value", "per_head"]:
     if o[f"{kind}gate_values"] and o[f"{kind}gate_value_heads"]:
-        raise o.refusal(f"{kind}gate_value_heads", f"beside {kind}gate_values is not implemented")
+        raise o.refusal(
+            f"{kind}gate_value_heads", f"together with {kind}gate_values is not implemented"
+        )
     if o[f"{kind}gate_value_heads"]:
         return "per_head"
     if o[f"{kind}gate_values"]:
