@@ -38,7 +38,7 @@ _PICKLE = (
     "the model with its own library, and convert it with refseq2seq.convert"
 )
 _CURES = dict.fromkeys(PICKLES, _PICKLE) | {
-    ".safetensors": ". For a safetensors file, give the directory that contains it and its config.json"
+    ".safetensors": ". For safetensors, give the directory that contains it and its config.json"
 }
 
 T = TypeVar("T")
