@@ -1,13 +1,13 @@
-"""The native format: one ``.npz`` file, arrays and a JSON entry, never a pickle.
+"""The native checkpoint format: one ``.npz`` file with arrays and a JSON entry, without pickles.
 
-The file is an uncompressed zip. ``checkpoint.json`` holds the format's version, the
-model's dtype, the configuration and the vocabularies; each array is ``NAME.npy``, in C
-order and little-endian, under its name in `refseq2seq.params.param_shapes`. So
-``numpy.load`` reads it, ``unzip`` unpacks it, and other languages need no help from us.
+The file is an uncompressed zip. The entry ``checkpoint.json`` contains the format's version, the
+model's dtype, the configuration and the vocabularies. Each array is an entry ``NAME.npy``, in C
+order and little-endian; `refseq2seq.params.param_shapes` gives the names. Therefore
+``numpy.load`` reads the file, ``unzip`` unpacks it, and programs in other languages can read it
+without this package.
 
-A file is not trusted: sizes are compared with what the configuration declares before
-anything of that size is allocated, every entry is covered by its checksum, and what does
-not fit is a `CheckpointError` that says what.
+Files are not trusted. Sizes are compared with those that the configuration declares before
+memory is allocated, and every entry has a checksum. A `CheckpointError` names what does not fit.
 """
 
 import errno
@@ -38,7 +38,7 @@ _PICKLE = (
     "the model with its own library, and convert it with refseq2seq.convert"
 )
 _CURES = dict.fromkeys(PICKLES, _PICKLE) | {
-    ".safetensors": ". Of a safetensors file, give the directory that holds it and its config.json"
+    ".safetensors": ". For safetensors, give the directory that contains it and its config.json"
 }
 
 # The names in a file of version 1 that changed in version 2, of fields and of arrays.
@@ -54,11 +54,11 @@ T = TypeVar("T")
 
 
 class CheckpointError(FileError):
-    """A file is not a whole and sound checkpoint."""
+    """A file is not a complete and valid checkpoint."""
 
 
 def save(model: Model, path: str | os.PathLike[str], *, stored_dtype: str | None = None) -> None:
-    """Write a model to one file, whole or not at all.
+    """Write a model to one file; on an error, no file is written or changed.
 
     Parameters
     ----------
@@ -66,8 +66,8 @@ def save(model: Model, path: str | os.PathLike[str], *, stored_dtype: str | None
     path : path
         An existing file is replaced in one step.
     stored_dtype : "float16", "float32" or "float64", optional
-        Of the arrays in the file, the model's own by default. A narrower one rounds
-        them; `load` widens them back to the model's dtype.
+        The dtype of the arrays in the file, by default the model's. A narrower dtype rounds
+        them; `load` converts them back to the model's dtype.
 
     Raises
     ------
@@ -75,8 +75,8 @@ def save(model: Model, path: str | os.PathLike[str], *, stored_dtype: str | None
         If parameters or vocabularies do not fit the config, or a parameter is not finite in
         ``stored_dtype``.
     TypeError
-        If the model has a tokenizer that is not a `Vocabulary`: other programs' tokenizers
-        have files of their own.
+        If the model has a tokenizer that is not a `Vocabulary`. Tokenizers of other programs
+        have their own files.
     """
     stored = np.dtype(stored_dtype or model.dtype)
     if stored.name not in DTYPES:
@@ -104,12 +104,12 @@ def save(model: Model, path: str | os.PathLike[str], *, stored_dtype: str | None
 
 
 def _fields(side: str, tokenizer: Tokenizer | None, c: StackConfig) -> dict[str, Any] | None:
-    """What the header says of a vocabulary."""
+    """The header's entry for a vocabulary."""
     if tokenizer is None:
         return None
     if not isinstance(tokenizer, Vocabulary):
         raise TypeError(
-            f"the format holds a Vocabulary only, and the model's {side} tokenizer is a "
+            f"the format supports only a Vocabulary, but the model's {side} tokenizer is a "
             f"{type(tokenizer).__name__}: keep its file, and save dataclasses.replace(model, "
             "source_vocabulary=None, target_vocabulary=None)"
         )
@@ -121,17 +121,18 @@ def _fields(side: str, tokenizer: Tokenizer | None, c: StackConfig) -> dict[str,
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Read a model: ``"g2p"``, the one that ships, or the path of a native checkpoint, or
-    the directory of a Hugging Face model (see `refseq2seq.convert.from_huggingface`).
+    """Read a model: ``"g2p"``, which is included, or a native checkpoint, or the directory of a
+    Hugging Face model (see `refseq2seq.convert.from_huggingface`).
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file or directory. Nothing is looked for elsewhere.
+        If there is no such file or directory. Nothing is downloaded.
     CheckpointError
-        If the file is not a whole and sound checkpoint.
+        If the file is not a complete and valid checkpoint.
     TypeError, ValueError
-        If ``path`` is not a path, or empty. Of a directory, all that `from_huggingface` raises.
+        If ``path`` is not a path, or empty. For a directory, also the errors of
+        `from_huggingface`.
 
     Examples
     --------
@@ -141,15 +142,15 @@ def load(path: str | os.PathLike[str]) -> Model:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a str or an os.PathLike, got {type(path).__name__}")
     if path == "":
-        raise ValueError("path is empty: give that of a checkpoint or of a directory, or 'g2p'")
+        raise ValueError("path is empty: give the path of a checkpoint or a directory, or 'g2p'")
     if path == "g2p":
-        from importlib.resources import as_file, files  # a third of the package's import time
+        from importlib.resources import as_file, files  # here: a third of the import time
 
         with as_file(files("refseq2seq") / "g2p" / "model.npz") as shipped:
             return load(shipped)
     path = Path(path)
     if path.is_dir():
-        from .convert import from_huggingface  # the core needs converters nowhere else
+        from .convert import from_huggingface  # here: nothing else in the core needs converters
 
         return from_huggingface(path)
     if not path.exists():
@@ -180,7 +181,7 @@ def _read(entries: Mapping[str, npz.Entry]) -> Model:
     if missing := sorted(names - entries.keys()):
         raise CheckpointError(f"it lacks {_list(missing)}")
     if unknown := sorted(entries.keys() - names - {HEADER}):
-        raise CheckpointError(f"it has entries that its config does not: {_list(unknown)}")
+        raise CheckpointError(f"it has entries that its config does not have: {_list(unknown)}")
 
     def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return _numbers(entries[f"{name}.npy"].array(), name, shape, header["dtype"])
@@ -236,7 +237,7 @@ def _vocabulary(header: dict[str, Any], side: str, c: StackConfig) -> Vocabulary
 
 
 def _numbers(stored: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """A stored parameter in the model's dtype; raise unless it is what the format allows."""
+    """Convert a stored parameter to the model's dtype; raise if the format does not allow it."""
     if stored.shape != shape:
         raise CheckpointError(f"{name} must have shape {shape}, got {stored.shape}")
     if stored.dtype.str not in ("<f2", "<f4", "<f8") or not stored.flags.c_contiguous:
@@ -244,7 +245,7 @@ def _numbers(stored: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) 
             f"{name} must be little-endian float in C order, got {stored.dtype.str} with strides "
             f"{stored.strides}"
         )
-    with np.errstate(all="ignore"):  # what overflows is reported by name
+    with np.errstate(all="ignore"):  # an overflow is reported by name below
         array = stored.astype(dtype)
     if not np.isfinite(array).all():
         raise CheckpointError(f"{name} is not finite as {dtype}")

@@ -1,17 +1,19 @@
 r"""The error function and the normal distribution function, from array operations.
 
-NumPy has neither, and GELU needs one. A factorisation keeps every digit however far out in
-the tail (Cody 1969, "Rational Chebyshev approximations for the error function"):
+NumPy has neither, and GELU needs one of them. A factorisation preserves relative accuracy
+arbitrarily far in the tail (Cody 1969, "Rational Chebyshev approximations for the error
+function"):
 
 .. math:: \mathrm{erfc}(t) = e^{-t^2}\,\mathrm{erfcx}(t), \qquad t \ge 0
 
-erfcx falls off like :math:`1 / (\sqrt\pi\,t)`, so its product with t + h hardly varies, and
-(t - 3) / (t + 3) maps the half-line to [-1, 1), where one polynomial follows that product
-(Shepherd and Laframboise 1981, "Chebyshev approximation of (1 + 2x) exp(x^2) erfc x").
+erfcx decreases like :math:`1 / (\sqrt\pi\,t)`, so (t + h) erfcx(t) varies little for a constant
+h. The map (t - 3) / (t + 3) takes the half-line to [-1, 1), where one polynomial approximates
+that product (Shepherd and Laframboise 1981, "Chebyshev approximation of (1 + 2x) exp(x^2)
+erfc x").
 
 There are two such polynomials. GELU in float32 must be fast: float16 and float32 are
-computed in float64 with a short one and rounded once. float64 has no wider type to be
-computed in: it takes a long one, and what rounding would lose is carried along.
+computed in float64 with a short polynomial and rounded once. For float64 there is no wider
+dtype: it uses a long polynomial and carries the rounding errors along.
 """
 
 import math
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 from .backend import Array, array_namespace, elementwise
 
 # Coefficients, lowest power first. Each polynomial interpolates at Chebyshev points;
-# tests/test_special.py derives it anew.
+# tests/test_special.py derives them again.
 # fmt: off
 _SHORT = (  # erfcx(t) in y = 3 / (t + 3), so h is 3; t <= 9.3; relative error 3e-9
     0.0,
@@ -38,11 +40,11 @@ _LONG = (  # (t + 3/4) erfcx(t) - 11/16 in (t - 3) / (t + 3); t <= 27.3; error 2
     2.8819907641561644e-10,
 )
 # fmt: on
-_SERIES = [  # erf(t) / t in t^2, the Taylor series; for t < 0.48 the rest is below 1e-18
+_SERIES = [  # erf(t) / t in t^2, the Taylor series; for t < 0.48 the remainder is below 1e-18
     2 / math.sqrt(math.pi) * (-1) ** n / (math.factorial(n) * (2 * n + 1)) for n in range(13)
 ]
 
-# Numbers as coarse + fine: the coarse part has so few bits that its products are exact.
+# Constants as coarse + fine: the coarse part has so few bits that its products are exact.
 _ONE = (1.0, 0.0)
 _coarse_root = round(math.sqrt(0.5) * 2**24) / 2**24
 _SQRT_HALF = (_coarse_root, (0.5 - _coarse_root**2) / (math.sqrt(0.5) + _coarse_root))
@@ -62,7 +64,7 @@ def erfc(x: Array) -> Array:
     Returns
     -------
     array, shape and dtype of ``x``
-        Within 2 units in the last place, in the tail too.
+        Within 2 units in the last place, also in the tail.
 
     Examples
     --------
@@ -76,11 +78,11 @@ def erfc(x: Array) -> Array:
 
 @elementwise
 def erf(x: Array) -> Array:
-    r"""Error function, 1 - erfc(x); near 0, where that cancels, its power series.
+    r"""Error function, computed as 1 - erfc(x), or by its power series near 0.
 
     .. math:: \mathrm{erf}(x) = \frac{2}{\sqrt\pi} \int_0^x e^{-u^2}\,du
 
-    Arguments and accuracy as in `erfc`.
+    The argument and the accuracy are those of `erfc`. The power series avoids cancellation.
     """
     xp = array_namespace(x)
     far = xp.copysign(1 - _erfc_of_abs(x, _ONE), x)
@@ -97,7 +99,7 @@ def normal_cdf(x: Array) -> Array:
     .. math:: \Phi(x) = \frac{1}{\sqrt{2\pi}} \int_{-\infty}^x e^{-u^2/2}\,du
         = \tfrac12\,\mathrm{erfc}(-x / \sqrt 2)
 
-    Arguments and accuracy as in `erfc`. SciPy calls this function ``ndtr``.
+    The argument and the accuracy are those of `erfc`. SciPy calls this function ``ndtr``.
 
     Examples
     --------
@@ -115,9 +117,9 @@ def gelu_erf(x: Array) -> Array:
 
     .. math:: x\,\Phi(x) = \max(x, 0) - \tfrac12\,|x|\,\mathrm{erfc}(|x| / \sqrt 2)
 
-    Arguments and accuracy as in `erfc`. The form on the right rounds once in the left tail,
-    where a rounded :math:`\Phi(x)` may be subnormal, and where x (1 + erf(x / sqrt 2)) / 2,
-    which PyTorch and x-transformers compute under the name ``gelu``, loses every digit.
+    The argument and the accuracy are those of `erfc`. The form on the right rounds once in the
+    left tail, where a rounded :math:`\Phi(x)` may be subnormal. PyTorch and x-transformers
+    compute x (1 + erf(x / sqrt 2)) / 2 under the name ``gelu``; there it loses every digit.
 
     Examples
     --------
@@ -126,12 +128,12 @@ def gelu_erf(x: Array) -> Array:
     array([-7.61985302e-23,  0.00000000e+00,  8.41344746e-01])
     """
     xp = array_namespace(x)
-    half = 0.5 * xp.minimum(xp.abs(x), 40.0)  # erfc is 0 from there on, and inf * 0 is NaN
+    half = 0.5 * xp.minimum(xp.abs(x), 40.0)  # erfc is 0 beyond 40, and inf * 0 is NaN
     return xp.maximum(x, 0) - _erfc_of_abs(x, _SQRT_HALF, times=half)
 
 
 def _erfc_of_abs(x: Array, scale: tuple[float, float], times: Array | float = 1.0) -> Array:
-    """times * erfc(scale |x|), rounded once to the dtype of x, whose shape it has."""
+    """times * erfc(scale |x|), of the shape of x and rounded once to its dtype."""
     if x.dtype.kind != "f":
         raise TypeError(f"expected an array of floating-point numbers, got {x.dtype}")
     erfc_of = _fast_erfc if x.dtype.itemsize <= 4 else _accurate_erfc
@@ -139,46 +141,46 @@ def _erfc_of_abs(x: Array, scale: tuple[float, float], times: Array | float = 1.
 
 
 def _fast_erfc(x: Array, scale: tuple[float, float], times: Array | float) -> Array:
-    """times * erfc(scale x) in float64, good to float32, for x >= 0 of float16 or float32."""
+    """times * erfc(scale x) in float64, accurate to float32, for float16 or float32 x >= 0."""
     xp = array_namespace(x)
     t = x.astype(xp.float64) * sum(scale)
     result = _polynomial(_SHORT, 3 / (t + 3))  # erfcx(t)
-    t *= -t  # in place: memory costs more here than arithmetic
+    t *= -t  # in place: memory access is slower here than arithmetic
     result *= xp.exp(t)  # erfc(t)
     result *= times
     return result
 
 
 def _accurate_erfc(x: Array, scale: tuple[float, float], times: Array | float) -> Array:
-    """times * erfc(scale x), good to float64, for x >= 0.
+    """times * erfc(scale x), accurate to float64, for x >= 0.
 
-    Coarse parts have 24 bits, fine ones the rest.
+    Coarse parts have 24 bits, fine parts the remainder.
     """
     xp = array_namespace(x)
-    x = xp.minimum(x, 40.0)  # the result is 0 from there on, and squares stay finite
-    # t = scale x, more than exactly: an absolute error of t^2 is a relative one of exp(-t^2).
+    x = xp.minimum(x, 40.0)  # the result is 0 beyond 40, and squares stay finite
+    # t = scale x in extra precision: an absolute error of t^2 is a relative one of exp(-t^2).
     x_coarse, t_coarse = _coarse(x), _coarse(x * sum(scale))
     t_fine = (x_coarse * scale[0] - t_coarse) + x_coarse * scale[1] + (x - x_coarse) * sum(scale)
     t = t_coarse + t_fine
-    # exp(-t^2) = 2^-n gauss, with n ln 2 next to t^2. The first expm1 has an exact argument.
+    # exp(-t^2) = 2^-n gauss, with n ln 2 nearest to t^2. The first expm1 has an exact argument.
     n = xp.rint(t * t / math.log(2))
     growth = xp.expm1(n * _LN2[0] - t_coarse * t_coarse)
     correction = xp.expm1(n * _LN2[1] - t_fine * (t_coarse + t))
     gauss_coarse = _coarse(1 + growth)
     gauss_fine = (growth - (gauss_coarse - 1)) + (1 + growth) * correction
-    # erfcx(t) = (11/16 + p) / (t + 3/4): a coarse quotient, then its remainder divided again.
+    # erfcx(t) = (11/16 + p) / (t + 3/4): a coarse quotient, then its remainder, divided too.
     p = _polynomial(_LONG, (t - 3) / (t + 3))
     erfcx_coarse = _coarse((0.6875 + p) / (t + 0.75))
     remainder = (0.6875 - erfcx_coarse * (t_coarse + 0.75)) + (p - erfcx_coarse * t_fine)
     erfcx_fine = remainder / (t + 0.75)
-    # The product of the two sums: only its last addition, and times, round to a whole unit.
+    # The product of two sums; only the last addition and the factor ``times`` round to float64.
     fine = erfcx_coarse * gauss_fine + erfcx_fine * (gauss_coarse + gauss_fine)
     far = (erfcx_coarse * gauss_coarse + fine) * times * xp.exp2(-n)
     return xp.where(t < 0.2, (1 - t * _polynomial(_SERIES, t * t)) * times, far)
 
 
 def _coarse(x: Array) -> Array:
-    """x in the 24 bits of float32: in float64 the product of two such numbers is exact."""
+    """x rounded to the 24 bits of float32; the float64 product of two such numbers is exact."""
     xp = array_namespace(x)
     return x.astype(xp.float32).astype(xp.float64)
 

@@ -163,7 +163,7 @@ def _running_sum(probs: Array) -> Array:
     return xp.cumsum(probs, axis=-1, dtype="float64").astype(probs.dtype)
 
 
-# A keyword of Hugging Face transformers and the processor that replaces it, ...
+# Keywords of transformers that correspond to a processor, ...
 PROCESSORS = {
     "temperature": "rs.temperature({})",
     "top_k": "rs.top_k({}, keep_ties=True)",
@@ -185,7 +185,7 @@ PROCESSORS = {
     "renormalize_logits": "rs.renormalize_logits()",
     "logits_processor": "a_function_of_scores_and_state",
 }
-# ... or the argument that replaces it.
+# ... or to an argument.
 ARGUMENTS = {
     "input_ids": "source={}",
     "inputs": "source={}",
@@ -195,15 +195,15 @@ ARGUMENTS = {
     "min_length": "min_new_tokens=..., which does not count the start token",
     "eos_token_id": "eos_ids=[{}]",
     "stopping_criteria": "stop=..., a function of a step",
-    "do_sample": "choose=rs.sample(...) in rs.generate; beam search draws nothing",
+    "do_sample": "choose=rs.sample(...) in rs.generate; beam search does not sample",
     "num_beams": "rs.beam_search(model, source, beams={})",
     "length_penalty": "rs.beam_search(model, source, length_penalty={})",
     "early_stopping": "rs.beam_search(model, source, early_stopping={})",
     "num_return_sequences": "n_best={} in rs.beam_search, num_return_sequences={} in rs.generate",
     "processors": "choose=rs.greedy(...) or rs.sample(...) with the processors inside",
     "choose": "processors=[...]: beam search chooses by its own rules",
-    "seed": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search draws nothing",
-    "row_ids": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search draws nothing",
+    "seed": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search never samples",
+    "row_ids": "processors=[rs.gumbel_top_k(...)] for stochastic beams: beam search never samples",
     "uniforms": "processors=[rs.gumbel_top_k(..., noise=...)] for stochastic beams",
 }
 
@@ -218,16 +218,16 @@ def instead(name: str, value: Any, known: Sequence[str]) -> str:
     known : sequence of str
         The options of the function that refuses it.
     """
-    from difflib import get_close_matches  # here, because it is seldom needed
+    from difflib import get_close_matches  # here, because it is rarely needed
 
     shown = reprlib.repr(value)
     if name in PROCESSORS:
         processor = PROCESSORS[name].replace("{}", shown)
         if "processors" in known:
             return f"write processors=[{processor}]"
-        return f"write choose=rs.sample({processor}), or rs.greedy({processor}) to draw nothing"
+        return f"write choose=rs.sample({processor}), or rs.greedy({processor}) without sampling"
     if name in ARGUMENTS:
         return f"write {ARGUMENTS[name].replace('{}', shown)}"
     if near := get_close_matches(name, known, n=1):
         return f"did you mean {near[0]!r}?"
-    return f"it takes {', '.join(known)}"
+    return f"its arguments are {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""Two complete configurations, given their sizes: the defaults of a paper and of a peer."""
+"""Complete configurations for given sizes: the original Transformer and x-transformers."""
 
 import math
 from typing import Literal
@@ -17,7 +17,7 @@ Projection = Literal["q", "k", "v", "o"]
 
 
 def plain_attention(n_heads: int, d_k: int, biases: tuple[Projection, ...] = ()) -> AttentionConfig:
-    """Multi-head attention with scores over sqrt(d_k), and none of the later additions."""
+    """Multi-head attention with scores divided by sqrt(d_k), without later additions."""
     return AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=n_heads,
@@ -48,11 +48,11 @@ def x_transformers(
     eos_ids: tuple[int, ...],
     pad_id: int,
 ) -> ModelConfig:
-    """The conventions of ``x_transformers.XTransformer`` 2.31 with no option set.
+    """The conventions of ``x_transformers.XTransformer`` 2.31 with default options.
 
     Pre-norm with final norms, layer norms with eps 1e-5 and no bias, attention without
-    biases, a feed-forward four times as wide with exact GELU and biases, learned
-    positions times 1/sqrt(d_model), an unembedding of its own without bias.
+    biases, a feed-forward of width 4 d_model with exact GELU and biases, learned positions
+    times 1/sqrt(d_model), an untied unembedding without bias.
     """
 
     def stack(vocab_size: int, n_positions: int, n_layers: int, cross: bool) -> StackConfig:
@@ -113,9 +113,10 @@ def vaswani(
     """The original Transformer (Vaswani et al. 2017, section 3).
 
     Post-norm, layer norms with bias, ReLU, interleaved sinusoids, embeddings times
-    sqrt(d_model), one table for source, target and unembedding (section 3.4). The paper
-    gives no eps (1e-5 here, as in PyTorch) and d_k = d_model / n_heads. Its projections
-    have no biases in equation form; like every implementation, this one has them.
+    sqrt(d_model), one table for source, target and unembedding (section 3.4), and
+    d_k = d_model / n_heads. The paper does not state eps; here it is 1e-5, as in PyTorch. The
+    paper's equations have no biases in the projections; like every implementation, this one
+    has them.
     """
     if n_heads < 1 or d_model % n_heads:
         raise ValueError(f"n_heads must divide d_model = {d_model}, got {n_heads}")

@@ -1,4 +1,4 @@
-"""Between text and token ids."""
+"""Conversion between text and token ids."""
 
 import json
 import reprlib
@@ -14,49 +14,49 @@ from .config import Config
 
 
 class UnknownSymbolError(ValueError):
-    """A text has a symbol that the vocabulary lacks."""
+    """A text contains a symbol that is not in the vocabulary."""
 
 
 class Tokenizer(Protocol):
-    """What a model needs to read and write text: a `Vocabulary`, or another's tokenizer."""
+    """The interface that a model needs to read and write text, for example a `Vocabulary`."""
 
     @property
     def symbols(self) -> Sequence[str]:
-        """How each id is shown."""
+        """The printable form of each id."""
 
     @property
     def definition(self) -> str:
-        """A string that determines what `encode` and `decode` compute."""
+        """A string that determines the results of `encode` and `decode`."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of the ids; special symbols are left out."""
+        """The text of the ids, without special symbols."""
 
 
 def symbol(tokenizer: Tokenizer, token: int) -> str:
-    """How a token is shown; a model's table may be longer than its vocabulary, as T5's is."""
+    """The printable form of a token, ``<id>`` if a model's table is longer than its vocabulary."""
     symbols = tokenizer.symbols
     return symbols[token] if token < len(symbols) else f"<{token}>"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary(Config):
-    """A list of symbols; the id of a symbol is its place, counted from 0.
+    """A list of symbols; the id of a symbol is its index in the list.
 
     Parameters
     ----------
     symbols : tuple of str
         All different.
     separator : str
-        What stands between symbols in a text; ``""`` when each character is a symbol.
+        The text between symbols; ``""`` if each character is a symbol.
     special : tuple of str
-        Symbols that mean something else than text, such as ``<pad>``: never read from a
-        text, left out of one.
+        Symbols that do not represent text, such as ``<pad>``. `encode` never returns their
+        ids, and `decode` omits them.
     replacements : tuple of (character, text) pairs
-        Made in a text before its symbols are looked up: ``("A", "a")`` folds a letter,
-        ``("2", "two")`` spells a digit out.
+        Replacements in a text before its symbols are looked up: ``("A", "a")`` changes a letter
+        to lower case, ``("2", "two")`` spells out a digit.
 
     Examples
     --------
@@ -87,7 +87,7 @@ class Vocabulary(Config):
             if len(pair) != 2 or len(pair[0]) != 1 or len(pair[1]) > 100:
                 raise ValueError(
                     "Vocabulary.replacements must be pairs of a character and a text of at most "
-                    f"100, got {reprlib.repr(pair)}"
+                    f"100 characters, got {reprlib.repr(pair)}"
                 )
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class Vocabulary(Config):
 
     @property
     def definition(self) -> str:
-        """Its fields as JSON."""
+        """The fields of the vocabulary as JSON."""
         return json.dumps(self.to_dict())
 
     @cached_property
@@ -104,12 +104,14 @@ class Vocabulary(Config):
         return {s: i for i, s in enumerate(self.symbols) if s not in special}
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text's symbols; an empty text has none.
+        """The ids of the text's symbols; [] for an empty text.
 
         Raises
         ------
+        TypeError
+            If ``text`` is not a string.
         UnknownSymbolError
-            Naming the symbols that the vocabulary lacks.
+            If the text contains symbols that are not in the vocabulary. The message names them.
         """
         if not isinstance(text, str):
             raise TypeError(f"a text must be a string, got {type(text).__name__}")
@@ -123,12 +125,14 @@ class Vocabulary(Config):
         return [ids[s] for s in symbols]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of the ids; special symbols are left out.
+        """The text of the ids, without special symbols.
 
         Raises
         ------
-        TypeError, ValueError
-            If an id is not an integer, or out of range.
+        TypeError
+            If an id is not an integer.
+        ValueError
+            If an id is out of range.
         """
         if outside := [i for i in map(index, ids) if not 0 <= i < len(self)]:
             raise ValueError(f"the vocabulary has ids 0 to {len(self) - 1}, got {outside[0]}")

@@ -205,7 +205,7 @@ def test_killed_before_each_step_it_ends_with_the_same_bytes(tmp_path, checkpoin
         if one["status"]:  # it had ended, all but for what it leaves
             assert one["complete"], one
             assert one["errors"].endswith(
-                "out.jsonl exists already: move it away, or choose another output\n"
+                "out.jsonl already exists: move it away, or choose another output\n"
             )
 
 
@@ -260,20 +260,20 @@ def interrupt(*_arguments):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (["--window", "7"], "--window is not what"),
+        (["--window", "7"], "--window differs from"),
         (["--temperature", "1.3"], "it was 1.2, now it is 1.3."),
-        (["--seed", "8"], "--seed is not what"),
-        (["--batch-size", "31"], "--batch-size is not what"),
-        (["--dtype", "float32"], "the model is not what"),
+        (["--seed", "8"], "--seed differs from"),
+        (["--batch-size", "31"], "--batch-size differs from"),
+        (["--dtype", "float32"], "the model differs from"),
         (["--no-repeat-ngram", "2"], "it was null, now it is 2."),
-        (["--threads", "1"], "--threads is not what"),
+        (["--threads", "1"], "--threads differs from"),
     ],
 )
 def test_another_request_is_refused_by_name(changed, message, begun, tmp_path, call):
     status, out, err = call(*begun, *changed)
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert message in err
-    assert "remove out.jsonl.run to begin anew" in err
+    assert "remove out.jsonl.run to start over" in err
     assert kept(tmp_path) == 6
     assert call(*begun)[0] == 0
 
@@ -282,14 +282,14 @@ def test_another_input_model_or_version_is_refused_by_name(begun, tmp_path, call
     corpus = tmp_path / "in.txt"
     whole = corpus.read_bytes()
     corpus.write_bytes(whole + b"a\n")
-    assert "the input is not what" in call(*begun)[2]
+    assert "the input differs from" in call(*begun)[2]
     corpus.write_bytes(whole)
     other = dataclasses.replace(MODEL, params=rs.random_params(CONFIG, 4, "float64"))
     rs.save(other, tmp_path / "other.npz")
-    assert "the model is not what" in call(*begun, "--model", tmp_path / "other.npz")[2]
+    assert "the model differs from" in call(*begun, "--model", tmp_path / "other.npz")[2]
     with monkeypatch.context() as patch:
         patch.setattr(bulk, "__version__", "9.9")
-        assert "the version of refseq2seq is not what" in call(*begun)[2]
+        assert "the version of refseq2seq differs from" in call(*begun)[2]
     assert call(*begun)[0] == 0
 
 
@@ -300,7 +300,7 @@ def test_another_vocabulary_is_another_model(which, changed, begun, call, call_w
     model = dataclasses.replace(MODEL, **{which: dataclasses.replace(LETTERS, **changed)})
     status, _, err = call_with(model, *begun)
     assert (status, err.count("\n")) == (1, 1)
-    assert "the model is not what" in err
+    assert "the model differs from" in err
     assert call(*begun)[0] == 0
 
 
@@ -320,7 +320,7 @@ def test_no_file_of_somebody_else_is_overwritten(tmp_path, call):
     status, _, err = call("--input", corpus, "--output", output)
     assert (status, err) == (
         1,
-        f"refseq2seq: {output} exists already: move it away, or choose another output\n",
+        f"refseq2seq: {output} already exists: move it away, or choose another output\n",
     )
     assert (output.read_text(), names(tmp_path)) == ("mine\n", ["in.txt", "out.jsonl"])
     output.unlink()
@@ -336,7 +336,7 @@ def test_an_output_that_appears_while_a_killed_run_waits_is_kept(begun, tmp_path
     output.write_text("mine\n")
     status, _, err = call(*begun)
     assert (status, err.count("\n"), output.read_text()) == (1, 1, "mine\n")
-    assert "out.jsonl exists already: move it away, or choose another output" in err
+    assert "out.jsonl already exists: move it away, or choose another output" in err
     assert kept(tmp_path) == 6  # it is said before there is work
     output.rename(tmp_path / "mine")
     assert call(*begun) == (0, "", "")
@@ -356,7 +356,7 @@ def test_an_output_that_appears_during_a_run_is_kept(content, tmp_path, call, mo
         patch.setattr(bulk, "answers", meanwhile)
         status, _, err = call(*given)
     assert (status, err.count("\n"), output.read_text()) == (1, 1, content)
-    assert f"{output} exists already: move it away" in err
+    assert f"{output} already exists: move it away" in err
     assert kept(tmp_path) == 9
     output.unlink()
     assert call(*given) == (0, "", "")
@@ -499,7 +499,7 @@ def test_an_input_in_the_directory_of_the_run_is_refused(name, begun, tmp_path, 
     for given in (path, tmp_path / "link"):
         status, out, err = call("--input", given, "--output", tmp_path / "out.jsonl")
         assert (status, out, err.count("\n")) == (1, "", 1)
-        assert "lies in the directory of the run: choose another output" in err
+        assert "is in the directory of the run: choose another output" in err
     assert path.read_bytes() == content
     assert call(*begun)[0] == 0
 
@@ -509,7 +509,7 @@ def test_an_input_that_can_be_read_once_only_is_refused(tmp_path, call):
     os.mkfifo(tmp_path / "in.txt")
     status, out, err = call("--input", tmp_path / "in.txt", "--output", tmp_path / "out.jsonl")
     assert (status, out) == (1, "")
-    assert "--output needs a file as --input, to read it twice; got " in err
+    assert "--input must be a file, since --output reads it twice; got " in err
     assert names(tmp_path) == ["in.txt"]
 
 
@@ -524,7 +524,7 @@ def test_an_input_that_changes_while_it_is_read_is_told(tmp_path, call, monkeypa
         patch.setattr(bulk, "answers", meanwhile)
         status, _, err = call("--input", corpus, "--output", output, "--window", 9)
     assert status == 1
-    assert f"{corpus} changed while it was read: remove out.jsonl.run to begin anew" in err
+    assert f"{corpus} changed while it was read: remove out.jsonl.run to start over" in err
     assert not output.exists()
     shutil.rmtree(tmp_path / "out.jsonl.run")
     assert call("--input", corpus, "--output", output)[0] == 0

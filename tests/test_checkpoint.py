@@ -490,7 +490,7 @@ def test_a_name_that_is_not_known(name):
 @pytest.mark.parametrize(
     ("name", "cure"),
     [
-        ("model.safetensors", "directory that holds it and its config.json"),
+        ("model.safetensors", "directory that contains it and its config.json"),
         *(
             (f"model{suffix}", "Pickles .* refseq2seq.convert")
             for suffix in (".bin", ".pt", ".PTH")
@@ -617,7 +617,7 @@ def test_a_name_that_is_not_utf8(path, tiny):
     at = tiny.index(b"PK\1\2")
     flags = struct.pack("<H", 2**11)
     lie = tiny[: at + 8] + flags + tiny[at + 10 : at + 46] + b"\xff" + tiny[at + 47 :]
-    assert "not a whole zip" in refusal(path, lie)
+    assert "not a complete zip" in refusal(path, lie)
 
 
 # Foreign files
@@ -629,7 +629,7 @@ def test_a_name_that_is_not_utf8(path, tiny):
     ids=["empty", "zero", "PK", "text", "png", "npy", "end"],
 )
 def test_a_file_that_is_no_zip(path, content):
-    assert "not a whole zip file" in refusal(path, content)
+    assert "not a complete zip file" in refusal(path, content)
 
 
 def test_another_zip_file(path):
@@ -637,7 +637,7 @@ def test_another_zip_file(path):
     np.savez(file, a=np.ones(3))
     assert "not a refseq2seq checkpoint" in refusal(path, file.getvalue())
     assert "not a refseq2seq checkpoint" in refusal(path, packed({}))
-    assert "must hold a JSON object, got list" in refusal(path, packed({HEADER: b"[1]"}))
+    assert "must contain a JSON object, got list" in refusal(path, packed({HEADER: b"[1]"}))
 
 
 # Hostile headers
@@ -788,8 +788,8 @@ def test_missing_extra_and_repeated_arrays(path, tiny):
     name = "encoder.embedding.npy"
     rest = {n: x for n, x in members.items() if n != name}
     assert f"lacks {name}" in refusal(path, packed(rest))
-    assert "config does not: more.npy" in refusal(path, packed(members | {"more.npy": b""}))
-    assert "config does not: up/" in refusal(path, packed(members | {"up/": b""}))
+    assert "config does not have: more.npy" in refusal(path, packed(members | {"more.npy": b""}))
+    assert "config does not have: up/" in refusal(path, packed(members | {"up/": b""}))
     for old in (name, HEADER):  # the same name twice, once with other content
         other = "x" * len(old)
         twice = packed(members | {other: members[old]}).replace(other.encode(), old.encode())
@@ -815,13 +815,13 @@ ARRAY = np.arange(15, dtype="float32").reshape(5, 3)  # the encoder's embedding
         (npy(ARRAY.astype("int32")), "must be little-endian float in C order, got <i4"),
         (npy(ARRAY.astype(bool)), r"must be little-endian float in C order, got \|b1"),
         (npy(ARRAY.astype(complex)), "must be little-endian float in C order, got <c16"),
-        (npy(ARRAY.astype("S4")), r"must hold numbers, got dtype"),
+        (npy(ARRAY.astype("S4")), r"must contain numbers, got dtype"),
         (npy(ARRAY.astype([("a", "<f4")])), "no .npy header"),
-        (npy(ARRAY.astype(object), allow_pickle=True), r"must hold numbers, got dtype"),
+        (npy(ARRAY.astype(object), allow_pickle=True), r"must contain numbers, got dtype"),
         (npy(ARRAY * np.float32(np.nan)), "is not finite as float32"),
         (npy(ARRAY + np.float32(np.inf)), "is not finite as float32"),
-        (npy(ARRAY)[:-4], "has 56 bytes, not those of its shape"),
-        (npy(ARRAY) + b"\0", "has 61 bytes, not those of its shape"),
+        (npy(ARRAY)[:-4], "has 56 bytes, which do not fit shape"),
+        (npy(ARRAY) + b"\0", "has 61 bytes, which do not fit shape"),
         (npy(ARRAY)[:127], "no .npy header"),
         (npy(ARRAY)[:9], "no .npy header"),
         (b"", "no .npy header"),
@@ -834,7 +834,7 @@ ARRAY = np.arange(15, dtype="float32").reshape(5, 3)  # the encoder's embedding
         (npy(ARRAY).replace(b"(5, 3)", b"[5, 3]"), "no .npy header"),
         (
             npy(ARRAY).replace(b"(5, 3), }" + b" " * 9, b"(5, 3000000000), }"),
-            "has 60 bytes, not those of its shape",
+            "has 60 bytes, which do not fit shape",
         ),
         (npy(ARRAY).replace(b"False", b"1==2 "), "no .npy header"),
     ],

@@ -207,7 +207,7 @@ MISTAKES = [  # what is asked for, the status, what the one line says
     (["generate", "--input", "nowhere.txt", "--output", "out"], 1, "nowhere.txt: No such file"),
     (["explain", "", "--html", "x"], 1, "the text is empty"),
     (["explain", "cat", "--html", "missing/x"], 1, "No such file or directory"),
-    (["info", __file__], 1, "test_cli.py: not a whole zip file"),
+    (["info", __file__], 1, "test_cli.py: not a complete zip file"),
     (["vectors", "make", __file__, "--family", "vaswani", "--cases", "1"], 1, "test_cli.py: "),
     (["vectors", "check", "nowhere", "."], 1, "nowhere"),
     ([], 2, "the following arguments are required: COMMAND"),
@@ -232,15 +232,23 @@ MISTAKES = [  # what is asked for, the status, what the one line says
     (["generate", "--threads", "0"], 2, "--threads: expected an integer of at least 1"),
     (["generate", "--max-new-tokens", "0"], 2, "--max-new-tokens: expected an integer"),
     (["generate", "--max-new-tokens", "2147483647"], 2, "less than 2**16"),
-    (["generate", "--max-new-tokens", "3", "--min-new-tokens", "4"], 2, "must be at most 3"),
+    (
+        ["generate", "--max-new-tokens", "3", "--min-new-tokens", "4"],
+        2,
+        "must be at most --max-new-tokens = 3, got 4",
+    ),
     (["generate", "--num-samples", "2147483647"], 2, "--num-samples: expected an integer"),
     (["generate", "--beams", "2147483647"], 2, "--beams: expected an integer"),
     (["generate", "--seed", "-1"], 2, "--seed: expected an integer of at least 0"),
-    (["generate", "--seed", "1"], 2, "--seed needs something to sample"),
+    (["generate", "--seed", "1"], 2, "--seed needs sampling"),
     (["generate", "--n-best", "2"], 2, "--n-best needs --beams"),
     (["generate", "--length-penalty", "1"], 2, "--length-penalty needs --beams"),
     (["generate", "--early-stopping", "true"], 2, "--early-stopping needs --beams"),
-    (["generate", "--beams", "2", "--n-best", "3"], 2, "--n-best must be at most 2 beams, got 3"),
+    (
+        ["generate", "--beams", "2", "--n-best", "3"],
+        2,
+        "--n-best must be at most --beams = 2, got 3",
+    ),
     (["generate", "--beams", "2", "--length-penalty", "nan"], 2, "--length-penalty must be in"),
     (["generate", "--beams", "2", "--early-stopping", "soon"], 2, "invalid choice: 'soon'"),
     (["generate", "--beams", "2", "--temperature", "1"], 2, "cannot be combined"),
@@ -345,7 +353,9 @@ def test_a_mistake_of_ours_is_one_line_too(call, monkeypatch):
     monkeypatch.setattr(generate, "check_method", lambda model, method: {}["key"])
     status, out, err = call("generate", "cat")
     assert (status, out) == (1, "")
-    assert err == ("refseq2seq: unexpected KeyError: 'key' (python -X dev -m shows where)\n")
+    assert err == (
+        "refseq2seq: unexpected KeyError: 'key' (python -X dev -m refseq2seq shows the traceback)\n"
+    )
 
 
 # Lines without an answer

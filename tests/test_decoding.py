@@ -1382,8 +1382,8 @@ INSTEAD = {
     "max_length": (9, "max_new_tokens="),
     "processors": ([], r"choose=rs\.greedy\(\.\.\.\)"),
     "max_new_token": (3, "did you mean 'max_new_tokens'"),
-    "frobnicate": (3, "it takes source_mask, prefix"),
-    "option": (3, "it takes source_mask, prefix"),
+    "frobnicate": (3, "its arguments are source_mask, prefix"),
+    "option": (3, "its arguments are source_mask, prefix"),
     "sourc": (3, "did you mean 'source_mask'"),
 }
 
@@ -1405,7 +1405,7 @@ def test_an_unknown_option_says_what_to_write(name, value_and_cure):
         ("seed", "gumbel_top_k"),
         ("uniforms", "gumbel_top_k"),
         ("row_ids", "gumbel_top_k"),
-        ("do_sample", "beam search draws nothing"),
+        ("do_sample", "beam search does not sample"),
         ("num_beams", "beams=2"),
         ("n_bests", "did you mean 'n_best'"),
     ],

@@ -167,7 +167,7 @@ def test_an_id_of_a_piece_that_is_none(directories, value):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ({}, "the package tokenizers refuses it"),
+        ({}, "the package tokenizers cannot process it"),
         ({"model": {"type": "BPE", "vocab": {"a": 10**9}, "merges": []}}, "'a' has id 1000000000"),
         ({"model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}, "it has no tokens"),
     ],
@@ -191,7 +191,9 @@ def test_a_piece_that_is_no_text(directories, family, name):
     pytest.importorskip("sentencepiece")
     path = directories[family] / name
     path.write_bytes(path.read_bytes().replace(b"<unk>", b"<un\xff>"))
-    assert f"{name}: the package sentencepiece refuses it" in refusal(rs.load, directories[family])
+    assert f"{name}: the package sentencepiece cannot process it" in refusal(
+        rs.load, directories[family]
+    )
 
 
 @pytest.mark.parametrize("shard", [3, None, ["a"], "..", "", "../x", "x" * 9999])
@@ -209,7 +211,7 @@ def test_an_index_that_names_no_file(directories, shard):
     [
         (b'{"a":' * 10**5, "not JSON: nested too deeply"),
         (b"[" + b"0," * 2**22 + b"0]", "more than 4,194,304 values"),
-        (b"[]", "must hold a JSON object, got list"),
+        (b"[]", "must contain a JSON object, got list"),
         (b'{"a": "\xff"}', "not JSON"),
         (b'{"a": %s}' % (b"9" * 5000), "not JSON"),
         (b" " * 2**26 + b"{}", "larger than 67,108,864 bytes"),
@@ -235,7 +237,7 @@ def test_weights_that_are_no_numbers(directories, value, dtype):
     arrays["final_logits_bias"] = np.full((1, 31), value, dtype)
     safetensors.write(directories["BART"] / WEIGHTS, arrays)
     told = refusal(rs.load, directories["BART"])
-    assert f"{WEIGHTS}: final_logits_bias holds numbers that are NaN or infinite" in told
+    assert f"{WEIGHTS}: final_logits_bias contains numbers that are NaN or infinite" in told
 
 
 def test_an_array_in_two_shards(directories):
@@ -244,7 +246,7 @@ def test_an_array_in_two_shards(directories):
     for path in (first, second):
         safetensors.write(path, {**safetensors.read(path), **x})
     told = refusal(rs.load, directories["M2M100"])
-    assert f"{SHARDS[1]} holds final_logits_bias, which another" in told
+    assert f"{SHARDS[1]} contains final_logits_bias, which another" in told
 
 
 def test_an_array_under_two_names_of_one_file(directories):

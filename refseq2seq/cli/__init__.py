@@ -1,4 +1,4 @@
-"""The command line: text in, text out, one output line for each input line.
+"""The command line; it reads and writes text, with one output line for each input line.
 
     refseq2seq generate oracle transformer seq2seq
     refseq2seq generate < words.txt > pronunciations.txt
@@ -7,9 +7,10 @@
     refseq2seq info
     refseq2seq vectors make DIR
 
-Mistakes of the user are one line on standard error, never a traceback. A command is a module
-with a function ``add_to`` that adds it to the parser, and a function that runs it and may
-return the exit status: 0, 1 if it refused, 2 for wrong usage, 3 if some lines have no answer.
+A user's mistake gives one line on standard error, never a traceback. Each command is a module
+with two functions: ``add_to`` adds the command to the parser, the other runs it and may return
+the exit status. The status is 0 for success, 1 for an error, 2 for wrong usage, and 3 if some
+lines have no answer.
 """
 
 import argparse
@@ -26,27 +27,27 @@ from .progress import tell
 COMMANDS = (generate, explain, info, vectors)
 
 EXPECTED = (ValueError, OSError, ImportError, BackendError, MemoryError, OverflowError)
-"""Errors that the user or the machine causes; any other is a bug."""
+"""Errors that the user or the environment causes; any other error is a bug."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the result is the exit status."""
+    """Run one command and return its exit status."""
     if sys.stdout is None:
         tell("standard output is closed: there is nowhere to write to")
         return 1
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # as files have it, whatever the locale
+        sys.stdout.reconfigure(encoding="utf-8")  # in every locale, as in files
     try:
         try:
             options = _parser().parse_args(arguments)
             status: int | None = options.run(options)
-        finally:  # --help, too, ends here
+        finally:  # also after --help
             sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # a reader such as `| head` has ended
         _drop_output()
-        return 128 + 13  # as if by SIGPIPE
+        return 128 + 13  # as after SIGPIPE
     except KeyboardInterrupt:
-        return 128 + 2  # as if by SIGINT
+        return 128 + 2  # as after SIGINT
     except Exception as error:
         return _refuse(error)
     return status or 0
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="refseq2seq",
         description="Encoder-decoder Transformer generation, step by step.",
-        epilog="exit status: 0; 1 refused; 2 wrong usage; 3 some lines have no answer",
+        epilog="exit status: 0 success; 1 error; 2 wrong usage; 3 some lines have no answer",
     )
     parser.add_argument("--version", action="version", version=f"refseq2seq {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -66,16 +67,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _refuse(error: Exception) -> int:
-    """Print an error in one line, and return 1; with ``python -X dev``, raise an unexpected one."""
+    """Print an error in one line and return 1; ``python -X dev`` raises unexpected errors."""
     message = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.filename:
         message = f"{error.filename}: {error.strerror}"
     if not isinstance(error, EXPECTED):
         if sys.flags.dev_mode:
             raise error
-        message = f"unexpected {type(error).__name__}: {message} (python -X dev -m shows where)"
+        cure = "python -X dev -m refseq2seq shows the traceback"
+        message = f"unexpected {type(error).__name__}: {message} ({cure})"
     try:
-        sys.stdout.flush()  # the answers before it
+        sys.stdout.flush()  # print the answers before the error
     except OSError:  # a full disk, which may be the error itself
         _drop_output()
     tell(message)

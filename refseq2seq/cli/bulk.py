@@ -1,10 +1,10 @@
 """``refseq2seq generate --input FILE --output FILE``: many lines, in a run that may be killed.
 
 The input is read in windows. The lines of a window are sorted by length, so that a batch
-has little padding, and their answers are kept in the journal together, in the order of the
-input. So memory holds one window, and a kill loses at most one. The same command continues after
-the last window in the journal, with the same batches and the same bytes. If the request differs,
-an error names the difference.
+has little padding. Their answers are stored in the journal together, in the order of the
+input. One window at a time is in memory, and a kill loses at most one window. The same command
+continues after the last window in the journal, with the same batches and the same bytes. If the
+request differs, an error names the difference.
 """
 
 import argparse
@@ -26,21 +26,21 @@ from .lines import answers, read_lines
 from .progress import progress, tell
 
 IGNORED = {"run", "usage_error", "input", "output", "model", "json", "skip_errors"}
-"""Options that do not change the output; the input and the model enter by their SHA-256."""
+"""Options that are not compared: they do not change the output, or are compared by SHA-256."""
 
 
 def generate_file(model: Model, method: dict[str, Any], options: argparse.Namespace) -> int:
-    """Answer every line of the input in a line of the output, or go on where a run ended.
+    """Write one output line for each input line, or continue an interrupted run.
 
-    The result is the exit status: 3 if some lines have no samples.
+    The result is the exit status: 3 if some lines have no samples, otherwise 0.
     """
     path, output = options.input, Path(os.path.realpath(options.output))
     if path.exists() and not path.is_file():
-        raise ValueError(f"--output needs a file as --input, to read it twice; got {path}")
+        raise ValueError(f"--input must be a file, since --output reads it twice; got {path}")
     if options.output.exists() and not options.output.is_file():
         raise ValueError(f"--output must be a file, or - for standard output; got {options.output}")
     if Path(f"{output}.run") in path.resolve().parents:
-        raise ValueError(f"--input {path} lies in the directory of the run: choose another output")
+        raise ValueError(f"--input {path} is in the directory of the run: choose another output")
     digest, total = _digest_of_file(path)
     with journal.opened(output) as run:
         done = run.begin(_asked(model, digest, options), total)
@@ -50,7 +50,7 @@ def generate_file(model: Model, method: dict[str, Any], options: argparse.Namesp
                 found = answers(model, window, method, options.batch_size, advance)
                 run.add(window[0].number, found)
         if _digest_of_file(path) != (digest, total):
-            anew = f"remove {run.directory.name} to begin anew"
+            anew = f"remove {run.directory.name} to start over"
             raise ValueError(f"{path} changed while it was read: {anew}")
         run.publish()
         failed, first = run.failed()
@@ -61,7 +61,7 @@ def generate_file(model: Model, method: dict[str, Any], options: argparse.Namesp
 
 
 def _asked(model: Model, digest: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that determines the bytes of the output, except the machine."""
+    """Everything that determines the bytes of the output, except the hardware."""
     given = {name: value for name, value in vars(options).items() if name not in IGNORED}
     return {
         "the input": digest,
@@ -83,7 +83,7 @@ def _digest_of_file(path: Path) -> tuple[str, int]:
 
 
 def _digest_of_model(model: Model) -> str:
-    """The SHA-256 of conventions, tokenizers and numbers."""
+    """The SHA-256 of the configuration, tokenizers and parameters."""
     tokenizers = [
         v.definition if v else None for v in (model.source_vocabulary, model.target_vocabulary)
     ]

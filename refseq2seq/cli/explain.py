@@ -1,4 +1,4 @@
-"""``refseq2seq explain``: one page that shows how a text is decoded."""
+"""``refseq2seq explain``: an HTML page that shows how a text is decoded."""
 
 import argparse
 from pathlib import Path
@@ -21,25 +21,25 @@ def add_to(commands: Any) -> None:
     command = add_command(
         commands,
         "explain",
-        "write a page that shows how a text is decoded",
+        "write an HTML page that shows how a text is decoded",
         "oracle --html oracle.html",
         "oracle --beams 4 --html - > beams.html",
     )
     command.set_defaults(run=_explain)
-    command.add_argument("text", metavar="TEXT", help="the input")
+    command.add_argument("text", metavar="TEXT", help="the source text")
     command.add_argument(
         "--html",
         type=Path,
         required=True,
         metavar="FILE",
-        help="the page to write; - is standard output",
+        help="write the page to FILE; - is standard output",
     )
     add_model_options(command)
     add_choice_options(command)
 
 
 def _explain(options: argparse.Namespace) -> None:
-    from ..explain import page  # with its record and search tree, which other commands do not need
+    from ..explain import page  # here, because other commands do not need it
 
     method = method_of(options)
     filters = filters_of(options)

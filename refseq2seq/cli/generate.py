@@ -28,7 +28,7 @@ from .progress import progress, tell
 from .steps import print_beam_steps, print_token_steps
 
 ESCAPES = str.maketrans({"\n": r"\n", "\r": r"\r", "\t": r"\t"})
-"""In the output, LF ends a line, and a tab separates the samples of a line."""
+"""Escapes in the output, where LF ends a line and a tab separates the samples of a line."""
 
 
 def add_to(commands: Any) -> None:
@@ -42,24 +42,26 @@ def add_to(commands: Any) -> None:
         "--input words.txt --output answers.jsonl",
     )
     command.set_defaults(run=_generate)
-    command.add_argument("texts", nargs="*", metavar="TEXT", help="input; standard input if none")
+    command.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="inputs; by default, lines of stdin"
+    )
     lines = command.add_argument_group("input and output")
     add_options(
         lines,
-        ("--input", Path, "FILE", "read lines of UTF-8, ended by LF or CRLF; - is stdin"),
-        ("--batch-size", count, "N", "lines per batch (default 32); 1 on a terminal"),
+        ("--input", Path, "FILE", "read lines of UTF-8 that end with LF or CRLF; - is stdin"),
+        ("--batch-size", count, "N", "lines per batch (default 32); 1 if stdin is a terminal"),
     )
-    skip = "print nothing for a line that cannot be answered, and go on; exit status 3"
+    skip = "print an empty line, with --json the error, for a line that fails; exit status 3"
     lines.add_argument("--skip-errors", action="store_true", help=skip)
     shown = lines.add_mutually_exclusive_group()
     shown.add_argument(
-        "--json", action="store_true", help="a JSON object per line, log_probs in nats"
+        "--json", action="store_true", help="print a JSON object per line, log_probs in nats"
     )
-    shown.add_argument("--steps", action="store_true", help="a table of the decoding steps")
+    shown.add_argument("--steps", action="store_true", help="print a table of the decoding steps")
     add_options(
-        command.add_argument_group("in bulk", "after a kill, the same command goes on"),
+        command.add_argument_group("bulk", "after a kill, the same command continues the run"),
         ("--output", Path, "FILE", "write a JSON object per line of --input; - is stdout"),
-        ("--window", count, "N", "lines sorted by length and saved together (default 256)"),
+        ("--window", count, "N", "lines to sort by length and save together (default 256)"),
     )
     command.set_defaults(batch_size=32, window=256)
     add_model_options(command)
@@ -70,7 +72,7 @@ def _generate(options: argparse.Namespace) -> int:
     if options.texts and options.input:
         options.usage_error("give the input as arguments or with --input, not both")
     if options.output and options.steps:
-        options.usage_error("--output holds answers, --steps prints steps: choose one")
+        options.usage_error("--output writes answers, --steps prints steps: choose one")
     if options.input == Path("-"):
         options.input = None
     if options.output == Path("-"):
@@ -81,14 +83,14 @@ def _generate(options: argparse.Namespace) -> int:
     model = model_of(options)
     check_method(model, method)
     if options.output:
-        from .bulk import generate_file  # brings a database, which a word does not need
+        from .bulk import generate_file  # here, because it imports sqlite3
 
         return generate_file(model, method, options)
     return _print_all(model, method, options)
 
 
 def _print_all(model: Model, method: dict[str, Any], options: argparse.Namespace) -> int:
-    """Answer line by line or batch by batch; the exit status."""
+    """Print the answers, line by line or batch by batch, and return the exit status."""
     failed = False
     with (
         _input(options) as (file, interactive),
@@ -117,7 +119,7 @@ def _print_all(model: Model, method: dict[str, Any], options: argparse.Namespace
 
 @contextmanager
 def _input(options: argparse.Namespace) -> Iterator[tuple[IO[bytes], bool]]:
-    """The input as a file, and whether it is a terminal, where each line is answered at once."""
+    """The input as a binary file, and True if it is a terminal, where batches have one line."""
     if options.texts:
         yield io.BytesIO(b"".join(os.fsencode(text) + b"\n" for text in options.texts)), False
     elif options.input:
@@ -132,7 +134,7 @@ def _input(options: argparse.Namespace) -> Iterator[tuple[IO[bytes], bool]]:
 def _print_steps(
     model: Model, line: Line, method: dict[str, Any], options: argparse.Namespace
 ) -> Answer:
-    """Print the steps of a line as they are computed; return an ``error`` if there is one."""
+    """Print the steps of a line while they are computed; the result has an ``error``, if any."""
     print(line.text)
     try:
         if not (ids := encoded(model, line)):

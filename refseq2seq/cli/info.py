@@ -1,4 +1,4 @@
-"""``refseq2seq info``: what a checkpoint is."""
+"""``refseq2seq info``: a description of a model."""
 
 import argparse
 from typing import Any
@@ -10,7 +10,7 @@ from .options import MODEL_HELP, add_command
 
 def add_to(commands: Any) -> None:
     """Add the command to the parser."""
-    command = add_command(commands, "info", "show what a checkpoint is", "", "path/of/a/model")
+    command = add_command(commands, "info", "describe a model", "", "path/of/a/model")
     command.set_defaults(run=_info)
     command.add_argument("model", nargs="?", default="g2p", metavar="MODEL", help=MODEL_HELP)
 

@@ -1,4 +1,4 @@
-"""From lines to answers: the one definition of a line, and what `generate` does for many."""
+"""Reading input lines and answering them; every kind of input uses this definition of a line."""
 
 import codecs
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from ..loop import decode_steps, generate
 from ..model import Model, check_fits
 
 Answer = dict[str, Any]
-"""The ``input`` of a line, and its ``samples`` or the ``error`` that says why it has none."""
+"""The ``input`` of a line, and its ``samples`` or the ``error`` that explains their absence."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Line:
 
 
 def read_lines(file: Iterable[bytes], first: int = 0) -> Iterator[Line]:
-    r"""The lines of a binary file, of which the first has the number ``first``.
+    r"""The lines of a binary file, numbered from ``first``.
 
-    LF or CRLF ends a line, and nothing else: a lone CR, a form feed or U+2028 is text. A byte
-    order mark at the start of line 0 is skipped. A line that is not UTF-8 has an error.
+    Only LF or CRLF ends a line: a lone CR, a form feed or U+2028 is text. A byte order mark at
+    the start of line 0 is skipped. A line that is not UTF-8 has an error.
 
     Examples
     --------
@@ -48,13 +48,13 @@ def read_lines(file: Iterable[bytes], first: int = 0) -> Iterator[Line]:
 
 
 def check_method(model: Model, method: dict[str, Any]) -> None:
-    """Raise if the model does not support the method, whatever the input."""
+    """Raise if the model does not support the method, independently of the input."""
     steps = beam_steps if "beams" in method else decode_steps
     steps(model, [[0]], **{name: x for name, x in method.items() if name != "n_best"})
 
 
 def encoded(model: Model, line: Line) -> list[int]:
-    """The token ids of a line, none if it is empty; ValueError if the model cannot read it."""
+    """The token ids of a line, [] if it is empty; ValueError if the model cannot encode it."""
     if line.error:
         raise ValueError(line.error)
     if not line.text:
@@ -79,7 +79,7 @@ def answers(
     batch_size: int,
     advance: Callable[[int], object] = lambda n: None,
 ) -> list[Answer]:
-    """The answer to each line; lines of similar length share a batch.
+    """Compute the answer to each line; lines of similar length share a batch.
 
     Parameters
     ----------
@@ -87,10 +87,10 @@ def answers(
         With vocabularies.
     lines : iterable of Line
     method : dict
-        The arguments of `generate`, or of `beam_search`, which has ``beams``.
+        The arguments of `beam_search` if it has ``beams``, otherwise of `generate`.
     batch_size : int
     advance : function of int
-        Called with the number of further lines that have an answer.
+        Called with the number of lines that were answered since the last call.
 
     Returns
     -------
@@ -111,7 +111,7 @@ def answers(
         except ValueError as error:
             answer["error"] = failure(line.number, error)
     advance(len(found) - len(to_do))
-    to_do.sort(key=lambda entry: -len(entry[1]))  # the longest first: memory shows at once
+    to_do.sort(key=lambda entry: -len(entry[1]))  # longest first: too little memory fails early
     for start in range(0, len(to_do), batch_size):
         batch = to_do[start : start + batch_size]
         _answer(model, batch, method)
@@ -140,7 +140,7 @@ def _outputs(
 ) -> list[list[dict[str, Any]]]:
     """The samples, or the hypotheses with their scores, of each row.
 
-    A sample depends on the number of its line and the seed alone.
+    The random numbers of a sample depend only on the number of its line and the seed.
     """
     if "beams" in method:
         found = beam_search(model, source, **method)

@@ -1,4 +1,4 @@
-"""What commands share: the options that name a model and a way to choose tokens."""
+"""Options that several commands share: those of the model and of the decoding method."""
 
 import argparse
 import math
@@ -17,10 +17,10 @@ from .threads import NARROW, use_threads
 
 EARLY_STOPPING: dict[str, EarlyStopping] = {"true": True, "false": False, "never": "never"}
 
-MODEL_HELP = "g2p, which ships inside, or the path of a checkpoint or a Hugging Face directory"
+MODEL_HELP = "g2p, which is included, or the path of a checkpoint or a Hugging Face directory"
 THREADS_HELP = (
-    "threads of the CPU for matrix products; by default 1 for a model of width up to "
-    f"{NARROW}, and what the environment or the number of cores says for a wider one"
+    "number of CPU threads for matrix products; by default 1 for a model of width up to "
+    f"{NARROW}, and set by the environment or the number of cores for a wider one"
 )
 
 
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands: Any, name: str, summary: str, *examples: str) -> Any:
-    """Add a command to the parser; ``examples`` are its arguments, shown under its help."""
+    """Add a command to the parser; its help ends with ``examples``, which are its arguments."""
     command = commands.add_parser(
         name,
         help=summary,
@@ -61,7 +61,7 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
         command.add_argument_group("model"),
         ("--model", str, "MODEL", MODEL_HELP),
         ("--backend", ["numpy", "cupy"], "", "the CPU (numpy, the default) or a CUDA device"),
-        ("--dtype", ["float16", "float32", "float64"], "", "by default that of the model"),
+        ("--dtype", ["float16", "float32", "float64"], "", "dtype of the model (default: its own)"),
         ("--threads", count, "N", THREADS_HELP),
     )
     command.set_defaults(model="g2p", backend="numpy")
@@ -92,45 +92,49 @@ def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
     command.set_defaults(num_samples=1, n_best=None, min_new_tokens=0)
     add_options(
         command.add_argument_group("length and repetition"),
-        ("--max-new-tokens", size, "N", "largest number of tokens in an output, its end included; "
-         "by default as many as the model has positions for"),
-        ("--min-new-tokens", whole, "N", "tokens before an end can be chosen (default 0)"),
-        ("--repetition-penalty", float, "R", "divide positive logits of tokens that are there "
-         "already by R, and multiply negative ones; 1 changes nothing"),
-        ("--no-repeat-ngram", count, "N", "let no sequence of N tokens occur twice"),
+        ("--max-new-tokens", size, "N", "maximum number of tokens in an output, including the end "
+         "token; by default as many as the model has positions for"),
+        ("--min-new-tokens", whole, "N", "minimum number of tokens before the end (default 0)"),
+        ("--repetition-penalty", float, "R", "divide positive scores of tokens that the output "
+         "already has by R, and multiply negative ones by R; scores are logits, or with --beams "
+         "log-probabilities; 1 changes nothing"),
+        ("--no-repeat-ngram", count, "N", "allow no sequence of N tokens to occur twice"),
     )  # fmt: skip
-    sampling = command.add_argument_group("sampling", "filters apply in the order listed here")
+    sampling = command.add_argument_group("sampling", "filters are applied in the order below")
     add_options(
         sampling,
-        ("--temperature", float, "T", "divide the logits by T, more than 0"),
-        ("--top-k", _count_or_fraction, "K", "keep the K most probable tokens: 5, or 0.1 of all"),
-        ("--top-p", float, "P", "keep the fewest tokens whose probabilities reach P, in (0, 1]"),
+        ("--temperature", float, "T", "divide the logits by T, which must be positive"),
+        ("--top-k", _count_or_fraction, "K", "keep the K most probable tokens, or a fraction of "
+         "all: 5, or 0.1"),
+        ("--top-p", float, "P", "keep the fewest tokens whose probabilities sum to at least P, in "
+         "(0, 1]"),
         ("--min-p", float, "R", "keep tokens of at least R times the highest probability"),
         ("--top-a", float, "R", "keep tokens of at least R times the highest probability squared"),
         ("--seed", whole, "SEED", "seed of the random numbers (default 0)"),
-    )
-    search = command.add_argument_group("beam search", "instead of sampling")
+    )  # fmt: skip
+    search = command.add_argument_group("beam search", "cannot be combined with sampling")
     add_options(
         search,
-        ("--beams", size, "B", "hypotheses that are kept in each step"),
-        ("--length-penalty", float, "A", "divide a score, in nats, by its number of tokens to the "
+        ("--beams", size, "B", "number of hypotheses to keep in each step"),
+        ("--length-penalty", float, "A", "divide a score, in nats, by the number of tokens to the "
          "power A (default 1)"),
         ("--early-stopping", [*EARLY_STOPPING], "", "stop when B hypotheses have ended (true), "
-         "when no live one is likely to be better (false, the default), or none can be (never)"),
+         "when no live one is likely to score better (false, the default), or when none can "
+         "(never)"),
     )  # fmt: skip
     return sampling, search
 
 
 def method_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that say how tokens are chosen: of `beam_steps`, or of `decode_steps`.
+    """The arguments of `beam_steps` or `decode_steps` that determine how tokens are chosen.
 
-    A value or a combination that no model accepts ends the program with exit status 2.
+    A value or a combination that is wrong for every model ends the program with exit status 2.
     """
     try:
         return _method(options)
     except (ValueError, OverflowError) as error:
         options.usage_error(str(error))
-        raise  # it has ended the program
+        raise  # not reached: usage_error ends the program
 
 
 def _method(options: argparse.Namespace) -> dict[str, Any]:
@@ -146,9 +150,12 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
     if options.beams is None and searches:
         raise ValueError(f"--{next(iter(searches)).replace('_', '-')} needs --beams")
     if options.min_new_tokens > (options.max_new_tokens or math.inf):
-        raise ValueError(f"--min-new-tokens must be at most {options.max_new_tokens}, its maximum")
+        raise ValueError(
+            f"--min-new-tokens must be at most --max-new-tokens = {options.max_new_tokens}, "
+            f"got {options.min_new_tokens}"
+        )
     if options.seed is not None and not samples:
-        raise ValueError("--seed needs something to sample: for example --temperature 1")
+        raise ValueError("--seed needs sampling, which --temperature 1, for example, selects")
     if options.length_penalty is not None:
         check_number("--length-penalty", options.length_penalty, "(-inf, inf)")
     if options.beams is not None:
@@ -156,7 +163,7 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError("--beams cannot be combined with sampling, such as --temperature")
         if options.beams < (options.n_best or 1):
             raise ValueError(
-                f"--n-best must be at most {options.beams} beams, got {options.n_best}"
+                f"--n-best must be at most --beams = {options.beams}, got {options.n_best}"
             )
         return {"beams": options.beams, "processors": penalties, **searches, **length}
     return {
@@ -168,7 +175,7 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def penalties_of(options: argparse.Namespace) -> dict[str, Processor]:
-    """The processors that precede the filters, also in beam search, by description."""
+    """The processors before the filters, by description; beam search uses them too."""
     return _processors(
         ("repetition penalty", repetition_penalty, options.repetition_penalty),
         ("no repeated n-gram", no_repeat_ngram, options.no_repeat_ngram),
@@ -176,7 +183,7 @@ def penalties_of(options: argparse.Namespace) -> dict[str, Processor]:
 
 
 def filters_of(options: argparse.Namespace) -> dict[str, Processor]:
-    """The filters of sampling in their order, by description."""
+    """The filters of sampling in order of application, by description."""
     return _processors(
         ("temperature", temperature, options.temperature),
         ("top-k", top_k, options.top_k),
@@ -191,7 +198,7 @@ def _processors(*settings: tuple[str, Callable[[Any], Processor], Any]) -> dict[
 
 
 def _integer(low: int, bits: int = 31) -> Callable[[str], int]:
-    """The type of an option that is an integer from ``low``, and less than 2**``bits``."""
+    """A parser for options that are integers in [``low``, 2**``bits``)."""
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit() and low <= int(text[:11]) < 2**bits):
@@ -204,7 +211,7 @@ def _integer(low: int, bits: int = 31) -> Callable[[str], int]:
 
 
 whole, count = _integer(0), _integer(1)
-size = _integer(1, bits=16)  # of a dimension of an array: more takes minutes, or all memory
+size = _integer(1, bits=16)  # the size of an array's axis: more takes minutes, or all memory
 
 
 def _count_or_fraction(text: str) -> int | float:

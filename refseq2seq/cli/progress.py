@@ -11,22 +11,22 @@ EVERY = 3.0  # seconds
 
 
 def tell(what: str) -> None:
-    """Print a line on standard error, if that is open and not full."""
+    """Print a line on standard error; do nothing if it is closed or full."""
     if sys.stderr is not None:
         try:
             print(f"refseq2seq: {one_line(what, 4000)}", file=sys.stderr)
         except OSError:
-            sys.stderr = None  # or Python would try again at its end
+            sys.stderr = None  # otherwise Python would try again at exit
 
 
 @contextmanager
 def progress(
     done: int, total: int | None, wanted: bool = True
 ) -> Iterator[Callable[[int], object]]:
-    """A function that adds a number of lines to those that are done.
+    """A function to call with the number of further lines that are done.
 
-    On a terminal, if ``wanted``, tqdm shows a bar; without tqdm, a line is printed every few
-    seconds.
+    If ``wanted`` and standard error is a terminal, tqdm shows a bar; without tqdm, a line is
+    printed every `EVERY` seconds.
     """
     if not wanted or sys.stderr is None or not sys.stderr.isatty():
         yield lambda n: None

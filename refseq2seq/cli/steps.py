@@ -1,4 +1,4 @@
-"""The loop as it runs, for a reader: ``refseq2seq generate --steps``."""
+"""Tables of the decoding steps, printed while they run: ``refseq2seq generate --steps``."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ SHOWN = 5  # candidates per step
 
 
 def print_token_steps(model: Model, steps: Iterable[Step], row: int) -> None:
-    """Per step the choice, its log-probability, and the best candidates."""
+    """Print for each step the chosen token, its log-probability in nats and the best candidates."""
     print(f"  step  {'chosen':8} {'log-prob':>8}  candidates after the filters")
     total = 0.0
     for step in steps:
@@ -29,7 +29,7 @@ def print_token_steps(model: Model, steps: Iterable[Step], row: int) -> None:
 
 
 def print_beam_steps(model: Model, steps: Iterable[BeamStep]) -> None:
-    """Per step the live beams with their sums of log-probabilities, and what has finished."""
+    """Print for each step the live beams and the finished hypotheses, with sums of log-probs."""
     for step in steps:
         print(f"  step {step.index}")
         n = step.live.lengths[0, 0]

@@ -1,8 +1,8 @@
-"""How many threads multiply matrices: NumPy's BLAS takes one for each core.
+"""The number of threads for matrix products; NumPy's BLAS uses one per core by default.
 
-The products of a narrow model are too small to share: two threads gain about a tenth on idle
-cores, and take twice the time or more beside other work, where each product waits for a thread
-that has no core (docs/performance.md).
+The products of a narrow model are too small to divide. Two threads are about a tenth faster on
+idle cores, but take twice the time or more if other programs use the cores, because each product
+waits for a thread that has no core (docs/performance.md).
 """
 
 import ctypes
@@ -12,10 +12,10 @@ import sys
 from ..model import Model
 
 NARROW = 192
-"""The largest width that uses one thread by default; from 256 on, two are faster on idle cores."""
+"""The largest d_model with one thread by default; from 256 on, two are faster on idle cores."""
 
 VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-SETTERS = (  # of the OpenBLAS in NumPy's wheels, of one of the system, of MKL
+SETTERS = (  # OpenBLAS in NumPy's wheels, OpenBLAS of the system, MKL
     "scipy_openblas_set_num_threads64_",
     "scipy_openblas_set_num_threads",
     "openblas_set_num_threads64_",
@@ -25,13 +25,13 @@ SETTERS = (  # of the OpenBLAS in NumPy's wheels, of one of the system, of MKL
 
 
 def use_threads(asked: int | None, model: Model) -> None:
-    """Use as many threads as ``asked``; by default one for a narrow model, and what the
-    environment or the BLAS says for another.
+    """Use ``asked`` threads. None means one for a narrow model, and the setting of the environment
+    or the BLAS for any other model.
 
     Raises
     ------
     ValueError
-        If a number is given and the BLAS has no function that sets it.
+        If ``asked`` is a number and the BLAS has no function that sets it.
     """
     if asked is None:
         width = max(model.config.encoder.d_model, model.config.decoder.d_model)
@@ -39,15 +39,15 @@ def use_threads(asked: int | None, model: Model) -> None:
             _set_threads(1)
     elif not _set_threads(asked):
         raise ValueError(
-            f"--threads {asked}: this NumPy's BLAS takes its number of threads from the "
-            f"environment only: set OMP_NUM_THREADS={asked} instead"
+            f"--threads {asked}: this NumPy's BLAS reads its number of threads only from the "
+            f"environment: set OMP_NUM_THREADS={asked} instead"
         )
 
 
 def _set_threads(n: int) -> bool:
     """Set the number of threads of NumPy's BLAS; False if the BLAS has no such function."""
     module = sys.modules["numpy._core._multiarray_umath"]
-    library = ctypes.CDLL(module.__file__)  # looks into what it is linked with, too
+    library = ctypes.CDLL(module.__file__)  # also finds functions of the libraries it links to
     for name in SETTERS:
         if hasattr(library, name):
             getattr(library, name)(ctypes.c_int(n))

@@ -23,23 +23,23 @@ def add_to(commands: Any) -> None:
     actions = command.add_subparsers(required=True, metavar="ACTION")
     make = actions.add_parser("make", help="write vectors into a new directory")
     make.set_defaults(run=_make)
-    make.add_argument("directory", type=Path, metavar="DIR", help="new or empty")
-    make.add_argument("--family", action="append", choices=FAMILIES, help="all by default")
+    make.add_argument("directory", type=Path, metavar="DIR", help="new or empty directory")
+    family = "model family, may be repeated (default: all)"
+    make.add_argument("--family", action="append", choices=FAMILIES, help=family)
     add_options(
         make,
-        ("--cases", count, "N", "how many of each family; by default one of each situation"),
-        ("--seed", whole, "SEED", "of weights and inputs (0)"),
-        ("--dtype", ["float64", "float32"], "", "of weights and quantities (float64)"),
+        ("--cases", count, "N", "cases per family (default: one for each situation)"),
+        ("--seed", whole, "SEED", "seed of weights and inputs (default 0)"),
+        ("--dtype", ["float64", "float32"], "", "of weights and quantities (default float64)"),
     )
     make.set_defaults(seed=0, dtype="float64")
-    check = actions.add_parser("check", help="show the first difference; exit status 1")
+    check = actions.add_parser("check", help="show the first difference; exit status 1 if any")
     check.set_defaults(run=_check)
     check.add_argument("directory", type=Path, metavar="DIR", help="written by `vectors make`")
-    check.add_argument("theirs", type=Path, metavar="THEIRS", help="files of another program")
-    check.add_argument(
-        "--rtol", type=float, metavar="R", help="relative to a row; 0: the same bits"
-    )
-    check.add_argument("--json", action="store_true", help="one JSON object per file")
+    check.add_argument("theirs", type=Path, metavar="THEIRS", help="directory of another program")
+    rtol = "tolerance, relative to the largest magnitude of a row; 0 requires the same bits"
+    check.add_argument("--rtol", type=float, metavar="R", help=rtol)
+    check.add_argument("--json", action="store_true", help="print a JSON object per file")
 
 
 def _make(options: argparse.Namespace) -> None:
@@ -56,7 +56,7 @@ def _make(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """What was compared, file by file, then the story of the first difference."""
+    """Print the comparison of each file, then the details of the first difference."""
     from ..testing import vectors
 
     checked = vectors.check(options.directory, options.theirs, rtol=options.rtol)

@@ -1,6 +1,6 @@
-"""Models of other libraries as ours: from a live module, or from its arrays and options.
+"""Converters from models of other libraries: live modules, or arrays with their options.
 
-A library that has no converter here brings its arrays with `convert_params`: see
+`convert_params` converts the arrays of a library that has no converter here: see
 ``docs/your-own-model.md``.
 """
 

@@ -1,4 +1,7 @@
-"""What a caller gives to a converter, as NumPy arrays under the names of an uncompiled module."""
+"""The arguments of a converter: checks, and conversion of the arrays to NumPy.
+
+``torch.compile`` adds a prefix to the names of arrays; these functions remove it.
+"""
 
 import os
 import re
@@ -10,21 +13,21 @@ import numpy as np
 from ..backend import to_numpy
 from .table import UnsupportedFeature
 
-# In names: what the package peft puts around a module, beside a layer, or in its place.
+# Parts of names that the package peft adds where it wraps a module or extends or replaces a layer.
 _OF_ADAPTERS = re.compile(
     r"(?:^|\.)(?:lora_\w+|base_layer|base_model\.model|modules_to_save)(?:\.|$)"
 )
 
 
 def numpy_arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a mapping, such as a state dict, by the names that `plain_name` gives.
+    """Convert the arrays of a mapping, such as a state dict; the keys are those of `plain_name`.
 
     Raises
     ------
     UnsupportedFeature
-        If the names are those of adapters.
+        If a name is that of an adapter.
     ValueError
-        If two names are the same there.
+        If two names have the same `plain_name`.
     TypeError, ValueError
         As from `numpy_array`.
     """
@@ -37,10 +40,10 @@ def numpy_arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def numpy_array(name: str, x: Any) -> np.ndarray:
-    """Convert a tensor of PyTorch, or another array, to a NumPy array.
+    """Convert a PyTorch tensor or another array to a NumPy array.
 
-    Floating-point numbers that NumPy lacks, such as bfloat16, become float32, which holds
-    them exactly.
+    A floating-point dtype that NumPy lacks, such as bfloat16, becomes float32, which represents
+    its numbers exactly.
 
     Raises
     ------
@@ -60,7 +63,7 @@ def numpy_array(name: str, x: Any) -> np.ndarray:
         return x if _numpy_has(x.dtype) else x.astype("float32")
     if x.is_meta:
         raise ValueError(
-            f"{name} is on the meta device, which holds no numbers: load the weights into the "
+            f"{name} is on the meta device, which stores no values: load the weights into the "
             "module first"
         )
     x = x.detach().cpu()
@@ -68,23 +71,23 @@ def numpy_array(name: str, x: Any) -> np.ndarray:
 
 
 def _numpy_has(dtype: Any) -> bool:
-    """Of a dtype of NumPy or PyTorch; ml_dtypes adds bfloat16 and others to NumPy's."""
+    """False for a floating-point dtype of PyTorch or ml_dtypes that NumPy lacks (bfloat16)."""
     name = str(dtype).removeprefix("torch.")
     return "float" not in name or hasattr(np, name)
 
 
 def plain_name(name: str) -> str:
-    """The name of an array or a part in the module before ``torch.compile``."""
+    """The name that an array or a submodule had before ``torch.compile``."""
     return name.replace("_orig_mod.", "")
 
 
 def plain_module(module: Any) -> Any:
-    """What was given to ``torch.compile``; another module as it is.
+    """The module that was passed to ``torch.compile``; any other module is returned unchanged.
 
     Raises
     ------
     UnsupportedFeature
-        If it is a module with adapters around another.
+        If it is a module of peft, which wraps another module and adds adapters.
     """
     inner = getattr(module, "_orig_mod", module)
     for part in (module, inner):
@@ -96,21 +99,21 @@ def plain_module(module: Any) -> Any:
 def adapters(found: str) -> UnsupportedFeature:
     """The error for adapters that are not merged into the weights; ``found`` names one."""
     return UnsupportedFeature(
-        f"adapters, such as LoRA's, that are not merged ({found}): call peft's "
-        "module.merge_and_unload() first, and convert or save what it returns"
+        f"adapters, such as those of LoRA, that are not merged ({found}): call peft's "
+        "module.merge_and_unload() first, and convert or save the module that it returns"
     )
 
 
 def wrong_module(argument: str, kinds: str, given: Any) -> TypeError:
-    """The error for an argument that is none of these kinds, nor a mapping of arrays."""
+    """The error for an argument that is neither one of ``kinds`` nor a mapping of arrays."""
     is_path = isinstance(given, str | bytes | os.PathLike)
     found = f"the path {given!r}: load the file first" if is_path else type(given).__qualname__
     return TypeError(f"{argument} must be {kinds}, or a mapping of names to arrays; got {found}")
 
 
 def missing_peers(module: Any, packages: str, error: ImportError) -> ImportError:
-    """The error for a live module that cannot be read without packages of the extra ``peers``."""
+    """The error for a live module whose converter needs packages of the extra ``peers``."""
     return ImportError(
-        f"{type(module).__qualname__} is no mapping of arrays, and a live module needs "
-        f"{packages}: pip install 'refseq2seq[peers]' ({error})"
+        f"{type(module).__qualname__} is not a mapping of arrays, and converting a live "
+        f"module needs {packages}: pip install 'refseq2seq[peers]' ({error})"
     )

@@ -1,7 +1,7 @@
-"""From ``torch.nn.Transformer`` of PyTorch 2.13, and what its users put around it.
+"""Converter for ``torch.nn.Transformer`` of PyTorch 2.13.
 
-nn.Transformer is the layers only. The tables of token vectors, the positions and the last
-product are its users' own, so they are arguments here.
+nn.Transformer contains the layers only. Its users add the token embeddings, the positions and
+the unembedding, so these are arguments here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ OPTIONS = (
     "bias",
 )
 
-# The parts that nn.Transformer itself is made of.
+# The classes that an unmodified nn.Transformer consists of.
 PARTS = {
     "Transformer",
     "TransformerEncoder",
@@ -75,45 +75,46 @@ def from_pytorch(
     eos_ids: Sequence[int],
     pad_id: int,
 ) -> Model:
-    """The model of an nn.Transformer between embeddings and an unembedding.
+    """Convert an nn.Transformer, its embeddings and its unembedding.
 
-    Arrays may be NumPy's, PyTorch's, or in a module that holds them, and are shaped as
-    PyTorch shapes them. Tables that are equal are tied. Modules, and arrays by their names,
-    may come from ``torch.compile``.
+    Arrays may be NumPy arrays or PyTorch tensors, in PyTorch's shapes, or modules that contain
+    them. Equal tables are tied. Modules, and mappings of arrays, may come from ``torch.compile``.
 
     Parameters
     ----------
     transformer : nn.Transformer, or mapping of names to arrays
-        The mapping has the names of its ``state_dict()``.
-    options : mapping, with a mapping of arrays only
+        The mapping has the names of ``nn.Transformer.state_dict()``.
+    options : mapping, only if ``transformer`` is a mapping
         The arguments of nn.Transformer: d_model, nhead, num_encoder_layers,
         num_decoder_layers, dim_feedforward, activation ("relu" or "gelu"), layer_norm_eps,
         norm_first, bias.
-    source_embedding, target_embedding : nn.Embedding, or array of two axes
-        A row of width d_model per token.
-    unembedding : nn.Linear, array of the target embedding's shape, or pair of that and a bias
+    source_embedding : nn.Embedding, or array (n_source_tokens, d_model)
+    target_embedding : nn.Embedding, or array (n_target_tokens, d_model)
+    unembedding : nn.Linear, array, or pair of an array and a bias
+        The array has shape (n_target_tokens, d_model), the bias (n_target_tokens,).
     embedding_scale : float
-        Multiplies the token vectors, before positions are added: sqrt(d_model) in the
-        paper and in PyTorch's tutorials, 1.0 for none.
-    source_positions, target_positions : table, SinusoidalPositions or None
-        Of a table, nn.Embedding or array (n_positions, d_model), row p is added at
-        position p, counted from 0.
+        Multiplies the token vectors before positions are added: sqrt(d_model) in the
+        paper and in PyTorch's tutorials, 1.0 for no scaling.
+    source_positions, target_positions : nn.Embedding, array, SinusoidalPositions or None
+        Row p of an nn.Embedding or array (n_positions, d_model) is added at position p,
+        counted from 0. None adds nothing.
     decoder_start_id, eos_ids, pad_id : int, sequence of int, int
+        The token that begins a target, those that end it, and the padding after them.
 
     Returns
     -------
     Model
-        bfloat16 arrays are widened to float32.
+        bfloat16 arrays become float32.
 
     Raises
     ------
     UnsupportedFeature
-        If a part of the transformer is not PyTorch's own, its layers differ, or adapters are
-        not merged.
+        If the transformer contains a module that is not PyTorch's own, its layers differ, or
+        adapters are not merged.
     ValueError
-        If an array is missing, has no place, no numbers or another shape; by name.
+        If an array is missing, unused, without values or of the wrong shape. The message names it.
     TypeError
-        If something else is given than a module or arrays.
+        If an argument is neither a module nor arrays.
     """
     if isinstance(transformer, Mapping):
         if not isinstance(options, Mapping):
@@ -124,13 +125,13 @@ def from_pytorch(
         layers = numpy_arrays(transformer)
     elif options is not None:
         raise TypeError(
-            f"options are for a mapping of arrays, got them with {type(transformer).__name__}; a "
-            "module brings its own"
+            f"options are for a mapping of arrays, got them with {type(transformer).__name__}: "
+            "leave them out, since a module has its own"
         )
     else:
         layers, options = _read_module(transformer)
     if missing := [name for name in OPTIONS if name not in options]:
-        raise ValueError(f"options lacks {', '.join(missing)}")
+        raise ValueError(f"options must have all arguments of nn.Transformer, lacks {missing}")
     around = {
         "source_embedding": _weight("source_embedding", source_embedding),
         "target_embedding": _weight("target_embedding", target_embedding),
@@ -207,7 +208,7 @@ def _stack(
 
 
 def _table(place: Literal["before", "after"]) -> Table:
-    """Our parameters and theirs; ``place`` is that of the norms."""
+    """The table from our names to theirs; ``place`` is the position of the norms."""
     return {
         "encoder.embedding": ("source_embedding", same),
         "encoder.positions": ("source_positions", same),
@@ -260,7 +261,7 @@ def _norm(ours: str, theirs: str) -> Table:
 
 
 def _read_module(transformer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of an nn.Transformer, and the arguments that it was made with."""
+    """The arrays of an nn.Transformer, and the arguments of its constructor."""
     try:
         import torch
     except ImportError as error:
@@ -295,7 +296,7 @@ def _read_module(transformer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any
 
 
 def _check_parts(transformer: Any) -> None:
-    """That all is PyTorch's own, within what torch.compile puts around it."""
+    """Raise unless all modules are of the classes in `PARTS`; torch.compile may wrap them."""
     for name, part in transformer.named_modules():
         kind = type(plain_module(part))
         if not kind.__module__.startswith("torch.nn.modules.") or kind.__name__ not in PARTS:
@@ -303,10 +304,10 @@ def _check_parts(transformer: Any) -> None:
 
 
 def _only(option: str, values: Iterable[Any]) -> Any:
-    """The value that all layers have."""
+    """The single value that all layers share."""
     different = list(dict.fromkeys(values))
     if len(different) > 1:
-        raise UnsupportedFeature(f"layers that differ: {option} is {different}")
+        raise UnsupportedFeature(f"layers that differ in {option}: {different}")
     return different[0]
 
 
@@ -321,7 +322,7 @@ def _read_unembedding(given: Any) -> dict[str, np.ndarray]:
 
 
 def _weight(name: str, given: Any) -> np.ndarray:
-    """The table in a module, or given as an array: (number of rows, d_model)."""
+    """The table (rows, d_model) of an nn.Embedding, or ``given`` itself as an array."""
     if hasattr(given, "num_embeddings"):  # nn.Embedding
         if given.max_norm is not None:
             raise UnsupportedFeature(f"{name}: max_norm = {given.max_norm}")

@@ -1,4 +1,4 @@
-"""What the converters share: a table from our names to theirs, and the checks around it."""
+"""The table from our parameter names to another library's, and conversion with its checks."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,10 +10,10 @@ from ..config import ModelConfig
 from ..params import Params, build_params, param_shapes
 
 Transform = Callable[[Array], Array]
-"""From an array as the other library stores it to the same parameter as we do."""
+"""Converts an array from the other library's layout to ours."""
 
 Table = Mapping[str, tuple[str, Transform]]
-"""Our name -> (their name, transform). Nothing else renames, transposes or offsets."""
+"""Our name -> (their name, transform). No other code renames, transposes or offsets arrays."""
 
 
 class UnsupportedFeature(ValueError):
@@ -21,24 +21,24 @@ class UnsupportedFeature(ValueError):
 
 
 def same(x: Array) -> Array:
-    """The array as it is."""
+    """Return the array unchanged."""
     return x
 
 
 def transposed(x: Array) -> Array:
-    """PyTorch's ``Linear`` stores (d_out, d_in); we store (d_in, d_out)."""
+    """Transpose a matrix: PyTorch's ``Linear`` stores (d_out, d_in), we store (d_in, d_out)."""
     return x.T
 
 
 def token_ids(name: str, ids: Sequence[int]) -> tuple[int, ...]:
-    """The ids as a tuple; a single one must be put in one by the caller."""
+    """The ids as a tuple. A single integer raises an error."""
     if not isinstance(ids, Sequence | np.ndarray):
         raise TypeError(f"{name} must be a sequence of token ids, such as (2,), got {ids!r}")
     return tuple(ids)
 
 
 def numbered(config: ModelConfig, table: Table) -> Table:
-    """The rows that ``config`` needs of a table in which ``*`` stands for a layer's number."""
+    """Replace ``*`` in a table by layer numbers, and keep the rows that ``config`` needs."""
     rows = {}
     for ours in param_shapes(config):
         number = re.search(r"(?<=\.)\d+(?=\.|$)", ours)
@@ -56,20 +56,22 @@ def convert_params(
     arrays: Mapping[str, np.ndarray],
     unused: Collection[str] = (),
 ) -> Params:
-    """The parameters of ``config``, copied from another library's arrays.
+    """Convert another library's arrays to the parameters of ``config``; the arrays are copied.
 
     Parameters
     ----------
     config : ModelConfig
     table : Table
+        With a row for each parameter of ``config``.
     arrays : mapping of their names to arrays
+        All of one dtype: float16, float32 or float64.
     unused : collection of str
-        Their names for what the model has but generation does not need.
+        Their names of arrays that the model has but generation does not need.
 
     Raises
     ------
     ValueError
-        Naming an array that is missing, of the wrong shape or dtype, or left over.
+        If an array is missing, left over, or of the wrong shape or dtype. The message names it.
     """
     used: dict[str, str] = {}  # their name -> dtype
 
@@ -87,7 +89,7 @@ def convert_params(
                 f"the options ask for {shape}"
             )
         used[theirs] = stored.dtype.name
-        return np.array(x, order="C")  # a copy: training on must not change our model
+        return np.array(x, order="C")  # a copy: further training must not change our model
 
     params = build_params(config, array)
     if left := sorted(arrays.keys() - used.keys() - set(unused)):
@@ -99,7 +101,7 @@ def convert_params(
 
 
 def _missing(ours: str, theirs: str, arrays: Collection[str]) -> str:
-    """What is said of an array that is not there, or only under a longer name."""
+    """The message for an array that is missing, or present only under a longer name."""
     found = next((name for name in arrays if name.endswith(f".{theirs}")), None)
-    prefixed = f"; it may be {found}: take the prefix off all names" if found else ""
+    prefixed = f"; it may be {found}: remove the prefix from all names" if found else ""
     return f"there is no array {theirs}, from which {ours} is made{prefixed}"

@@ -1,8 +1,8 @@
-"""Watch a model decode: everything that happens in each step, as data or as one page.
+"""Everything that happens in each step of a decoding, as data or as one HTML page.
 
-explain.page(model, "oracle")                          HTML that stands alone
-explain.record(model, "oracle", beams=4)               the numbers on it
-refseq2seq explain oracle --html oracle.html           the same from the command line
+explain.page(model, "oracle")                          a self-contained HTML page
+explain.record(model, "oracle", beams=4)               the numbers of such a page
+refseq2seq explain oracle --html oracle.html           the page from the command line
 """
 
 from .page import page

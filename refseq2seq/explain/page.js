@@ -23,7 +23,7 @@ function fill(table, head, body) {
   table.replaceChildren(thead, tbody);
 }
 
-/* The slider, and what is said about its step. */
+/* The slider, and the description of its step. */
 
 const last = data.steps.length - 1;
 let now = 0;
@@ -72,7 +72,7 @@ function showCandidates() {
   fill($("candidates"), head, body);
 }
 
-/* Attention: one table, a layer and a head of choice. */
+/* Attention: one table for the selected layer and head. */
 
 function pickers(place, layers, changed) {
   const choice = { layer: layers.length - 1, head: MEAN };

@@ -1,4 +1,4 @@
-"""The page: the record of a decoding inside a file that needs nothing else."""
+"""The page: one HTML file that contains the record of a decoding, its style and its script."""
 
 import json
 import re
@@ -11,18 +11,19 @@ from .record import record
 
 
 def page(model: Model, text: str, **options: Any) -> str:
-    """One HTML document that shows how ``text`` is decoded, step by step.
+    """Make an HTML document that shows how ``text`` is decoded, step by step.
 
-    It loads nothing: it works from a disk, in a mail, without a network.
+    It loads no other file, so it works from a disk, in an email and without a network.
 
     Parameters
     ----------
-    model, text
-        As in `record`, whose other arguments it takes too.
+    model, text, **options
+        The arguments of `record`.
 
     Returns
     -------
     str
+        The HTML.
 
     Examples
     --------
@@ -38,7 +39,7 @@ def page(model: Model, text: str, **options: Any) -> str:
         "@title@": escape(f"{text} → {decoding['output']}"),
         "@style@": here.joinpath("page.css").read_text(encoding="utf-8"),
         "@script@": here.joinpath("page.js").read_text(encoding="utf-8"),
-        "@data@": data.replace("<", "\\u003c"),  # nothing in it can end the script
+        "@data@": data.replace("<", "\\u003c"),  # so that no text can end the script element
     }
     document = here.joinpath("page.html").read_text(encoding="utf-8")
     return re.sub("@(title|style|script|data)@", lambda place: parts[place[0]], document)

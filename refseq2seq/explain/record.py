@@ -1,4 +1,4 @@
-"""What a page shows: the steps of `refseq2seq.decode_steps`, with what a tap sees in them."""
+"""The data of a page: the steps of `refseq2seq.decode_steps`, and quantities from a tap."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -32,33 +32,36 @@ def record(
     early_stopping: EarlyStopping = False,
     **length: Any,
 ) -> dict[str, Any]:
-    """Decode one text and keep what can be seen.
+    """Decode one text and record each step.
 
     Parameters
     ----------
     model : Model
         With vocabularies.
     text : str
+        The source text, not empty.
     processors : mapping of labels to processors, optional
-        Applied in order; the candidates are kept before and after each.
+        Applied in order; the candidates' probabilities are recorded before and after each.
     draws : bool
-        True samples, False takes the best.
+        True to sample, False to choose the best token.
     seed : int
-        Of the uniform numbers, for a model that draws.
+        Seed of the uniform random numbers, used if ``draws`` is True.
     beams : int, optional
-        Search first, keep the tree, and let the steps follow the best hypothesis.
+        Run a beam search with this number of beams first, record its tree, and let the steps
+        follow the best hypothesis.
     length_penalty, early_stopping
-        Of the search, as in `refseq2seq.beam_steps`.
+        Options of the search, as in `refseq2seq.beam_steps`.
     **length
         ``max_new_tokens`` and ``min_new_tokens``, as in `refseq2seq.decode_steps`.
 
     Returns
     -------
     dict
-        Of JSON's types. ``steps`` have the numbers of `refseq2seq.Step`: ``log_prob`` and
-        ``sum`` in nats, ``margin`` (None if only one token was left), the candidates'
-        probabilities by stage, and the attention weights ``[layer][head][key]`` of the
-        newest token.
+        Of the types that JSON has. ``steps`` contains the numbers of `refseq2seq.Step`:
+        ``log_prob`` and ``sum`` in nats, ``margin`` (None if only one token was left) and the
+        candidates' probabilities by stage. ``cross_attention`` and ``self_attention`` contain
+        the attention weights of the newest token, ``[step][layer][head][key]``.
+        ``encoder_attention`` contains those of the encoder, ``[layer][head][query][key]``.
 
     Raises
     ------
@@ -140,7 +143,7 @@ def _candidates(
 
 
 def _attention(model: Model, source: Tokens, trace: Trace, n_steps: int) -> dict[str, Any]:
-    """Weights ``[layer][head]`` of the encoder, and of each step's newest token, with labels."""
+    """Attention weights of the encoder and of each step's newest token, with labels of the keys."""
     c = model.config
     letters = [symbol(model.source_vocabulary, i) for i in source[0]]  # type: ignore[arg-type]
     encoder, decoder = c.encoder, c.decoder
@@ -173,7 +176,7 @@ def _attention(model: Model, source: Tokens, trace: Trace, n_steps: int) -> dict
 
 
 def _watched(label: str, process: Processor, stages: list[tuple[str, Array]]) -> Processor:
-    """The same processor, which also notes what it gives."""
+    """The same processor, which also appends its result to ``stages``."""
 
     def watched(scores: Array, state: State) -> Array:
         after = process(scores, state)
@@ -188,12 +191,12 @@ def _unchanged(scores: Array, state: State) -> Array:
 
 
 def _follow(tokens: list[int]) -> Callable[[Array, State], Array]:
-    """A pick that follows given tokens, whatever the scores."""
+    """A function that picks the given tokens in order and ignores the scores."""
     return lambda scores, state: np.asarray(tokens)[state.n_new]
 
 
 def _without_idle_rules(steps: list[dict[str, Any]], stage: int) -> list[dict[str, Any]]:
-    """Leave out a stage of the model's rules (banned or forced tokens) that changes nothing."""
+    """Delete a stage of the model's rules (banned or forced tokens) that changes nothing."""
     if all(step["stages"][stage]["probs"] == step["stages"][stage - 1]["probs"] for step in steps):
         for step in steps:
             del step["stages"][stage]
@@ -201,5 +204,5 @@ def _without_idle_rules(steps: list[dict[str, Any]], stage: int) -> list[dict[st
 
 
 def _rounded(weights: Array) -> list[Any]:
-    """Weights for a picture: four decimals keep the page small."""
+    """The weights rounded to four decimals, which keep the page small."""
     return np.round(to_numpy(weights).astype(np.float64), 4).tolist()

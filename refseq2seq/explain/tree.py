@@ -1,4 +1,4 @@
-"""The tree of a beam search: every candidate that was considered, and what became of it."""
+"""The tree of a beam search: every candidate, and whether it was kept, ended or dropped."""
 
 from typing import Any
 
@@ -9,20 +9,20 @@ from ..text import symbol
 
 
 def search(model: Model, source: Tokens, *, beams: int, **options: Any) -> dict[str, Any]:
-    """Search for the targets of one source, and keep its candidates as nodes.
+    """Run a beam search for one source, and record its candidates as nodes.
 
-    Takes the arguments of `refseq2seq.beam_steps`.
+    The arguments are those of `refseq2seq.beam_steps`.
 
     Returns
     -------
     dict
-        ``nodes``: step, parent (a place in the list, -1 for the start), symbol, log_prob,
-        score (a sum of log-probabilities in nats) and fate: "lives", "ends" or "out".
-        ``hypotheses``: text and normalised score, best first. ``best``: its tokens;
-        ``path``: its nodes.
+        ``nodes``: step, parent (an index into ``nodes``, -1 for the start), token, symbol,
+        log_prob in nats, score (a sum of log-probabilities in nats) and fate: "lives", "ends"
+        or "out". ``hypotheses``: text and normalised score, best first. ``best``: the tokens of
+        the best hypothesis. ``path``: the indices of its nodes.
     """
     nodes: list[dict[str, Any]] = []
-    live = [-1] * beams  # the node that each live beam is
+    live = [-1] * beams  # the index of each live beam's node
     for step in beam_steps(model, source, beams=beams, **options):
         live = _grow(model, nodes, live, step)
     pool, vocabulary = step.pool, model.target_vocabulary
@@ -45,7 +45,7 @@ def search(model: Model, source: Tokens, *, beams: int, **options: Any) -> dict[
 
 
 def _grow(model: Model, nodes: list[dict[str, Any]], live: list[int], step: BeamStep) -> list[int]:
-    """Add a step's candidates; the nodes of the beams that live on."""
+    """Add a step's candidates to ``nodes``; return the indices of the surviving beams' nodes."""
     vocabulary: Any = model.target_vocabulary
     c, place_of = step.candidates, {}
     survivors = step.survivors[0].tolist()
@@ -70,7 +70,7 @@ def _grow(model: Model, nodes: list[dict[str, Any]], live: list[int], step: Beam
 
 
 def _path(nodes: list[dict[str, Any]], tokens: list[int]) -> list[int]:
-    """The nodes of a hypothesis, from the first token to the last."""
+    """The indices of a hypothesis's nodes, from the first token to the last."""
     path, parent = [], -1
     for index, token in enumerate(tokens):
         parent = next(

@@ -1,7 +1,7 @@
-"""Reading untrusted files, and writing files in one step.
+"""Reading of untrusted files, and writing of files in one step.
 
 `reading` opens files and limits their size, `npz` and `safetensors` are the two array formats,
-and `writing` replaces a file on success only.
+and `writing` replaces a file only on success.
 """
 
 from .reading import FileError

@@ -1,8 +1,8 @@
-"""The ``.npz`` files of NumPy: a zip of ``.npy`` entries, written plainly and read without trust.
+"""The ``.npz`` files of NumPy, zip files of ``.npy`` entries; files are untrusted when read.
 
-Entries are stored, not compressed, so that the size of a file bounds what is built from it;
-their headers must be in the one form that NumPy writes, and are never evaluated; nothing is
-unpickled.
+Entries are stored without compression, so that the size of a file limits the memory of its
+arrays. Their headers must have the one form that NumPy writes, and are never evaluated. Nothing
+is unpickled.
 """
 
 import os
@@ -19,7 +19,7 @@ from .reading import MAX_BYTES, FileError, fits, opened
 from .writing import replacing
 
 MAX_ENTRIES = 2**16
-"""The most entries of a file: a large model has some thousands."""
+"""The maximum number of entries of a file: a large model has some thousands."""
 
 _START = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
@@ -43,7 +43,7 @@ class Entry:
         return self.archive.read(self.info)
 
     def array(self) -> np.ndarray:
-        """The array of an ``.npy`` entry, read once its dtype and its shape are checked."""
+        """The array of an ``.npy`` entry; its dtype and shape are checked before it is read."""
         name = self.info.filename.removesuffix(".npy")
         with self.archive.open(self.info) as member:
             start = member.read(10)
@@ -52,18 +52,18 @@ class Entry:
             if start[:8] != _START or match is None:
                 raise FileError(f"{name} has no .npy header of version 1.0")
             if match[1] not in _DTYPES:
-                raise FileError(f"{name} must hold numbers, got dtype {match[1]!r}")
+                raise FileError(f"{name} must contain numbers, got dtype {match[1]!r}")
             dtype, shape = np.dtype(match[1]), [int(n) for n in re.findall("[0-9]+", match[3])]
             n_bytes = self.info.file_size - len(start) - len(header)
             if not fits(shape, dtype.itemsize, n_bytes):
-                raise FileError(f"{name} has {n_bytes} bytes, not those of its shape {match[3]}")
+                raise FileError(f"{name} has {n_bytes} bytes, which do not fit shape {match[3]}")
             order: Literal["F", "C"] = "F" if match[2] == "True" else "C"
             return np.frombuffer(member.read(), dtype).reshape(shape, order=order)
 
 
 @contextmanager
 def entries(path: str | os.PathLike[str]) -> Iterator[dict[str, Entry]]:
-    """The entries of a zip file by name: uncompressed, with unique names, and without overlap.
+    """The entries of a zip file by name; they are uncompressed, unique and do not overlap.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def entries(path: str | os.PathLike[str]) -> Iterator[dict[str, Entry]]:
             with zipfile.ZipFile(file) as archive:
                 yield _sound_entries(archive, os.fstat(file.fileno()).st_size)
         except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-            raise FileError(f"not a whole zip file: {error!r:.500}") from error
+            raise FileError(f"not a complete zip file: {error!r:.500}") from error
 
 
 def _sound_entries(archive: zipfile.ZipFile, file_size: int) -> dict[str, Entry]:
@@ -108,6 +108,6 @@ def write(path: str | os.PathLike[str], members: Iterable[tuple[str, bytes | np.
             if isinstance(content, bytes):
                 archive.writestr(info, content)
                 continue
-            # zip64, as numpy.savez has it: an array may be longer than 2 GiB
+            # zip64, as in numpy.savez: an array may be larger than 2 GiB
             with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, content, version=(1, 0), allow_pickle=False)

@@ -1,8 +1,8 @@
-"""Reading untrusted files.
+"""Reading of untrusted files.
 
-Every loader uses these functions. A file must be a regular file, after links are followed. Its
-size is limited before anything is built from it. The message of a `FileError` begins with the
-path.
+Every loader uses these functions. A path must lead to a regular file; links are followed. The
+size of the file is checked before anything is built from it. The message of a `FileError` begins
+with the path.
 """
 
 import errno
@@ -16,20 +16,22 @@ from math import prod
 from typing import Any
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-"""Names of files that can run any code when they are opened, and are never read."""
+"""Suffixes of pickle files, which can run any code when they are opened and are never read."""
 
 MAX_BYTES = 2**26
-"""The largest file, in bytes, that is read at once; a tokenizer of 250,000 pieces has 35 MB."""
+"""The maximum size, in bytes, of a file that is read at once; a tokenizer of 250,000 pieces has
+35 MB."""
 
 MAX_JSON_VALUES = 2**22
-"""The most values of a JSON file: one may take 100 bytes in memory, and only 2 in the file."""
+"""The maximum number of values of a JSON file: one may take 100 bytes in memory, and only 2 in
+the file."""
 
 MAX_EMPTY_SIZE = 2**24
-"""The largest product of an empty array's other axes: a sum over the empty axis has that size."""
+"""The maximum product of an empty array's other axes: a sum over the empty axis has that size."""
 
 
 class FileError(ValueError):
-    """A file does not hold what it should; the message begins with its path."""
+    """The content of a file is invalid; the message begins with its path."""
 
 
 @contextmanager
@@ -48,15 +50,15 @@ def file_errors(path: str | os.PathLike[str], *kinds: type[ValueError]) -> Itera
 
 
 def one_line(message: str, length: int = 800) -> str:
-    """A message that a stranger's text is part of, as one printable line of bounded length."""
+    """A message with untrusted text, as one printable line of at most ``length`` characters."""
     line = " ".join(message[: 8 * length].split())
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     return line if len(line) <= length else f"{line[: length - 3]}..."
 
 
 def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """Open a regular file. A pipe or a device, which may never end, is an error."""
-    mode = os.stat(path).st_mode  # of what a link leads to: caches are made of links
+    """Open a regular file. A pipe or a device, which may never end, raises an error."""
+    mode = os.stat(path).st_mode  # of the target of a link: caches consist of links
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "a directory; expected a file", str(path))
     if not stat.S_ISREG(mode):
@@ -74,9 +76,9 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def fits(shape: Sequence[int], itemsize: int, n_bytes: int) -> bool:
-    """Whether an array of this shape has ``n_bytes`` bytes, and no more axes than NumPy allows.
+    """Whether an array of this shape has ``n_bytes`` bytes, and at most 64 axes, as in NumPy.
 
-    Bytes do not limit the other axes of an empty array; `MAX_EMPTY_SIZE` does.
+    The number of bytes does not limit the other axes of an empty array; `MAX_EMPTY_SIZE` does.
     """
     if len(shape) > 64 or prod(n or 1 for n in shape) > max(n_bytes, MAX_EMPTY_SIZE):
         return False
@@ -84,7 +86,7 @@ def fits(shape: Sequence[int], itemsize: int, n_bytes: int) -> bool:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object in a JSON file."""
+    """The object in a JSON file of at most `MAX_BYTES`."""
     with file_errors(path):
         return parse_json(read_bytes(path))
 
@@ -95,7 +97,8 @@ def parse_json(content: bytes) -> dict[str, Any]:
     Raises
     ------
     FileError
-        If it is not JSON, nested too deeply, no object, or has more than `MAX_JSON_VALUES` values.
+        If it is not JSON, is nested too deeply, is not an object, or has more than
+        `MAX_JSON_VALUES` values.
     """
     if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
         raise FileError(f"more than {MAX_JSON_VALUES:,} values")
@@ -103,8 +106,8 @@ def parse_json(content: bytes) -> dict[str, Any]:
         fields = json.loads(content)
     except RecursionError as error:
         raise FileError("not JSON: nested too deeply") from error
-    except ValueError as error:  # of syntax, of encoding, of an integer with too many digits
+    except ValueError as error:  # syntax, encoding, or an integer with too many digits
         raise FileError(f"not JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise FileError(f"must hold a JSON object, got {type(fields).__name__}")
+        raise FileError(f"must contain a JSON object, got {type(fields).__name__}")
     return fields

@@ -1,8 +1,8 @@
-"""The safetensors format, of Hugging Face and of our vectors, written from its description.
+"""The safetensors format of Hugging Face, implemented from its description; test vectors use it.
 
     8 bytes     n, an unsigned integer, the length of the header
-    n bytes     a JSON object: per array its dtype, its shape, and where its bytes begin and end,
-                counted from the end of the header; spaces at its end
+    n bytes     a JSON object: for each array its dtype, its shape, and the begin and end of its
+                bytes, counted from the end of the header; padded with spaces
     the rest    the bytes of the arrays, one after the other, in C order
 
 Everything is little-endian, nothing is compressed, every byte belongs to the header or to an array.
@@ -29,18 +29,17 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 WHAT_TO_DO = (
-    f"expected {', '.join(DTYPES)} or BF16: widen another float to float32 (F32), which holds it "
-    "exactly"
+    f"expected {', '.join(DTYPES)} or BF16: widen a narrower float to float32 (F32), which is exact"
 )
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
-    """Write the arrays to a file, in their order.
+    """Write the arrays to a file, in the order of the mapping.
 
     Raises
     ------
     TypeError
-        If the dtype of an array is none of `DTYPES`.
+        If the dtype of an array is not one of `DTYPES`.
     """
     header, data, end = {}, [], 0
     for name, array in arrays.items():
@@ -64,23 +63,23 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays of a file, in the order of their bytes.
 
-    NumPy has no BF16. It is the upper half of float32, and is read as float32.
+    BF16, the upper half of float32, is read as float32, since NumPy has no such dtype.
 
     Raises
     ------
     FileError
-        If the file is not of this format, or not whole, or the dtype of an array is neither one
-        of `DTYPES` nor BF16.
+        If the file does not have this format or is not complete, or the dtype of an array is
+        neither one of `DTYPES` nor BF16.
     """
     with file_errors(path), opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         n = int.from_bytes(file.read(8), "little")
         if not 0 < n <= min(size - 8, MAX_BYTES):
-            raise FileError("not a whole safetensors file: its header is cut off, or too long")
+            raise FileError("not a complete safetensors file: its header is cut off or too long")
         try:
             return _arrays(parse_json(file.read(n)), file, size - 8 - n)
         except (KeyError, AttributeError, TypeError) as error:
-            raise FileError(f"not a whole safetensors file: its header: {error!r}") from error
+            raise FileError(f"not a complete safetensors file: its header: {error!r}") from error
 
 
 def _arrays(header: dict[str, Any], file: IO[bytes], n_bytes: int) -> dict[str, np.ndarray]:
@@ -100,5 +99,5 @@ def _arrays(header: dict[str, Any], file: IO[bytes], n_bytes: int) -> dict[str, 
         arrays[name] = (array.astype("<u4") << 16).view("<f4") if code == "BF16" else array
         place = end
     if place != n_bytes:
-        raise FileError("not a whole safetensors file: it has bytes of no array")
+        raise FileError("not a complete safetensors file: it has bytes that belong to no array")
     return arrays

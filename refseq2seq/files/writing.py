@@ -1,4 +1,4 @@
-"""Writing a file in one step: a full disk or a kill leaves the old file unchanged."""
+"""Writing of files in one step: after a full disk or a kill, the old file is unchanged."""
 
 import errno
 import os
@@ -18,12 +18,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with open(path, "wb") as file:
             yield file
         return
-    path = Path(os.path.realpath(path))  # of a link, what it points to; of a loop, the link
+    path = Path(os.path.realpath(path))  # the target of a link; for a loop, the link itself
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     temporary = _beside(path)
     try:
-        with open(temporary, "xb") as file:  # not tempfile's: permissions follow the umask
+        with open(temporary, "xb") as file:  # unlike tempfile, with permissions of the umask
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -39,12 +39,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A directory that becomes ``path``, new or empty, on success, and is deleted on an error.
+    """A temporary directory that becomes ``path`` on success and is deleted on an error.
 
     Raises
     ------
     ValueError
-        If ``path`` has files in it.
+        If ``path`` exists and is not empty.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and any(path.iterdir()):
@@ -58,7 +58,7 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
             path.rmdir()
         os.replace(temporary, path)
     except BaseException:
-        from shutil import rmtree  # here, because it imports every compression there is
+        from shutil import rmtree  # here, because it imports every compression module
 
         rmtree(temporary, ignore_errors=True)
         raise

@@ -378,7 +378,9 @@ def test_missing_unexpected_and_misshapen_arrays_are_named():
     with pytest.raises(ValueError, match=rf"{name}.*int8"):
         from_huggingface(arrays | {name: arrays[name].astype("int8")}, config)
     wrapped = {f"module.{key}": x for key, x in arrays.items()}
-    with pytest.raises(ValueError, match=r"no array model.*it may be module\.model.*prefix off"):
+    with pytest.raises(
+        ValueError, match=r"no array model.*it may be module\.model.*remove the prefix"
+    ):
         from_huggingface(wrapped, config)
 
 

@@ -277,7 +277,7 @@ def test_a_quantised_model_is_refused_before_its_arrays_are_read(tmp_path):
 
 
 def test_a_path_that_is_no_directory_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such directory; a hub is not asked: give"):
+    with pytest.raises(FileNotFoundError, match="no such directory; nothing is downloaded: give"):
         from_huggingface("t5-small")
     (tmp_path / WEIGHTS).write_bytes(b"")
     with pytest.raises(NotADirectoryError, match=r"give the directory.*config\.json.*safetensors"):

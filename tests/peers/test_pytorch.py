@@ -479,7 +479,7 @@ def test_adapters_are_refused():
 def test_a_live_module_without_torch_is_an_error_that_names_the_extra(monkeypatch):
     net = random_network(1)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r"Transformer is no mapping.*torch.*refseq2seq\[peers\]"):
+    with pytest.raises(ImportError, match=r"is not a mapping.*torch.*refseq2seq\[peers\]"):
         convert(net, 1)
 
 

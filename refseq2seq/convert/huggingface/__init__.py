@@ -1,10 +1,10 @@
-"""From Hugging Face transformers 5.23: a live model, a local directory, or arrays and a config.
+"""Converter for Hugging Face transformers 5.23: a module, a local directory, or arrays and config.
 
 model = from_huggingface("path/of/opus-mt-en-de")      read without PyTorch
 model = from_huggingface(module)                       a live ...ForConditionalGeneration
-model = from_huggingface(arrays, config)               from JAX, Rust, anywhere
+model = from_huggingface(arrays, config)               arrays of any origin, such as JAX or Rust
 
-The families are in `t5` and `bart`: what each computes, and a table of its names.
+`t5` and `bart` document what each family computes, and have the tables of its names.
 """
 
 import os
@@ -38,34 +38,34 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     model : module, path, or mapping of names to arrays
         A live model of transformers that has a language-model head; or a directory with
         ``config.json`` and ``model.safetensors`` (or its shards and their index); or the
-        arrays of one, NumPy's or PyTorch's, by their names there. Modules, and arrays by
-        their names, may come from ``torch.compile``.
+        arrays of such a model, of NumPy or PyTorch, with the names of its ``state_dict()``.
+        Modules, and mappings of arrays, may come from ``torch.compile``.
     config : config of transformers, or mapping with all its fields; for arrays only
     generation_config : mapping, or generation config of transformers, optional
         Fields that override those of the model's generation config (for arrays: of
-        ``config``): a start token where it has none, None for what it should not have.
+        ``config``), such as a missing start token. The value None removes a field.
 
     Returns
     -------
     Model
-        In float64 if an array is, and in float32 otherwise, which holds float16 and
-        bfloat16 exactly. From a directory, with its tokenizers where they can be read.
+        In float64 if any array is float64, otherwise in float32, which represents float16 and
+        bfloat16 exactly. If read from a directory, with its tokenizers where they can be read.
 
     Raises
     ------
     UnsupportedFeature
-        If the model is of another family, or has an option that its family lacks here, or
-        adapters that are not merged.
+        If the model is of another family, or has an option that is not implemented for its
+        family, or adapters that are not merged.
     ValueError
-        If a field of the config or an array is missing, or an array has no place, no numbers
-        or another shape; all by name. If the only weights are a pickle.
+        If a field of the config or an array is missing, or an array is unused, without values
+        or of the wrong shape; the message names it. Also if the only weights are a pickle.
     FileNotFoundError, NotADirectoryError, IsADirectoryError
-        If the path is not that of a model's directory, or a file of it is missing or a directory.
+        If the path is not a model's directory, or one of its files is missing or a directory.
     TypeError
-        If something else is given than a module, a path or arrays.
+        If ``model`` is not a module, a path or a mapping of arrays.
     FileError
         For a directory, instead of ValueError. Also if one of its files is not a regular file,
-        is too large or damaged, or holds NaN or infinity.
+        is too large or damaged, or contains NaN or infinity.
 
     Warns
     -----
@@ -74,16 +74,19 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
 
     Notes
     -----
-    Of the generation config, the model takes its tokens: start, end, pad, forced, suppressed.
-    `refseq2seq.generate` takes everything else from its arguments: no number of beams, no
-    lengths, no penalties.
+    The converter reads only the tokens of the generation config: start, end, padding, forced
+    and suppressed tokens. It ignores the number of beams, lengths and penalties; these are
+    arguments of `refseq2seq.generate` and `refseq2seq.beam_search`.
 
     transformers computes T5's norms, the sinusoids of Marian, Pegasus and M2M100, and the
     logits that it chooses from in float32, whatever the model's dtype; here everything is
-    in the model's dtype. Sinusoids have no last position here.
+    in the model's dtype. Here sinusoids do not limit the number of positions.
     """
     if config is not None and not isinstance(model, Mapping):
-        raise TypeError("config is for arrays: a module or a directory has its own")
+        raise TypeError(
+            f"config is for a mapping of arrays, got it with {type(model).__name__}: leave it out, "
+            "since a module or a directory has its own"
+        )
     overrides = {} if generation_config is None else generation_config
     overrides = _fields("generation_config", overrides)
     is_path = isinstance(model, str | os.PathLike)
@@ -101,7 +104,7 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
 
 
 def _read(model: Any, config: Any) -> tuple[Mapping[str, Any], Fields, Fields, Vocabularies]:
-    """Arrays, config and generation settings, whatever they are given as; and tokenizers."""
+    """Arrays, config, generation settings and tokenizers, from any kind of ``model``."""
     if isinstance(model, str | os.PathLike):
         return _read_directory(Path(model))
     if isinstance(model, Mapping):
@@ -131,7 +134,7 @@ def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabulari
     fields = _family(Fields(json_fields)).completed(json_fields)
     generation = directory / GENERATION_CONFIG
     settings = read_json(generation) if os.path.lexists(generation) else json_fields
-    absent = dict.fromkeys(SPECIAL_TOKENS)  # files leave out what is null
+    absent = dict.fromkeys(SPECIAL_TOKENS)  # files omit fields that are null
     vocabularies = read_tokenizers(directory, fields)
     return read_arrays(directory), fields, Fields(absent | settings), vocabularies
 
@@ -152,7 +155,7 @@ def _read_module(module: Any) -> tuple[Mapping[str, Any], Fields, Fields]:
 
 
 def _fields(argument: str, given: Any) -> Fields:
-    """Those of a config of transformers, or of a mapping."""
+    """The fields of a config of transformers, or of a mapping."""
     fields = given.to_dict() if hasattr(given, "to_dict") else given
     if not isinstance(fields, Mapping):
         raise TypeError(
@@ -163,21 +166,21 @@ def _fields(argument: str, given: Any) -> Fields:
 
 
 def _family(c: Fields) -> Any:
-    """The module that converts such models; asked before all else that may be wrong."""
+    """The module, `t5` or `bart`, that converts this model type; called before other checks."""
     if c["model_type"] not in FAMILIES:
         raise UnsupportedFeature(
             f"model_type = {c['model_type']!r}: supported are {', '.join(FAMILIES)}"
         )
     if "quantization_config" in c:
         raise UnsupportedFeature(
-            "quantization_config: the arrays are not the model's numbers; convert the model "
+            "quantization_config: the arrays are not the model's parameters; convert the model "
             "that was quantised"
         )
     return FAMILIES[c["model_type"]]
 
 
 def _in_one_dtype(arrays: Arrays) -> Arrays:
-    """All floating-point arrays as float64 if one of them is, and as float32 otherwise."""
+    """All floating-point arrays as float64 if any of them is float64, otherwise as float32."""
     dtypes = {x.dtype.name for x in arrays.values()}
     dtype = "float64" if "float64" in dtypes else "float32"
     floating = {"float16", "float32", "float64"}
@@ -188,7 +191,7 @@ def _in_one_dtype(arrays: Arrays) -> Arrays:
 
 
 def _special_tokens(settings: Fields) -> SpecialTokens:
-    """As transformers reads them: bos begins where no start is set, eos pads where no pad is."""
+    """The tokens with transformers' defaults: bos as the start token, the first eos as padding."""
     start, eos_ids, pad = (settings[name] for name in SPECIAL_TOKENS[:3])
     if start is None:
         start = settings["bos_token_id"]
@@ -196,7 +199,7 @@ def _special_tokens(settings: Fields) -> SpecialTokens:
         pad = eos_ids[0]
     for name, token in (("decoder_start_token_id", start), ("pad_token_id", pad)):
         if token is None:
-            raise ValueError(f"the model sets no {name}: give one in generation_config=")
+            raise ValueError(f"the model has no {name}: pass generation_config={{{name!r}: ...}}")
     forced_eos = settings.get("forced_eos_token_id", ())
     if len(forced_eos) > 1:
         raise UnsupportedFeature(f"forced_eos_token_id = {list(forced_eos)}: more than one")

@@ -1,8 +1,7 @@
 """BART and its descendants: mBART, Marian, Pegasus, M2M100 and NLLB, both Blenderbots.
 
-Layer norms and projections with biases, and embeddings that positions are added to. Read
-from transformers 5.23, where each model is a class of its own and what differs between
-them is in the code; here it is in `FAMILIES`.
+They have layer norms and projections with biases, and add positions to the embeddings.
+transformers 5.23 has a class for each model; here `FAMILIES` lists the differences.
 """
 
 import math
@@ -30,12 +29,12 @@ EmbeddingNorm = Literal["none", "before_positions", "after_positions"]
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Where one family differs from the others."""
+    """The conventions in which the families differ."""
 
-    norm: Literal["before", "after"]  # of each sublayer; "before" has final norms too
-    embedding_norm: dict[str, EmbeddingNorm]
+    norm: Literal["before", "after"]  # of each sublayer; "before" implies final norms
+    embedding_norm: dict[str, EmbeddingNorm]  # by side: "encoder", "decoder"
     positions: Literal["learned"] | SinusoidLayout
-    offset: int | Literal["pad_token_id + 1"]
+    offset: int | Literal["pad_token_id + 1"]  # added to each position
 
 
 NO_NORM: dict[str, EmbeddingNorm] = {"encoder": "none", "decoder": "none"}
@@ -57,7 +56,7 @@ FAMILIES = {
     "blenderbot-small": Family(norm="after", embedding_norm=MIXED, positions="learned", offset=0),
 }
 
-# Ours -> theirs. {norm} is the family's place of norms.
+# Our names -> theirs. {norm} is `Family.norm`.
 STACK = {
     "embedding": "embed_tokens.weight",
     "embedding_norm.gain": "layernorm_embedding.weight",
@@ -97,7 +96,7 @@ ENCODER = "model.encoder.embed_tokens.weight"
 DECODER = "model.decoder.embed_tokens.weight"
 HEAD = "lm_head.weight"
 LOGITS_BIAS = "final_logits_bias"
-# What some files have and we compute, or nobody uses.
+# Arrays that some files contain: sinusoids, which we compute, and unused ones.
 SINUSOIDS = {
     f"model.{side}.embed_positions.{name}"
     for side in ("encoder", "decoder")
@@ -107,7 +106,7 @@ UNUSED = ("model.encoder.version", "model.decoder.version")
 
 
 def completed(json_fields: dict[str, Any]) -> Fields:
-    """The fields of a config.json, and those that its class fills in where the file lacks them."""
+    """The fields of a config.json, with the defaults of its config class for missing ones."""
     c = Fields(
         {
             "is_encoder_decoder": True,
@@ -122,7 +121,7 @@ def completed(json_fields: dict[str, Any]) -> Fields:
 
 
 def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
-    """Configuration and names of a model of one of the `FAMILIES`."""
+    """The configuration and the names of arrays for a model of one of the `FAMILIES`."""
     family = FAMILIES[c["model_type"]]
     _check_consistent(c, family)
     shared = c["model_type"] != "marian" or c["share_encoder_decoder_embeddings"]
@@ -140,7 +139,7 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
         tied_embeddings=tables.tied_embeddings,
         tied_logits=tables.tied_logits,
         logits_scale=1.0,
-        logits_bias=LOGITS_BIAS in arrays,  # transformers takes 0 for a missing one
+        logits_bias=LOGITS_BIAS in arrays,  # transformers uses 0 if it is missing
         **tokens,
     )
     names = {
@@ -172,7 +171,7 @@ def _stack(
         )
     attention = plain_attention(n_heads, d_model // n_heads, biases=("q", "k", "v", "o"))
     embedding_norm = family.embedding_norm[side]
-    # What is normalised at once, in Blenderbot-small's decoder, is not scaled before.
+    # Blenderbot-small's decoder normalises token vectors before positions, and does not scale them.
     scaled = c["scale_embedding"] and embedding_norm != "before_positions"
     return StackConfig(
         vocab_size=vocab_size,
@@ -205,12 +204,14 @@ def _positions(c: Fields, family: Family) -> LearnedPositions | SinusoidalPositi
             n_positions=c["max_position_embeddings"] + offset, offset=offset, scale=1.0
         )
     if c["d_model"] % 2 and family.positions == "concatenated":
-        raise UnsupportedFeature(f"d_model = {c['d_model']}, odd, with sinusoids: they differ")
+        raise UnsupportedFeature(
+            f"d_model = {c['d_model']}: sinusoids of an odd width differ from ours; it must be even"
+        )
     return SinusoidalPositions(layout=family.positions, offset=offset, scale=1.0)
 
 
 def _check_consistent(c: Fields, family: Family) -> None:
-    """Older configs also say in fields what the class does anyway; believe them or refuse."""
+    """Raise if a redundant field of an older config contradicts the model's class."""
     said_twice = {
         "normalize_before": family.norm == "before",
         "add_final_layer_norm": family.norm == "before",
@@ -220,12 +221,12 @@ def _check_consistent(c: Fields, family: Family) -> None:
     for field, done in said_twice.items():
         if field in c and c[field] != done:
             raise UnsupportedFeature(
-                f"{field} = {c[field]}: {c['model_type']} models are computed with {done}"
+                f"{field} = {c[field]}: for {c['model_type']} models only {done} is implemented"
             )
 
 
 def _check_sinusoids(arrays: Arrays, positions: SinusoidalPositions, d_model: int) -> None:
-    """A stored table of positions must be the one that we compute, up to its rounding."""
+    """Raise unless a stored table of positions equals the computed one, up to its rounding."""
     for name in SINUSOIDS & arrays.keys():
         n_positions, *width = arrays[name].shape or (0,)
         if width != [d_model]:
@@ -235,17 +236,18 @@ def _check_sinusoids(arrays: Arrays, positions: SinusoidalPositions, d_model: in
         used = np.arange(positions.offset, n_positions)
         table = arrays[name][used]
         difference = table - sinusoids(used, d_model, positions.layout)
-        # Angles in float32, as M2M100 has them, are off by up to 2^-23 of the position.
+        # Angles in float32, as in M2M100, have an error of up to 2^-23 times the position.
         allowed = _rounding(table) + used * 2.0**-22
         if not (np.abs(difference).max(axis=-1, initial=0.0) <= allowed).all():
             raise UnsupportedFeature(f"{name} is not the table of {positions.layout} sinusoids")
 
 
 def _rounding(table: np.ndarray) -> float:
-    """How far numbers up to 1 are moved by the coarsest format that holds all of the table.
+    """The largest rounding error of numbers up to 1 in the narrowest format that represents the
+    table exactly.
 
-    That of bfloat16, float16 or float32, told by the binary digits of its significands, for
-    a table in half precision was widened before.
+    The format is bfloat16, float16 or float32, found from the number of significant binary
+    digits, because a table in half precision has been widened before.
     """
     significands, _ = np.frexp(table.astype("float64"))
     for digits in (8, 11, 24):

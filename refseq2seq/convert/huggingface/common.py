@@ -1,4 +1,4 @@
-"""What the families share: reading a config, finding the token tables, naming arrays."""
+"""Functions that all families use: reading a config, finding the token tables, naming arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..table import Table, Transform, UnsupportedFeature, same, transposed
 Arrays = Mapping[str, np.ndarray]
 
 
-# What is read of a config, and its type; what else a config has is not looked at.
+# The fields of a config that are read, and their types; other fields are ignored.
 TYPES: dict[str, Any] = {
     "model_type": str,
     "is_encoder_decoder": bool,
@@ -62,9 +62,9 @@ TYPES: dict[str, Any] = {
 
 
 class Fields(dict[str, Any]):
-    """The fields of a config; reading a field checks its type, and that it is there.
+    """The fields of a config; reading a field raises if it is missing or of the wrong type.
 
-    A list of tokens may be None, or a single one. Errors name the field.
+    A list of tokens may be None or a single token. Errors name the field.
     """
 
     def __getitem__(self, name: str) -> Any:
@@ -83,7 +83,7 @@ class Fields(dict[str, Any]):
         return value
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The field, or ``default`` where there is none."""
+        """The field, or ``default`` if it is missing."""
         return self[name] if name in self else default  # noqa: SIM401 - that would call itself
 
 
@@ -111,7 +111,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(c: Fields, field: str) -> Activation:
-    """Our name of the activation that a field of the config names."""
+    """Our name of the activation in a field of the config."""
     if c[field] not in ACTIVATIONS:
         raise UnsupportedFeature(f"{field} = {c[field]!r}: supported are {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[c[field]]
@@ -119,7 +119,7 @@ def activation(c: Fields, field: str) -> Activation:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTables:
-    """Under which name each table of token vectors is found, and which are the same."""
+    """The names of the arrays with the token tables, and which tables are equal."""
 
     encoder: str
     decoder: str
@@ -129,20 +129,20 @@ class TokenTables:
 
 
 class Conversion(NamedTuple):
-    """Our config, and the names of the arrays that its parameters come from."""
+    """Our config, and the names of the arrays that become its parameters."""
 
     config: ModelConfig
-    names: dict[str, str]  # ours, with * for a layer's number -> theirs
-    unused: set[str]  # what the model has and generation does not need
+    names: dict[str, str]  # ours -> theirs, with * for a layer's number
+    unused: set[str]  # arrays that the model has but generation does not need
 
 
 def token_tables(
     arrays: Arrays, *, encoder: str, decoder: str, unembedding: str, tied: tuple[str, ...]
 ) -> TokenTables:
-    """Find the token tables: each under its own name, or under another of the ``tied`` ones.
+    """Find each token table under its own name, or else under another of the ``tied`` names.
 
-    As in transformers, a file may leave out a table that is tied to another; and tables
-    that differ are two, whatever the config says.
+    As in transformers, a file may omit a table that is tied to another, and tables that
+    differ are not tied, whatever the config says.
     """
 
     def find(name: str) -> str:
@@ -163,7 +163,7 @@ def token_tables(
 
 
 def table(names: Mapping[str, str]) -> Table:
-    """Names, ours -> theirs, with what makes our array of theirs."""
+    """Add to names, ours -> theirs, the transform from their array to ours."""
     return {ours: (theirs, _transform(ours)) for ours, theirs in names.items()}
 
 

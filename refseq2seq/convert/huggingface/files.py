@@ -1,4 +1,4 @@
-"""A model's directory, as ``save_pretrained`` writes it: read without PyTorch, and no pickle."""
+"""A directory that ``save_pretrained`` wrote, read without PyTorch; pickles are never read."""
 
 import errno
 import os
@@ -21,10 +21,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 def check_directory(path: Path) -> None:
     """Raise unless the path is the directory of a complete model."""
     if path.is_file():
-        why = "a file; give the directory that holds it and its config.json"
+        why = "a file; give the directory that contains it and its config.json"
         raise NotADirectoryError(errno.ENOTDIR, why, str(path))
     if not path.is_dir():
-        why = "no such directory; a hub is not asked: give a local directory or a live model"
+        why = "no such directory; nothing is downloaded: give a local directory or a live model"
         raise FileNotFoundError(errno.ENOENT, why, str(path))
     if os.path.lexists(path / ADAPTER_CONFIG):
         raise adapters(str(path / ADAPTER_CONFIG))
@@ -34,10 +34,10 @@ def check_directory(path: Path) -> None:
 
 
 def read_arrays(directory: Path) -> Arrays:
-    """The arrays of ``model.safetensors``, or of the files that its index names.
+    """The arrays of ``model.safetensors``, or of the files that the index names.
 
-    bfloat16 is read as float32, of which it is the upper half. A broken link is an error, not a
-    file that is missing: hence ``lexists``.
+    bfloat16, the upper half of float32, is read as float32. ``lexists`` finds broken links, which
+    are errors and not missing files.
     """
     if os.path.lexists(directory / WEIGHTS):
         names = [WEIGHTS]
@@ -49,16 +49,16 @@ def read_arrays(directory: Path) -> Arrays:
     for name in names:
         found = safetensors.read(directory / name)
         if twice := sorted(arrays.keys() & found.keys()):
-            raise FileError(f"{name} holds {twice[0]}, which another file holds too")
+            raise FileError(f"{name} contains {twice[0]}, which another file contains too")
         for array, x in found.items():
             if x.dtype.kind == "f" and not np.isfinite(x).all():
-                raise FileError(f"{name}: {array} holds numbers that are NaN or infinite")
+                raise FileError(f"{name}: {array} contains numbers that are NaN or infinite")
         arrays |= found
     return arrays
 
 
 def missing_extra(package: str, path: Path) -> ImportError:
-    """The error for a file that a package of the extra ``huggingface`` would read."""
+    """The error for a file that needs a package of the extra ``huggingface``."""
     return ImportError(
         f"reading {path} needs the package {package}: "
         'python -m pip install "refseq2seq[huggingface]"'
@@ -66,14 +66,14 @@ def missing_extra(package: str, path: Path) -> ImportError:
 
 
 def _shards(index: Path) -> list[str]:
-    """The names of the files that an index distributes the arrays over."""
+    """The names of the files that an index lists."""
     with file_errors(index):
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
-            raise FileError("it has no weight_map, which says where each array is")
+            raise FileError("it has no weight_map, the file name of each array")
         for array, name in weight_map.items():
             if not isinstance(name, str) or name in ("", "..") or Path(name).name != name[:255]:
-                raise FileError(f"{array} is in {name!r:.300}, which is not a file beside it")
+                raise FileError(f"{array} is in {name!r:.300}; expected a file of this directory")
     return sorted(set(weight_map.values()))
 
 

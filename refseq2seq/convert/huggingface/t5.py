@@ -1,7 +1,7 @@
 """T5 and its descendants: T5 1.0 and 1.1, Flan and ByT5 (model_type "t5"), mT5, UMT5.
 
-RMS norms before each sublayer and at the end, no biases, scores that are not scaled, and
-learned biases for buckets of relative positions. Read from transformers 5.23.
+They have RMS norms before each sublayer and at the end, no biases, unscaled scores, and learned
+biases for buckets of relative positions. The conventions are those of transformers 5.23.
 """
 
 from dataclasses import replace
@@ -19,14 +19,14 @@ from ...presets import plain_attention
 from ..table import UnsupportedFeature
 from .common import Arrays, Conversion, Fields, SpecialTokens, activation, token_tables
 
-# What older files leave out; the class of the config fills it in.
+# Defaults of the config classes for fields that older files omit.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "t5": {"feed_forward_proj": "relu"},
     "mt5": {"feed_forward_proj": "gated-gelu"},
     "umt5": {"feed_forward_proj": "gated-gelu"},
 }
 
-# Ours -> theirs. {ff} is 1 in the encoder, and 2 in the decoder, whose 1 is cross-attention.
+# Our names -> theirs. {ff} is 1 in the encoder and 2 in the decoder, where 1 is cross-attention.
 STACK = {
     "embedding": "embed_tokens.weight",
     "relative_bias.*": "block.*.layer.0.SelfAttention.relative_attention_bias.weight",
@@ -54,12 +54,12 @@ ENCODER = "encoder.embed_tokens.weight"
 DECODER = "decoder.embed_tokens.weight"
 HEAD = "lm_head.weight"
 TOKEN_TABLES = (SHARED, ENCODER, DECODER, HEAD)
-# In the files of T5 1.0 and read by nobody: cross-attention has no relative positions.
+# In the files of T5 1.0, but not used: cross-attention has no relative positions.
 UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
 
 def completed(json_fields: dict[str, Any]) -> Fields:
-    """The fields of a config.json, and those that its class makes of them when it reads them."""
+    """The fields of a config.json, and those that its config class derives from them."""
     c = Fields(
         {
             "is_encoder_decoder": True,
@@ -78,12 +78,12 @@ def completed(json_fields: dict[str, Any]) -> Fields:
         "dense_act_fn": "gelu_new" if (gate, act) == ("gated", "gelu") else act,
         "scale_decoder_outputs": c.get("tie_word_embeddings") is not False,
     }
-    # Since transformers 5 these models tie their tables whenever the arrays do not differ.
+    # Since transformers 5 these models tie their tables unless the arrays differ.
     return Fields(made | c | {"tie_word_embeddings": True})
 
 
 def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
-    """Configuration and names of a model of this family."""
+    """The configuration and the names of arrays for a model of this family."""
     tables = token_tables(
         arrays, encoder=ENCODER, decoder=DECODER, unembedding=HEAD, tied=TOKEN_TABLES
     )

@@ -31,11 +31,11 @@ class Vocabularies(TypedDict, total=False):
 
 
 def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
-    """The source's and the target's tokenizer, where there is one that can be read.
+    """The source's and the target's tokenizer, if the directory has one that can be read.
 
-    ``tokenizer.json`` comes first, whatever the model; then ByT5, which has no file; then
-    the SentencePiece models of T5, mT5, UMT5 and Marian. The other families number their
-    pieces in ways that no file states.
+    ``tokenizer.json`` is preferred for every model; then ByT5, which has no file; then the
+    SentencePiece models of T5, mT5, UMT5 and Marian. The ids of the other families' pieces
+    are not stated in any file.
     """
     source: Tokenizer
     target: Tokenizer
@@ -60,20 +60,20 @@ def _tokenizer_class(directory: Path) -> Any:
 
 @dataclass(frozen=True)
 class JsonTokenizer:
-    """A ``tokenizer.json``, with the special tokens that it adds around a text."""
+    """A ``tokenizer.json``; ``encode`` adds its special tokens to a text."""
 
     tokenizer: Any  # tokenizers.Tokenizer
 
     @classmethod
     def read(cls, path: Path, vocab_size: int) -> "JsonTokenizer":
-        """Read a file; the package tokenizers does it."""
+        """Read a file with the package tokenizers."""
         try:
             import tokenizers
         except ImportError as error:
             raise missing_extra("tokenizers", path) from error
         with file_errors(path):
             content = read_bytes(path)
-            parse_json(content)  # bounded, and a JSON object
+            parse_json(content)  # raises unless it is a JSON object of limited size
             with _package_errors("tokenizers"):
                 tokenizer = tokenizers.Tokenizer.from_buffer(content)
                 tokenizer.no_truncation()
@@ -89,7 +89,7 @@ class JsonTokenizer:
 
     @property
     def definition(self) -> str:
-        """Its file, as the package writes it."""
+        """The ``tokenizer.json`` as the package writes it."""
         return str(self.tokenizer.to_str())
 
     def encode(self, text: str) -> list[int]:
@@ -98,13 +98,13 @@ class JsonTokenizer:
             return list(self.tokenizer.encode(text).ids)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of the ids; special tokens are left out."""
+        """The text of the ids, without special tokens."""
         return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 
 
 @dataclass(frozen=True)
 class SentencePieceTokenizer:
-    """A SentencePiece model and the id of each piece; ``</s>`` is added to a text."""
+    """A SentencePiece model and the id of each piece; ``encode`` appends ``</s>``."""
 
     processor: Any  # sentencepiece.SentencePieceProcessor
     ids: Mapping[str, int]
@@ -112,7 +112,7 @@ class SentencePieceTokenizer:
 
     @classmethod
     def of_t5(cls, path: Path) -> "SentencePieceTokenizer":
-        """T5 numbers the pieces as their model does; its ``<extra_id_0>`` are no pieces."""
+        """Ids of T5, which are those of the model; ``<extra_id_0>`` and so on are not pieces."""
         processor, pieces = _processor(path)
         special = {
             piece
@@ -125,7 +125,7 @@ class SentencePieceTokenizer:
     def pair_of_marian(
         cls, directory: Path, vocab_size: int
     ) -> tuple["SentencePieceTokenizer", "SentencePieceTokenizer"]:
-        """Marian has a model for each language, and numbers the pieces in a file of its own."""
+        """Marian has a model for each language, and the ids of the pieces in a separate file."""
         special = frozenset(("</s>", "<unk>", "<pad>"))
         source_ids = _read_ids(directory / "vocab.json", vocab_size)
         target = directory / "target_vocab.json"
@@ -142,12 +142,12 @@ class SentencePieceTokenizer:
 
     @property
     def definition(self) -> str:
-        """The SHA-256 of the model, and the ids."""
+        """JSON of the SHA-256 of the model, the ids and the special tokens."""
         model = hashlib.sha256(self.processor.serialized_model_proto()).hexdigest()
         return json.dumps([model, dict(self.ids), sorted(self.special)])
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text. One that begins with ``>>fr<<`` begins with that token."""
+        """The ids of a text. A language code such as ``>>fr<<`` at its start is one token."""
         code, text = re.fullmatch(r"(>>.+?<<)?(.*)", text, re.DOTALL).groups(default="")  # type: ignore[union-attr]
         with _package_errors("sentencepiece", UnknownSymbolError):
             encoded = self.processor.encode(text, out_type=str)
@@ -156,23 +156,23 @@ class SentencePieceTokenizer:
         return [self.ids.get(piece, unknown) for piece in pieces]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of the ids; special tokens, and ids that no piece has, are left out."""
+        """The text of the ids, without special tokens and ids that have no piece."""
         pieces = [self.symbols[i] for i in map(int, ids) if i < len(self.symbols)]
         return str(self.processor.decode([p for p in pieces if p and p not in self.special]))
 
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """ByT5's: the bytes of a text in UTF-8, each plus 3, and 1 for its end."""
+    """The tokenizer of ByT5: the UTF-8 bytes of a text, each plus 3, then 1 for the end."""
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """Special tokens, then the bytes."""
+        """Three special tokens, then the 256 bytes."""
         return ("<pad>", "</s>", "<unk>", *(chr(byte) for byte in range(256)))
 
     @property
     def definition(self) -> str:
-        """There is one ByT5."""
+        """A constant, since ByT5 has no variants."""
         return "ByT5"
 
     def encode(self, text: str) -> list[int]:
@@ -180,19 +180,19 @@ class ByteTokenizer:
         return [byte + 3 for byte in text.encode()] + [1]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of the ids; what is not UTF-8 is left out."""
+        """The text of the ids, without special tokens and bytes that are not valid UTF-8."""
         return bytes(int(i) - 3 for i in ids if 3 <= i < 259).decode(errors="ignore")
 
 
 def _processor(path: Path) -> tuple[Any, list[str]]:
-    """A SentencePiece model, and its pieces by their ids there."""
+    """A SentencePiece model, and its pieces in the order of their ids."""
     try:
         import sentencepiece
     except ImportError as error:
         raise missing_extra("sentencepiece", path) from error
     with file_errors(path):
         content = read_bytes(path)
-        if not content:  # which the package takes for a model
+        if not content:  # the package accepts an empty file
             raise FileError("it is empty")
         with _package_errors("sentencepiece"):
             processor = sentencepiece.SentencePieceProcessor(model_proto=content)
@@ -200,17 +200,17 @@ def _processor(path: Path) -> tuple[Any, list[str]]:
 
 
 def _read_ids(path: Path, vocab_size: int) -> dict[str, int]:
-    """The id of each piece, of a JSON file."""
+    """The id of each piece, from a JSON file."""
     with file_errors(path):
         ids = read_json(path)
         _check_ids(ids, vocab_size)
         if "<unk>" not in ids:
-            raise FileError("it has no <unk>, which stands for pieces without an id")
+            raise FileError("it has no <unk>, the token for pieces without an id")
     return ids
 
 
 def _check_ids(ids: Mapping[str, Any], vocab_size: int) -> None:
-    """Raise unless ids are integers in range; gaps are allowed, within what memory can hold."""
+    """Raise unless ids are integers in [0, vocab_size + len(ids)); gaps are allowed."""
     if not ids:
         raise FileError("it has no tokens")
     for token, i in ids.items():
@@ -223,13 +223,13 @@ def _check_ids(ids: Mapping[str, Any], vocab_size: int) -> None:
 
 @contextmanager
 def _package_errors(package: str, kind: type[ValueError] = FileError) -> Iterator[None]:
-    """Reraise any error of a package as a ``kind``; a panic of Rust is not an Exception."""
+    """Reraise any error of a package as a ``kind``, also a Rust panic, which is no Exception."""
     try:
         yield
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise kind(f"the package {package} refuses it: {error}") from error
+        raise kind(f"the package {package} cannot process it: {error}") from error
 
 
 def _by_id(ids: Mapping[str, int]) -> tuple[str, ...]:

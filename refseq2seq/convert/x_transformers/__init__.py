@@ -1,10 +1,10 @@
-"""From x-transformers 2.31: a live module, or its arrays and its constructor's options.
+"""Converter for x-transformers 2.31: a live module, or its arrays and its constructor's options.
 
     model = from_x_transformers(module, decoder_start_id=1, eos_ids=(2,))
 
-A live module is first reduced to arrays and options (`module`, the only part that
-needs torch). The options become a `ModelConfig` (`options`, `config`), and one table
-makes its parameters of the arrays (`arrays`).
+`module`, the only part that needs torch, reads the arrays and options of a live module.
+`options` and `config` convert the options to a `ModelConfig`, and `arrays` has the table that
+converts the arrays to parameters.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,21 +32,22 @@ def from_x_transformers(
     source_vocabulary: Vocabulary | None = None,
     target_vocabulary: Vocabulary | None = None,
 ) -> Model:
-    """The model that an encoder-decoder of x-transformers 2.31 is, with its float dtype.
+    """Convert an encoder-decoder of x-transformers 2.31; the model has its floating-point dtype.
 
     Parameters
     ----------
     module : XTransformer, pair of TransformerWrapper, or mapping of names to arrays
         The pair is (encoder, decoder); its decoder may be in an AutoregressiveWrapper.
         The mapping has the names of ``XTransformer.state_dict()``, and arrays of NumPy or
-        PyTorch. Modules, and arrays by their names, may come from ``torch.compile``.
-    options : mapping, with a mapping of arrays only
-        The keyword arguments given to XTransformer. What TransformerWrapper takes and it
-        does not, such as ``tie_embedding``, has its prefixes ``enc_`` and ``dec_`` as
-        well, and so has ``dim`` where encoder and decoder differ.
+        PyTorch. Modules, and mappings of arrays, may come from ``torch.compile``.
+    options : mapping, only if ``module`` is a mapping
+        The keyword arguments given to XTransformer. Options of TransformerWrapper that
+        XTransformer lacks, such as ``tie_embedding``, also have the prefix ``enc_`` or
+        ``dec_``, and so has ``dim`` if encoder and decoder differ.
     decoder_start_id : int
-        Begins every target; x-transformers leaves it to the caller of ``generate``.
+        Begins every target; in x-transformers the caller of ``generate`` supplies it.
     eos_ids : sequence of int
+        The tokens that end a target.
     pad_id : int, optional
         By default the module's ``pad_value``, which is 0 unless it was set.
     source_vocabulary, target_vocabulary : Vocabulary, optional
@@ -54,16 +55,17 @@ def from_x_transformers(
     Returns
     -------
     Model
-        bfloat16 parameters are widened to float32.
+        bfloat16 parameters become float32.
 
     Raises
     ------
     UnsupportedFeature
-        Naming an option that is not implemented, or adapters that are not merged.
+        If an option is not implemented, which the message names, or adapters are not merged.
     ValueError
-        Naming an array that is missing, misshapen, without numbers or left over.
+        If an array is missing, left over, without values or of the wrong shape. The message
+        names it.
     TypeError
-        If something else is given than modules or arrays.
+        If ``module`` is neither modules nor a mapping of arrays.
     """
     if isinstance(module, Mapping):
         if not isinstance(options, Mapping):
@@ -74,8 +76,8 @@ def from_x_transformers(
         arrays = numpy_arrays(module)
     elif options is not None:
         raise TypeError(
-            f"options are for a mapping of arrays, got them with {type(module).__name__}; a "
-            "module brings its own"
+            f"options are for a mapping of arrays, got them with {type(module).__name__}: leave "
+            "them out, since a module has its own"
         )
     else:
         try:

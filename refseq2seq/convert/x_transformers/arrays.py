@@ -12,7 +12,7 @@ from .options import Side, default
 
 
 def stack_table(o: Side, arrays: Mapping[str, np.ndarray]) -> Table:
-    """Where each array of an encoder or decoder comes from, and how."""
+    """The table of an encoder or decoder: for each parameter, the array and its transform."""
     ours, theirs = o.ours, o.theirs
     table: dict[str, tuple[str, Transform]] = {
         f"{ours}embedding": (f"{theirs}token_emb.emb.weight", same),
@@ -40,7 +40,7 @@ def stack_table(o: Side, arrays: Mapping[str, np.ndarray]) -> Table:
 
 
 def _gain(o: Side, theirs: str) -> tuple[str, Transform]:
-    """A norm's gain, stored minus one unless the unit offset was switched off."""
+    """The row for a norm's gain; x-transformers stores gain - 1 if ``norm_add_unit_offset``."""
     offset = 1 if o["norm_add_unit_offset"] else 0
     if o["use_scalenorm"]:
         return f"{theirs}g", lambda g: g.reshape(()) + offset
@@ -53,7 +53,7 @@ def _attention_table(
     qk_norm = o[f"{kind}qk_norm"]
 
     def as_keys(learned_k: Array) -> Array:
-        """Under qk_norm the learned keys are normalised like all others; store them so."""
+        """The learned keys, normalised if qk_norm is set: x-transformers normalises all keys."""
         if not qk_norm:
             return learned_k
         gain = arrays[f"{theirs}qk_norm_k_scale"] if o[f"{kind}qk_norm_dim_scale"] else None
@@ -67,7 +67,7 @@ def _attention_table(
         "learned_k": ("mem_k", as_keys),
         "learned_v": ("mem_v", same),
         "w_gate": ("to_v_gate.weight", transposed),
-        "b_gate": ("to_v_gate.weight", lambda w: np.zeros(len(w), w.dtype)),  # it has none
+        "b_gate": ("to_v_gate.weight", lambda w: np.zeros(len(w), w.dtype)),  # no bias there
         "head_scale": ("head_scale_params", lambda scale: scale[0]),
         "q_norm.gain": ("q_rmsnorm.gamma", lambda gamma: gamma + 1),
         "k_norm.gain": ("k_rmsnorm.gamma", lambda gamma: gamma + 1),
@@ -84,7 +84,9 @@ def _attention_table(
 
 
 def _feed_forward_table(o: Side, ours: str, theirs: str) -> dict[str, tuple[str, Transform]]:
-    """A GLU projects to (in, gate), one above the other; the activation is on the gate."""
+    """The table of a feed-forward. A GLU's matrix has the rows of "in", then those of "gate", to
+    which the activation is applied.
+    """
     table: dict[str, tuple[str, Transform]] = {
         "w_in": ("ff.0.0.weight", transposed),
         "b_in": ("ff.0.0.bias", same),
@@ -95,15 +97,15 @@ def _feed_forward_table(o: Side, ours: str, theirs: str) -> dict[str, tuple[str,
         table["b_in"] = ("ff.0.proj.bias", lambda b: b[: len(b) // 2])
         table["w_gate"] = ("ff.0.proj.weight", lambda w: w[len(w) // 2 :].T)
         table["b_gate"] = ("ff.0.proj.bias", lambda b: b[len(b) // 2 :])
-    out = 3 if o["ff_post_act_ln"] else 2  # places in a Sequential
+    out = 3 if o["ff_post_act_ln"] else 2  # index in a Sequential
     table["w_out"] = (f"ff.{out}.weight", transposed)
     table["b_out"] = (f"ff.{out}.bias", same)
     return {ours + name: (theirs + source, how) for name, (source, how) in table.items()}
 
 
 def read_otherwise(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> set[str]:
-    """Names of arrays that are no parameters here: checked, in the config, or not needed."""
-    names = {name for name in arrays if name.startswith("encoder.to_logits.")}  # it only encodes
+    """Names of arrays that do not become parameters: checked, in the config, or not needed."""
+    names = {name for name in arrays if name.startswith("encoder.to_logits.")}  # not used
     for theirs, stack in (("encoder.", config.encoder), ("decoder.net.", config.decoder)):
         if isinstance(stack.positions, SinusoidalPositions):
             names.add(f"{theirs}pos_emb.scale")
@@ -121,6 +123,6 @@ def read_otherwise(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> set
 def _check_frequencies(name: str, c: RotaryPositions, arrays: Mapping[str, np.ndarray]) -> None:
     expected = c.base ** (-np.arange(0, c.d_rotary, 2) / c.d_rotary)
     stored = arrays.get(name, expected)
-    # bfloat16, the coarsest, is off by 2^-9 at most.
+    # bfloat16, the narrowest format, has a relative error of at most 2^-9.
     if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=2**-8, atol=0):
-        raise ValueError(f"{name} has other frequencies than the options make: {stored}")
+        raise ValueError(f"{name} has other frequencies than the options give: {stored}")

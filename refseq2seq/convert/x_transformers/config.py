@@ -1,4 +1,4 @@
-"""The conventions that the options of x-transformers 2.31 stand for."""
+"""The configuration that the options of x-transformers 2.31 determine."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -23,7 +23,7 @@ LAYER_NORM = NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=False)
 
 
 def stack_config(o: Side, arrays: Mapping[str, np.ndarray]) -> StackConfig:
-    """The conventions of an encoder or decoder; one is a learned number among its arrays."""
+    """The configuration of an encoder or decoder; the scale of sinusoids is in ``arrays``."""
     norm = _norm(o)
     if o["post_emb_norm"] and norm != LAYER_NORM:
         raise o.refusal("post_emb_norm", "is implemented where all norms are layer norms")
@@ -87,7 +87,7 @@ def _relative_positions(
 ) -> RotaryPositions | AlibiPositions | BucketedPositions | None:
     chosen = [n for n in ("rotary_pos_emb", "alibi_pos_bias", "rel_pos_bias") if o[n]]
     if len(chosen) > 1:
-        raise o.refusal(chosen[1], f"beside {chosen[0]} is not implemented")
+        raise o.refusal(chosen[1], f"together with {chosen[0]} is not implemented")
     if o["rotary_pos_emb"]:
         d = default(o["rotary_emb_dim"], o["attn_dim_head"] // 2)
         d_rotary = d + d % 2  # an odd d has (d + 1)/2 frequencies 10000^(-2j/d)
@@ -110,7 +110,7 @@ def _relative_positions(
 
 
 def _attention(o: Side, kind: str) -> AttentionConfig:
-    """From the options that begin with ``kind``: attn_ or cross_attn_."""
+    """Convert the options that begin with ``kind``, which is attn_ or cross_attn_."""
     d_k, gate = o[f"{kind}dim_head"], _gate(o, kind)
     kv_heads = 1 if o[f"{kind}one_kv_head"] else default(o[f"{kind}kv_heads"], o["heads"])
     scale, qk_norm = d_k**-0.5, None
@@ -118,12 +118,12 @@ def _attention(o: Side, kind: str) -> AttentionConfig:
         qk_norm = NormConfig(kind="l2_norm", eps=1e-12, gain="vector", bias=False)
     if o[f"{kind}qk_norm"]:
         if qk_norm is not None:
-            raise o.refusal(f"{kind}qk_rmsnorm", f"beside {kind}qk_norm is not implemented")
+            raise o.refusal(f"{kind}qk_rmsnorm", f"together with {kind}qk_norm is not implemented")
         learned = o[f"{kind}qk_norm_dim_scale"]
         qk_norm = NormConfig(
             kind="l2_norm", eps=1e-12, gain="vector" if learned else "none", bias=False
         )
-        # Our l2_norm gives q and k the length sqrt(d_k), theirs 1.
+        # After our l2_norm, q and k have length sqrt(d_k); after theirs, length 1.
         scale = (d_k**-0.5 if learned else o[f"{kind}qk_norm_scale"]) / d_k
     return AttentionConfig(
         n_heads=o["heads"],
@@ -142,7 +142,9 @@ def _attention(o: Side, kind: str) -> AttentionConfig:
 
 def _gate(o: Side, kind: str) -> Literal["none", "per_value", "per_head"]:
     if o[f"{kind}gate_values"] and o[f"{kind}gate_value_heads"]:
-        raise o.refusal(f"{kind}gate_value_heads", f"beside {kind}gate_values is not implemented")
+        raise o.refusal(
+            f"{kind}gate_value_heads", f"together with {kind}gate_values is not implemented"
+        )
     if o[f"{kind}gate_value_heads"]:
         return "per_head"
     if o[f"{kind}gate_values"]:
@@ -152,7 +154,7 @@ def _gate(o: Side, kind: str) -> Literal["none", "per_value", "per_head"]:
 
 def _feed_forward(o: Side) -> FeedForwardConfig:
     biases: dict[Literal["in", "gate", "out"], bool] = {
-        "in": o["ff_glu"] or not o["ff_no_bias"],  # a GLU keeps its own
+        "in": o["ff_glu"] or not o["ff_no_bias"],  # a GLU always has biases
         "gate": o["ff_glu"],
         "out": not o["ff_no_bias"],
     }
@@ -168,7 +170,7 @@ def _feed_forward(o: Side) -> FeedForwardConfig:
 
 
 def logits_scale(o: Side) -> float:
-    """Of tied logits. Release 2.26 had 1 where 2.31 has 1/sqrt(dim) by default."""
+    """The scale of tied logits: by default 1/sqrt(dim) in release 2.31, and 1 in 2.26."""
     if not o["tie_embedding"]:
         return 1.0
     return float(default(o["tie_embedding_scale"], o["dim"] ** -0.5))

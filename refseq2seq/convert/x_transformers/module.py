@@ -1,9 +1,9 @@
 """A live module of x-transformers 2.31 as arrays and options.
 
-Nothing that a module does may be overlooked, so this takes two steps. The options that
-are implemented are read off the module. Then a second module is built with these, and
-the two are compared down to the last class, parameter shape, buffer and attribute: where
-they differ, the module was given an option that is not implemented, or was altered.
+The reader must notice everything that affects the module's output, so it has two steps. First
+it reads the implemented options from the module. Then it builds a second module with these
+options and compares all classes, parameter shapes, buffers and attributes of the two. A
+difference means that the module has an option that is not implemented, or was altered.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from x_transformers import x_transformers as xt
 from ..given import numpy_arrays, plain_module, plain_name, wrong_module
 from ..table import UnsupportedFeature
 
-# Attributes that matter only to training, to speed, or to arguments that are never given.
+# Attributes that affect only training, speed, or arguments that are not used here.
 WITHOUT_EFFECT = {
     "training",
     "dropout",
@@ -39,18 +39,18 @@ WITHOUT_EFFECT = {
 
 
 def read_module(module: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and options, by the names that an XTransformer has for them.
+    """Arrays and options, with the names that an XTransformer gives them.
 
     Parameters
     ----------
     module : XTransformer, or pair (encoder, decoder) of TransformerWrapper
-        The decoder may be in an AutoregressiveWrapper. All, and parts of them, may come
+        The decoder may be in an AutoregressiveWrapper. Each module and submodule may come
         from ``torch.compile``.
 
     Raises
     ------
     UnsupportedFeature
-        Naming the part of the module that is not implemented.
+        If a part of the module is not implemented. The message names it.
     """
     encoder, decoder = _pair(plain_module(module))
     options: dict[str, Any] = {}
@@ -92,7 +92,7 @@ def _read_wrapper(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
     if name != "encoder" and type(wrapper.to_logits) is FunctionType:
         if inspect.getclosurevars(wrapper.to_logits).nonlocals["self"] is not wrapper:
             raise UnsupportedFeature(
-                f"{name} is a copy that still uses the embedding of its original for tied logits"
+                f"{name} is a copy whose tied logits still use the embedding of its original"
             )
         options |= {"tie_embedding": True, "tie_embedding_scale": wrapper.tie_embedding_scale}
     return options
@@ -104,8 +104,8 @@ def _read_layers(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
     depth = len(layers.layer_types) // len(block)
     if depth < 1 or tuple(layers.layer_types) != block * depth:
         raise UnsupportedFeature(
-            f"{name}.attn_layers.layer_types is {layers.layer_types}; only {block} again and again "
-            "is implemented: not cross_attend in an encoder nor its absence in a decoder, "
+            f"{name}.attn_layers.layer_types is {layers.layer_types}; only repetitions of {block} "
+            "are implemented: not cross_attend in an encoder nor its absence in a decoder, "
             "only_cross, only_attn, macaron, custom_layers, par_ratio or sandwich_coef"
         )
     norm = next(norm for norm in [*layers.layers[0][0], xt.SimpleRMSNorm(1)] if norm is not None)
@@ -136,7 +136,7 @@ def _read_layers(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
 
 
 def _first(kind: type, part: nn.Module) -> Any:
-    """The part of that class, within whatever wraps it."""
+    """The first submodule of class ``kind``, inside any wrappers."""
     for inner in part.modules():
         if isinstance(inner, kind):
             return inner
@@ -191,7 +191,7 @@ def _read_feed_forward(feed_forward: xt.FeedForward, dim: int) -> dict[str, Any]
     activation = into.act if glu else into[-1]
     out = [part for part in parts if type(part) is nn.Linear][-1]
     return {
-        "ff_mult": (out.in_features + 0.5) / dim,  # it is rounded down
+        "ff_mult": (out.in_features + 0.5) / dim,  # d_ff is rounded down
         "ff_glu": glu,
         "ff_swish": type(activation) is nn.SiLU,
         "ff_relu_squared": type(activation) is xt.ReluSquared,
@@ -215,7 +215,7 @@ def _check_same(name: str, module: nn.Module, implemented: nn.Module) -> None:
     found, expected = dict(_traits(module)), dict(_traits(implemented))
     for path in found | expected:
         if name == "encoder" and path.startswith("to_logits"):
-            continue  # it is asked for embeddings
+            continue  # an encoder's logits are not used
         a, b = found.get(path), expected.get(path)
         if not _equal(a, b):
             raise UnsupportedFeature(
@@ -230,7 +230,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _traits(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """All that says what a module computes, by name: a string, or a buffer's tensor."""
+    """Everything that determines what a module computes, by name: strings and buffers' tensors."""
     for path, part in module.named_modules(remove_duplicate=False):
         at = plain_name(f"{path}.") if path else ""
         if hasattr(part, "_orig_mod"):
@@ -240,7 +240,7 @@ def _traits(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _traits_of(at: str, part: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Those of one part, without the parts in it."""
+    """The traits of one module, without its submodules."""
     yield f"{at}class", f"{type(part).__module__}.{type(part).__qualname__}"
     for name, value in vars(part).items():
         if name == "_parameters":
@@ -249,21 +249,21 @@ def _traits_of(at: str, part: nn.Module) -> Iterator[tuple[str, Any]]:
                     yield f"{at}{parameter}", f"a parameter of shape {tuple(x.shape)}"
         elif name == "_buffers":
             for buffer, x in value.items():
-                if x is not None and buffer != "bias":  # ALiBi's of its last call
+                if x is not None and buffer != "bias":  # ALiBi's cache of its last call
                     yield f"{at}{buffer}", x
         elif name not in WITHOUT_EFFECT | {"_modules"} and value is not None:
             yield f"{at}{name}", _text(value)
 
 
 def _hooks_of_compiled(at: str, part: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What torch.compile gives computes what it was given, but for hooks of its own."""
+    """The hooks of a compiled module; apart from them it computes what the original does."""
     for name, value in vars(part).items():
         if name.endswith("_hooks") and value:
             yield f"{at}compiled.{name}", _text(value)
 
 
 def _text(value: Any) -> str:
-    """The value in words; equal values, and only they, have equal ones."""
+    """A string for a value; two strings are equal if and only if the values are."""
     if type(value) is FunctionType:
         return f"{value.__module__}.{value.__qualname__}"
     if type(value) is xt.always:

@@ -1,7 +1,6 @@
-"""The options of an encoder or decoder of x-transformers 2.31: those that are implemented.
+"""The options of an encoder or decoder of x-transformers 2.31 that are implemented.
 
-An option that is not listed here is refused by name, so that one of a later release is
-noticed too.
+Any other option, such as one of a later release, raises an error that names it.
 """
 
 from collections.abc import Mapping
@@ -69,7 +68,7 @@ DEFAULTS = {
     "ff_no_bias": False,
 }
 
-# Those that change training, initialisation or speed, but not what the model computes.
+# Options that change training, initialisation or speed, but not what the model computes.
 WITHOUT_EFFECT = {
     "emb_dropout",
     "emb_frac_gradient",
@@ -91,7 +90,7 @@ WITHOUT_EFFECT = {
     "ff_zero_init_output",
 }
 
-# The options of XTransformer itself, beside dim.
+# The options of XTransformer itself, other than dim.
 SHARED = {
     "tie_token_emb": False,
     "pad_value": 0,
@@ -109,7 +108,7 @@ class Side:
 
     @classmethod
     def of(cls, prefix: str, options: Mapping[str, Any]) -> Self:
-        """Those among the options of an XTransformer, if all are implemented."""
+        """The options with ``prefix`` of an XTransformer; raise if one is not implemented."""
         given = {"dim": options["dim"]} if "dim" in options else {}
         for name, value in options.items():
             if name.startswith(prefix):
@@ -121,7 +120,7 @@ class Side:
             if name in WITHOUT_EFFECT or _without_cross(name) in WITHOUT_EFFECT:
                 continue
             if _without_cross(name) not in DEFAULTS:
-                raise side.refusal(name, "is not implemented (leave out what is at its default)")
+                raise side.refusal(name, "is not implemented (leave out options at their default)")
             if isinstance(value, tuple) and name != "layers_execute_order":
                 raise side.refusal(name, "differs between layers, which is not implemented")
         for name in ("dim", "depth", "num_tokens", "max_seq_len"):
@@ -136,7 +135,7 @@ class Side:
         return DEFAULTS[name] if name in DEFAULTS else self[_without_cross(name)]
 
     def refusal(self, name: str, why: str) -> UnsupportedFeature:
-        """An error that names the option and its value."""
+        """The error for an option; it names the option and its value."""
         return UnsupportedFeature(f"x-transformers' {self.prefix}{name} = {self[name]!r} {why}")
 
     @property
@@ -146,12 +145,12 @@ class Side:
 
     @property
     def ours(self) -> str:
-        """What our names of its arrays begin with."""
+        """The prefix of our names of its arrays."""
         return "decoder." if self.is_decoder else "encoder."
 
     @property
     def theirs(self) -> str:
-        """What their names of its arrays begin with."""
+        """The prefix of their names of its arrays."""
         return "decoder.net." if self.is_decoder else "encoder."
 
     @property
@@ -161,7 +160,7 @@ class Side:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Which of the module's sublayers runs first, second, and so on; some may run twice."""
+        """The indices of the module's sublayers in the order of execution; some may repeat."""
         n, order = len(self.block), self["layers_execute_order"]
         if self["weight_tie_layers"]:
             return tuple(range(n)) * self["depth"]
@@ -177,5 +176,5 @@ def _without_cross(name: str) -> str:
 
 
 def default(value: Any, otherwise: Any) -> Any:
-    """``otherwise`` for an option that is None."""
+    """``value``, or ``otherwise`` if ``value`` is None."""
     return otherwise if value is None else value
