@@ -1,4 +1,4 @@
-// The cross-attention of a decoder layer, in C++, held to a test vector of refseq2seq.
+// The cross-attention of a decoder layer, in C++, compared with a test vector of refseq2seq.
 //
 //     refseq2seq vectors make VECTORS --family x_transformers --cases 1
 //     c++ -std=c++20 -O2 -o attention docs/examples/attention.cpp
@@ -27,7 +27,7 @@ struct Array {
     std::vector<double> x;
 };
 
-// One file: a length of 8 bytes, a JSON header of that length, the bytes of the arrays.
+// A file: a length of 8 bytes, a JSON header of that length, the bytes of the arrays.
 class Safetensors {
     std::string header, data;
 
@@ -37,7 +37,7 @@ class Safetensors {
         std::string bytes(std::istreambuf_iterator<char>(file), {});
         if (bytes.size() < 8) throw std::runtime_error("cannot read " + path.string());
         uint64_t n;
-        std::memcpy(&n, bytes.data(), 8);  // little-endian, as this machine is
+        std::memcpy(&n, bytes.data(), 8);  // assumes a little-endian machine
         header = bytes.substr(8, n);
         data = bytes.substr(8 + n);
     }
@@ -86,7 +86,7 @@ void write(const fs::path &path, const std::vector<std::pair<std::string, Array>
     file.write(reinterpret_cast<const char *>(&n), 8) << header << data;
 }
 
-// softmax(q k^T / sqrt(d_k)) v for each row and head; keys that the mask leaves out weigh nothing.
+// softmax(q k^T / sqrt(d_k)) v for each row and head; masked keys have the weight 0.
 void attention(const Array &q, const Array &k, const Array &v, const Array &mask, Array &scores,
                Array &weights, Array &heads) {
     size_t batch = q.shape[0], n_heads = q.shape[1], n_q = q.shape[2], d_k = q.shape[3];

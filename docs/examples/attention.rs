@@ -1,4 +1,4 @@
-// The cross-attention of a decoder layer, in Rust, held to a test vector of refseq2seq.
+// The cross-attention of a decoder layer, in Rust, compared with a test vector of refseq2seq.
 //
 //     refseq2seq vectors make VECTORS --family x_transformers --cases 1
 //     rustc --edition 2021 -O -o attention docs/examples/attention.rs
@@ -14,7 +14,7 @@ struct Array {
     x: Vec<f64>,
 }
 
-/// One file: a length of 8 bytes, a JSON header of that length, the bytes of the arrays.
+/// A file: a length of 8 bytes, a JSON header of that length, the bytes of the arrays.
 struct Safetensors {
     header: String,
     data: Vec<u8>,
@@ -65,7 +65,7 @@ fn write(path: &Path, arrays: &[(&str, &Array)]) -> Result<(), Box<dyn Error>> {
     Ok(fs::write(path, [&length[..], header.as_bytes(), &data].concat())?)
 }
 
-/// softmax(q k^T / sqrt(d_k)) v for each row and head; keys that the mask leaves out weigh nothing.
+/// softmax(q k^T / sqrt(d_k)) v for each row and head; masked keys have the weight 0.
 fn attention(q: &Array, k: &Array, v: &Array, mask: &Array) -> [Array; 3] {
     let [batch, n_heads, n_q, d_k] = q.shape[..] else { panic!("q has four axes") };
     let (n_k, d_v) = (k.shape[2], v.shape[3]);

@@ -1,6 +1,6 @@
 """An encoder-decoder in JAX, and its tests against refseq2seq.
 
-Put your own functions in the place of `encode` and `decode`, and run it with pytest.
+Replace `encode` and `decode` with your own functions, and run this file with pytest.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ jax.config.update("jax_enable_x64", True)
 
 D_MODEL, N_HEADS, D_K, SOURCE_VOCAB, TARGET_VOCAB = 12, 2, 5, 13, 11
 
-# --- yours: pre-norm, exact GELU, learned positions times 1/sqrt(d_model) -----------------
+# --- your model: pre-norm, exact GELU, learned positions times 1/sqrt(d_model) ------------
 
 
 def norm(x, gain):
@@ -154,7 +154,7 @@ def test_what_holds_of_any_encoder_decoder():
         start_id=1,
         max_source_length=17,
         max_target_length=17,
-        padding=("right",),  # positions count places, not real tokens
+        padding=("right",),  # positions count padding too
     )
-    # JAX compiles for every shape: a few of the properties, and few trials of each.
+    # JAX compiles for every shape, so test only a few properties, with few trials each.
     properties.check(mine, only=("causality", "row_alone", "padding_right"), trials=2)

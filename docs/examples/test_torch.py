@@ -1,6 +1,6 @@
 """Attention in PyTorch, and a whole network of x-transformers, tested against refseq2seq.
 
-Put your own module in the place of `CrossAttention`, and run it with pytest.
+Replace `CrossAttention` with your own module, and run this file with pytest.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from refseq2seq.testing import assert_agrees, diagnose, first_difference, rounde
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install torch")
 
 
-# --- yours: one sublayer of a decoder ------------------------------------------------------
+# --- your module: one sublayer of a decoder ------------------------------------------------
 
 
 class CrossAttention(torch.nn.Module):
@@ -66,7 +66,7 @@ def test_the_sublayer_in_float64():
     assert difference is None, str(difference)
 
 
-# --- a whole network, in the numbers it will run in ----------------------------------------
+# --- a whole network, in the format that it will run in ------------------------------------
 
 
 def x_transformer(dtype):
@@ -86,7 +86,7 @@ def test_the_network_has_no_fault():
 def test_a_fault_is_found_where_it_is():
     network = x_transformer(torch.float32)
     model = rs.convert.from_x_transformers(network, decoder_start_id=1, eos_ids=())
-    with torch.no_grad():  # somebody rescales the keys of the decoder's first cross-attention
+    with torch.no_grad():  # the fault: rescaled keys in the decoder's first cross-attention
         network.decoder.net.attn_layers.layers[1][1].to_k.weight.mul_(1.05)
     diagnosis = diagnose(network, [[3, 4, 5, 6]], [[1, 7, 8]], model=model)
     assert diagnosis.first.startswith("decoder.layers.0.cross_attention"), diagnosis.report()

@@ -4,8 +4,9 @@
        cc -std=c11 -O2 -ffp-contract=off -o layer_norm docs/vectors/layer_norm.c -lm
        ./layer_norm VECTORS/x_transformers-00-ordinary
 
-   Needs the C library only. A sum is added in the order of its index, and no product is
-   fused into it (-ffp-contract=off): then every bit is the same as in the vector. */
+   The program needs the C library only. It adds the terms of a sum in the order of the index,
+   and the compiler fuses no product with a sum (-ffp-contract=off), so every bit is the same
+   as in the vector. */
 
 #include <math.h>
 #include <stdint.h>
@@ -16,7 +17,7 @@
 #define EPS 1e-5 /* encoder.norm.eps in config.json */
 
 typedef struct {
-    size_t rows, width; /* the last axis, and all the others */
+    size_t rows, width; /* all axes but the last, and the last */
     double *x;
 } Array;
 
@@ -74,7 +75,7 @@ static Array array(const char *folder, const char *file, const char *name) {
     return (Array){.rows = total / width, .width = width, .x = x};
 }
 
-/* (x - mean) / sqrt(variance + eps) * gain, the variance being the mean of squares. */
+/* (x - mean) / sqrt(variance + eps) * gain; the variance is the mean square of x - mean. */
 static void layer_norm(const double *x, const double *gain, size_t d, double *y) {
     double sum = x[0];
     for (size_t i = 1; i < d; i++) sum += x[i];
@@ -84,7 +85,7 @@ static void layer_norm(const double *x, const double *gain, size_t d, double *y)
     for (size_t i = 0; i < d; i++) y[i] = (x[i] - mean) / deviation * gain[i];
 }
 
-/* x W + b: matrices are (d_in, d_out). */
+/* x W + b; matrices are (d_in, d_out). */
 static void linear(const double *x, const Array *w, const Array *b, double *y) {
     for (size_t j = 0; j < w->width; j++) {
         double sum = 0;
