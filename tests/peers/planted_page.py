@@ -34,19 +34,20 @@ RIGHT = {fault.where: fault.make for fault in FAULTS}
 INTRODUCTION = """\
 # Planted bugs
 
-Mistakes that programmers make, each planted in a live PyTorch module that was right, and what
-`refseq2seq.testing.diagnose` says of it: the first quantity that is not what the oracle
-computes, and by how many spreads of float32 rounding an element of it is off. Eight are allowed,
-fewer where a whole row is off. Names that begin with `step.` are of greedy generation with the
-module's own cache.
+Each row of the tables is a mistake that programmers make, planted in a correct live PyTorch
+module, and the result of `refseq2seq.testing.diagnose`: the first quantity that deviates from
+the reference, and by how many [spreads](tolerances.md) of float32 rounding an element of it is
+off. Eight are allowed, fewer where a whole row is off. Names that begin with `step.` are of
+greedy generation with the module's own cache. In rows with the bug *none*, the module is
+unchanged.
 
-The last column is what [the properties](api/testing.rst) find alone, without reference
-weights: cached against uncached, a row alone against the row in a batch, padding against none,
-and so on. They see a mistake that breaks such a relation; one that makes another, consistent
-model of it they cannot see, nor one that their random trials did not meet.
+The last column lists the [properties](properties.md) that fail, without reference weights:
+cached against uncached, a row alone against the row in a batch, padding against none, and so
+on. They detect a mistake that breaks such a relation. They cannot detect a mistake that makes
+another, consistent model, nor one that their random trials did not meet.
 
-The page is made by `python tests/peers/planted_page.py`; the tests hold it to what `diagnose`
-finds.
+`python tests/peers/planted_page.py` writes this page; the tests check it against the results of
+`diagnose`.
 """
 """Before the tables."""
 
@@ -117,10 +118,11 @@ def summary(rows: list[Row]) -> str:
     """How many are found, by either way, and which properties find most."""
     at_place = sum(fault.is_found(diagnosis(i).first) for i, fault in enumerate(FAULTS))
     counted = Counter(name for row in rows for name in row.properties.split(", ") if name)
-    most = ", ".join(f"`{name}` {n}" for name, n in counted.most_common(6))
+    most = ", ".join(f"`{name}` ({n})" for name, n in counted.most_common(6))
     return (
-        f"Of {len(FAULTS)} bugs, `diagnose` finds {at_place} at the expected place. The properties "
-        f"alone\nfind {sum(bool(row.properties) for row in rows)}, most often {most}.\n"
+        f"Of {len(FAULTS)} bugs, `diagnose` finds {at_place} at the expected quantity. The "
+        f"properties alone\nfind {sum(bool(row.properties) for row in rows)}; those that fail "
+        f"most often are {most}.\n"
     )
 
 
