@@ -7,9 +7,12 @@ Importing it imports NumPy and nothing else. ``refseq2seq.convert``, ``refseq2se
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import backend, config, like, presets
+from . import backend, config, presets
 from .backend import BackendError, array_namespace, to_cupy, to_numpy
-from .beam import (
+from .config import ModelConfig
+from .files import FileError
+from .generation import like
+from .generation.beam import (
     BeamSearch,
     BeamStep,
     Candidates,
@@ -18,8 +21,7 @@ from .beam import (
     beam_steps,
     gnmt_penalty,
 )
-from .config import ModelConfig
-from .constraints import (
+from .generation.constraints import (
     allowed_tokens,
     bad_words,
     begin_suppress,
@@ -32,10 +34,9 @@ from .constraints import (
     repetition_penalty,
     suppress,
 )
-from .contrastive import Amateur, amateur, amateur_of_li
-from .failures import NonFiniteLogitsError, NoTokenLeftError
-from .files import FileError
-from .filters import (
+from .generation.contrastive import Amateur, amateur, amateur_of_li
+from .generation.failures import NonFiniteLogitsError, NoTokenLeftError
+from .generation.filters import (
     epsilon,
     eta,
     gumbel_top_k,
@@ -48,16 +49,14 @@ from .filters import (
     top_p,
     typical,
 )
-from .loop import (
+from .generation.loop import (
     Generation,
     Step,
     decode_steps,
     generate,
     generate_text,
 )
-from .model import Memory, Model, decode, encode, forward, new_cache, project_memory
-from .params import random_params
-from .sampling import (
+from .generation.sampling import (
     Chooser,
     Processor,
     State,
@@ -66,13 +65,15 @@ from .sampling import (
     greedy,
     sample,
 )
-from .scoring import Scores, score
+from .generation.scoring import Scores, score
+from .model import Memory, Model, decode, encode, forward, new_cache, project_memory
+from .params import random_params
 from .text import UnknownSymbolError, Vocabulary
 from .trace import FunctionTap, Tap, Trace, no_tap
 
 if TYPE_CHECKING:
     from . import convert, explain, testing
-    from .checkpoint import CheckpointError, load, save
+    from .files.checkpoint import CheckpointError, load, save
 
 __version__ = "0.1.0"
 
@@ -160,7 +161,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("CheckpointError", "load", "save"):
-        return getattr(importlib.import_module(".checkpoint", __name__), name)
+        return getattr(importlib.import_module(".files.checkpoint", __name__), name)
     if name in ("convert", "explain", "testing"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import refseq2seq as rs
-from refseq2seq.beam import Hypotheses
+from refseq2seq.generation.beam import Hypotheses
 from refseq2seq.ops import top_indices
 
 EOS, LONGEST = 2, 4

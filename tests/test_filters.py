@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import refseq2seq as rs
-from refseq2seq import filters
+from refseq2seq.generation import filters
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from refseq2seq.decoder import contrast
 
 import refseq2seq as rs
 from refseq2seq import ops, positions
-from refseq2seq.filters import entropy
+from refseq2seq.generation.filters import entropy
 from refseq2seq.params import build_params, map_arrays, named_arrays
 from refseq2seq.testing import assert_agrees, spread, strategies
 from refseq2seq.testing.cases import conventions

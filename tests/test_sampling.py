@@ -22,7 +22,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import refseq2seq as rs
-from refseq2seq import sampling
+from refseq2seq.generation import sampling
 
 
 @pytest.fixture

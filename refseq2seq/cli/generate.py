@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from ..beam import beam_steps
-from ..loop import decode_steps
+from ..generation.beam import beam_steps
+from ..generation.loop import decode_steps
 from ..model import Model
 from .lines import Answer, Line, answers, check_method, encoded, failure, read_lines
 from .options import (

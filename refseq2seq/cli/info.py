@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ..checkpoint import load
+from ..files.checkpoint import load
 from ..watching.notebook import model_rows
 from .options import MODEL_HELP, add_command
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..beam import beam_search, beam_steps
 from ..checks import as_tokens
 from ..files.reading import one_line
-from ..loop import decode_steps, generate
+from ..generation.beam import beam_search, beam_steps
+from ..generation.loop import decode_steps, generate
 from ..model import Model, check_fits
 
 Answer = dict[str, Any]

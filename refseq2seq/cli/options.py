@@ -5,13 +5,13 @@ import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ..beam import EarlyStopping
-from ..checkpoint import load
 from ..checks import check_number
-from ..constraints import no_repeat_ngram, repetition_penalty
-from ..filters import min_p, temperature, top_a, top_k, top_p
+from ..files.checkpoint import load
+from ..generation.beam import EarlyStopping
+from ..generation.constraints import no_repeat_ngram, repetition_penalty
+from ..generation.filters import min_p, temperature, top_a, top_k, top_p
+from ..generation.sampling import Processor, greedy, sample
 from ..model import Model
-from ..sampling import Processor, greedy, sample
 from .progress import tell
 from .threads import NARROW, use_threads
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from ..backend import to_numpy
-from ..beam import BeamStep
-from ..loop import Step
+from ..generation.beam import BeamStep
+from ..generation.loop import Step
 from ..model import Model
 from ..ops import softmax
 from ..text import symbol

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, to_numpy
-from ..beam import EarlyStopping, LengthPenalty
 from ..checks import Tokens
-from ..loop import Step, decode_steps
+from ..generation.beam import EarlyStopping, LengthPenalty
+from ..generation.loop import Step, decode_steps
+from ..generation.sampling import Chooser, Processor, State, greedy, sample
 from ..model import Model
 from ..ops import softmax
-from ..sampling import Chooser, Processor, State, greedy, sample
 from ..text import Tokenizer, symbol
 from ..trace import Trace
 from .tree import search

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..beam import BeamStep, beam_steps
 from ..checks import Tokens
+from ..generation.beam import BeamStep, beam_steps
 from ..model import Model
 from ..text import symbol
 

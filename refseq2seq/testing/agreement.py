@@ -13,9 +13,9 @@ import numpy as np
 
 from ..backend import Array
 from ..checks import Tokens, check_int, check_number
-from ..request import Request, as_prefix, checked_eos, named, with_rules
-from ..sampling import Processor, check_processors
-from ..scoring import processed
+from ..generation.request import Request, as_prefix, checked_eos, named, with_rules
+from ..generation.sampling import Processor, check_processors
+from ..generation.scoring import processed
 from .compare import as_float64, first_difference, on_host
 from .expected import Expected
 from .tolerance import Spread

@@ -23,11 +23,11 @@ import numpy as np
 
 from ..backend import Array
 from ..config import FeedForwardConfig, ModelConfig, NormConfig, StackConfig
-from ..loop import Generation, generate
+from ..generation.loop import Generation, generate
+from ..generation.sampling import greedy, sample
 from ..model import Model, forward
 from ..params import Params, build_params, named_arrays, random_params
 from ..presets import plain_attention
-from ..sampling import greedy, sample
 
 PARAMETERS = ("well_scaled", "large", "tiny_variances", "outliers", "near_ties")
 

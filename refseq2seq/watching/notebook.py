@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..config import AlibiPositions, BucketedPositions, RotaryPositions, StackConfig
-from ..loop import Generation, Step
+from ..generation.loop import Generation, Step
 from ..model import Model
 from ..params import count_parameters
 from ..trace import Trace

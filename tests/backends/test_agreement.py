@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import refseq2seq as rs
-from refseq2seq import filters, ops, special
+from refseq2seq import ops, special
+from refseq2seq.generation import filters
 from refseq2seq.ops import top_indices
 from refseq2seq.testing import strategies
 

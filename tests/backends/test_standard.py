@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import refseq2seq as rs
-from refseq2seq import filters, masks, ops
+from refseq2seq import masks, ops
 from refseq2seq.attention import attention
+from refseq2seq.generation import filters
 
 strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
 

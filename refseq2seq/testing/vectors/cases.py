@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ...beam import beam_search
-from ...filters import temperature, top_k, top_p
-from ...loop import Generation, Step, decode_steps
+from ...generation.beam import beam_search
+from ...generation.filters import temperature, top_k, top_p
+from ...generation.loop import Generation, Step, decode_steps
+from ...generation.sampling import Processor, greedy, sample
 from ...model import Model
-from ...sampling import Processor, greedy, sample
 from ...trace import Tap, no_tap
 
 FILTERS: dict[str, Callable[[Any], Processor]] = {

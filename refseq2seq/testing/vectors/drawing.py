@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ...backend import Array
-from ...beam import beam_search, beam_steps
-from ...loop import Step
+from ...generation.beam import beam_search, beam_steps
+from ...generation.loop import Step
 from .cases import FILTERS, Case, outputs_of, steps_of
 from .families import FAMILIES
 from .situations import SITUATIONS, ordinary, situations_of

@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .backend import to_numpy
-from .config import ModelConfig, StackConfig
-from .files import npz
-from .files.reading import PICKLES, FileError, file_errors, parse_json
-from .model import Model
-from .params import MIN_LAYER, build_params, named_arrays, param_shapes
-from .text import Tokenizer, Vocabulary
+from ..backend import to_numpy
+from ..config import ModelConfig, StackConfig
+from ..model import Model
+from ..params import MIN_LAYER, build_params, named_arrays, param_shapes
+from ..text import Tokenizer, Vocabulary
+from . import npz
+from .reading import PICKLES, FileError, file_errors, parse_json
 
 FORMAT = "refseq2seq"
 VERSION = 2
@@ -150,7 +150,7 @@ def load(path: str | os.PathLike[str]) -> Model:
             return load(shipped)
     path = Path(path)
     if path.is_dir():
-        from .convert import from_huggingface  # here: nothing else in the core needs converters
+        from ..convert import from_huggingface  # here: nothing else in the core needs converters
 
         return from_huggingface(path)
     if not path.exists():

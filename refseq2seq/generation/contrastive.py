@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, widened
-from .checks import check_number
-from .model import Model, check_model
-from .ops import keep
+from ..backend import Array, widened
+from ..checks import check_number
+from ..model import Model, check_model
+from ..ops import keep
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from typing import Any, ParamSpec
 
 import numpy as np
 
-from .backend import Array, array_namespace, freeze, read_only
-from .checks import on_host
-from .ops import softmax
+from ..backend import Array, array_namespace, freeze, read_only
+from ..checks import on_host
+from ..ops import softmax
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -30,16 +30,16 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from .backend import Array, array_namespace, freeze, read
-from .checks import Tokens, check_int, check_number
+from ..backend import Array, array_namespace, freeze, read
+from ..checks import Tokens, check_int, check_number
+from ..model import Model, encode_checked
+from ..ops import log_softmax, top_indices
+from ..trace import Tap, no_tap
 from .contrastive import Amateur
 from .failures import no_token
 from .inference import Inference, infer
-from .model import Model, encode_checked
-from .ops import log_softmax, top_indices
 from .request import Request, as_request, check_options, stopped, with_rules
 from .sampling import Processor, State, apply, check_processors, no_uniforms
-from .trace import Tap, no_tap
 
 EarlyStopping = bool | Literal["never"]
 LengthPenalty = float | Callable[[int], float]

@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from .backend import Array, to_numpy
+from ..backend import Array, to_numpy
+from ..model import Model, encode_checked
+from ..ops import logsumexp
+from ..trace import FunctionTap
 from .inference import infer
-from .model import Model, encode_checked
-from .ops import logsumexp
 from .request import Request, named
 from .sampling import Processor, State, apply
-from .trace import FunctionTap
 
 
 class NonFiniteLogitsError(ValueError):

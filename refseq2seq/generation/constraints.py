@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, array_namespace, widened
-from .checks import check_int, check_number
-from .ops import keep
+from ..backend import Array, array_namespace, widened
+from ..checks import check_int, check_number
+from ..ops import keep
 from .sampling import Processor, State, makes_processor
 
 TokenIds = Collection[int] | np.ndarray

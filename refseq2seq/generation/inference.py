@@ -6,11 +6,11 @@ rows. Contrastive decoding combines the logits of several models behind the same
 
 import numpy as np
 
-from .backend import Array, array_namespace
+from ..backend import Array, array_namespace
+from ..model import Memory, Model, decode_checked, encode_checked, new_cache, project_memory
+from ..trace import Tap
 from .contrastive import Amateur, contrast
-from .model import Memory, Model, decode_checked, encode_checked, new_cache, project_memory
 from .request import Request
-from .trace import Tap
 
 
 class Inference:

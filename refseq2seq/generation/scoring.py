@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .backend import Array, array_namespace, to_numpy
-from .checks import Tokens, as_tokens
-from .config import ModelConfig
+from ..backend import Array, array_namespace, to_numpy
+from ..checks import Tokens, as_tokens
+from ..config import ModelConfig
+from ..model import Model, check_model, forward
 from .filters import renormalize_logits
-from .model import Model, check_model, forward
 from .request import as_prefix
 from .sampling import Processor, State, apply, check_processors, no_uniforms
 

@@ -8,14 +8,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from .backend import Array
-from .checks import Tokens, as_tokens, check_int, on_host
-from .config import ModelConfig
+from ..backend import Array
+from ..checks import Tokens, as_tokens, check_int, on_host
+from ..config import ModelConfig
+from ..model import Model, check_fits, check_model
+from ..trace import Tap, check_tap, no_tap
 from .constraints import begin_suppress, forced_bos, forced_eos, minimum_length, suppress
 from .contrastive import Amateur, check_amateurs
-from .model import Model, check_fits, check_model
 from .sampling import MadeProcessor, Processor, State, described, no_uniforms
-from .trace import Tap, check_tap, no_tap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,16 +14,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from .backend import Array, array_namespace, at_least_float32, freeze, read, to_numpy
-from .checks import Tokens, check_int
+from ..backend import Array, array_namespace, at_least_float32, freeze, read, to_numpy
+from ..checks import Tokens, check_int
+from ..model import Model, encode_checked
+from ..ops import logsumexp
+from ..trace import Tap, no_tap
 from .contrastive import Amateur
 from .failures import no_token
 from .inference import Inference, infer
-from .model import Model, encode_checked
-from .ops import logsumexp
 from .request import Request, as_request, check_options, stopped, with_rules
 from .sampling import GREEDY, Chooser, Pick, Processor, State, Uniforms, apply, check_chooser
-from .trace import Tap, no_tap
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -53,7 +53,7 @@ class Step:
         return f"<Step {self.index}: tokens {self.tokens.tolist()}>"
 
     def _repr_html_(self) -> str:
-        from .watching import notebook
+        from ..watching import notebook
 
         return notebook.step(self)
 
@@ -340,7 +340,7 @@ class Generation:
         )
 
     def _repr_html_(self) -> str:
-        from .watching import notebook
+        from ..watching import notebook
 
         return notebook.generation(self)
 

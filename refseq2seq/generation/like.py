@@ -7,10 +7,10 @@ import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from ..backend import Array, array_namespace
+from ..checks import check_number
+from ..ops import keep, softmax
 from . import filters
-from .backend import Array, array_namespace
-from .checks import check_number
-from .ops import keep, softmax
 from .sampling import Chooser, Processor, State, greedy, makes_processor, sample
 
 XTransformersFilter = Literal["top_k", "top_p", "top_a", "min_p"]

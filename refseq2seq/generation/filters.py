@@ -11,9 +11,9 @@ import math
 
 import numpy as np
 
-from .backend import Array, array_namespace, at_least_float32, widened
-from .checks import check_int, check_number
-from .ops import keep, log_softmax, softmax
+from ..backend import Array, array_namespace, at_least_float32, widened
+from ..checks import check_int, check_number
+from ..ops import keep, log_softmax, softmax
 from .sampling import (
     Processor,
     State,

@@ -1,0 +1,1 @@
+"""From an encoded source to targets: requests, the loop, beam search, choosers, processors."""
