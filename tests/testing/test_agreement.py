@@ -34,7 +34,7 @@ def test_agreement_is_that_of_one_quantity_or_of_many():
     row = np.unravel_index(spreads.max(-1).argmax(), (2, 3))
     assert f"{spreads.max():.3g} spreads (allowed 6)" in story
     assert f"{(spreads > 6).sum()} of {e.value.size} elements exceed the limit" in story
-    assert f"the worst rows, in spreads: [{row[0]}, {row[1]}] {spreads.max():.3g}" in story
+    assert f"largest errors by row, in spreads: [{row[0]}, {row[1]}] {spreads.max():.3g}" in story
 
 
 def test_z_scales_what_is_allowed():

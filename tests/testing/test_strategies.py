@@ -352,7 +352,7 @@ def test_a_position_table_limits_sizes():
         case.generation()
 
     fits()
-    with pytest.raises(InvalidArgument, match="the model's position table serves 2"):
+    with pytest.raises(InvalidArgument, match="the model's position table has 2"):
         find(strategies.sources(config, min_length=3), lambda x: True, settings=first_found)
 
 
