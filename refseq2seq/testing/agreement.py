@@ -83,8 +83,8 @@ class Divergence:
     position: int  # index among the row's new tokens, from 0
     token: int  # id that was compared
     oracle: int  # id that the reference chose
-    margin: float  # the reference's score of `oracle` minus its score of `token`
-    spreads: float  # margin, in spreads of the difference of the two logits
+    margin: float  # difference of the reference's scores of its own and the other token
+    spreads: float  # that margin, in spreads of the difference of the two logits
 
     def __str__(self) -> str:
         return (
