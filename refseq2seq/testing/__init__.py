@@ -1,7 +1,7 @@
-"""What a user of refseq2seq imports in tests of another implementation.
+"""Tools for testing another implementation against refseq2seq.
 
-`refseq2seq.testing.strategies` has the Hypothesis strategies and ``refseq2seq.testing.plugin`` the
-pytest plugin; they need ``pip install 'refseq2seq[test]'``.
+`refseq2seq.testing.strategies` contains the Hypothesis strategies, and
+``refseq2seq.testing.plugin`` is the pytest plugin. Both need ``pip install 'refseq2seq[test]'``.
 """
 
 from . import properties, vectors

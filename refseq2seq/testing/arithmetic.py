@@ -1,19 +1,20 @@
-r"""Arithmetic in low precision, simulated: a NumPy array whose operations round at random.
+r"""Simulated low-precision arithmetic: a NumPy array whose operations round at random.
 
-An implementation rounds in three places, and so does a `LowPrecisionArray`:
+An implementation rounds in three steps, and so does a `LowPrecisionArray`:
 
-- an operation on elements rounds its results to the precision that it computes in, and its
-  constants too;
-- a product or sum of n terms t rounds partial sums. These drift towards the whole sum, and
-  wander as far as independent terms do, so that their mean square is about
-  (2 (sum t)^2 + sum t^2) / 6, and the errors of n of them together have the variance
+- An elementwise operation rounds its results and its constants to the precision in which it
+  computes.
+- A matrix product or a sum of n terms t rounds partial sums. The partial sums grow towards the
+  total and fluctuate like sums of independent terms, so that their mean square is about
+  (2 (sum t)^2 + sum t^2) / 6. The errors of n of them together have the variance
 
-  .. math:: c^2 u^2\, n\, \frac{2 (\sum_k t_k)^2 + \sum_k t_k^2}{3}, \qquad c = 0.3;
+  .. math:: c^2 u^2\, n\, \frac{2 (\sum_k t_k)^2 + \sum_k t_k^2}{3}, \qquad c = 0.3,
 
-- a tensor is kept in a format of its own between operations. Taps round named quantities
-  to it; here, a sum of two activations is such a tensor.
+  where u is the unit roundoff.
+- Between operations a tensor is stored in a format of its own. Taps round the named quantities
+  to it; this module rounds the sum of two activations.
 
-Repeated with other random numbers, a computation shows how far its results spread.
+Repeating a computation with other random numbers shows the spread of its results.
 """
 
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ import numpy as np
 
 from .rounding import FORMATS, round_to, step_at, stochastically_rounded
 
-# c is 0.3 for sums in order, of any terms, and less for sums in blocks. Twice the variance,
-# since rounding at random has twice the variance of rounding to nearest.
+# c is 0.3 for sequential sums of any terms, and smaller for blocked sums. The variance is doubled
+# because random rounding has twice the variance of rounding to nearest.
 ACCUMULATION = 0.3 * 2**0.5
 
 _ROUNDING = {np.add, np.subtract, np.multiply, np.divide, np.sqrt, np.square, np.exp, np.tanh}
@@ -32,37 +33,40 @@ _ROUNDING = {np.add, np.subtract, np.multiply, np.divide, np.sqrt, np.square, np
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What rounds to which format, and the random numbers to do it with."""
+    """The number formats of a computation, and the random generator for rounding.
 
-    stored: str  # tensors between operations
-    operands: str  # of products: as they are stored, or TF32
-    computed: str  # elements inside operations, and partial sums
+    The formats are names in `refseq2seq.testing.rounding.FORMATS`.
+    """
+
+    stored: str  # format of tensors between operations
+    operands: str  # format of the operands of products: `stored`, or "tf32"
+    computed: str  # format of elements inside operations, and of partial sums
     rng: np.random.Generator
 
     @property
     def unit(self) -> float:
-        """The greatest relative error of one rounding inside operations."""
+        """The unit roundoff: the largest relative error of one rounding inside operations."""
         return FORMATS[self.computed].eps / 2
 
     @property
     def is_fine(self) -> bool:
-        """Whether what is computed is so much finer than what is stored that it never shows."""
+        """Whether `computed` is so much finer than `stored` that its rounding is negligible."""
         return FORMATS[self.computed].digits >= FORMATS[self.stored].digits + 8
 
     def store(self, x: np.ndarray) -> np.ndarray:
-        """``x`` as it comes back from memory."""
+        """``x`` rounded to the stored format."""
         return self._rounded(x, self.stored)
 
     def compute(self, x: np.ndarray) -> np.ndarray:
-        """``x`` as one operation on elements gives it."""
+        """``x``, the result of one elementwise operation, rounded to the computed format."""
         return x if self.is_fine else self._rounded(x, self.computed)
 
     def constant(self, x: Any) -> Any:
-        """``x``, which every run has alike, as the computation has it."""
+        """The constant ``x``, rounded to nearest, so that it is the same in every run."""
         return x if self.is_fine else round_to(x, self.computed)
 
     def matmul(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """a @ b, with operands and partial sums rounded."""
+        """``a @ b``, with operands and partial sums rounded."""
         if self.operands != self.stored:
             a, b = self._rounded(a, self.operands), self._rounded(b, self.operands)
         total = a @ b
@@ -71,26 +75,26 @@ class Arithmetic:
         return self._accumulated(total, a.shape[-1], (a * a) @ (b * b))
 
     def sum(self, x: np.ndarray, **options: Any) -> np.ndarray:
-        """x.sum(...), with partial sums rounded."""
+        """``x.sum(**options)``, with partial sums rounded."""
         total = np.sum(x, **options)
         if self.is_fine:
             return total
         return self._accumulated(total, x.size // max(total.size, 1), np.sum(x * x, **options))
 
     def _accumulated(self, total: np.ndarray, n: int, squares: np.ndarray) -> np.ndarray:
-        """A sum of n terms, with this sum of their squares, whose partial sums were rounded."""
+        """The total of n terms plus the error of rounded partial sums; ``squares`` = sum t^2."""
         spread = ACCUMULATION * self.unit * np.sqrt(n * (2 * total**2 + squares) / 3)
         return total + spread * self.rng.standard_normal(total.shape)
 
     def _rounded(self, x: np.ndarray, dtype: str) -> np.ndarray:
-        if dtype == "float64":  # is rounded already, by the oracle: a step for both sides
+        if dtype == "float64":  # the reference is rounded to it too: one step for each side
             step = np.where(np.isfinite(x), step_at(x, dtype), 0.0)
             return x + step * self.rng.uniform(-1, 1, x.shape)
         return stochastically_rounded(x, dtype, self.rng)
 
 
 class LowPrecisionArray(np.ndarray):
-    """A float64 array that computes by an `Arithmetic`, and all that is computed from it."""
+    """A float64 array that computes with an `Arithmetic`, and so do arrays computed from it."""
 
     arithmetic: Arithmetic
 
@@ -123,7 +127,7 @@ class LowPrecisionArray(np.ndarray):
 
 
 def low_precision(x: Any, arithmetic: Arithmetic) -> Any:
-    """A view of ``x`` that computes by ``arithmetic``; masks and integers as they are."""
+    """A view of ``x`` that computes with ``arithmetic``; unchanged if ``x`` has no float dtype."""
     if isinstance(x, np.ndarray) and x.dtype.kind == "f":
         x = x.view(LowPrecisionArray)
         x.arithmetic = arithmetic
@@ -131,7 +135,7 @@ def low_precision(x: Any, arithmetic: Arithmetic) -> Any:
 
 
 def _operand(x: Any, arithmetic: Arithmetic) -> Any:
-    """``x`` with NumPy's own arithmetic: an activation, or a constant of the computation."""
+    """An operand with NumPy's own arithmetic: an activation as it is, a constant rounded."""
     if isinstance(x, LowPrecisionArray):
         return x.view(np.ndarray)
     return arithmetic.constant(x) if getattr(x, "dtype", type(x)) in (float, np.float64) else x

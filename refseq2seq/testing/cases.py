@@ -1,6 +1,6 @@
-"""A whole case: a model, a source, how the target begins, how much is generated, by which numbers.
+"""A complete test case: a model, its inputs, and the options of a generation.
 
-A case is a few plain values, so that it can be printed, kept in a file and run again:
+A case consists of plain values, so that it can be printed, saved in a file and run again:
 
     >>> from refseq2seq.testing.cases import Case, conventions
     >>> case = Case(conventions(**{"encoder.norm.kind": "rms_norm"}), seed=3, source=[[4, 1]])
@@ -11,7 +11,7 @@ A case is a few plain values, so that it can be printed, kept in a file and run 
     case = Case(conventions(**{'encoder.norm.kind': 'rms_norm'}), seed=3, source=[[4, 1]])
     model, logits, generation = case.model, case.logits(), case.generation()
 
-`refseq2seq.testing.strategies.cases` draws them, and shrinks them to what matters.
+`refseq2seq.testing.strategies.cases` draws cases and shrinks them to the smallest that fail.
 """
 
 import dataclasses
@@ -69,16 +69,17 @@ PLAIN = ModelConfig(
     suppressed_ids=(),
     begin_suppressed_ids=(),
 )
-"""The simplest conventions of the smallest model: shrinking ends here."""
+"""The simplest conventions of the smallest model, to which cases shrink."""
 
 
 def conventions(**changes: Any) -> ModelConfig:
-    """The plain conventions with some fields changed, named by their paths.
+    """The conventions `PLAIN` with some fields changed.
 
     Parameters
     ----------
     **changes
-        Such as ``**{"decoder.norm.eps": 1e-6}``; values are as in `ModelConfig.to_dict`.
+        New values by the path of the field, such as ``**{"decoder.norm.eps": 1e-6}``. Values
+        have the form that they have in `ModelConfig.to_dict`.
 
     Examples
     --------
@@ -92,13 +93,13 @@ def conventions(**changes: Any) -> ModelConfig:
         for place in places:
             inner = inner[place]
         if name not in inner:
-            raise ValueError(f"a ModelConfig has no field {path}")
+            raise ValueError(f"changes must name fields of a ModelConfig, got {path}")
         inner[name] = value
     return ModelConfig.from_dict(fields)
 
 
 def changed_fields(config: ModelConfig) -> dict[str, Any]:
-    """What `conventions` must be given to make a config: paths and values."""
+    """The arguments with which `conventions` creates ``config``: values by path."""
 
     def walk(plain: Any, other: Any, path: str) -> dict[str, Any]:
         if not (isinstance(plain, dict) and isinstance(other, dict)):
@@ -111,7 +112,7 @@ def changed_fields(config: ModelConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True, repr=False)
 class Case:
-    """Everything that a computation depends on, as plain values.
+    """Everything on which a computation depends, as plain values.
 
     Parameters
     ----------
@@ -119,18 +120,22 @@ class Case:
     parameters : "well_scaled", "large", "tiny_variances", "outliers" or "near_ties"
         See `make_params`.
     seed : int
-        Of the parameters.
+        Seed of the parameters.
     dtype : "float16", "float32" or "float64"
+        Dtype of the parameters.
     source : list of lists of token ids
+        One row per batch element. The rows may be ragged if there is no mask.
     source_mask : list of lists of booleans, optional
-        True = real token.
+        Same shape as ``source``, True = real token.
     target : list of lists of token ids, optional
-        For teacher forcing, all of one length; the prefix by default.
+        Input of teacher forcing, with rows of one length; the prefix by default.
     prefix : list of lists of token ids, optional
-        How each generated target begins; with the start token alone by default.
+        First tokens of each generated target, the start token included; by default the start
+        token alone.
     max_new_tokens : int
     uniforms : list of lists of float, optional
-        (batch, max_new_tokens), to sample with; without them decoding is greedy.
+        Numbers in [0, 1) for sampling, (batch, max_new_tokens). Without them decoding is
+        greedy.
     """
 
     config: ModelConfig = PLAIN
@@ -151,17 +156,17 @@ class Case:
 
     @property
     def mask(self) -> np.ndarray | None:
-        """The source's mask as a boolean array (batch, n), or None."""
+        """The source mask as a boolean array (batch, n_source), or None."""
         return None if self.source_mask is None else np.array(self.source_mask)
 
     def logits(self, **options: Any) -> Array:
-        """The teacher-forced logits, (batch, n, vocab_size); options are those of `forward`."""
+        """The teacher-forced logits, (batch, n_target, vocab_size); ``options`` go to `forward`."""
         start = [[self.config.decoder_start_id] for _ in self.source]
         target = self.target or self.prefix or start
         return forward(self.model, self.source, target, self.mask, **options)
 
     def generation(self, **options: Any) -> Generation:
-        """What is generated; other options of `decode_steps` may be added."""
+        """The generation of this case; ``options`` are further options of `decode_steps`."""
         return generate(
             self.model,
             self.source,
@@ -174,7 +179,7 @@ class Case:
         )
 
     def __repr__(self) -> str:
-        """The call that makes this case; what is not shown is the default."""
+        """The call that creates this case, without arguments that have their defaults."""
         changed = changed_fields(self.config)
         shown = [f"conventions(**{changed!r})"] if changed else []
         for field in dataclasses.fields(self)[1:]:
@@ -184,11 +189,11 @@ class Case:
         return f"Case({', '.join(shown)})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """How Hypothesis and notebooks show a case: as ``repr`` does."""
+        """Display in Hypothesis and notebooks: the same as ``repr``."""
         printer.text(repr(self))
 
     def __str__(self) -> str:
-        """A few lines of Python that make this case and run it."""
+        """Python code that creates this case and runs it."""
         return (
             f"from {__name__} import Case, conventions\ncase = {self!r}\n"
             "model, logits, generation = case.model, case.logits(), case.generation()"
@@ -199,26 +204,29 @@ _DEFAULT = Case()
 
 
 def make_model(config: ModelConfig, parameters: str, seed: int, dtype: str = "float64") -> Model:
-    """The model of these conventions with the parameters of `make_params`."""
+    """A model with these conventions and the parameters of `make_params`."""
     return Model(config=config, params=make_params(config, parameters, seed, dtype))
 
 
 def make_params(config: ModelConfig, kind: str, seed: int, dtype: str = "float64") -> Params:
-    """Random parameters that are well scaled, or that are hard on an implementation.
+    """Random parameters that are well scaled, or numerically difficult.
 
     Parameters
     ----------
     config : ModelConfig
     kind : str
-        ``well_scaled``: `refseq2seq.random_params`. The others change these by powers of two:
+        ``well_scaled``: `refseq2seq.random_params`. The other kinds modify these:
 
-        - ``large``: all matrices times 4, so that softmaxes saturate and sums are large;
-        - ``tiny_variances``: embeddings, and what each sublayer adds, over 1024, so that norms
-          stand or fall with their eps;
-        - ``outliers``: one channel of embeddings and of what sublayers add, times 64;
-        - ``near_ties``: of each two neighbouring tokens the logits differ by rounding only.
+        - ``large``: all matrices are multiplied by 4, so that softmaxes saturate and sums are
+          large;
+        - ``tiny_variances``: embeddings and the output projections of sublayers are divided by
+          1024, so that the eps of the norms is decisive;
+        - ``outliers``: one channel of the embeddings and of the output projections is
+          multiplied by 64;
+        - ``near_ties``: the logits of tokens 2i and 2i + 1 differ by rounding only.
     seed : int
     dtype : "float16", "float32" or "float64"
+        Dtype of the parameters.
 
     Returns
     -------
@@ -227,7 +235,7 @@ def make_params(config: ModelConfig, kind: str, seed: int, dtype: str = "float64
     if kind not in PARAMETERS:
         raise ValueError(f"parameters must be one of {PARAMETERS}, got {kind!r}")
     arrays = dict(named_arrays(random_params(config, seed, dtype)))
-    channel = np.random.default_rng(seed).random()  # which channel, as a part of their number
+    channel = np.random.default_rng(seed).random()  # in [0, 1): index / number of channels
 
     def array(name: str, shape: tuple[int, ...]) -> Array:
         x = arrays[name]
@@ -263,7 +271,7 @@ def _near_ties(name: str, x: Array, channel: float) -> Array:
 
 
 def _twins(x: Array) -> Array:
-    """Every second column becomes the one before it, the least bit more or less."""
+    """Set each odd column to the next float above or below the column before it."""
     x = x.copy()
     first = x[..., :-1:2]
     towards = np.where(np.arange(first.shape[-1]) % 2, -np.inf, np.inf)

@@ -1,8 +1,7 @@
 """The first quantity in which two computations differ, and by how much.
 
 Quantities are compared in the order in which the reference computed them. The first that
-differs is where to look: what it is computed from agrees, and what comes after it differs
-because it does.
+differs locates the fault: its inputs agree, and later quantities differ because it does.
 """
 
 import math
@@ -22,24 +21,24 @@ from .rounding import FORMATS, step_at
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The first quantity that is not what it should be. ``str()`` is a readable report."""
+    """The first quantity that deviates from the reference. ``str()`` gives a readable report."""
 
     name: str
-    step: int | None  # of a decoding loop
-    shape: tuple[int, ...]
+    step: int | None  # step of a decoding loop; None for other quantities
+    shape: tuple[int, ...]  # in the reference
     other_shape: tuple[int, ...]
     reason: str  # "values", "not equal" (of integers and booleans), "shape" or "not finite"
-    dtype: str  # the ulp are its
-    max_ulp: float = math.inf  # greatest error, in ulp of the greatest magnitude of its row
-    max_relative: float = math.inf  # the same, relative to that magnitude
-    spreads: float | None = None  # greatest error, in spreads of its row, where they are known
-    rms_spreads: float | None = None  # root mean square of a row's errors, the most over
-    rms_limit: float | None = None  # what that row was allowed
-    limit: float  # what was allowed: spreads, or without them relative to the row
-    place: tuple[int, ...] = ()  # of the worst element
-    pairs: tuple[tuple[tuple[int, ...], float, float], ...] = ()  # (place, reference, other)
-    sources: tuple[tuple[str, bool], ...]  # what it is computed from; True = compared, agrees
-    agreed: int  # how many quantities before it were compared, and agree
+    dtype: str  # number format in which the ulp are counted
+    max_ulp: float = math.inf  # largest error, in ulp of the largest magnitude of its row
+    max_relative: float = math.inf  # largest error, relative to that magnitude
+    spreads: float | None = None  # largest error, in spreads; None if not known
+    rms_spreads: float | None = None  # root mean square error of the worst row, in its spreads
+    rms_limit: float | None = None  # limit of that row, in its spreads
+    limit: float  # limit of an element: in spreads; without them relative to the row
+    place: tuple[int, ...] = ()  # index of the worst element
+    pairs: tuple[tuple[tuple[int, ...], float, float], ...] = ()  # (index, reference, other)
+    sources: tuple[tuple[str, bool], ...]  # names of its inputs; True = compared and agrees
+    agreed: int  # number of quantities before it that were compared and agree
 
     def __str__(self) -> str:
         step = "" if self.step is None else f", of step {self.step}"
@@ -56,22 +55,22 @@ class Difference:
         )
 
     def _story(self) -> list[str]:
-        """What was found, what was allowed, and the worst places."""
+        """The error, the limit, and the worst elements."""
         if self.reason == "shape":
-            return [f"found    {self.other_shape}"]
+            return [f"found    shape {self.other_shape}"]
         if self.reason == "not equal":
             return [
-                "found    other values, where integers or booleans must be equal",
+                "found    different values; integers and booleans must be equal",
                 *self._pairs(),
             ]
-        story = ["found    NaN, or infinity where the other has a number"]
+        story = ["found    NaN, or an infinity that the other side does not have"]
         if self.reason == "values":
             story = [
-                f"found    {self.max_relative:.2g} of the greatest magnitude of its row, "
+                f"found    error {self.max_relative:.2g} relative to the row's largest magnitude, "
                 f"or {self.max_ulp:.3g} ulp of {self.dtype}"
             ]
         if self.spreads is None:
-            story.append(f"allowed  {self.limit:.2g} of it")
+            story.append(f"allowed  relative error {self.limit:.2g}")
         else:
             story.append(
                 f"         {self.spreads:.3g} spreads (allowed {self.limit:g}); root mean square "
@@ -80,14 +79,14 @@ class Difference:
         return story + self._pairs()
 
     def _pairs(self) -> list[str]:
-        lines = [f"{'place':20}{'reference':>17}{'other':>17}{'difference':>12}"]
+        lines = [f"{'index':20}{'reference':>17}{'other':>17}{'difference':>12}"]
         for place, expected, actual in self.pairs:
             at, apart = str(place).replace(" ", ""), _apart(actual, expected)
             lines.append(f"{at:20}{expected:17.9g}{actual:17.9g}{apart:12.2e}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them; numbers that are not finite are strings."""
+        """The fields as JSON values; numbers that are not finite become strings."""
         return {name: _as_json(value) for name, value in asdict(self).items()}
 
 
@@ -98,23 +97,23 @@ def _as_json(value: Any) -> Any:
 
 
 def row_ulp(actual: Array, expected: Array, dtype: str | None = None) -> float:
-    r"""The greatest error in units in the last place of the greatest magnitude of its row.
+    r"""The largest error, in units in the last place of the largest magnitude of its row.
 
     .. math:: \max_{r, j} \frac{|a_{rj} - e_{rj}|}{\mathrm{ulp}(\max_i |e_{ri}|)}
 
-    For single operations. Counted in ulp of its own element an error says nothing where
-    terms cancel: sums of rounded terms are thousands of those off near 0.
+    Use it for single operations. An error in ulp of the element itself is not informative where
+    terms cancel: near 0, a sum of rounded terms is off by thousands of those.
 
     Parameters
     ----------
-    actual, expected : array, of one shape, its rows along the last axis
+    actual, expected : array, both of one shape, with rows along the last axis
     dtype : "float16", "bfloat16", "tf32", "float32" or "float64", optional
-        Whose ulp; by default the coarser dtype of the two.
+        Number format that defines the ulp; by default the coarser dtype of the two arrays.
 
     Returns
     -------
     float
-        Infinite where something is NaN, or infinite in one of them only.
+        Infinite if an element is NaN, or infinite in only one of the two arrays.
 
     Raises
     ------
@@ -142,32 +141,33 @@ def first_difference(
     z: float = 6.0,
     rtol: float | None = None,
 ) -> Difference | None:
-    """The first quantity of ``other`` that is not what ``reference`` says.
+    """The first quantity of ``other`` that deviates from ``reference``.
 
     Parameters
     ----------
     reference : Spread, or mapping of arrays such as a Trace
-        Compared in this order. A `Spread` knows how far each quantity may be off.
+        Quantities are compared in this order. A `Spread` contains the tolerance of each.
     other : mapping of arrays
-        Names as in ``reference``, all or some. Tensors of PyTorch are taken too.
+        Some or all of the names of ``reference``. PyTorch tensors are also accepted.
     z : float
-        With a Spread: how many spreads an element may be off. The root mean square of a
-        row may be 2, see `refseq2seq.testing.expected`. Finite, not negative.
+        Used with a Spread: largest allowed error of an element, in spreads. The root mean
+        square error of a row may be 2 spreads or more, see `refseq2seq.testing.expected`.
+        Finite, not negative.
     rtol : float, optional
-        Without one: how far an element may be off, relative to the greatest magnitude of
-        its row, the last axis; by default the square root of the machine epsilon of the
-        coarser dtype. Finite, not negative. Integers and booleans, on either side, must be
-        equal whatever it is.
+        Used without a Spread: largest allowed error of an element, relative to the largest
+        magnitude of its row (the last axis). By default the square root of the machine
+        epsilon of the coarser dtype. Finite, not negative. Integers and booleans, on either
+        side, must be equal whatever ``rtol`` is.
 
     Returns
     -------
     Difference or None
-        None if all agree: in shape, in where they are not finite, and in value.
+        None if all quantities agree in shape, in their non-finite elements, and in value.
 
     Raises
     ------
     ValueError
-        If ``other`` has names that ``reference`` has not, or none at all, or if ``z`` or
+        If ``other`` has a name that is not in ``reference``, if it is empty, or if ``z`` or
         ``rtol`` is negative, infinite or NaN.
 
     Examples
@@ -186,10 +186,12 @@ def first_difference(
         rtol = check_number("rtol", rtol, "[0, inf)")
     unknown = [name for name in other if name not in reference]
     if unknown:
-        raise ValueError(f"the reference has no {', '.join(map(repr, unknown[:5]))}")
+        raise ValueError(
+            f"names of quantities must be in the reference, got {', '.join(map(repr, unknown[:5]))}"
+        )
     names = [name for name in reference if name in other]
     if not names:
-        raise ValueError("other has none of the quantities of the reference")
+        raise ValueError("other must have at least one quantity of the reference, got none")
     for i, name in enumerate(names):
         found = _difference(reference[name], other[name], z, rtol)
         if found is not None:
@@ -207,7 +209,7 @@ def first_difference(
 def _difference(
     expected: Expected | Array, actual: Array, z: float, rtol: float | None
 ) -> dict[str, Any] | None:
-    """What is wrong with ``actual``, as fields of a `Difference`, or None."""
+    """The deviation of ``actual``, as fields of a `Difference`; None if it agrees."""
     theirs, ours = on_host(actual), on_host(getattr(expected, "value", expected))
     e, a = ours.astype(np.float64), theirs.astype(np.float64)
     if isinstance(expected, Expected):
@@ -254,9 +256,10 @@ def _difference(
 
 
 def _worst(a: np.ndarray, e: np.ndarray, badness: np.ndarray) -> dict[str, Any]:
-    """The five worst places, and both values there; of equally bad ones the first.
+    """The indices of the five worst elements and both values there; the first of equals.
 
-    A wrong factor is as bad in every row but for rounding, which float32 does not see.
+    A wrong factor is equally bad in every row up to rounding. Comparing in float32 hides that
+    rounding, so that the order does not depend on it.
     """
     with np.errstate(over="ignore"):
         order = np.argsort(-badness.astype(np.float32), axis=None, kind="stable")[:5]
@@ -274,23 +277,23 @@ def _sources(name: str, among: list[str], agreed: list[str]) -> tuple[tuple[str,
 
 
 def _finite_alike(a: np.ndarray, e: np.ndarray) -> np.ndarray:
-    """Where both are finite, or the same infinity."""
+    """Where both are finite, or both are the same infinity: boolean, True = alike."""
     return (np.isfinite(a) & np.isfinite(e)) | (a == e)
 
 
 def _error(a: np.ndarray, e: np.ndarray) -> np.ndarray:
-    """|a - e|, and 0 where both are the same infinity."""
+    """|a - e|; 0 where both are the same infinity."""
     return np.abs(np.where(a == e, 0.0, a) - np.where(a == e, 0.0, e))
 
 
 def row_magnitude(e: np.ndarray) -> np.ndarray:
-    """The greatest finite magnitude of each row, with a last axis of length 1."""
+    """The largest finite magnitude of each row; the last axis becomes one of length 1."""
     finite = np.where(np.isfinite(e), np.abs(e), 0.0)
     return np.max(finite, axis=-1, keepdims=True, initial=0.0) if e.ndim else finite
 
 
 def _ratio(error: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """error / unit; 0 where there is no error, infinite where none is allowed."""
+    """error / unit; 0 where the error is 0, infinite where only the unit is 0."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.where(error == 0, 0.0, error / unit)
 
@@ -304,24 +307,27 @@ def _apart(actual: float, expected: float) -> float:
 
 
 def _coarser(*arrays: Array) -> str:
-    """The dtype with the greater steps; float64 for integers, which it holds exactly."""
+    """The dtype with the largest eps; float64 if no array is floating-point."""
     names = {str(x.dtype).rpartition(".")[2] for x in arrays if hasattr(x, "dtype")}
     return max(names & FORMATS.keys(), key=lambda name: FORMATS[name].eps, default="float64")
 
 
 def as_float64(x: Array) -> np.ndarray:
-    """``x`` on the host, in float64, which holds every floating-point format exactly."""
+    """``x`` on the host, in float64, which represents all supported float formats exactly."""
     return on_host(x).astype(np.float64)
 
 
 def on_host(x: Array) -> np.ndarray:
-    """``x`` on the host: a NumPy array of numbers."""
-    if hasattr(x, "detach"):  # a tensor of PyTorch, whose bfloat16 NumPy does not have
+    """``x`` on the host: a NumPy array of booleans, integers or floats."""
+    if hasattr(x, "detach"):  # a PyTorch tensor: NumPy has no bfloat16
         x = x.detach().cpu()
         x = x.double().numpy() if x.is_floating_point() else x.numpy()
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError("a masked array cannot be compared: its mask would be lost")
+        raise TypeError(
+            "a masked array cannot be compared, because its mask would be ignored: pass a plain "
+            "array"
+        )
     x = to_numpy(x)
     if x.dtype.kind not in "biuf" and "float" not in x.dtype.name:  # bfloat16 of ml_dtypes is one
-        raise TypeError(f"what is compared must be real numbers, got {x.dtype}")
+        raise TypeError(f"arrays to compare must hold real numbers, got {x.dtype}")
     return x if x.dtype.kind in "biuf" else x.astype(np.float64)

@@ -1,14 +1,15 @@
-r"""A quantity, and how far from it another implementation may be.
+r"""The expected value of a quantity, and the error that another implementation may have.
 
-A row, the last axis, has a spread: the root mean square sigma_r of its errors under rounding.
-So has each element, but the runs that measure it are few: an element is allowed the spread of
-its row, or its own where that is greater, as after a softmax that leaves two tokens in doubt.
-One element may be off by
+A row, which is the last axis, has a spread: the root mean square sigma_r of its errors under
+random rounding (see `refseq2seq.testing.tolerance`). Each element has a spread sigma_rj too, but
+it is estimated from few runs. The limit of an element therefore uses the spread of its row, or
+its own where that is larger, as after a softmax with two tokens of similar probability. The
+error of one element may be
 
 .. math:: z \max(\sigma_r, \sigma_{rj}),
 
-and a row together, in the root mean square, by two spreads; or by more where it has so few
-errors that are independent, n_r, that chance does not average out:
+and the root mean square error of a row may be two spreads, or more where the number n_r of its
+independent errors is so small that they do not average out:
 
 .. math:: \sigma_r \max\left(2,\ 1 + \frac{z - 1}{\sqrt{n_r}}\right)
 """
@@ -22,27 +23,31 @@ from .rounding import format_of
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """What a quantity should be, and its spread under rounding."""
+    """The expected value of a quantity, and its spread under rounding."""
 
     value: np.ndarray
-    sigma: np.ndarray  # of each row: shape of value, the last axis of length 1
-    own_sigma: np.ndarray  # of each element, measured by itself: shape of value
-    independent: np.ndarray  # how many errors of each row are: last axis of length 1
-    where: np.ndarray  # boolean, shape of value; False = means nothing, is not compared
-    dtype: str  # what the other implementation rounds to
+    sigma: np.ndarray  # spread of each row: shape of value, with a last axis of length 1
+    own_sigma: np.ndarray  # spread of each element, estimated alone: shape of value
+    independent: np.ndarray  # number of independent errors per row: last axis of length 1
+    where: np.ndarray  # boolean, shape of value; False = not meaningful, not compared
+    dtype: str  # number format of the other implementation
 
     @property
     def element_sigma(self) -> np.ndarray:
-        """The spread that each element is allowed: shape of value."""
+        """The larger of the spreads of each element and of its row: shape of value."""
         return np.maximum(self.sigma, self.own_sigma)
 
     def rms_limit(self, z: float) -> np.ndarray:
-        """How many spreads the root mean square of each row may be: last axis of length 1."""
+        """The limit of each row's root mean square error, in spreads: last axis of length 1."""
         return np.maximum(2.0, 1 + (z - 1) / np.sqrt(self.independent))
 
 
 class Errors:
-    """The errors of one quantity, gathered over many runs."""
+    """The errors of one quantity, accumulated over many runs.
+
+    ``value`` is the float64 reference, and ``where`` a boolean array of its shape, True =
+    meaningful.
+    """
 
     def __init__(self, value: np.ndarray, where: np.ndarray) -> None:
         self._value = value
@@ -52,17 +57,17 @@ class Errors:
         self._fourth = np.zeros((*value.shape[:-1], 1))
 
     def add(self, x: np.ndarray) -> None:
-        """The quantity in one run or more: arrays of the value's shape, one after another."""
+        """Add the quantity of one or more runs: ``value``-shaped arrays, joined along axis 0."""
         squares = (x.reshape(-1, *self._value.shape) - self._value) ** 2
         self._runs += len(squares)
         self._squares += np.sum(squares, axis=0)
         self._fourth += np.sum(row_mean(squares, self._where) ** 2, axis=0)
 
     def expected(self, dtype: str) -> Expected:
-        """What to expect of an implementation that rounds to ``dtype``, as the errors did.
+        """The expectation for an implementation that rounds to ``dtype``, as the runs did.
 
-        The expected error of a row is at least that of one rounding of its elements; below
-        the least normal number the grid is evenly spaced.
+        The spread of a row is at least that of one rounding of its elements. Below the
+        smallest normal number the grid of ``dtype`` is evenly spaced.
         """
         x, where, squares = self._value, self._where, self._squares / self._runs
         f = format_of(dtype)
@@ -71,13 +76,15 @@ class Errors:
         return Expected(x, sigma, np.sqrt(squares), self._independent(squares), where, dtype)
 
     def _independent(self, squares: np.ndarray) -> np.ndarray:
-        """How many errors make up each row: at most its participants, and at most as many as
-        the relative variance of its mean square from run to run tells, 2 / n, its own or that
-        of all rows.
+        """The number of independent errors in each row, with a last axis of length 1.
+
+        It is at most the number of participants. The mean square of n independent errors has
+        the relative variance 2 / n from run to run, so that the variance also bounds n; the
+        larger of the row's own variance and the mean over all rows is used.
         """
         n = np.maximum(participants(np.where(self._where, squares, 0.0)), 1.0)
         of_row = row_mean(squares, self._where)
-        known = of_row > 1e-150  # the square of less is 0
+        known = of_row > 1e-150  # the square of a smaller number underflows to 0
         if not known.any():
             return n
         fourth = self._fourth / self._runs
@@ -87,13 +94,15 @@ class Errors:
 
 
 def row_mean(x: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """The mean of each row over the places that mean something; 0 where there are none."""
+    """The mean of each row over its meaningful elements, 0 without any: last axis of length 1."""
     n = np.maximum(np.sum(where, axis=-1, keepdims=True), 1)
     return np.sum(np.where(where, x, 0.0), axis=-1, keepdims=True) / n
 
 
 def participants(squares: np.ndarray) -> np.ndarray:
-    """How many elements make up each row's sum: n if all are alike, 1 if one outweighs the rest.
+    """The effective number of elements in each row's sum: n if all are equal, 1 if one dominates.
+
+    This is the participation ratio, (sum s)^2 / sum s^2, with a last axis of length 1.
 
     Examples
     --------

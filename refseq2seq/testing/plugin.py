@@ -1,18 +1,19 @@
-"""A pytest plugin: comparisons by the tolerance of the command line, and a table when they fail.
+"""A pytest plugin that compares results with the reference and prints a table of differences.
 
-It is loaded where it is asked for, in the ``conftest.py`` at the root of your tests:
+To load it, add this to the ``conftest.py`` at the root of your tests:
 
     pytest_plugins = ["refseq2seq.testing.plugin"]
 
-and gives tests a fixture:
+It provides a fixture:
 
     def test_my_decoder(refseq2seq_compare):
         spread = rs.testing.spread(model, source, target, dtype="float32")
         refseq2seq_compare(spread, my_trace)
 
-A difference does not end the test: all comparisons are made, then the test fails, and its
-report has a section with the first quantity that differs of each. ``--refseq2seq-z``, or
-``refseq2seq_z`` in the configuration file, says how many spreads are allowed, 6 by default.
+A difference does not end the test. All comparisons are made; then the test fails, and a section
+of its report lists the first quantity that differs in each comparison. The option
+``--refseq2seq-z``, or ``refseq2seq_z`` in the configuration file, sets the largest allowed error
+of an element in spreads; the default is 6.
 """
 
 import math
@@ -30,14 +31,14 @@ _FOUND = pytest.StashKey[list[tuple[str, Any]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option and the entry of the configuration file."""
-    text = "spreads that an element may be off in refseq2seq_compare (6 by default)"
+    """Add the command line option and the configuration file entry."""
+    text = "largest allowed error of an element in refseq2seq_compare, in spreads (default: 6)"
     parser.getgroup("refseq2seq").addoption("--refseq2seq-z", metavar="Z", help=text)
     parser.addini("refseq2seq_z", text, default="6")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Complain of a value that is no number before any test runs."""
+    """Reject an invalid ``z`` before any test runs."""
     _allowed(config)
 
 
@@ -45,10 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def refseq2seq_compare(request: pytest.FixtureRequest) -> Compare:
     """A function ``(reference, other, *, name="logits", label="", z=None, rtol=None)``.
 
-    ``reference`` is a `refseq2seq.testing.Spread`, a trace, or an array; ``other`` a trace,
-    all of it or some, or the array called ``name``. ``label`` says in the table which
-    comparison it was. The rest is as in `refseq2seq.testing.first_difference`, ``z`` by
-    default the option's. It gives the `Difference`, or None, and goes on.
+    ``reference`` is a `refseq2seq.testing.Spread`, a trace, or an array. ``other`` is a trace,
+    complete or partial, or the array called ``name``. ``label`` names the comparison in the
+    table. The other arguments are those of `refseq2seq.testing.first_difference`; ``z``
+    defaults to the value of the option. The function returns the `Difference`, or None, and
+    does not raise if there is one.
     """
     found = request.node.stash.setdefault(_FOUND, [])
     allowed = _allowed(request.config)
@@ -79,7 +81,7 @@ def refseq2seq_compare(request: pytest.FixtureRequest) -> Compare:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Fail the test after its last line if it has found differences."""
+    """Fail the test after its last line if it found differences."""
     result = yield
     if found := item.stash.get(_FOUND, []):
         story = "\n\n".join(f"{label}: {difference}" for label, difference in found)
@@ -89,7 +91,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Put the table into the report of a test that has found differences."""
+    """Add the table to the report of a test that found differences."""
     report = yield
     found = item.stash.get(_FOUND, [])
     if report.when == "call" and found:
@@ -98,7 +100,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 def table(found: list[tuple[str, Any]]) -> str:
-    """One line per difference: which comparison, the quantity, how far, where, both values."""
+    """One line per difference: comparison, quantity, error, limit, index and both values."""
     lines = [("comparison", "quantity", "off by", "allowed", "at", "reference", "other")]
     for label, d in found:
         off, allowed = _off(d)
@@ -113,7 +115,7 @@ def table(found: list[tuple[str, Any]]) -> str:
 
 
 def _off(d: Any) -> tuple[str, str]:
-    """How far off, and what is allowed."""
+    """The error and the limit, as text."""
     if d.reason == "shape":
         return f"shape {d.other_shape} instead of {d.shape}", ""
     if d.reason != "values":

@@ -1,13 +1,13 @@
-"""Rounding to the number formats that implementations compute in, held in float64 arrays.
+"""Rounding to the number formats of implementations, with the results in float64 arrays.
 
-NumPy has neither bfloat16 nor TF32, and none of its casts rounds at random. Here every
-format is two numbers, how many binary digits a significand has and which exponents there
-are, and a rounding is a change of the number of steps of that format's grid:
+NumPy has neither bfloat16 nor TF32, and none of its casts rounds at random. Here a format is
+defined by the number of binary digits of its significand and by its range of exponents. Its
+values form a grid, on which x is a number n of steps:
 
     x = n step,  step = 2^(e + 1 - digits) for 2^e <= |x| < 2^(e + 1)
 
-To nearest, n is rounded to the nearest integer, ties to even. Stochastically, n is rounded
-up with the probability of its fraction, so that the mean over many roundings is x.
+Rounding to nearest rounds n to the nearest integer, ties to even. Stochastic rounding rounds n
+up with a probability equal to its fractional part, so that the mean over many roundings is x.
 """
 
 from collections.abc import Callable
@@ -22,20 +22,20 @@ from ..params import map_arrays, named_arrays
 
 @dataclass(frozen=True)
 class Format:
-    """A binary floating-point format of IEEE 754 or of its kind."""
+    """A binary floating-point format of IEEE 754, or a similar one."""
 
-    digits: int  # of the significand, the leading one included
-    min_exponent: int  # of the least normal number, 2^min_exponent
-    max_exponent: int  # of the greatest numbers, below 2^(max_exponent + 1)
+    digits: int  # binary digits of the significand, including the leading one
+    min_exponent: int  # the smallest normal number is 2^min_exponent
+    max_exponent: int  # the largest number is below 2^(max_exponent + 1)
 
     @property
     def eps(self) -> float:
-        """From 1 to the next greater number."""
+        """The machine epsilon: the distance from 1 to the next larger number."""
         return 2.0 ** (1 - self.digits)
 
     @property
     def max(self) -> float:
-        """The greatest number."""
+        """The largest finite number."""
         return (2.0 - self.eps) * 2.0**self.max_exponent
 
 
@@ -47,16 +47,16 @@ FORMATS = {
     "float64": Format(digits=53, min_exponent=-1022, max_exponent=1023),
 }
 
-EXPONENT = 0x7FF0_0000_0000_0000  # the bits of a float64 that, alone, are 2^e
+EXPONENT = 0x7FF0_0000_0000_0000  # exponent bits of a float64; alone, they represent 2^e
 
 
 def format_of(dtype: str) -> Format:
-    """The format called ``dtype``.
+    """The format named ``dtype``.
 
     Raises
     ------
     ValueError
-        If there is none of that name.
+        If there is no format of that name.
     """
     if dtype not in FORMATS:
         raise ValueError(f"dtype must be one of {', '.join(FORMATS)}, got {dtype!r}")
@@ -64,9 +64,9 @@ def format_of(dtype: str) -> Format:
 
 
 def step_at(x: Array, dtype: str) -> Array:
-    """The step of the format's grid at ``x``, also called its ulp: float64, shape of ``x``.
+    """The step of the format's grid at ``x``, also called ulp: float64, shape of ``x``.
 
-    Below the least normal number the grid keeps the step that it has there.
+    Below the smallest normal number the step is constant.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def step_at(x: Array, dtype: str) -> Array:
 def round_to(x: Array, dtype: str) -> np.ndarray:
     """The nearest values of ``dtype``, ties to even: float64, shape of ``x``.
 
-    What is beyond the greatest number by half a step or more becomes infinite, as in a cast.
+    A value that exceeds the largest number by half a step or more becomes infinite, as in a cast.
 
     Examples
     --------
@@ -92,16 +92,16 @@ def round_to(x: Array, dtype: str) -> np.ndarray:
 
 
 def stochastically_rounded(x: Array, dtype: str, rng: np.random.Generator) -> np.ndarray:
-    """One of the two values of ``dtype`` around each ``x``, the nearer one more often.
+    """Each element of ``x``, rounded at random to one of the two adjacent values of ``dtype``.
 
-    It is the upper one with a probability that makes the mean ``x``. Values of ``dtype``
-    stay what they are.
+    The probability of rounding up is such that the mean is ``x``. Values of ``dtype`` do not
+    change.
 
     Parameters
     ----------
     x : array
     dtype : str
-        One of `FORMATS`.
+        A name in `FORMATS`.
     rng : numpy.random.Generator
 
     Returns
@@ -123,19 +123,20 @@ def _on_the_grid(
     step = step_at(x, dtype)
     with np.errstate(invalid="ignore", over="ignore"):
         on_grid = to_integer(x / step) * step
-        beyond = x * np.inf  # infinities and NaN are what they were
+        beyond = x * np.inf  # overflow gives infinity; infinities and NaN do not change
         return np.where(np.abs(on_grid) <= format_of(dtype).max, on_grid, beyond)
 
 
 def rounded(model: Model, dtype: str) -> Model:
-    """The model whose arrays are the nearest values of ``dtype``, held in float64.
+    """The model with each parameter rounded to the nearest value of ``dtype``, as float64 arrays.
 
-    Give these same arrays to the implementation under test: then it differs from the
-    oracle by its arithmetic alone, and not by the rounding of its weights.
+    Use the same arrays in the implementation under test. It then differs from the reference
+    only by its arithmetic, and not by the rounding of its weights.
 
     Parameters
     ----------
     model : Model
+        In any dtype.
     dtype : "float16", "bfloat16", "tf32", "float32" or "float64"
     """
     format_of(dtype)
@@ -144,18 +145,19 @@ def rounded(model: Model, dtype: str) -> Model:
 
 
 def check_rounded(model: Model, dtype: str) -> None:
-    """Raise unless every array of the model holds values of ``dtype`` only.
+    """Raise unless every array of the model contains only finite values of ``dtype``.
 
     Raises
     ------
     ValueError
-        Naming the first array that does not, a value of it, and the cure.
+        The message names the first other array, one of its values, and the solution.
     """
     for name, array in named_arrays(model.params):
         x = to_numpy(array).astype(np.float64)
         off = ~(x == round_to(x, dtype))
         if off.any():
             raise ValueError(
-                f"{name} holds {float(x[off][0])!r}, which is no finite value of {dtype} (so do "
-                f"{off.sum() - 1} more of {x.size}): give both sides rounded(model, {dtype!r})"
+                f"{name} holds {float(x[off][0])!r}, which is not a finite value of {dtype} (nor "
+                f"are {off.sum() - 1} more of its {x.size} elements): use "
+                f"rounded(model, {dtype!r}) on both sides"
             )

@@ -1,4 +1,4 @@
-"""The forward pass in low precision, many times over, and where its numbers mean something."""
+"""Repeated simulation of the forward pass in low precision, and masks of meaningful elements."""
 
 import re
 from collections.abc import Mapping
@@ -28,20 +28,24 @@ def simulate(
     runs: int,
     by: Arithmetic,
 ) -> None:
-    """Run `forward` in low precision, and gather the errors of every quantity.
+    """Run `forward` in low precision, and collect the errors of every quantity.
 
-    The runs are rows of one batch, so that they cost little more than one does.
+    The runs form one batch, so that they cost little more than a single run.
 
     Parameters
     ----------
     model : Model
         In float64.
-    source, target, mask : array
-        As `as_tokens` gives them.
-    errors : mapping of Errors
-        By names of quantities.
+    source : integer array (batch, n_source)
+    target : integer array (batch, n_target)
+    mask : boolean array (batch, n_source), or None
+        True = real token.
+    errors : mapping of str to Errors
+        By name of the quantity. The errors of these runs are added to it.
     runs : int
+        Number of runs.
     by : Arithmetic
+        The number formats and the random generator.
 
     Raises
     ------
@@ -54,30 +58,31 @@ def simulate(
 
     def tap(name: str, x: Array) -> Array:
         x = np.asarray(x)
-        if name.endswith(".positions"):  # of no row in particular: each rounds them anew
+        if name.endswith(".positions"):  # shared by all rows: each row rounds its own copy
             x = np.broadcast_to(x, (runs * len(source), *x.shape[-2:]))
         x = by.store(_with_rounded_angles(model, name, x, positions, by))
         if not np.isfinite(x).all():
             raise ValueError(
-                f"{name} overflows in {by.stored}, in some roundings at least: compare in a "
-                "format with a greater range, or another input"
+                f"{name} overflows in {by.stored} in at least one run: compare in a format with a "
+                "larger range, or use another input"
             )
         errors[name].add(x)
-        # Where erfc comes next nothing is disturbed: what that does inside nobody else does.
+        # The steps inside our erfc are not those of other implementations: they do not round.
         return x if _goes_into_erfc(model, name) else low_precision(x, by)
 
     params = map_arrays(model.config, model.params, lambda x: low_precision(x, by))
     often = [None if x is None else np.tile(x, (runs, 1)) for x in (source, target, mask)]
-    with np.errstate(over="ignore", invalid="ignore"):  # the tap says what overflows
+    with np.errstate(over="ignore", invalid="ignore"):  # the tap raises on overflow
         forward(replace(model, params=params), *often, tap=FunctionTap(tap))
 
 
 def _with_rounded_angles(
     model: Model, name: str, x: np.ndarray, source_positions: np.ndarray, by: Arithmetic
 ) -> np.ndarray:
-    """``x`` as angles give it that were computed in low precision, p omega (1 + 2 u noise).
+    """``x`` computed from angles in low precision, p omega (1 + 2 u noise).
 
-    Sinusoids and rotations are of angles that grow with the position, and their errors too.
+    The angles of sinusoids and rotations grow with the position p, and so do their errors. u is
+    the unit roundoff of ``by``. Quantities without angles are returned unchanged.
     """
     c = _side(model, name)
 
@@ -106,10 +111,12 @@ def _side(model: Model, name: str) -> StackConfig:
 def meaningful(
     name: str, shape: tuple[int, ...], mask: np.ndarray | None, target_mask: np.ndarray | None
 ) -> np.ndarray:
-    """Where a quantity of this name and shape means something: boolean, of that shape.
+    """Which elements of a quantity are meaningful: a boolean array of ``shape``, True = meaningful.
 
-    Not at masked source tokens or at the padding of targets; and of scores not where they
-    are thrown away, those of masked keys and of keys to come.
+    Elements of masked source tokens and of target padding are not, nor are scores that a mask
+    discards, which are those of masked keys and of later keys. Weights of masked keys are
+    meaningful: they must be 0. ``mask`` (batch, n_source) and ``target_mask`` (batch, n_target)
+    are boolean, True = real token.
     """
     where = np.ones(shape, bool)
     axes = re.findall(r"\w+", quantity(name).shape)[-len(shape) :]
@@ -118,7 +125,7 @@ def meaningful(
         real = masks.get("n_target" if symbol == "n_so_far" else symbol)
         if real is None or axes[0] != "batch" or (axis == last and name.endswith(".weights")):
             continue
-        learned = shape[axis] - real.shape[1]  # tokens, or keys and values, that come before
+        learned = shape[axis] - real.shape[1]  # memory tokens, or learned keys, that come first
         real = np.pad(real, ((0, 0), (learned, 0)), constant_values=True)
         where &= real.reshape(len(real), *(1,) * (axis - 1), -1, *(1,) * (last - axis))
     if name.endswith(".scores") and axes[last] == "n_so_far":

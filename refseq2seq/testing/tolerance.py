@@ -1,13 +1,14 @@
-r"""Tolerances that are derived: how far rounding alone takes another implementation.
+r"""Tolerances derived from the effect that rounding alone has on another implementation.
 
 .. math:: \sigma_r^2 = \frac{1}{K\,n} \sum_{k=1}^{K} \sum_{j=1}^{n} (x^{(k)}_{rj} - x_{rj})^2
 
-x is what the oracle computes in float64; x^(k) is the same computation with every quantity
-rounded at random to the format of the other implementation, in run k of K; r is a row, the
-last axis, of n elements. So the spread is that of this model on this input, for every named
-quantity, whatever depth, conditioning and padding do to it. An implementation that rounds
-to nearest where the oracle rounds at random stays at 0.7 of it: its errors have half the
-variance.
+The spread of a row is sigma_r, the sigma of Monte Carlo arithmetic: the standard deviation under
+random rounding. x is the quantity that the reference computes in float64. x^(k) is the same
+quantity in run k of K, in which every quantity is rounded at random to the format of the other
+implementation. r is a row, which is the last axis, and has n elements. The spread is therefore
+that of this model on this input, for every named quantity, and includes the effects of depth,
+conditioning and padding. The errors of an implementation that rounds to nearest have half the
+variance of random rounding: they are about 0.7 spreads.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,15 +24,15 @@ from .expected import Errors, Expected
 from .rounding import check_rounded, format_of
 from .simulation import meaningful, simulate
 
-AT_ONCE = 2**22  # how many elements of the largest quantity are computed at once
+AT_ONCE = 2**22  # largest number of elements of a quantity, over all runs of one batch
 
 
 class Spread(Mapping[str, Expected]):
     """Every quantity of a forward pass with its spread, in order of execution.
 
-    ``spread["logits"].value`` is the float64 oracle's, ``.sigma`` the spread of each row,
-    ``.where`` the places that mean something: not those of masked source tokens, nor the
-    scores that a mask throws away.
+    The values are of type `Expected`. ``spread["logits"].value`` is the float64 reference,
+    ``.sigma`` the spread of each row, and ``.where`` the elements that are meaningful, which
+    excludes those of masked source tokens and the scores that a mask discards.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Spread(Mapping[str, Expected]):
 
     @property
     def dtype(self) -> str:
-        """The format that was rounded to."""
+        """The number format to which the runs were rounded."""
         return self["logits"].dtype
 
     def __repr__(self) -> str:
@@ -75,23 +76,26 @@ def spread(
     runs: int = 16,
     seed: int = 0,
 ) -> Spread:
-    """What the oracle computes, and how far rounding to ``dtype`` takes it.
+    """Compute every quantity in float64, and its spread under rounding to ``dtype``.
 
     Parameters
     ----------
     model : Model
-        In any dtype; its arrays must hold values of ``dtype`` only: see `rounded`.
+        In any dtype. Its arrays must contain only values of ``dtype``: see `rounded`.
     source, target, source_mask
-        As of `forward`.
+        As in `forward`.
     dtype : "float16", "bfloat16", "tf32", "float32" or "float64"
-        What the other implementation keeps its tensors in. ``"tf32"`` is float32 whose
-        products round their operands to TF32, as tensor cores may.
+        Format in which the other implementation stores its tensors. ``"tf32"`` is float32
+        with products that round their operands to TF32, as tensor cores may.
     accumulate : str, optional
-        What it adds and computes in; by default float32, and float64 for float64.
+        Format in which it accumulates and computes, with the same names as ``dtype``. By
+        default float32, or float64 if ``dtype`` is float64.
     runs : int
-        How many times to round. They are computed as one batch, or as few as fit. Fewer do
-        where rows are wide: a spread is that of ``runs`` times the elements of a row.
+        Number of runs with random rounding. They are computed as one batch, or in several if
+        it would be too large. Wide rows need fewer runs: a spread is estimated from ``runs``
+        times the number of elements in a row.
     seed : int
+        Seed of the random rounding. Not negative.
 
     Returns
     -------
@@ -100,7 +104,7 @@ def spread(
     Raises
     ------
     ValueError
-        If an array of the model holds other values than ``dtype`` has, or if a quantity
+        If an array of the model contains a value that is not in ``dtype``, or if a quantity
         overflows in ``dtype``.
     """
     format_of(dtype)

@@ -278,7 +278,7 @@ def assert_only_without_hooks(diagnosis, *lines):
     assert diagnosis.first == diagnosis.unhooked.name == "unhooked.logits", report
     n = len(diagnosis.compared) - 1
     assert diagnosis.difference.agreed == n
-    assert report.startswith(f"All {n} quantities that hooks see agree, up to 8 spreads")
+    assert report.startswith(f"All {n} quantities captured by hooks agree, up to 8 spreads")
     assert str(diagnosis.difference) in report
     for line in (*lines, "any code that checks whether hooks are registered"):
         assert f"\n  {line}\n" in report
@@ -341,8 +341,8 @@ def test_a_fault_of_the_fast_path(change, monkeypatch):
     model = change(net, monkeypatch)
     assert_only_without_hooks(
         diagnose_fast(net, model),
-        "the fast path of torch.nn.TransformerEncoderLayer, which is off",
-        "the fast path of torch.nn.MultiheadAttention, which is off",
+        "the fast path of torch.nn.TransformerEncoderLayer, which is disabled",
+        "the fast path of torch.nn.MultiheadAttention, which is disabled",
         "encoder.layers.*.self_attention: q, k, v, scores, weights, heads",
     )
     with fast_path_off():
@@ -385,7 +385,7 @@ def test_a_fault_of_x_transformers_without_hooks(max_new_tokens):
     spoil_without_hooks(subject.module.decoder.net.attn_layers.layers[2][1])
     found = subject.diagnose(max_new_tokens)
     assert_only_without_hooks(found)
-    assert "What hooks do not see:\n  nothing" in found.report()
+    assert "Not captured by hooks:\n  nothing" in found.report()
 
 
 @pytest.mark.parametrize("max_new_tokens", [None, 4])
@@ -493,7 +493,7 @@ def test_the_report():
     found = subject.diagnose()
     report = found.report()
     first = "decoder.layers.0.cross_attention.scores"
-    assert report.startswith(f"{first} is the first of 84 quantities that deviates.")
+    assert report.startswith(f"{first} is the first of 84 compared quantities that deviates.")
     assert "The logits of a run without hooks deviate." in report
     assert "the last of them decoder.layers.0.cross_attention.q" in report
     assert f"decoder.cross_attention.scale = {6**-0.5!r}" in report
@@ -509,7 +509,7 @@ def test_the_report_leads_through_what_cannot_be_seen():
     subject.parts["net"].causal = lambda n: None
     report = subject.diagnose().report()
     for name in ("q", "k", "v", "scores", "weights", "heads"):
-        assert f"on the way, unseen: decoder.layers.0.self_attention.{name}" in report
+        assert f"intermediate, not compared: decoder.layers.0.self_attention.{name}" in report
     assert "the causal mask" in report
     assert "decoder.layers.0.self_attention.w_q, an array of shape (24, 24)" in report
 
@@ -517,8 +517,8 @@ def test_the_report_leads_through_what_cannot_be_seen():
 def test_the_report_of_a_module_that_is_right():
     subject = planted_pytorch.FAULTS.all[0].make()
     report = subject.diagnose().report()
-    assert report.startswith("All 44 quantities that were compared agree, up to 8 spreads")
-    assert report.endswith("The logits of a run without hooks are among them.")
+    assert report.startswith("All 44 compared quantities agree, up to 8 spreads")
+    assert report.endswith("The logits of a run without hooks are among the compared quantities.")
 
 
 # Modules that were changed.
@@ -629,9 +629,7 @@ def test_a_fault_of_compiled_code():
     batch = random_batch(rng, network.options, "right")
     pair = network.encoder, torch.compile(network.decoder.net, backend=fuse_wrongly)
     found = diagnose(pair, batch.source, batch.target, batch.mask)
-    assert_only_without_hooks(
-        found, "the code from torch.compile, which is made anew around the hooks"
-    )
+    assert_only_without_hooks(found, "code from torch.compile, which is recompiled with the hooks")
 
 
 # Arguments.
@@ -686,5 +684,5 @@ def test_arguments_that_do_not_fit():
                        | both(depth=1)).module,
         **CONVENTIONS,
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"layers\.1.*another model"):
+    with pytest.raises(ValueError, match=r"^model must .*layers\.1"):
         diagnose(xt.module, SOURCE, TARGET, MASK, model=smaller)

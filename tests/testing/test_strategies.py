@@ -314,7 +314,7 @@ def test_a_failing_test_shows_the_case():
 
 
 def test_an_unknown_field_is_refused():
-    with pytest.raises(ValueError, match=r"a ModelConfig has no field encoder\.colour"):
+    with pytest.raises(ValueError, match=r"fields of a ModelConfig, got encoder\.colour"):
         conventions(**{"encoder.colour": 1})
     with pytest.raises(ValueError, match=r"parameters must be one of .* got 'odd'"):
         cases.make_params(PLAIN, "odd", 0)
@@ -352,7 +352,7 @@ def test_a_position_table_limits_sizes():
         case.generation()
 
     fits()
-    with pytest.raises(InvalidArgument, match="the model's position table serves 2"):
+    with pytest.raises(InvalidArgument, match="the model's position table has 2"):
         find(strategies.sources(config, min_length=3), lambda x: True, settings=first_found)
 
 

@@ -388,12 +388,12 @@ def test_check_says_what_it_cannot_compare(made, tmp_path):
     with pytest.raises(ValueError, match="has nothing to compare: expected CASE/FILE"):
         vectors.check(root, tmp_path)
     (tmp_path / "mycase").mkdir()
-    with pytest.raises(ValueError, match="has the folder mycase, which is no case"):
+    with pytest.raises(ValueError, match="has the folder mycase, which is not a case"):
         vectors.check(root, tmp_path)
     (tmp_path / "mycase").rename(tmp_path / drawn[0].name)
     path = tmp_path / drawn[0].name / "forward.safetensors"
     safetensors.write(path, {"encoder.embedding": np.zeros(3)})
-    with pytest.raises(ValueError, match=r"forward.safetensors: .* no 'encoder.embedding'"):
+    with pytest.raises(ValueError, match=r"forward.safetensors: .* 'encoder.embedding'"):
         vectors.check(root, tmp_path)
     safetensors.write(path, {"logits": np.zeros(3)})
     assert first(vectors.check(root, tmp_path)).reason == "shape"
@@ -419,10 +419,10 @@ def test_changed_vectors_are_noticed(tmp_path):
     path = root / name / "outputs.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ValueError, match=rf"{name}/outputs.safetensors is not as it was written"):
+    with pytest.raises(ValueError, match=rf"{name}/outputs.safetensors does not match SHA256SUMS"):
         vectors.check(root, root)
     path.unlink()
-    with pytest.raises(ValueError, match=r"is not as it was written"):
+    with pytest.raises(ValueError, match=r"does not match SHA256SUMS"):
         vectors.check(root, root)
 
 

@@ -1,14 +1,15 @@
-"""Where a live PyTorch module leaves the oracle.
+"""Find the first quantity in which a live PyTorch module deviates from the reference.
 
     diagnosis = diagnose(module, source, target, source_mask)
     diagnosis.first        "decoder.layers.0.cross_attention.weights", or None
     print(diagnosis.report())
 
-Modules of x-transformers, Hugging Face transformers and torch.nn.Transformer are taken:
-perhaps modified, wrongly assembled, compiled or quantised. Forward hooks catch what their
-parts compute, under the names of our taps (`x_transformers`, `huggingface`, `pytorch`);
-the oracle computes the same from the converted weights; the first difference locates the fault.
-Hooks may change what runs: the logits of a run without them are compared last.
+Supported are modules of x-transformers and Hugging Face transformers, and torch.nn.Transformer.
+They may be modified, wrongly assembled, compiled or quantised. Forward hooks capture the outputs
+of their submodules under the names of our taps (`x_transformers`, `huggingface`, `pytorch`). The
+reference computes the same quantities from the converted weights, and the first difference
+locates the fault. Hooks may change which code runs, so the logits of a run without hooks are
+compared last.
 """
 
 from collections.abc import Mapping
@@ -44,20 +45,20 @@ from .story import by_place, entering, unseen
 __all__ = ["Diagnosis", "diagnose"]
 
 UNHOOKED = "unhooked.logits"
-"""The name of the logits of a run without hooks, which are compared last."""
+"""Name of the logits of a run without hooks, which are compared last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What `diagnose` found; ``print(diagnosis.report())`` prints it."""
+    """The result of `diagnose`; ``print(diagnosis.report())`` prints it."""
 
-    difference: Difference | None  # the first; of "unhooked.logits" if all that hooks see agrees
-    unhooked: Difference | None  # of the logits that the module gives without hooks
-    compared: tuple[str, ...]  # names in order: what hooks see, and last "unhooked.logits"
-    not_compared: tuple[str, ...]  # those that it computes, if at all, where no hook can be
-    changed_by_hooks: tuple[str, ...]  # what runs in another way while hooks are in place
-    dtype: str  # whose rounding was allowed
-    z: float  # how many spreads of it
+    difference: Difference | None  # the first; of "unhooked.logits" if all others agree
+    unhooked: Difference | None  # of the logits of a run without hooks
+    compared: tuple[str, ...]  # names of quantities, in order; the last is "unhooked.logits"
+    not_compared: tuple[str, ...]  # names of quantities that no hook captured
+    changed_by_hooks: tuple[str, ...]  # code that runs differently, or not at all, with hooks
+    dtype: str  # number format whose rounding is allowed
+    z: float  # largest allowed error of an element, in spreads
     config: ModelConfig
 
     @property
@@ -66,55 +67,56 @@ class Diagnosis:
         return None if self.difference is None else self.difference.name
 
     def report(self) -> str:
-        """What agrees, what differs first and by how much, and what enters there."""
+        """Text: which quantities agree, the first difference, and what that quantity depends on."""
         if self.difference is None:
             return (
-                f"All {len(self.compared)} quantities that were compared agree, {self._allowed()}. "
-                "The logits of a run without hooks are among them."
+                f"All {len(self.compared)} compared quantities agree, {self._allowed()}. "
+                "The logits of a run without hooks are among the compared quantities."
             )
         told = self._without_hooks if self.first == UNHOOKED else self._with_hooks
         return "\n".join(told(self.difference))
 
     def _with_hooks(self, difference: Difference) -> list[str]:
-        """The report on what hooks see."""
+        """The report if a quantity deviates that hooks capture."""
         agreed = difference.agreed
         last = f", the last of them {self.compared[agreed - 1]}" if agreed else ""
         hidden = unseen(difference.name, self.compared, self.not_compared)
         return [
-            f"{difference.name} is the first of {len(self.compared)} quantities that deviates.",
-            f"Before it {agreed} agree{last}, {self._allowed()}.",
+            f"{difference.name} is the first of {len(self.compared)} compared quantities that "
+            "deviates.",
+            f"The {agreed} before it agree{last}, {self._allowed()}.",
             f"The logits of a run without hooks {'deviate' if self.unhooked else 'agree'}.",
             "",
             str(difference),
-            *(f"  on the way, unseen: {name}" for name in hidden),
+            *(f"  intermediate, not compared: {name}" for name in hidden),
             "",
-            "What enters there:",
+            "It also depends on:",
             *(f"  {line}" for line in entering(self.config, [*hidden, difference.name])),
         ]
 
     def _without_hooks(self, difference: Difference) -> list[str]:
-        """The report on what only a run without hooks shows."""
+        """The report if only the logits of the run without hooks deviate."""
         return [
-            f"All {difference.agreed} quantities that hooks see agree, {self._allowed()}.",
+            f"All {difference.agreed} quantities captured by hooks agree, {self._allowed()}.",
             "The logits of a run without hooks deviate.",
             "",
             str(difference),
             "",
-            "What hooks change:",
+            "Changed by hooks:",
             *(f"  {line}" for line in self.changed_by_hooks),
             "",
-            "What hooks do not see:",
+            "Not captured by hooks:",
             *(f"  {line}" for line in by_place(self.not_compared) or ["nothing"]),
         ]
 
     def _allowed(self) -> str:
-        """How far what agrees may be off, and how much was not compared."""
+        """The tolerance, and the number of quantities that were not compared."""
         n = len(self.not_compared)
-        missing = f"{n} more could not be seen in the module" if n else "the module shows all"
+        missing = f"{n} more were not captured" if n else "every quantity was captured"
         return f"up to {self.z:g} spreads of rounding to {self.dtype}; {missing}"
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON has it."""
+        """The fields as JSON values, without ``config``."""
         return {
             "first": self.first,
             "difference": None if self.difference is None else self.difference.to_dict(),
@@ -140,50 +142,51 @@ def diagnose(
     z: float = 8.0,
     runs: int = 32,
 ) -> Diagnosis:
-    """Run a live module and the oracle, and find the first quantity in which they differ.
+    """Run a live module and the reference, and find the first quantity in which they differ.
 
-    The module is run twice: as it is, and with the hooks that show what its parts compute.
-    The logits of the first run are compared last, under the name ``unhooked.logits``. If they
-    alone deviate, the fault is in what hooks change or do not see, such as fused layers or
-    compiled code, and the report says what that is.
+    The module is run twice: once unchanged, and once with hooks that capture what its
+    submodules compute. The logits of the first run are compared last, under the name
+    ``unhooked.logits``. If they alone deviate, the fault is in code that hooks change or cannot
+    capture, such as fused layers or compiled code, and the report lists such code.
 
     Parameters
     ----------
     module : XTransformer, pair of TransformerWrapper, model of transformers, nn.Transformer
-        Of the kinds that `refseq2seq.convert` takes. A pair is (encoder, decoder). Any
-        may come from ``torch.compile``: it is run compiled, then recompiled with the hooks,
-        and recompiled again when it is used next.
+        A module that `refseq2seq.convert` supports. A pair is (encoder, decoder). A module from
+        ``torch.compile`` is run compiled, then recompiled with the hooks, and recompiled again
+        when it is used next.
     source : integer array (batch, n_source), or list of lists of token ids
-        The module is given the model's pad token where the source is masked.
+        Masked positions are replaced by the pad token of the model before the module runs.
     target : integer array (batch, n_target), or list of lists, optional
-        What the decoder is forced to read, the start token first. With ``max_new_tokens``
-        the prefix of what it generates: by default the start token of ``model``, and
-        without ``model`` that of the module, or 0 for x-transformers, which has none.
+        Input of the decoder, the start token first. With ``max_new_tokens``, the prefix of the
+        generated target: by default the start token of ``model``, and without ``model`` that of
+        the module, or 0 for x-transformers, which defines none.
     source_mask : boolean array (batch, n_source), optional
         True = real token.
     model : Model, optional
-        What the module should be; by default its own weights, converted. To be given where
-        the converter refuses the module, because it was changed, quantised, or is an
-        nn.Transformer: convert it before.
+        The model that the module should implement; by default it is converted from the module.
+        It is required if the converter does not accept the module, because the module was
+        changed, is quantised, or is an nn.Transformer. Convert it before the change.
     run : function (source, target, source_mask) of tensors, giving logits
-        For an nn.Transformer: embeds, runs the module, and unembeds. The mask is boolean,
-        True = real token, or None.
+        Required for an nn.Transformer, and only for it: embeds the tokens, runs the module and
+        returns logits (batch, n_target, vocab_size). The mask is boolean, True = real token, or
+        None.
     max_new_tokens : int, optional
-        Generate as many tokens, greedily and with the module's own cache. Names then begin
-        with the step, as those of `decode_steps` do, and the oracle is given the tokens
-        that the module chose, so that a near-tie does not end the comparison. No token, EOS
-        included, ends a row. If the
-        run without hooks chooses another token, its row is not compared after that token.
+        Generate this many tokens, greedily and with the module's own cache. Names then begin
+        with the step, as in `decode_steps`. The reference reads the tokens that the module
+        chose, so that a near-tie does not end the comparison. No token ends a row, not even
+        EOS. If the run without hooks chooses another token, its row is not compared after that
+        token.
     dtype : str, optional
-        Whose rounding is allowed, see `spread`; by default the module's dtype. A float64
-        module is judged as float32 unless ``"float64"`` is asked for, because softmax in
-        x-transformers and norms in transformers compute in float32 in any case.
+        Number format whose rounding is allowed, see `spread`; by default the module's dtype.
+        The default for a float64 module is ``"float32"``, because softmax in x-transformers and
+        norms in transformers always compute in float32.
     z : float
-        How many spreads of that rounding an element may be off. More than the 6 of
-        `assert_agrees`, since every quantity is compared: of 1,413 diagnoses of modules
-        that were right 20 found a difference at 6, and one at 8.
+        Largest allowed error of an element, in spreads of that rounding. It is larger than the
+        6 of `assert_agrees` because every quantity is compared: of 1,413 diagnoses of correct
+        modules, 20 found a difference at 6, and one at 8.
     runs : int
-        Rounding runs from which spreads are estimated.
+        Number of runs with random rounding from which spreads are estimated.
 
     Returns
     -------
@@ -192,22 +195,23 @@ def diagnose(
     Raises
     ------
     UnsupportedFeature
-        If the converter refuses the module, or the module is compiled where it is not run.
+        If the converter does not accept the module and ``model`` is not given, or if the module
+        is compiled in a way that cannot be run here.
     TypeError, ValueError
-        For a module of another kind, or tokens that do not fit.
+        If the module is of another kind, or the tokens do not fit the model.
 
     Notes
     -----
-    Both runs are in evaluation mode, without gradients, and from the same random numbers. The
-    fast paths of torch.nn are off in the second, since hooks do not see into them. The modes
-    and hooks of the module, ``torch.backends.mha`` and the random numbers of PyTorch are
-    afterwards as they were.
+    Both runs are in evaluation mode, without gradients, and start from the same random state.
+    The fast paths of torch.nn are disabled in the second run, because hooks cannot capture
+    quantities inside them. The modes and hooks of the module, ``torch.backends.mha`` and the
+    random state of PyTorch are restored afterwards.
     """
     peer = as_peer(module, run)
     if max_new_tokens is not None and is_compiled(peer):
         raise UnsupportedFeature(
-            "a compiled module is compiled again in every step, with the hooks inside: force a "
-            "target, or generate with the module as it was before torch.compile"
+            "max_new_tokens does not support a compiled module, which would be recompiled with the "
+            "hooks in every step: give a target, or the module as it was before torch.compile"
         )
     model = _converted(peer) if model is None else model
     ids, mask = as_tokens("source", source, model.config.encoder.vocab_size, source_mask)
@@ -220,7 +224,7 @@ def diagnose(
     tokens, logits = run_once(peer, *given)
     catch = Catch(by_step=max_new_tokens is not None)
     with watching(peer, catch, model.config):
-        catch.keep("logits", run_once(peer, *given)[1])  # where no hook has caught them
+        catch.keep("logits", run_once(peer, *given)[1])  # unless a hook has captured them
     if max_new_tokens is not None:
         fed = np.concatenate(catch.fed_tokens(), axis=1)
     own = dtype_of(peer)
@@ -247,19 +251,19 @@ def diagnose(
 def _converted(peer: Peer) -> Model:
     try:
         if part := quantised_part(peer):
-            raise UnsupportedFeature(f"{part}, whose numbers are not the model's")
+            raise UnsupportedFeature(f"{part}, whose weights are quantised")
         return peer.convert()
     except UnsupportedFeature as error:
         raise UnsupportedFeature(
-            f"{error}. Give diagnose model=: what the module should be, such as its conversion "
-            "before it was changed, or refseq2seq.load of a checkpoint"
+            f"{error}. Pass model= to diagnose: the model that the module should implement, such "
+            "as its conversion before the change, or refseq2seq.load of a checkpoint"
         ) from error
 
 
 def _start(model: Model, max_new_tokens: int | None, batch: int) -> np.ndarray:
-    """What the decoder reads first: (batch, 1)."""
+    """The default prefix of the decoder, the start token: integers (batch, 1)."""
     if max_new_tokens is None:
-        raise TypeError("target is missing: give one to force, or max_new_tokens to generate")
+        raise TypeError("target is missing: pass a target, or max_new_tokens to generate one")
     return np.full((batch, 1), model.config.decoder_start_id)
 
 
@@ -272,7 +276,7 @@ def _expected(
     dtype: str,
     runs: int,
 ) -> dict[str, Expected]:
-    """The oracle in float64, from the weights as the module has them, with its spreads."""
+    """The float64 reference with its spreads; weights of a float64 module are not rounded."""
     model = model.to("numpy").astype("float64")
     spreads = spread(rounded(model, dtype), source, target, mask, dtype=dtype, runs=runs)
     if own != "float64":
@@ -283,9 +287,12 @@ def _expected(
 
 
 def _fitted(name: str, x: np.ndarray, reference: Mapping[str, Expected]) -> np.ndarray:
-    """``x`` in the shape of the reference, as far as they differ in an axis of equal rows only."""
+    """``x`` in the shape of the reference, if they differ only by a batch axis of equal rows."""
     if name not in reference:
-        raise ValueError(f"the module computes {name}, which the model has not: another model")
+        raise ValueError(
+            f"model must have the architecture of the module, which computes {name}: the model "
+            "has no such quantity"
+        )
     shape = reference[name].value.shape
     if x.ndim + 1 == len(shape) and x.shape == shape[1:]:
         return np.broadcast_to(x, shape)

@@ -1,7 +1,7 @@
-"""What passes through the parts of a PyTorch module while it runs, under our names.
+"""Capture of the inputs and outputs of submodules of a PyTorch module, under our names.
 
-A part is watched with a forward hook, or a pre-hook for what it is given. A part that runs
-several times in a pass, as layers that share their weights do, has a name for each time.
+A forward hook captures the output of a submodule, and a forward pre-hook its input. A submodule
+that runs several times in a pass, such as a layer with shared weights, has a name for each call.
 """
 
 import itertools
@@ -18,52 +18,52 @@ from ...watching.quantities import is_of_the_source
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: what it was given, and, once it is known, what it gave."""
+    """One call of a module: its arguments and, in a forward hook, its output."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any = None
 
     def argument(self, i: int, name: str) -> Any:
-        """The argument at place ``i``, if it was not given by its name."""
+        """The argument that is passed as ``name``, or else at index ``i``."""
         return self.kwargs[name] if name in self.kwargs else self.args[i]
 
 
 Read = Callable[[Call], Any]
-"""From a call to a tensor of the quantity's shape, or to None if it is not to be had."""
+"""Maps a call to a tensor of the quantity's shape, or to None if it is not available."""
 
 
 def first_argument(call: Call) -> Any:
-    """What most modules are given: their first argument."""
+    """The first positional argument, which is the input of most modules."""
     return call.args[0]
 
 
 def nothing(call: Call) -> None:
-    """Where there is nothing to read."""
+    """Read nothing."""
 
 
 def first_output(call: Call) -> Any:
-    """The first of several things that the module gives, or the only one."""
+    """The output of the module, or its first element if it is a tuple."""
     return call.output[0] if isinstance(call.output, tuple) else call.output
 
 
 @dataclass
 class Catch:
-    """Collects what the watched parts compute, until it is closed.
+    """Collects the inputs and outputs of submodules until it is closed.
 
-    ``by_step``: each pass of the decoder is a step of a loop, and begins the names of what
-    is caught in it. What is caught under a name first is kept.
+    With ``by_step``, each pass of the decoder is a step of a loop, and the names of quantities
+    in it begin with ``step.N.``. Only the first tensor of each name is kept.
     """
 
     by_step: bool
-    tensors: dict[str, Any] = field(default_factory=dict)
-    fed: list[Any] = field(default_factory=list)  # the new token ids of each pass of the decoder
+    tensors: dict[str, Any] = field(default_factory=dict)  # captured tensors, by name
+    fed: list[Any] = field(default_factory=list)  # new token ids of each pass of the decoder
     _handles: list[Any] = field(default_factory=list)
-    _side: str = ""  # whose pass it is: encoder or decoder
-    _calls: Counter[int] = field(default_factory=Counter)  # of each watch, in this pass
+    _side: str = ""  # the stack that runs: encoder or decoder
+    _calls: Counter[int] = field(default_factory=Counter)  # calls of each hook in this pass
 
     def passes(self, part: Any, side: str, ids: Read = nothing) -> None:
-        """A call of ``part`` is a pass of the encoder or decoder; ``ids`` reads the new tokens."""
+        """Register ``part`` as the stack ``side``, encoder or decoder; ``ids`` reads new tokens."""
 
         def begin(module: Any, args: Any, kwargs: Any) -> None:
             self._side = side
@@ -74,7 +74,7 @@ class Catch:
         self._handles.append(part.register_forward_pre_hook(begin, with_kwargs=True))
 
     def given(self, part: Any, names: Sequence[str], read: Read = first_argument) -> None:
-        """Watch what ``part`` is given; ``names`` are those of its calls, in order."""
+        """Capture the input of ``part``; ``names`` has a name for each of its calls, in order."""
 
         def hook(module: Any, args: Any, kwargs: Any) -> None:
             self._keep(key, names, read, Call(args, kwargs))
@@ -83,7 +83,7 @@ class Catch:
         self._handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
 
     def gives(self, part: Any, names: Sequence[str], read: Read = first_output) -> None:
-        """Watch what ``part`` gives; ``names`` are those of its calls, in order."""
+        """Capture the output of ``part``; ``names`` has a name for each of its calls, in order."""
 
         def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
             self._keep(key, names, read, Call(args, kwargs, output))
@@ -93,7 +93,7 @@ class Catch:
 
     def _keep(self, key: int, names: Sequence[str], read: Read, call: Call) -> None:
         if not names[0].startswith((f"{self._side}.", "logits")):
-            return  # a part of both, such as a table of token vectors, has a watch for each
+            return  # a submodule of both stacks, such as shared embeddings, has a hook for each
         name = names[self._calls[key] % len(names)]
         self._calls[key] += 1
         tensor = read(call)
@@ -101,7 +101,7 @@ class Catch:
             self.keep(name, tensor)
 
     def keep(self, name: str, tensor: Any) -> None:
-        """Keep a copy, unless the name is taken."""
+        """Store a copy, unless there is already a tensor of this name."""
         if self.by_step and not is_of_the_source(name):
             name = f"step.{len(self.fed) - 1}.{name}"
         if name not in self.tensors:
@@ -113,11 +113,11 @@ class Catch:
             handle.remove()
 
     def fed_tokens(self) -> list[np.ndarray]:
-        """The token ids that each pass of the decoder began with."""
+        """The new token ids of each pass of the decoder."""
         return [ids.cpu().numpy() for ids in self.fed]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What was caught, in float64."""
+        """The captured tensors, as float64 arrays by name."""
         return {name: x.cpu().double().numpy() for name, x in self.tensors.items()}
 
 
@@ -135,10 +135,11 @@ def watch_residuals(
     given: Read = first_argument,
     gives: Read = first_output,
 ) -> None:
-    """Watch what is after each sublayer of the layer called ``at``.
+    """Capture the residual stream after each sublayer of the layer called ``at``.
 
-    ``norms`` are those of the sublayers, in order. A norm after its sublayer gives what is
-    asked for; otherwise the norm before the next sublayer is given it.
+    ``norms`` maps the kinds of sublayers to their norms, in order. If norms come after the
+    sublayers, the quantity is the output of the sublayer's norm; otherwise it is the input of
+    the next sublayer's norm.
     """
     kinds = list(norms)
     for kind, following in itertools.pairwise(kinds):

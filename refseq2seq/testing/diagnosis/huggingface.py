@@ -1,4 +1,4 @@
-"""Where our quantities are in a live model of Hugging Face transformers 5.23."""
+"""The submodules of a live model of Hugging Face transformers 5.23 that compute our quantities."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from .hooks import (
 
 
 class HuggingFaceModule:
-    """A ...ForConditionalGeneration of a family that the converter knows."""
+    """A ...ForConditionalGeneration model of a family that the converter supports."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -25,7 +25,7 @@ class HuggingFaceModule:
         self.called, self.parts = [self.module], [self.model]
 
     def convert(self) -> Model:
-        """Ours."""
+        """The converted model."""
         return from_huggingface(self.model)
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
@@ -38,7 +38,10 @@ class HuggingFaceModule:
         ).logits
 
     def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:
-        """Greedy, with its cache; nothing ends a row. Without a mask it would guess one."""
+        """Greedy decoding with the model's cache; no token ends a row.
+
+        Without a mask the library would infer one, so a mask of ones is passed.
+        """
         import torch
 
         found = self.model.generate(
@@ -56,7 +59,7 @@ class HuggingFaceModule:
         return found.sequences[:, -n_new - 1 : -1], torch.stack(found.logits, dim=1)
 
     def watch(self, catch: Catch, config: ModelConfig) -> None:
-        """Hang hooks on the parts in which our quantities are seen."""
+        """Register hooks on the submodules that compute our quantities."""
         for side, stack, c in (
             ("encoder", self.model.get_encoder(), config.encoder),
             ("decoder", self.model.get_decoder(), config.decoder),
@@ -80,7 +83,7 @@ def _hidden_states(call: Call) -> Any:
 
 
 def _watch_t5(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
-    """T5 and its descendants: norms before each sublayer and at the end."""
+    """Register hooks for T5 and related models: norms before each sublayer and at the end."""
     catch.given(stack.block[0], [f"{side}.embed"], _hidden_states)
     catch.gives(stack.final_layer_norm, [f"{side}.final"])
     for i, block in enumerate(stack.block):
@@ -101,7 +104,7 @@ def _watch_t5(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
 
 
 def _watch_bart(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
-    """BART and its descendants."""
+    """Register hooks for BART and related models."""
     catch.given(stack.layers[0], [f"{side}.embed"], _hidden_states)
     catch.gives(stack.embed_positions, [f"{side}.positions"])
     last = stack.layer_norm if c.final_norm else stack.layers[-1]
@@ -124,7 +127,7 @@ def _watch_bart(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
 def _watch_attention(
     catch: Catch, place: str, attention: Any, projections: tuple[Any, ...], c: StackConfig
 ) -> None:
-    """Projections are side by side, and divided into heads here, as they are there."""
+    """Register hooks on the projections; their heads are concatenated, and split here."""
 
     def heads(read: Read) -> Read:
         return lambda call: split_heads(read(call), c.self_attention.n_heads)
@@ -139,7 +142,7 @@ def _watch_attention(
 
 
 def _watch_feed_forward(catch: Catch, at: str, into: Any, out: Any) -> None:
-    """Two projections, and what is between them."""
+    """Register hooks on the two projections of a feed-forward sublayer."""
     place = f"{at}.feed_forward"
     catch.given(into, [f"{place}.input"])
     catch.gives(into, [f"{place}.projected"])

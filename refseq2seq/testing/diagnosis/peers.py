@@ -1,4 +1,4 @@
-"""Which library a live module is of, what is asked of it, and how it is run."""
+"""Wrappers of live modules of each library, and running them with and without hooks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,25 +15,28 @@ from .x_transformers import XTransformersModule
 
 
 class Peer(Protocol):
-    """A live module, and what can be done with it."""
+    """A live module, with a common interface for all libraries."""
 
     called: list[Any]  # the modules that run
-    parts: list[Any]  # the same as they were before they were compiled
+    parts: list[Any]  # the same modules before torch.compile
 
     def convert(self) -> Model:
         """Convert its weights to a `Model`."""
 
     def watch(self, catch: Catch, config: ModelConfig) -> None:
-        """Hang hooks on the parts in which the quantities of ``config`` are seen."""
+        """Register hooks on the submodules that compute the quantities of ``config``."""
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
-        """Logits of teacher forcing. All are tensors; the mask is boolean or None."""
+        """Logits of teacher forcing, (batch, n_target, vocab_size).
+
+        All are tensors; the mask is boolean (batch, n_source), True = real token, or None.
+        """
 
     def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:
-        """Greedy, with the module's own cache; nothing ends a row.
+        """Decode greedily with the module's own cache; no token ends a row.
 
-        Gives of each step the last token that is read, (batch, n_new), and the logits after
-        it, (batch, n_new, vocab_size).
+        Returns the last token that each step reads, (batch, n_new), and the logits after it,
+        (batch, n_new, vocab_size).
         """
 
 
@@ -43,9 +46,9 @@ def as_peer(module: Any, run: Run | None) -> Peer:
     Raises
     ------
     ImportError
-        Without PyTorch.
+        If PyTorch is not installed.
     TypeError
-        If the module is from an unsupported library.
+        If the module is of an unsupported type.
     """
     try:
         import torch
@@ -58,7 +61,7 @@ def as_peer(module: Any, run: Run | None) -> Peer:
         return PyTorchModule(module, run)
     if run is not None:
         raise TypeError(
-            f"run is only for an nn.Transformer, got {type(whole).__qualname__}: leave run out"
+            f"run is only for an nn.Transformer, got {type(whole).__qualname__}: omit run"
         )
     if hasattr(whole, "can_generate"):
         return HuggingFaceModule(module)
@@ -71,12 +74,12 @@ def as_peer(module: Any, run: Run | None) -> Peer:
 
 
 def _is_of(package: str, module: Any) -> bool:
-    """Whether a module is of a package's class, or of one made from it."""
+    """Whether a module's class, or one of its base classes, is from ``package``."""
     return any(kind.__module__.partition(".")[0] == package for kind in type(module).__mro__)
 
 
 def dtype_of(peer: Peer) -> str:
-    """The floating-point dtype of the first parameter that has one."""
+    """The dtype of the first floating-point parameter, such as "float32"."""
     dtypes = (x.dtype for part in peer.parts for x in part.parameters() if x.is_floating_point())
     return str(next(dtypes)).removeprefix("torch.")
 
@@ -88,10 +91,10 @@ def run_once(
     mask: np.ndarray | None,
     max_new_tokens: int | None,
 ) -> tuple[np.ndarray, Any]:
-    """Tokens that the module reads, (batch, n), and its logits after each, a tensor.
+    """The tokens that the module reads, integers (batch, n), and its logits after each, a tensor.
 
-    The module is in evaluation mode and without gradients. Its modes and the random numbers
-    are afterwards as they were.
+    The module runs in evaluation mode and without gradients. Its modes and the random state of
+    PyTorch are restored afterwards.
     """
     import torch
 
@@ -104,7 +107,7 @@ def run_once(
     generators = [device] if device.type == "cuda" else []
     with _evaluating(peer), torch.no_grad(), torch.random.fork_rng(devices=generators):
         if max_new_tokens is None:
-            return target, peer.forward(*given).clone()  # compiled code may use it again
+            return target, peer.forward(*given).clone()  # compiled code may reuse the buffer
         tokens, logits = peer.generate(*given, max_new_tokens)
         return tokens.cpu().numpy(), logits
 
@@ -124,12 +127,12 @@ def _evaluating(peer: Peer) -> Iterator[None]:
 
 @contextmanager
 def watching(peer: Peer, catch: Catch, config: ModelConfig) -> Iterator[None]:
-    """Hooks in place, in compiled code too; fast paths, inside which none can be, are off."""
+    """Register hooks, recompile compiled code with them, and disable the fast paths."""
     import torch
 
     was_fast = torch.backends.mha.get_fastpath_enabled()
     if anew := is_compiled(peer):
-        torch.compiler.reset()  # what is compiled already has no hooks inside
+        torch.compiler.reset()  # code that is already compiled has no hooks
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         peer.watch(catch, config)
@@ -142,7 +145,7 @@ def watching(peer: Peer, catch: Catch, config: ModelConfig) -> Iterator[None]:
 
 
 def changed_by_hooks(peer: Peer) -> tuple[str, ...]:
-    """Lines that say what runs in another way, or not at all, while hooks are in place."""
+    """Lines that list code that runs differently, or not at all, while hooks are registered."""
     import torch
     from torch import nn
 
@@ -151,14 +154,14 @@ def changed_by_hooks(peer: Peer) -> tuple[str, ...]:
         modules = [module for part in peer.parts for module in part.modules()]
         for kind in (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention):
             if any(isinstance(module, kind) for module in modules):
-                lines.append(f"the fast path of torch.nn.{kind.__name__}, which is off")
+                lines.append(f"the fast path of torch.nn.{kind.__name__}, which is disabled")
     if is_compiled(peer):
-        lines.append("the code from torch.compile, which is made anew around the hooks")
+        lines.append("code from torch.compile, which is recompiled with the hooks")
     return (*lines, "any code that checks whether hooks are registered")
 
 
 def quantised_part(peer: Peer) -> str | None:
-    """The name of a part that PyTorch quantised, if there is one, and what it is."""
+    """The name and type of the first submodule that PyTorch quantised, or None."""
     for part in peer.parts:
         for name, module in part.named_modules():
             if ".quantized." in type(module).__module__:
@@ -167,7 +170,7 @@ def quantised_part(peer: Peer) -> str | None:
 
 
 def is_compiled(peer: Peer) -> bool:
-    """Whether a part was given to torch.compile, in any of the ways that there are."""
+    """Whether a submodule is compiled by torch.compile, called in any of its ways."""
     return any(
         hasattr(module, "_orig_mod")
         or module._compiled_call_impl is not None

@@ -1,6 +1,6 @@
-"""Where our quantities are in a live ``torch.nn.Transformer``.
+"""The submodules of a live ``torch.nn.Transformer`` that compute our quantities.
 
-Its attention is one function, inside which nothing can be watched: queries, keys, values,
+Its attention is a single function, inside which hooks capture nothing: queries, keys, values,
 scores and weights are not compared.
 """
 
@@ -12,17 +12,17 @@ from ...model import Model
 from .hooks import Call, Catch, first_argument, first_output, watch_residuals
 
 Run = Callable[[Any, Any, Any], Any]
-"""From (source, target, source_mask or None), tensors, to logits (batch, n_target, vocab_size)."""
+"""Maps tensors (source, target, source_mask or None) to logits (batch, n_target, vocab_size)."""
 
 
 class PyTorchModule:
-    """An nn.Transformer, and the function that embeds, runs it, and unembeds."""
+    """An nn.Transformer, and the function that embeds tokens, runs it and returns logits."""
 
     def __init__(self, module: Any, run: Run | None) -> None:
         if run is None:
             raise TypeError(
-                "an nn.Transformer needs run: a function of (source, target, source_mask) that "
-                "embeds the tokens, runs the module and gives logits"
+                "an nn.Transformer needs run: pass a function of (source, target, source_mask) "
+                "that embeds the tokens, runs the module and returns logits"
             )
         self.called = [module]
         self.module = getattr(module, "_orig_mod", module)
@@ -30,19 +30,19 @@ class PyTorchModule:
         self.run = run
 
     def convert(self) -> Model:
-        """What is around an nn.Transformer is unknown."""
-        raise TypeError("an nn.Transformer needs model: what from_pytorch makes of it")
+        """Raise: embeddings and output projection are not part of an nn.Transformer."""
+        raise TypeError("an nn.Transformer needs model: pass the result of from_pytorch")
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
         """Teacher forcing."""
         return self.run(source, target, mask)
 
     def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:
-        """Refused: an nn.Transformer has no loop, and no cache."""
-        raise TypeError("an nn.Transformer does not generate: give a target to force")
+        """Raise: an nn.Transformer has neither a loop nor a cache."""
+        raise TypeError("an nn.Transformer does not generate: pass a target, not max_new_tokens")
 
     def watch(self, catch: Catch, config: ModelConfig) -> None:
-        """Hang hooks on the parts in which our quantities are seen."""
+        """Register hooks on the submodules that compute our quantities."""
         for side, stack, c in (
             ("encoder", self.module.encoder, config.encoder),
             ("decoder", self.module.decoder, config.decoder),
@@ -53,7 +53,7 @@ class PyTorchModule:
 
 def _watch_stack(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
     def in_batches(read: Callable[[Call], Any]) -> Callable[[Call], Any]:
-        """(n, batch, d) is how nn.Transformer has it unless told otherwise."""
+        """Transpose (n, batch, d), the default layout of nn.Transformer, to (batch, n, d)."""
         if stack.layers[0].self_attn.batch_first:
             return read
         return lambda call: read(call).transpose(0, 1)

@@ -1,7 +1,7 @@
-"""What is expected of a loop, from what is expected of a forced target.
+"""The expected values of a decoding loop, from those of teacher forcing.
 
-A cache changes no number: what step t computes is the part of a forward pass over the
-whole target that belongs to the tokens of step t.
+A cache changes no value: step t computes the part of a forward pass over the whole target that
+belongs to the tokens of step t.
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[s
 
     Parameters
     ----------
-    reference : mapping of names to Expected
-        Of a forward pass over all the tokens.
+    reference : mapping of str to Expected
+        Quantities of a forward pass over all the tokens.
     lengths : sequence of int
+        Number of tokens that each step reads.
     """
     steps = {name: e for name, e in reference.items() if is_of_the_source(name)}
     ends = np.cumsum(lengths)
@@ -37,17 +38,18 @@ def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[s
 
 
 def while_same(logits: Expected, tokens: np.ndarray, fed: np.ndarray) -> Expected:
-    """What is expected after each of ``tokens``, the last of those that are fed.
+    """The expected logits after each of ``tokens``, compared only while they equal ``fed``.
 
-    A row in which another token was read goes on with another text: from there on it is not
-    compared.
+    After a token that differs, a row has another history, and the rest of it is not compared.
 
     Parameters
     ----------
     logits : Expected
-        After each token of ``fed``.
+        Logits after each token of ``fed``.
     tokens : integer array (batch, n)
+        Tokens that the run without hooks read, aligned with the last n of ``fed``.
     fed : integer array (batch, n_fed)
+        Tokens that the run with hooks read.
     """
     n = fed.shape[1]
     first = n - tokens.shape[1]
@@ -57,12 +59,16 @@ def while_same(logits: Expected, tokens: np.ndarray, fed: np.ndarray) -> Expecte
 
 
 def _positions(e: Expected, start: int, end: int) -> Expected:
-    """Of every quantity, positions are the last axis but one."""
+    """The positions from ``start`` to ``end``; they are the second-to-last axis."""
     return replace(e, **{name: x[..., start:end, :] for name, x in _arrays(e)})
 
 
 def _without_last_keys(e: Expected, n: int) -> Expected:
-    """Keys that are not there yet had no part in the errors, and no longer in their mean."""
+    """``e`` without its last ``n`` keys.
+
+    The causal mask excludes these keys, so their errors are 0; sigma, a root mean square over
+    the row, is rescaled to the number of remaining elements.
+    """
     kept = e.value.shape[-1] - n
     part = replace(e, **{name: x[..., :kept] for name, x in _arrays(e)})
     counted = [np.sum(of.where, axis=-1, keepdims=True) for of in (e, part)]

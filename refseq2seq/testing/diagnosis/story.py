@@ -1,4 +1,4 @@
-"""What is said of quantities: what enters their computation, and which are not seen."""
+"""Parts of the report: what a quantity depends on, and which quantities are not captured."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -9,9 +9,9 @@ from ...config import AlibiPositions, BucketedPositions, ModelConfig, RotaryPosi
 from ...params import param_shapes
 from ...watching.quantities import inputs_of
 
-# The last word of a name -> fields of the config, and parameters, that enter there. {stack} is
-# encoder or decoder, {layer} its layer, {sub} self_attention, cross_attention or feed_forward,
-# {norms} the norms around that.
+# The last word of a name -> the config fields and the parameters from which it is computed.
+# {stack} is encoder or decoder, {layer} its layer, {sub} self_attention, cross_attention or
+# feed_forward, and {norms} the norms around that sublayer.
 ENTERS: dict[str, tuple[str, str]] = {
     "tokens": ("{stack}.embedding_scale", "{stack}.embedding"),
     "positions": ("{stack}.positions", "{stack}.positions"),
@@ -50,7 +50,7 @@ ENTERS: dict[str, tuple[str, str]] = {
 
 
 def entering(config: ModelConfig, names: Iterable[str]) -> list[str]:
-    """Lines that say what enters the quantities ``names``, beside other quantities."""
+    """Lines that list the config fields, masks and parameters on which ``names`` depend."""
     lines: dict[str, None] = {}
     shapes = param_shapes(config)
     for name in names:
@@ -69,7 +69,7 @@ def entering(config: ModelConfig, names: Iterable[str]) -> list[str]:
 
 
 def unseen(name: str, compared: Collection[str], not_compared: Collection[str]) -> list[str]:
-    """The quantities through which ``name`` is computed from compared ones, in order."""
+    """The quantities that were not compared between ``name`` and compared ones, in order."""
     names = [*compared, *not_compared]
     found, waiting = set(), [name]
     while waiting:
@@ -81,7 +81,7 @@ def unseen(name: str, compared: Collection[str], not_compared: Collection[str]) 
 
 
 def by_place(names: Iterable[str]) -> list[str]:
-    """Lines with the last words of names that have the same beginning, but for numbers.
+    """Lines that group names by all but their last word; layer numbers become ``*``.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def by_place(names: Iterable[str]) -> list[str]:
 
 
 def _parse(name: str) -> tuple[str, dict[str, str]]:
-    """The last word of a name, and the places in it."""
+    """The last word of a name, and the values of the placeholders in `ENTERS`."""
     bare = re.sub(r"^step\.\d+\.", "", name)
     place, _, kind = bare.rpartition(".")
     if kind.startswith("after_"):
@@ -107,7 +107,7 @@ def _parse(name: str) -> tuple[str, dict[str, str]]:
 
 
 def _value(config: ModelConfig, path: str) -> Any:
-    """The field at ``path``; None where that kind of sublayer has no such field."""
+    """The config field at ``path``; None if this kind of sublayer has no such field."""
     value: Any = config
     for field in path.split("."):
         value = getattr(value, field, None)
@@ -115,7 +115,11 @@ def _value(config: ModelConfig, path: str) -> Any:
 
 
 def _enters(kind: str, value: Any) -> bool:
-    """Rotations enter queries and keys, other relative positions scores; nothing, what is off."""
+    """Whether a field with this value affects a quantity of this kind.
+
+    Rotations affect queries and keys, other relative positions scores. Disabled options affect
+    nothing.
+    """
     if isinstance(value, RotaryPositions):
         return kind in "qk"
     if isinstance(value, AlibiPositions | BucketedPositions):
@@ -124,7 +128,7 @@ def _enters(kind: str, value: Any) -> bool:
 
 
 def _mask(name: str) -> str:
-    """Which keys a query may attend to, and where they come from."""
+    """The mask that limits the keys of a query, and where the keys are computed."""
     if ".cross_attention." in name:
         return "the source mask; keys and values of encoder.final"
     if name.startswith("encoder."):

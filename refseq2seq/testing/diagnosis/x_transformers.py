@@ -1,4 +1,4 @@
-"""Where our quantities are in a live module of x-transformers 2.31."""
+"""The submodules of a live module of x-transformers 2.31 that compute our quantities."""
 
 from collections import defaultdict
 from functools import partial
@@ -15,8 +15,8 @@ SUBLAYERS = {
 }
 
 ACCEPTED = (
-    "of x-transformers, module must be an XTransformer or a pair (encoder, decoder) of "
-    "TransformerWrapper, the decoder in an AutoregressiveWrapper or not"
+    "a module of x-transformers must be an XTransformer or a pair (encoder, decoder) of "
+    "TransformerWrapper, with or without an AutoregressiveWrapper around the decoder"
 )
 
 
@@ -45,7 +45,7 @@ class XTransformersModule:
         self.loop = decoder if wrapped else AutoregressiveWrapper(decoder)
 
     def convert(self) -> Model:
-        """Ours. The module knows no start token and no end, so that these are arbitrary."""
+        """The converted model; start token 0 and no EOS, since the module defines neither."""
         return from_x_transformers(tuple(self.parts), decoder_start_id=0, eos_ids=())
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
@@ -54,7 +54,7 @@ class XTransformersModule:
         return self.decoder(target, context=memory, context_mask=mask)
 
     def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:
-        """Greedy, with the module's cache: its loop samples from what a filter leaves it."""
+        """Greedy decoding with the module's cache, by a filter that keeps only the best token."""
         import torch
 
         logits: list[Any] = []
@@ -72,10 +72,10 @@ class XTransformersModule:
         return read, torch.stack(logits, dim=1)
 
     def watch(self, catch: Catch, config: ModelConfig) -> None:
-        """Hang hooks on the parts in which our quantities are seen."""
+        """Register hooks on the submodules that compute our quantities."""
 
         def newest(call: Call) -> Any:
-            """Of the tokens that it embeds, a decoder with a cache goes on with the last."""
+            """Only the last token, after step 0: a decoder with a cache embeds all tokens."""
             return call.output[..., -1:, :] if catch.by_step and len(catch.fed) > 1 else call.output
 
         for side, wrapper, c in (
@@ -91,28 +91,28 @@ class XTransformersModule:
 
 
 def _uncompiled(module: Any) -> Any:
-    """What was given to ``torch.compile``; another module as it is."""
+    """The module that was passed to ``torch.compile``; any other module itself."""
     return getattr(module, "_orig_mod", module)
 
 
 def _check_not_compiled(module: Any) -> None:
-    """The parts run here, not the whole, whose compiled code would not be tried."""
+    """Raise if ``module`` is compiled: only its parts run here, not its compiled code."""
     if module is not _uncompiled(module):
         raise UnsupportedFeature(
-            f"a compiled {type(_uncompiled(module)).__qualname__} computes a loss: compile the "
-            "parts, and give the pair (torch.compile(module.encoder), "
+            f"a compiled {type(_uncompiled(module)).__qualname__} computes a loss: compile its "
+            "parts and pass the pair (torch.compile(module.encoder), "
             "torch.compile(module.decoder.net))"
         )
 
 
 def _new_tokens(call: Call) -> Any:
-    """A decoder with a cache is given all tokens again, and goes on with the last."""
+    """The new tokens: a decoder with a cache gets all tokens, and only the last is new."""
     ids = call.args[0]
     return ids[:, -1:] if call.kwargs.get("cache") is not None else ids
 
 
 def _watch_layers(catch: Catch, side: str, layers: Any, c: StackConfig) -> None:
-    """Sublayers may run in any order, and again: each has a name for every time."""
+    """Sublayers may run in any order and repeatedly; each has a name for every call."""
     names = defaultdict(list)
     kinds = SUBLAYERS[side]
     for place, index in enumerate(layers.layers_execute_order):
@@ -128,7 +128,7 @@ def _watch_layers(catch: Catch, side: str, layers: Any, c: StackConfig) -> None:
         if at[0][1] == "feed_forward":
             _watch_feed_forward(catch, block.ff, places, c.feed_forward.hidden_norm is not None)
         else:
-            # Turned from 0 on, where we turn memory tokens from -n on, q and k are others.
+            # It rotates memory tokens from position 0, and we from -n, so that q and k differ.
             turned = c.n_register_tokens and isinstance(c.relative_positions, RotaryPositions)
             _watch_attention(catch, _uncompiled(block), places, "v" if turned else "qkv")
     norms, block, _ = layers.layers[layers.layers_execute_order[0]]
@@ -141,10 +141,10 @@ def _watch_attention(catch: Catch, attention: Any, places: list[str], visible: s
     import torch
 
     def scores(call: Call) -> Any:
-        """Masked scores are the least number; there, they are told from their parts."""
+        """The scores; masked ones, set to the minimum of the dtype, are recomputed without mask."""
         inner = call.output[1]
         if inner.pre_softmax_attn is None:
-            return None  # flash attention does not tell
+            return None  # flash attention does not return scores
         bias = call.kwargs.get("attn_bias")
         unmasked = inner.qk_similarities if bias is None else inner.qk_similarities + bias
         least = torch.finfo(unmasked.dtype).min
@@ -164,13 +164,13 @@ def _watch_attention(catch: Catch, attention: Any, places: list[str], visible: s
 
 
 def _head_input(attention: Any, is_self: bool, i: int, call: Call) -> Any:
-    """Queries, keys or values as we have them: of the new tokens, without learned pairs."""
+    """Queries, keys or values (i = 0, 1, 2) of the new tokens, without learned keys and values."""
     x = call.args[i]
     if i:
         x = x[:, :, attention.num_mem_kv :]
     if i and is_self:
-        x = x[:, :, -call.args[0].shape[2] :]  # what is before is from the cache
-    # Their qk_norm makes vectors of length 1, ours of length sqrt(d).
+        x = x[:, :, -call.args[0].shape[2] :]  # earlier positions come from the cache
+    # Their qk_norm scales vectors to length 1, ours to length sqrt(d).
     return x * x.shape[-1] ** 0.5 if attention.qk_norm and i < 2 else x
 
 

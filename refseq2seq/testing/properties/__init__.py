@@ -1,4 +1,4 @@
-"""What must hold of every encoder-decoder, tried on yours: no converted weights are needed.
+"""Properties that every encoder-decoder must have, tested on yours without converted weights.
 
     from refseq2seq.testing import properties
 
@@ -11,10 +11,10 @@
     )
     properties.check(mine)
 
-The properties relate results of the implementation to each other: cached to uncached, a row
-alone to the row in a batch, a source to the source with padding. They do not say what the
-values are; `refseq2seq.testing.diagnose` and `refseq2seq.testing.assert_agrees` do. Nothing but
-NumPy is needed. Trials are random and reproducible, the smallest first.
+The properties compare results of the implementation with each other: cached with uncached, a row
+alone with the row in a batch, a source with the padded source. They do not check the values
+themselves; use `refseq2seq.testing.diagnose` and `refseq2seq.testing.assert_agrees` for that. Only
+NumPy is required. Trials are random and reproducible, and the first ones are the smallest.
 """
 
 from .catalogue import Property

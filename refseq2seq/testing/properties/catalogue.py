@@ -1,8 +1,8 @@
-"""The properties: what must hold of every encoder-decoder, whatever its weights.
+"""Definition of a property: a statement that holds for every encoder-decoder, with any weights.
 
 A property is a generator of claims about a random trial. Its docstring is its statement.
-Claims of equality must hold in every trial, up to rounding; a claim that something makes a
-difference must hold in one trial at least.
+A claim of equality must hold in every trial, up to rounding. A claim that something makes a
+difference must hold in at least one trial.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,22 +13,22 @@ from .implementation import Claim, Trial
 
 @dataclass(frozen=True)
 class Property:
-    """One property: its name, what it says, and which faults break it."""
+    """One property: its name, its statement, and the faults that break it."""
 
     name: str
     statement: str
-    catches: str
-    needs: tuple[str, ...]  # fields of the implementation, or sides of padding
+    catches: str  # faults that break it
+    needs: tuple[str, ...]  # required fields of the `Implementation`, or sides of padding
     claims: Callable[[Trial], Iterator[Claim]]
 
 
 def catches(
     faults: str, *, needs: tuple[str, ...] = ()
 ) -> Callable[[Callable[[Trial], Iterator[Claim]]], Property]:
-    """Make a property of a generator of claims; ``faults`` are those that break it."""
+    """Decorator that turns a generator of claims into a property; ``faults`` break it."""
 
     def make(claims: Callable[[Trial], Iterator[Claim]]) -> Property:
-        spoken = claims.__name__.replace("_", " ")  # python -OO takes docstrings away
+        spoken = claims.__name__.replace("_", " ")  # python -OO removes docstrings
         statement = (claims.__doc__ or spoken).rstrip(".")
         return Property(claims.__name__, statement, faults, needs, claims)
 

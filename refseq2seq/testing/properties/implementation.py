@@ -1,4 +1,4 @@
-"""What a property is given: an implementation made of functions, and one random trial of it."""
+"""The implementation under test, as a set of functions, and random trials of it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,35 +13,37 @@ PADDING = ("right", "left", "between")
 
 @dataclass(frozen=True, kw_only=True)
 class Implementation:
-    """An encoder-decoder as a few functions of NumPy arrays, whatever is behind them.
+    """An encoder-decoder as a set of functions of NumPy arrays.
 
-    ``encode(source, mask) -> memory`` takes token ids (batch, n) and a boolean mask (batch, n),
-    True = real token, or None when all are real; what it returns is only handed back.
-    ``logits(memory, target) -> (batch, n, target_vocab_size)`` is teacher forcing: floats, on
-    the host or in CuPy, before any softmax. The rest is optional; properties that need what is
-    not given do not apply.
+    ``encode(source, mask) -> memory`` takes integer token ids (batch, n) and a boolean mask
+    (batch, n), True = real token, or None if all tokens are real. Its result, of any type, is
+    only passed on to the other functions. ``logits(memory, target)`` is teacher forcing: it
+    takes integer token ids (batch, n) and returns floats (batch, n, target_vocab_size), as a
+    NumPy or CuPy array, before any softmax. The other arguments are optional; properties that
+    need a missing one do not apply.
 
     Parameters
     ----------
     encode, logits : function
+        See above.
     source_vocab_size, target_vocab_size : int
-        Any id below them may come, in any place.
+        Number of ids. Any id below it may occur at any position.
     start_id : int
-        What every target begins with.
+        First token of every target.
     begin : function ``memory -> function tokens (batch, k) -> logits (batch, k, vocab)``
-        Decoding with a cache: each call goes on where the one before it ended. Targets are
-        fed from their start token on.
+        Decoding with a cache: each call of the inner function continues where the previous
+        call ended. The first token that is fed is the start token.
     generate : function ``(source, mask, max_new_tokens) -> token ids``
-        Greedy: (batch, n) or a list per row. New tokens only, without the start token; EOS
-        kept. No token forced or forbidden.
+        Greedy decoding: an integer array (batch, n), or a list per row. New tokens only,
+        without the start token and with EOS. It must not force or forbid tokens.
     eos_ids : tuple of int
-        What ends a row in ``generate``.
+        Tokens that end a row in ``generate``.
     pad_id : int, optional
-        What ``generate`` puts after the end of a row; None when that is not promised.
+        Token that ``generate`` writes after the end of a row; None if it is unspecified.
     max_source_length, max_target_length : int, optional
-        The most tokens that a source and a target can have; none by default.
+        Maximum lengths of a source and of a target; unlimited by default.
     padding : tuple of "right", "left", "between"
-        Where masked places may stand; ``()`` if the encoder takes no mask.
+        Supported locations of masked positions; ``()`` if the encoder takes no mask.
     """
 
     encode: Callable[[np.ndarray, np.ndarray | None], Any]
@@ -65,38 +67,39 @@ class Implementation:
                 raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
         for name in ("max_source_length", "max_target_length"):
             if (most := getattr(self, name)) is not None and most < 3:
-                raise ValueError(f"{name} must be at least 3 to try anything, got {most}")
+                raise ValueError(f"{name} must be at least 3, got {most}: trials need 3 tokens")
 
     def lacks(self, need: str) -> bool:
-        """Whether it is without a function or a number ``need``, or padding on that side."""
+        """Whether the field ``need`` is not given, or padding of the kind ``need`` unsupported."""
         return need not in self.padding if need in PADDING else getattr(self, need) in (None, ())
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Two results of an implementation that a property holds to be equal, or different."""
+    """Two results of an implementation that must be equal, or must differ."""
 
     actual: np.ndarray
     expected: np.ndarray
-    inputs: dict[str, Any]  # what makes them, to be shown
-    differ: str = ""  # what must make a difference in some trial; "" when they must be equal
-    slack: float = 1.0  # how many times the tolerance is allowed
+    inputs: dict[str, Any]  # inputs that produce them, for the report
+    differ: str = ""  # the change that must have an effect in some trial; "" = must be equal
+    slack: float = 1.0  # factor by which the tolerance is multiplied
 
     def distance(self) -> float:
-        """The greatest difference, as a part of its row's greatest magnitude.
+        """The largest difference, relative to the largest magnitude of its row.
 
-        Infinite where something is NaN, and where integers differ, such as tokens.
+        Infinite if the shapes differ, an element is not finite, or integers such as tokens
+        differ.
         """
         return float(self._distances().max(initial=0.0))
 
     def explain(self) -> str:
-        """Where the two are furthest apart, and the values there."""
+        """The index of the largest difference, and both values there."""
         if self.actual.shape != self.expected.shape:
             return f"shapes {self.actual.shape} and {self.expected.shape}"
         distances = self._distances()
         place = tuple(int(i) for i in np.unravel_index(distances.argmax(), distances.shape))
         a, b = self.actual[place], self.expected[place]
-        return f"{a!s} and {b!s} at {place}, {distances[place]:.2g} of the row's greatest"
+        return f"{a!s} and {b!s} at {place}, difference {distances[place]:.2g} relative to the row"
 
     def _distances(self) -> np.ndarray:
         if self.actual.shape != self.expected.shape:
@@ -112,10 +115,10 @@ class Claim:
 
 
 class Trial:
-    """Random sources and targets, small in the first trials, and what is computed from them.
+    """Random sources and targets, small in the first trials, and results computed from them.
 
-    ``source`` (batch, n) has no padding; ``rows`` are as many sources of different lengths.
-    Every target begins with the start token.
+    ``source`` (batch, n) has no padding, and ``rows`` are ``batch`` sources of different lengths;
+    their ids are integers. Every target begins with the start token.
     """
 
     def __init__(self, subject: Implementation, index: int, rng: np.random.Generator) -> None:
@@ -128,37 +131,37 @@ class Trial:
         self.source = self.source_tokens(self.batch, int(rng.integers(2, self.most_source + 1)))
         self.target = self.target_tokens(self.batch, int(rng.integers(3, self.most_target + 1)))
         lengths = rng.integers(1, self.most_source, self.batch)
-        lengths[0] = self.most_source - 1  # room for padding, and never all alike in most trials
+        lengths[0] = self.most_source - 1  # leaves room for padding; lengths mostly differ
         self.rows = [self.source_tokens(1, int(n))[0] for n in lengths]
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What most claims are about."""
+        """The inputs of most claims."""
         return {"source": self.source, "target": self.target}
 
     def source_tokens(self, batch: int, n: int) -> np.ndarray:
-        """Random source ids (batch, n); the first and the last id come often."""
+        """Random source ids (batch, n); the first and the last id are frequent."""
         return self._tokens(self.subject.source_vocab_size, batch, n)
 
     def target_tokens(self, batch: int, n: int) -> np.ndarray:
-        """Random target ids (batch, n) after the start token."""
+        """Random target ids (batch, n), which begin with the start token."""
         tokens = self._tokens(self.subject.target_vocab_size, batch, n)
         tokens[:, 0] = self.subject.start_id
         return tokens
 
     def other(self, tokens: np.ndarray, place: int, vocab_size: int) -> np.ndarray:
-        """``tokens`` with another id at ``place`` of every row."""
+        """``tokens`` with another id at position ``place`` of every row."""
         changed = tokens.copy()
         shift = self.rng.integers(1, vocab_size, len(tokens))
         changed[:, place] = (changed[:, place] + shift) % vocab_size
         return changed
 
     def encode(self, source: np.ndarray, mask: np.ndarray | None = None) -> Any:
-        """The memory of copies of the source and the mask."""
+        """The memory, computed from copies of the source and the mask."""
         return self.subject.encode(source.copy(), None if mask is None else mask.copy())
 
     def logits(self, memory: Any, target: np.ndarray) -> np.ndarray:
-        """Teacher-forced logits of a copy of ``target``, on the host."""
+        """Teacher-forced logits (batch, n, vocab) of a copy of ``target``, on the host."""
         return self.checked(self.subject.logits(memory, target.copy()), target.shape)
 
     def forward(
@@ -168,33 +171,33 @@ class Trial:
         return self.logits(self.encode(source, mask), target)
 
     def alone(self, rows: Iterable[np.ndarray], target: np.ndarray) -> np.ndarray:
-        """Logits of each row computed by itself, without padding and without a mask."""
+        """Logits of each row, computed separately, without padding and without a mask."""
         each = [self.forward(row[None], target[i : i + 1]) for i, row in enumerate(rows)]
         return np.concatenate(each)
 
     def begin(self, memory: Any) -> Callable[[np.ndarray], np.ndarray]:
-        """Cached decoding whose logits are checked."""
+        """Cached decoding, with a check of the shape and dtype of its logits."""
         feed = self.subject.begin(memory)  # type: ignore[misc]
         return lambda tokens: self.checked(feed(tokens.copy()), tokens.shape)
 
     def generate(
         self, source: np.ndarray, mask: np.ndarray | None, max_new_tokens: int
     ) -> list[list[int]]:
-        """New tokens of each row, as long as they came."""
+        """The new tokens of each row, as ``generate`` returns them."""
         mask = None if mask is None else mask.copy()
         tokens = self.subject.generate(source.copy(), mask, max_new_tokens)  # type: ignore[misc]
         rows = [[int(token) for token in row] for row in to_numpy_rows(tokens)]
         if len(rows) != len(source):
-            raise ValueError(f"generate must give {len(source)} rows, got {len(rows)}")
+            raise ValueError(f"generate must return {len(source)} rows, got {len(rows)}")
         return rows
 
     def until_end(self, row: list[int]) -> list[int]:
-        """A generated row up to its EOS, which is kept."""
+        """A generated row up to and including its EOS."""
         ends = (i for i, token in enumerate(row) if token in self.subject.eos_ids)
         return row[: next(ends, len(row)) + 1]
 
     def padded(self, side: str) -> tuple[np.ndarray, np.ndarray]:
-        """The rows in one array with padding on that side, and its mask; any ids are masked."""
+        """``rows`` as an array with padding on ``side``, and its mask; padding has random ids."""
         n = self.most_source
         mask = np.zeros((self.batch, n), dtype=bool)
         for real, row in zip(mask, self.rows, strict=True):
@@ -214,7 +217,7 @@ class Trial:
         return np.where(self.rng.random((batch, n)) < 1 / 4, ends, tokens)
 
     def checked(self, logits: Any, shape: tuple[int, ...]) -> np.ndarray:
-        """The logits on the host, if they are floats of the right shape."""
+        """The logits on the host; raise unless they are floats of shape (*shape, vocab)."""
         host, expected = to_numpy(logits), (*shape, self.subject.target_vocab_size)
         if host.shape != expected:
             raise ValueError(f"logits must have the shape {expected}, got {host.shape}")

@@ -1,4 +1,4 @@
-"""Properties of decoding step by step, and of greedy generation."""
+"""Properties of step-by-step decoding and of greedy generation."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,24 +11,24 @@ from .implementation import Claim, Trial
 # Decoding with a cache.
 
 
-@catches("a cache off by one, positions that begin anew at each step", needs=("begin",))
+@catches("a cache off by one, positions that restart at each step", needs=("begin",))
 def cached(t: Trial) -> Iterator[Claim]:
-    """Tokens fed one at a time give the logits of all at once."""
+    """Tokens fed one at a time give the same logits as all tokens at once."""
     memory = t.encode(t.source)
     yield Claim(_fed(t, memory, t.target, 1), t.logits(memory, t.target), t.inputs)
 
 
-@catches("a causal mask that forgets what the cache holds", needs=("begin",))
+@catches("a causal mask that ignores cached tokens", needs=("begin",))
 def cached_in_pieces(t: Trial) -> Iterator[Claim]:
-    """Tokens fed several at a time give the logits of all at once."""
+    """Tokens fed several at a time give the same logits as all tokens at once."""
     memory, size = t.encode(t.source), int(t.rng.integers(2, t.target.shape[1]))
     inputs = {**t.inputs, "tokens at a time": size}
     yield Claim(_fed(t, memory, t.target, size), t.logits(memory, t.target), inputs)
 
 
-@catches("a cache that is not emptied, or that belongs to the memory", needs=("begin",))
+@catches("a cache that is not cleared, or that is part of the memory", needs=("begin",))
 def cache_begins_empty(t: Trial) -> Iterator[Claim]:
-    """Decoding begun a second time from a memory knows nothing of the first."""
+    """A second decoding from a memory does not depend on the first."""
     memory, other = t.encode(t.source), t.target_tokens(*t.target.shape)
     _fed(t, memory, other, 1)
     inputs = {**t.inputs, "decoded before": other}
@@ -37,7 +37,7 @@ def cache_begins_empty(t: Trial) -> Iterator[Claim]:
 
 @catches("logits that are views of the cache", needs=("begin",))
 def cached_results_stay(t: Trial) -> Iterator[Claim]:
-    """Logits of one cached step are not overwritten by the next."""
+    """Logits of a cached step are not overwritten by the next step."""
     feed = t.begin(t.encode(t.source))
     first = feed(t.target[:, :1])
     before = first.copy()
@@ -46,7 +46,7 @@ def cached_results_stay(t: Trial) -> Iterator[Claim]:
 
 
 def _fed(t: Trial, memory: Any, target: np.ndarray, size: int) -> np.ndarray:
-    """Logits of the target fed in pieces of ``size`` tokens."""
+    """Logits (batch, n, vocab) of the target, fed in pieces of ``size`` tokens."""
     feed, n = t.begin(memory), target.shape[1]
     pieces = [feed(target[:, i : i + size]).copy() for i in range(0, n, size)]
     return np.concatenate(pieces, axis=1)
@@ -55,18 +55,18 @@ def _fed(t: Trial, memory: Any, target: np.ndarray, size: int) -> np.ndarray:
 # Generation.
 
 
-@catches("another step's logits, a cache that differs, hidden filters", needs=("generate",))
+@catches("logits of another step, a cache that differs, hidden filters", needs=("generate",))
 def greedy(t: Trial) -> Iterator[Claim]:
-    """Each generated token has the best teacher-forced logit after the tokens before it."""
+    """Each generated token has the largest teacher-forced logit given the tokens before it."""
     for i, row in enumerate(t.generate(t.source, None, t.most_target)):
         new, source = t.until_end(row), t.source[i : i + 1]
         logits = _after(t, source, new)
         yield Claim(_raised(logits, new), logits, {"source": source, "generated": row}, slack=2)
 
 
-@catches("a limit that changes what comes before it", needs=("generate",))
+@catches("a limit that changes earlier tokens", needs=("generate",))
 def generation_goes_on(t: Trial) -> Iterator[Claim]:
-    """With a smaller limit the tokens are the beginning of those with a greater one."""
+    """A smaller limit gives the first tokens of the generation with a larger limit."""
     most = t.most_target
     fewer = int(t.rng.integers(1, most))
     short, long = t.generate(t.source, None, fewer), t.generate(t.source, None, most)
@@ -76,7 +76,7 @@ def generation_goes_on(t: Trial) -> Iterator[Claim]:
         )
 
 
-@catches("stopping early, going past the limit, the start token counted", needs=("generate",))
+@catches("stopping early, exceeding the limit, counting the start token", needs=("generate",))
 def generation_ends(t: Trial) -> Iterator[Claim]:
     """A row has as many tokens as the limit, unless it ends with EOS."""
     limit = t.most_target
@@ -90,16 +90,16 @@ def generation_ends(t: Trial) -> Iterator[Claim]:
 
 @catches("tokens after EOS", needs=("generate", "eos_ids", "pad_id"))
 def padding_after_end(t: Trial) -> Iterator[Claim]:
-    """After the EOS of a row comes padding and nothing else."""
+    """Only padding follows the EOS of a row."""
     for row in t.generate(t.source, None, t.most_target):
         if rest := row[len(t.until_end(row)) :]:
             padding = np.full(len(rest), t.subject.pad_id)
             yield Claim(np.array(rest), padding, {"source": t.source, "generated": row}, slack=0)
 
 
-@catches("rows that have ended and disturb others, masks lost on the way", needs=("generate",))
+@catches("ended rows that affect others, masks that are not passed on", needs=("generate",))
 def generation_alone(t: Trial) -> Iterator[Claim]:
-    """A row alone generates what it generates in a batch, padded where padding is allowed."""
+    """A row generates the same tokens alone as in a batch, padded if padding is supported."""
     source, mask, rows = t.source, None, list(t.source)
     if t.subject.padding:
         source, mask = t.padded(t.subject.padding[0])
@@ -111,13 +111,13 @@ def generation_alone(t: Trial) -> Iterator[Claim]:
 
 
 def _after(t: Trial, source: np.ndarray, new: list[int]) -> np.ndarray:
-    """Logits (len(new), vocab) from which each of the new tokens was chosen."""
+    """Logits (len(new), vocab) from which the new tokens are chosen."""
     target = np.array([[t.subject.start_id, *new[:-1]]])
     return t.forward(source, target)[0, : len(new)]
 
 
 def _raised(logits: np.ndarray, tokens: list[int]) -> np.ndarray:
-    """The logits, that of each row's token raised to the best: no change if it is the best."""
+    """The logits, with that of each row's token set to the row's maximum."""
     raised = logits.copy()
     raised[np.arange(len(tokens)), tokens] = logits.max(axis=-1)
     return raised
@@ -126,7 +126,7 @@ def _raised(logits: np.ndarray, tokens: list[int]) -> np.ndarray:
 def _same_tokens(
     t: Trial, source: np.ndarray, one: list[int], two: list[int], **inputs: Any
 ) -> Claim:
-    """That two rows are the same, or differ first where their tokens are equally good."""
+    """Claim that two rows are equal, or first differ where both tokens have equal logits."""
     shown = {"source": source[None], "one": one, "other": two, **inputs}
     apart = [i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
     if not apart:

@@ -1,4 +1,4 @@
-"""Properties of the forward pass: what must not matter to the logits, and what must."""
+"""Properties of the forward pass: inputs that must not affect the logits, and inputs that must."""
 
 from collections.abc import Iterator
 
@@ -10,22 +10,22 @@ from .implementation import Claim, Trial
 # The implementation itself.
 
 
-@catches("masks that make NaN, overflow")
+@catches("masks that produce NaN, overflow")
 def finite(t: Trial) -> Iterator[Claim]:
-    """Logits are finite numbers."""
+    """Logits are finite."""
     logits = t.forward(t.source, t.target)
     yield Claim(logits, logits, t.inputs)
 
 
-@catches("dropout left on, memory that was never written")
+@catches("dropout left on, uninitialised arrays")
 def deterministic(t: Trial) -> Iterator[Claim]:
-    """The same call gives the same logits."""
+    """Repeating a call gives the same logits."""
     yield Claim(t.forward(t.source, t.target), t.forward(t.source, t.target), t.inputs)
 
 
 @catches("writing into the caller's tokens or mask")
 def inputs_stay(t: Trial) -> Iterator[Claim]:
-    """The arrays that are given are not written to."""
+    """Input arrays are not modified."""
     source, mask, target = t.source.copy(), np.ones(t.source.shape, dtype=bool), t.target.copy()
     t.subject.logits(t.subject.encode(source, mask if t.subject.padding else None), target)
     if t.subject.generate is not None:
@@ -34,9 +34,9 @@ def inputs_stay(t: Trial) -> Iterator[Claim]:
         yield Claim(given, before, t.inputs, slack=0)
 
 
-@catches("returning a view of a buffer that is used again")
+@catches("returning a view of a buffer that is reused")
 def results_stay(t: Trial) -> Iterator[Claim]:
-    """Logits that were returned are not overwritten by later calls."""
+    """Returned logits are not overwritten by later calls."""
     first = t.forward(t.source, t.target)
     before = first.copy()
     t.forward(t.source_tokens(*t.source.shape), t.target_tokens(*t.target.shape))
@@ -45,16 +45,16 @@ def results_stay(t: Trial) -> Iterator[Claim]:
 
 @catches("state that encoding leaves in the module, such as the last source's keys and values")
 def memory_is_its_own(t: Trial) -> Iterator[Claim]:
-    """A memory gives the same logits after another source was encoded."""
+    """A memory gives the same logits after another source is encoded."""
     memory, other = t.encode(t.source), t.source_tokens(*t.source.shape)
     before = t.logits(memory, t.target).copy()
     t.logits(t.encode(other), t.target)
     yield Claim(t.logits(memory, t.target), before, {**t.inputs, "encoded between": other})
 
 
-@catches("decoding that writes into the memory, or caches what belongs to one target")
+@catches("decoding that modifies the memory, or stores data of one target in it")
 def memory_serves_again(t: Trial) -> Iterator[Claim]:
-    """A memory gives the same logits after it served another target."""
+    """A memory gives the same logits after another target is decoded from it."""
     memory, other = t.encode(t.source), t.target_tokens(*t.target.shape)
     t.logits(memory, other)
     fresh = t.forward(t.source, t.target)
@@ -63,7 +63,7 @@ def memory_serves_again(t: Trial) -> Iterator[Claim]:
 
 @catches("position tables that are too short by one", needs=("max_source_length",))
 def longest_source(t: Trial) -> Iterator[Claim]:
-    """A source of the greatest length can be encoded."""
+    """A source of the maximum length can be encoded."""
     source = t.source_tokens(1, t.subject.max_source_length)  # type: ignore[arg-type]
     logits = t.forward(source, t.target[:1])
     yield Claim(logits, logits, {"source": source, "target": t.target[:1]})
@@ -71,18 +71,18 @@ def longest_source(t: Trial) -> Iterator[Claim]:
 
 @catches("position tables that are too short by one", needs=("max_target_length",))
 def longest_target(t: Trial) -> Iterator[Claim]:
-    """A target of the greatest length can be decoded."""
+    """A target of the maximum length can be decoded."""
     target = t.target_tokens(1, t.subject.max_target_length)  # type: ignore[arg-type]
     logits = t.forward(t.source[:1], target)
     yield Claim(logits, logits, {"source": t.source[:1], "target": target})
 
 
-# What must not matter.
+# Inputs that must not affect the logits.
 
 
-@catches("a causal mask that is missing or off by one, padding of the target seen from before it")
+@catches("a causal mask that is missing or off by one, target padding that affects earlier tokens")
 def causality(t: Trial) -> Iterator[Claim]:
-    """Logits do not depend on later target tokens, nor on their number."""
+    """Logits do not depend on later target tokens or on their number."""
     place, memory = int(t.rng.integers(1, t.target.shape[1])), t.encode(t.source)
     before = t.logits(memory, t.target)[:, :place]
     changed = t.target_tokens(*t.target.shape)
@@ -94,29 +94,29 @@ def causality(t: Trial) -> Iterator[Claim]:
 
 @catches("rows mixed by a reshape, such as batch and heads swapped")
 def batch_order(t: Trial) -> Iterator[Claim]:
-    """The rows of a batch in another order give the same logits in that order."""
+    """Permuting the rows of a batch permutes their logits in the same way."""
     order = np.roll(np.arange(t.batch), 1)
     shuffled = t.forward(t.source[order], t.target[order])
     expected = t.forward(t.source, t.target)[order]
     yield Claim(shuffled, expected, {**t.inputs, "order": order})
 
 
-@catches("statistics over the batch, one row's source used for all")
+@catches("statistics over the batch, one row's source used for all rows")
 def row_alone(t: Trial) -> Iterator[Claim]:
-    """A row alone gives the logits that it gives in a batch."""
+    """A row gives the same logits alone as in a batch."""
     yield Claim(t.alone(t.source, t.target), t.forward(t.source, t.target), t.inputs)
 
 
-@catches("a masked path that computes something else", needs=("padding",))
+@catches("a separate code path for masks that is wrong", needs=("padding",))
 def full_mask(t: Trial) -> Iterator[Claim]:
-    """A mask under which every token is real changes nothing."""
+    """A mask in which every token is real gives the same logits as no mask."""
     masked = t.forward(t.source, t.target, np.ones(t.source.shape, dtype=bool))
     yield Claim(masked, t.forward(t.source, t.target), t.inputs)
 
 
-@catches("a mask missing in the encoder's or the cross-attention", needs=("padding",))
+@catches("a mask missing in the encoder's attention or in cross-attention", needs=("padding",))
 def padding_content(t: Trial) -> Iterator[Claim]:
-    """Logits do not depend on the ids in masked places."""
+    """Logits do not depend on the ids at masked positions."""
     source, mask = t.padded(t.subject.padding[0])
     changed = np.where(mask, source, t.source_tokens(*source.shape))
     inputs = {"source": source, "mask": mask, "target": t.target, "changed source": changed}
@@ -131,28 +131,28 @@ def _padding(t: Trial, side: str) -> Iterator[Claim]:
 
 @catches("means or norms over padding, masks off by one", needs=("right",))
 def padding_right(t: Trial) -> Iterator[Claim]:
-    """A source with padding after it gives the logits of the source alone."""
+    """A source with padding on the right gives the logits of the unpadded source."""
     yield from _padding(t, "right")
 
 
 @catches("positions that count padding", needs=("left",))
 def padding_left(t: Trial) -> Iterator[Claim]:
-    """A source with padding before it gives the logits of the source alone."""
+    """A source with padding on the left gives the logits of the unpadded source."""
     yield from _padding(t, "left")
 
 
-@catches("positions from the number of padded places, masks taken for lengths", needs=("between",))
+@catches("positions shifted by the total padding, masks reduced to lengths", needs=("between",))
 def padding_between(t: Trial) -> Iterator[Claim]:
-    """A source with padding anywhere gives the logits of the source alone."""
+    """A source with padding at any positions gives the logits of the unpadded source."""
     yield from _padding(t, "between")
 
 
-# What must matter.
+# Inputs that must affect the logits.
 
 
 @catches("no cross-attention, a mask that hides the first or the last token")
 def source_counts(t: Trial) -> Iterator[Claim]:
-    """The first, a middle and the last source token each make a difference."""
+    """The logits depend on the first, a middle and the last source token."""
     n, before = t.source.shape[1], t.forward(t.source, t.target)
     for name, place in (("first", 0), ("middle", n // 2), ("last", n - 1)):
         changed = t.other(t.source, place, t.subject.source_vocab_size)
@@ -163,7 +163,7 @@ def source_counts(t: Trial) -> Iterator[Claim]:
 
 @catches("ids clipped or wrapped, a table with one row too few")
 def last_id_counts(t: Trial) -> Iterator[Claim]:
-    """The last id of a vocabulary is not the one before it, and not the first."""
+    """The last id of a vocabulary gives other logits than the id before it and the first id."""
     memory, last = t.encode(t.source), t.subject.target_vocab_size - 1
     logits = {i: t.logits(memory, np.full_like(t.target, i)) for i in (last, last - 1, 0)}
     for i in (last - 1, 0):
@@ -178,20 +178,20 @@ def last_id_counts(t: Trial) -> Iterator[Claim]:
 
 @catches("no positions in the encoder")
 def source_order(t: Trial) -> Iterator[Claim]:
-    """The order of the source tokens makes a difference."""
+    """The logits depend on the order of the source tokens."""
     source, n = t.source_tokens(t.batch, t.most_source), t.most_source
     source[:, 1] = t.other(source, 2, t.subject.source_vocab_size)[:, 2]
-    # The even places, then the odd ones. Reversed, tokens are as far apart as before, which is
-    # all that symmetric ALiBi sees; rotated, most of them are.
+    # The even positions, then the odd ones. Reversal would keep the distances between tokens, on
+    # which alone symmetric ALiBi depends; rotation would keep most of them.
     changed = source[:, [*range(0, n, 2), *range(1, n, 2)]]
     inputs = {"source": source, "target": t.target, "changed source": changed}
     before, after = t.forward(source, t.target), t.forward(changed, t.target)
     yield Claim(after, before, inputs, differ="the order of the source")
 
 
-@catches("logits of a place computed before its own token, a mask that hides the past")
+@catches("logits computed before the token at their position, a mask that hides the past")
 def target_counts(t: Trial) -> Iterator[Claim]:
-    """A place's own token, the one before it and the first one each make a difference."""
+    """Logits depend on the token at their position, the one before it and the first one."""
     memory, last = t.encode(t.source), t.target.shape[1] - 1
     before = t.logits(memory, t.target)[:, last]
     for name, place in (("own", last), ("previous", last - 1), ("first", 1)):
@@ -203,7 +203,7 @@ def target_counts(t: Trial) -> Iterator[Claim]:
 
 @catches("no positions in a decoder of one layer, a history that is only a sum")
 def target_order(t: Trial) -> Iterator[Claim]:
-    """The order of earlier target tokens makes a difference."""
+    """The logits depend on the order of earlier target tokens."""
     if t.target.shape[1] < 4:
         return
     memory, changed = t.encode(t.source), t.target.copy()

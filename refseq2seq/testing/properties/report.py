@@ -1,4 +1,4 @@
-"""Trying the properties on an implementation, and saying what came of it."""
+"""Testing the properties on an implementation, and reporting the outcomes."""
 
 import zlib
 from collections.abc import Collection, Iterable
@@ -18,16 +18,16 @@ ALL = tuple(
     for p in vars(module).values()
     if isinstance(p, Property)
 )
-"""Every property, in the order in which they are tried."""
+"""Every property, in the order in which they are tested."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one property."""
+    """The outcome of one property."""
 
     property: Property
     status: str  # "passed", "failed", "not applicable" or "skipped"
-    worst: float = 0.0  # the greatest difference that had to be none, relative to its row
+    worst: float = 0.0  # largest difference where results must be equal, relative to its row
     story: str = ""  # why it failed, with the counterexample, or why it does not apply
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Report:
 
     @property
     def passed(self) -> list[str]:
-        """Names of the properties that were tried and held."""
+        """Names of the properties that were tested and hold."""
         return [o.property.name for o in self.outcomes if o.status == "passed"]
 
     def __str__(self) -> str:
@@ -57,23 +57,25 @@ class Report:
 
 
 class PropertyError(AssertionError):
-    """Some properties failed; ``report`` has all outcomes."""
+    """Raised if properties fail; ``report`` has all outcomes."""
 
     def __init__(self, report: Report) -> None:
         failures = [str(o) for o in report.outcomes if o.status == "failed"]
         head = f"{len(failures)} of {len(failures) + len(report.passed)} properties failed"
         again = f"properties.examine(implementation, only={report.failed}, seed={report.seed})"
-        super().__init__("\n".join([head, *failures, f"To see only these again: {again}"]))
+        super().__init__("\n".join([head, *failures, f"To repeat only these: {again}"]))
         self.report = report
 
 
 def check(implementation: Implementation, **options: Any) -> Report:
-    """Hold an implementation to the properties; takes what `examine` takes.
+    """Test the properties on an implementation and raise if one fails.
+
+    The arguments and the result are those of `examine`.
 
     Raises
     ------
     PropertyError
-        An AssertionError that lists the properties that failed, with counterexamples.
+        An AssertionError that lists the failed properties with counterexamples.
     """
     report = examine(implementation, **options)
     if report.failed:
@@ -90,23 +92,23 @@ def examine(
     seed: int = 0,
     rtol: float | None = None,
 ) -> Report:
-    """Try the properties on an implementation and report what came of each.
+    """Test the properties on an implementation and report the outcome of each.
 
     Parameters
     ----------
     implementation : Implementation
-    only, skip : names of properties
-        Those to try, all by default, and those to leave out.
+    only, skip : collection of str
+        Names of the properties to test, by default all, and of those to skip.
     trials : int
-        Random trials per property, from small ones to greater; a property stops at its first
-        counterexample, so that it is a small one.
+        Number of random trials per property, in order of increasing size. A property stops at
+        its first counterexample, so that the counterexample is small.
     seed : int
-        The same seed gives the same trials, whichever properties are tried.
+        Seed of the trials. The trials of a property do not depend on which others are tested.
     rtol : float, optional
-        How far apart numbers that should be equal may be, as a part of the greatest magnitude
-        of their row (the last axis). By default 256 eps of the logits' dtype and at most the
-        square root of eps: 6e-14 in float64, 3e-5 in float32, 0.03 in float16. Tokens are
-        equal or not, whatever it is.
+        Largest allowed difference of numbers that must be equal, relative to the largest
+        magnitude of their row (the last axis). The default is 256 eps of the logits' dtype, but
+        at most the square root of eps: 6e-14 in float64, 3e-5 in float32, 0.03 in float16.
+        Tokens must be equal whatever ``rtol`` is.
 
     Returns
     -------
@@ -115,12 +117,15 @@ def examine(
     Raises
     ------
     Exception
-        What the implementation raises in a first plain call, or ValueError or TypeError if the
-        logits are of another shape or kind. What it raises later is a failure of a property.
+        Any exception of the implementation in a first simple call; ValueError or TypeError if
+        its logits have the wrong shape or dtype. Later exceptions make a property fail.
     """
     known = {p.name for p in ALL}
     if unknown := {*(only or ()), *skip} - known:
-        raise ValueError(f"no properties of these names: {sorted(unknown)}; have {sorted(known)}")
+        raise ValueError(
+            f"only and skip must name properties, got {sorted(unknown)}: the names are "
+            f"{', '.join(sorted(known))}"
+        )
     trials, seed = check_int("trials", trials, 1), check_int("seed", seed, 0)
     if rtol is not None:
         rtol = check_number("rtol", rtol, "[0, inf)")
@@ -139,7 +144,7 @@ def examine(
 
 
 def default_rtol(dtype: Any) -> float:
-    """256 eps of ``dtype``, and at most the square root of eps."""
+    """The smaller of 256 eps of ``dtype`` and the square root of eps."""
     eps = float(np.finfo(dtype).eps)
     return min(256 * eps, eps**0.5)
 
@@ -171,7 +176,7 @@ def _outcome(
             how = f"{what} makes no difference in {trials} trials; {claim.explain()}"
             return _failure(p, worst, how, claim.inputs)
     if not (tried or differences):
-        return Outcome(p, "not applicable", story="no trial had a case of it")
+        return Outcome(p, "not applicable", story="no trial tested it")
     return Outcome(p, "passed", worst)
 
 
@@ -185,7 +190,7 @@ def _plain(value: Any) -> Any:
 
 
 def table(properties: Iterable[Property] = ALL) -> str:
-    """The properties as a Markdown table."""
-    lines = ["| property | what holds | what it catches |", "|---|---|---|"]
+    """The properties, their statements and the faults that break them, as a Markdown table."""
+    lines = ["| property | statement | faults that it catches |", "|---|---|---|"]
     lines += [f"| `{p.name}` | {p.statement} | {p.catches} |" for p in properties]
     return "\n".join(lines)

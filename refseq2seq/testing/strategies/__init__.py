@@ -1,4 +1,4 @@
-"""Hypothesis strategies: random conventions, models and batches, small enough to read.
+"""Hypothesis strategies for random conventions, models and batches that are small enough to read.
 
     from hypothesis import given
     from refseq2seq.testing import strategies
@@ -7,7 +7,7 @@
     def test_my_decoder(case):
         expected = case.logits()
 
-A case that fails prints as a snippet that can be run. Parts can be drawn one by one:
+A failing case is printed as code that can be run. Its parts can also be drawn one by one:
 
     @given(st.data())
     def test_my_decoder(data):
@@ -16,9 +16,9 @@ A case that fails prints as a snippet that can be run. Parts can be drawn one by
         target = data.draw(strategies.targets(model, source.batch))
         expected = rs.forward(model, source.tokens, target, source.mask)
 
-Sizes are small primes where they can be, so that a swapped axis does not fit. Everything
-shrinks: to one layer, one head, plain conventions and short rows. Conventions that the
-implementation under test does not have are left out with ``map``:
+Sizes are small primes where possible, so that swapped axes do not fit. Everything shrinks: to
+one layer, one head, plain conventions and short rows. Use ``map`` to exclude conventions that
+the implementation under test does not support:
 
     configs().map(lambda c: dataclasses.replace(c, logits_bias=False))
 """

@@ -1,4 +1,4 @@
-"""What strategies may be given: values or strategies of them, and sizes that make sense."""
+"""Argument checks of the strategies: values or strategies of them, and valid sizes."""
 
 from collections.abc import Collection
 from typing import Any
@@ -13,7 +13,7 @@ DTYPES = ("float16", "float32", "float64")
 
 
 def one_of(name: str, value: Any, choices: Collection[str]) -> st.SearchStrategy[str]:
-    """A strategy as it is, or the one of a single value, which must be among the choices."""
+    """``value`` if it is a strategy; else the strategy of this one value, if it is a choice."""
     if isinstance(value, st.SearchStrategy):
         return value
     if value not in choices:
@@ -26,7 +26,7 @@ def one_of(name: str, value: Any, choices: Collection[str]) -> st.SearchStrategy
 def one_config(
     value: Any, default: st.SearchStrategy[ModelConfig]
 ) -> st.SearchStrategy[ModelConfig]:
-    """A strategy as it is, that of a single config, or the default for None."""
+    """``value`` if it is a strategy, the strategy of a single config, or the default for None."""
     if value is None or isinstance(value, st.SearchStrategy):
         return default if value is None else value
     if not isinstance(value, ModelConfig):
@@ -49,11 +49,17 @@ def config_of(model: Any) -> ModelConfig:
 
 
 def check_sizes(name: str, least: int, most: int, table: int | None = None) -> int:
-    """``most``, and not more than a position table serves, if 1 <= ``least`` <= that."""
+    """``most``, or the length of the position table if that is smaller.
+
+    Raises
+    ------
+    hypothesis.errors.InvalidArgument
+        Unless ``least`` is from 1 to that number.
+    """
     possible = most if table is None else min(most, table)
     if not 1 <= least <= possible:
         raise InvalidArgument(
             f"min_{name} must be from 1 to max_{name}, got {least} and {most}"
-            + ("" if table is None else f"; the model's position table serves {table}")
+            + ("" if table is None else f"; the model's position table has {table} positions")
         )
     return possible

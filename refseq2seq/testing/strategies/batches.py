@@ -12,22 +12,22 @@ from .arguments import check_sizes, config_of
 
 
 class Source(NamedTuple):
-    """Sources of a batch; ``rs.encode(model, *source)`` takes them."""
+    """The sources of a batch and their mask, as in ``rs.encode(model, *source)``."""
 
     tokens: list[list[int]] | np.ndarray
-    """Ragged lists, or an integer array (batch, n)."""
+    """Ragged lists of ids, or an integer array (batch, n)."""
 
     mask: np.ndarray | None
-    """(batch, n) boolean, True = real token; None with lists, or when all are real."""
+    """Boolean (batch, n), True = real token; None with lists, or if all tokens are real."""
 
     @property
     def batch(self) -> int:
-        """Number of rows."""
+        """The number of rows."""
         return len(self.tokens)
 
     @property
     def rows(self) -> list[list[int]]:
-        """The real tokens of each row."""
+        """The ids of the real tokens of each row."""
         if self.mask is None:
             return [[int(token) for token in row] for row in self.tokens]
         return [
@@ -46,16 +46,17 @@ def sources(
     min_length: int = 1,
     max_length: int = 7,
 ) -> Source:
-    """Batches to encode: ragged lists, or arrays with padding left, right and between.
+    """Sources to encode: ragged lists, or arrays with padding left, right and between tokens.
 
-    Masked places hold any token. Each row has at least one real one.
+    Masked positions may contain any id. Each row has at least one real token.
 
     Parameters
     ----------
     model : Model or ModelConfig
     min_batch, max_batch : int
+        Number of rows.
     min_length, max_length : int
-        Of a row, its padding included; never more than the position table serves.
+        Length of a row, including its padding. Lengths never exceed the position table.
     """
     c = config_of(model).encoder
     check_sizes("batch", min_batch, max_batch)
@@ -80,7 +81,7 @@ def targets(
     min_length: int = 1,
     max_length: int = 7,
 ) -> np.ndarray:
-    """Target tokens for teacher forcing: (batch, n), any ids."""
+    """Target tokens for teacher forcing: integers (batch, n), any ids."""
     c = config_of(model).decoder
     n = draw(st.integers(min_length, check_sizes("length", min_length, max_length, c.max_length)))
     return draw(_tokens(c.vocab_size, batch, n))
@@ -89,9 +90,9 @@ def targets(
 def prefixes(
     model: Model | ModelConfig, batch: int, *, min_length: int = 1, max_length: int = 4
 ) -> st.SearchStrategy[list[list[int]]]:
-    """How each target begins: the start token and up to ``max_length - 1`` others, ragged.
+    """Prefixes of targets: the start token and up to ``max_length - 1`` others, in ragged lists.
 
-    The others are any ids, those that end a target too.
+    The others are any ids, including those in ``eos_ids``.
     """
     c = config_of(model)
     n = check_sizes("length", min_length, max_length, c.decoder.max_length)
@@ -102,7 +103,7 @@ def prefixes(
 
 
 def uniforms(batch: int, steps: int) -> st.SearchStrategy[np.ndarray]:
-    """Numbers in [0, 1) to sample with, (batch, steps) float64; both ends come up often."""
+    """Uniform numbers for sampling: float64 (batch, steps) in [0, 1), often at either end."""
     return hypothesis_numpy.arrays(
         np.float64, (batch, steps), elements=st.floats(0, 1, exclude_max=True), fill=st.nothing()
     )

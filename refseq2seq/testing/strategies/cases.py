@@ -1,4 +1,4 @@
-"""Strategies for parameters, models and whole cases."""
+"""Strategies for parameters, models and complete cases."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,21 +17,21 @@ SEEDS = st.integers(0, 2**16)
 
 
 def kinds_of_parameters() -> st.SearchStrategy[str]:
-    """Names of the kinds that `parameters` knows: well scaled first, then hard ones."""
+    """Names of the kinds of `parameters`; they shrink to ``well_scaled``."""
     return st.sampled_from(PARAMETERS)
 
 
 def parameters(
     config: ModelConfig, *, kind: Choice = "well_scaled", dtype: Choice = "float64"
 ) -> st.SearchStrategy[Params]:
-    """Random parameters of a config.
+    """Random parameters for a config.
 
     Parameters
     ----------
     config : ModelConfig
-    kind : str or strategy of them
+    kind : str or strategy of str
         ``well_scaled``, ``large``, ``tiny_variances``, ``outliers`` or ``near_ties``, see
-        `refseq2seq.testing.cases.make_params`; ``kinds_of_parameters()`` for any of them.
+        `refseq2seq.testing.cases.make_params`; ``kinds_of_parameters()`` draws any of them.
     dtype : "float16", "float32" or "float64", or a strategy of them
         Large parameters can overflow in float16.
     """
@@ -50,13 +50,14 @@ def models(
     kind: Choice = "well_scaled",
     dtype: Choice = "float64",
 ) -> st.SearchStrategy[Model]:
-    """Models of those conventions, `configs` by default, with random parameters.
+    """Models with random parameters.
 
     Parameters
     ----------
     config : ModelConfig or strategy of them, optional
-    kind, dtype : str or strategy of them
-        Of the `parameters`.
+        Conventions of the model; `configs` by default.
+    kind, dtype : str or strategy of str
+        As in `parameters`.
     """
     return st.builds(
         make_model,
@@ -78,19 +79,20 @@ def cases(
     max_length: int = 7,
     max_new_tokens: int = 5,
 ) -> Case:
-    """Whole cases: a model, a source with its mask, a target, a prefix, uniform numbers.
+    """Complete cases: a model, a source with its mask, a target, a prefix and uniform numbers.
 
-    A case prints as the few lines that make it. Those that fail shrink to plain conventions,
-    well-scaled parameters, one row and one token, but for what makes them fail.
+    A case is printed as the code that creates it. A failing case shrinks to plain conventions,
+    well-scaled parameters, one row and one token, as far as it still fails.
 
     Parameters
     ----------
     config : ModelConfig or strategy of them, optional
         `configs` by default.
-    kind, dtype : str or strategy of them
-        Of the `parameters`.
+    kind, dtype : str or strategy of str
+        As in `parameters`.
     max_batch, max_length, max_new_tokens : int
-        A case has at least one of each, and no more than its position tables serve.
+        Maximum numbers of rows, of tokens in a row, and of new tokens; the minimum of each is
+        1. Lengths never exceed the position tables.
     """
     c = draw(one_config(config, configs()))
     tokens = draw(_tokens_of_a_case(c, max_batch, max_length, max_new_tokens))
@@ -107,7 +109,7 @@ def cases(
 def _tokens_of_a_case(
     draw: st.DrawFn, c: ModelConfig, max_batch: int, max_length: int, max_new_tokens: int
 ) -> dict[str, Any]:
-    """Source, mask, target, prefix, uniforms, and how many tokens are new."""
+    """The fields of a `Case` that hold tokens, its uniform numbers and ``max_new_tokens``."""
     check_sizes("batch", 1, max_batch)
     check_sizes("new_tokens", 1, max_new_tokens)
     n_source = check_sizes("length", 1, max_length, c.encoder.max_length)
@@ -115,8 +117,8 @@ def _tokens_of_a_case(
     n_prefix = min(4, n_target)
     most_new = max_new_tokens if table is None else min(max_new_tokens, table + 1 - n_prefix)
     n_new = draw(st.integers(1, most_new))
-    # Everything is drawn, and some of it left out: that makes leaving out a simplification. A
-    # row has all that belongs to it in one place, so that a whole row can be shrunk away.
+    # Everything is drawn, and optional fields are dropped afterwards, so that dropping a field is
+    # a simplification. All data of a row are drawn together, so that shrinking can remove a row.
     masked, *has = (draw(st.booleans()) for _ in range(4))
     row = st.tuples(
         st.lists(st.tuples(_ids(c.encoder), st.booleans()), min_size=1, max_size=n_source),
@@ -141,7 +143,7 @@ def _ids(c: StackConfig) -> st.SearchStrategy[int]:
 
 
 def _source(rows: Sequence[Sequence[tuple[int, bool]]], masked: bool) -> dict[str, Any]:
-    """The source of pairs (id, hidden); ``masked``, with padding and its mask as well."""
+    """The source from rows of pairs (id, hidden); if ``masked``, padded and with its mask."""
     if not masked:
         return {"source": [[token for token, _ in row] for row in rows]}
     longest = max(map(len, rows))

@@ -1,4 +1,4 @@
-"""Strategies for configurations: every convention, in every combination that can be computed."""
+"""Strategies for configurations: every convention, in every valid combination."""
 
 import math
 from typing import Any
@@ -32,10 +32,10 @@ NORM_POSITIONS = (
 
 @st.composite
 def configs(draw: st.DrawFn) -> ModelConfig:
-    """Conventions of a whole model, in every combination that can be computed.
+    """Conventions of a complete model, in every valid combination.
 
-    Encoder and decoder differ in everything, except where tied tables make them agree. No
-    token is forced or suppressed: the choice is left to the logits.
+    Encoder and decoder are drawn independently, except that tied embeddings require equal
+    ``vocab_size`` and ``d_model``. No token is forced or suppressed.
     """
     tied = draw(st.booleans())
     encoder = draw(stacks(cross=False))
@@ -68,8 +68,8 @@ def configs(draw: st.DrawFn) -> ModelConfig:
 def stacks(
     draw: st.DrawFn, *, cross: bool, vocab_size: int | None = None, d_model: int | None = None
 ) -> StackConfig:
-    """Conventions of a decoder when ``cross``, of an encoder otherwise."""
-    # Sizes are drawn even if they are given: no given one makes an example simpler.
+    """Conventions of a decoder if ``cross`` is true, of an encoder otherwise."""
+    # Sizes are drawn even if they are given, so that a given size does not make an example simpler.
     drawn = draw(st.sampled_from((5, 7, 11, 13))), draw(st.sampled_from((2, 3, 5, 7)))
     d_model = d_model or drawn[1]
     attention = draw(attentions())
@@ -88,7 +88,7 @@ def stacks(
 
 @st.composite
 def attentions(draw: st.DrawFn) -> AttentionConfig:
-    """Multi-, grouped- and single-key-value attention with all its additions."""
+    """Multi-head, grouped-query and multi-query attention with all options."""
     switches = draw(_ATTENTION)
     n_kv_heads, share = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     natural_scale = 1 / math.sqrt(switches["d_k"])
@@ -102,7 +102,7 @@ def attentions(draw: st.DrawFn) -> AttentionConfig:
 
 @st.composite
 def feed_forwards(draw: st.DrawFn) -> FeedForwardConfig:
-    """Every activation, gated and not."""
+    """Every activation, with and without a gate."""
     gated, biases = draw(st.booleans()), draw(_subsets("in", "gate", "out"))
     if not gated:
         biases = tuple(name for name in biases if name != "gate")
@@ -115,16 +115,17 @@ def norms() -> st.SearchStrategy[NormConfig]:
 
 
 def absolute_positions() -> st.SearchStrategy[LearnedPositions | SinusoidalPositions | None]:
-    """What is added to embeddings: tables for 11 to 17 tokens, three sinusoids, nothing."""
+    """Absolute positions: tables for 11 to 17 tokens, sinusoids in three layouts, or None."""
     return _ABSOLUTE_POSITIONS
 
 
 def relative_positions(
     *, n_heads: int, d_k: int
 ) -> st.SearchStrategy[RotaryPositions | AlibiPositions | BucketedPositions | None]:
-    """What acts inside self-attention, for heads of width ``d_k`` >= 2.
+    """Relative positions in self-attention, for heads of width ``d_k`` >= 2, or None.
 
-    Buckets are few, so that short rows reach the widening ones and the last.
+    The number of buckets is small, so that short rows reach the logarithmic buckets and the
+    last one.
     """
     slopes = st.lists(st.floats(0, 1, width=16), min_size=n_heads, max_size=n_heads)
     return (
@@ -141,14 +142,14 @@ def relative_positions(
 
 
 def _subsets(*names: str) -> st.SearchStrategy[tuple[Any, ...]]:
-    """Any of the names, in the given order."""
+    """Any subset of the names, in the given order."""
     chosen = st.lists(st.booleans(), min_size=len(names), max_size=len(names))
     return chosen.map(
         lambda flags: tuple(name for name, flag in zip(names, flags, strict=True) if flag)
     )
 
 
-# What does not depend on other draws is made once: making strategies takes longer than drawing.
+# Strategies that depend on no other draw are created once: creating one takes longer than drawing.
 
 _NORMS = st.builds(
     NormConfig,

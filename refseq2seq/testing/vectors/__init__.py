@@ -1,11 +1,11 @@
-"""Test vectors: what a model computes, in files, for those who test without Python.
+"""Test vectors: the computations of a model in files, for tests without Python.
 
     refseq2seq vectors make DIR
     refseq2seq vectors check DIR THEIRS
 
-A case is a folder: a configuration, weights, inputs, and every quantity of a forward pass and
-of a short generation, with sums in order (`Model.exact`) so that another language can have
-the same bits. The files are described byte for byte in docs/vectors.md.
+A case is a folder with a configuration, weights, inputs, and every quantity of a forward pass and
+of a short generation. Sums are in a fixed order (`Model.exact`), so that another language can
+reproduce the same bits. docs/vectors.md describes the files byte for byte.
 """
 
 from ...files import safetensors

@@ -1,4 +1,4 @@
-"""A case: a model, what it is given, and how it generates; and what comes of that."""
+"""A case, which is a model with its inputs and generation options, and its outputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,25 +22,25 @@ FILTERS: dict[str, Callable[[Any], Processor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A situation. Arrays are on the host."""
+    """A model with its inputs and generation options. Arrays are on the host."""
 
     name: str
-    flags: tuple[str, ...]  # the mistakes that show in it
+    flags: tuple[str, ...]  # names in `FLAGS` of the mistakes that the case reveals
     comment: str
     model: Model
-    source: np.ndarray  # (batch, n_source) token ids
-    source_mask: np.ndarray  # (batch, n_source) True = real token
-    target: np.ndarray  # (batch, n_target) what `forward` is given
-    prefix: np.ndarray  # (batch, n) how the generated targets begin, padded
+    source: np.ndarray  # (batch, n_source) integer token ids
+    source_mask: np.ndarray  # (batch, n_source) boolean, True = real token
+    target: np.ndarray  # (batch, n_target) integer token ids, the input of `forward`
+    prefix: np.ndarray  # (batch, n) first tokens of the generated targets, right-padded
     prefix_lengths: np.ndarray  # (batch,)
-    uniforms: np.ndarray | None  # (batch, max_new_tokens) to sample with
+    uniforms: np.ndarray | None  # (batch, max_new_tokens) numbers in [0, 1) for sampling
     eos_ids: tuple[int, ...]
     max_new_tokens: int
     method: dict[str, Any]  # {"name": "greedy"}, "sample" or "beam_search", with its options
 
     @property
     def request(self) -> dict[str, Any]:
-        """The arguments that the loop and beam search have in common."""
+        """The arguments that `decode_steps` and `beam_search` share."""
         lengths = self.prefix_lengths
         return {
             "source_mask": self.source_mask,
@@ -51,12 +51,12 @@ class Case:
 
     @property
     def search(self) -> dict[str, Any]:
-        """The arguments of beam search alone."""
+        """The arguments of `beam_search` only."""
         return {name: value for name, value in self.method.items() if name != "name"}
 
 
 def outputs_of(case: Case, tap: Tap = no_tap) -> dict[str, np.ndarray]:
-    """What the generation of a case gives; the tap sees every quantity of it."""
+    """The outputs of the generation of a case, by name; every quantity passes the tap."""
     if case.method["name"] == "beam_search":
         found = beam_search(case.model, case.source, tap=tap, **case.request, **case.search)
         names = ("tokens", "lengths", "log_probs", "scores")
@@ -67,7 +67,7 @@ def outputs_of(case: Case, tap: Tap = no_tap) -> dict[str, np.ndarray]:
 
 
 def steps_of(case: Case, tap: Tap = no_tap) -> list[Step]:
-    """The steps of a case that is greedy or samples."""
+    """The steps of a case with greedy decoding or sampling."""
     filters = [make(case.method[name]) for name, make in FILTERS.items() if name in case.method]
     choose = sample(*filters) if case.method["name"] == "sample" else greedy()
     return list(

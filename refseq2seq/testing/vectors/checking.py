@@ -1,4 +1,4 @@
-"""Comparing what another program wrote with the vectors."""
+"""Comparison of the files of another program with the vectors."""
 
 import os
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ FILES = ("forward", "generation", "outputs")
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """One file of one case: how much was compared, and what was found."""
+    """The comparison of one file of one case."""
 
     case: str
     file: str  # "forward", "generation" or "outputs"
-    compared: int  # names that the other program gave
-    of: int  # names that there are
-    difference: Difference | None  # the first one
+    compared: int  # number of quantities in the file of the other program
+    of: int  # number of quantities in the file of the vectors
+    difference: Difference | None  # the first difference
 
 
 def check(
@@ -38,23 +38,25 @@ def check(
     Parameters
     ----------
     directory : path
-        Of `make`.
+        Directory that `make` wrote.
     theirs : path
-        Folders and files named as there; of cases, files and names as many as there are.
+        Directory with the files of the other program, under the same names. It may contain
+        any subset of the cases, files and quantities.
     rtol : float, optional
-        As of `refseq2seq.testing.first_difference`; 0 asks for the same bits.
+        As in `refseq2seq.testing.first_difference`; 0 requires the same bits.
 
     Returns
     -------
     list of Checked
-        One for each of their files.
+        One for each file in ``theirs``.
 
     Raises
     ------
     ValueError
-        If there is nothing to compare, or a folder or a name of theirs is unknown.
+        If there is nothing to compare, or a folder or a quantity in ``theirs`` is unknown.
     FileError
-        If the vectors are not what `make` wrote, or a file of theirs is not of the format.
+        If the vectors are not as `make` wrote them, or a file in ``theirs`` has an invalid
+        format.
     """
     if rtol is not None:
         rtol = check_number("rtol", rtol, "[0, inf)")
@@ -63,7 +65,7 @@ def check(
     known = {path.name for path in ours.iterdir() if path.is_dir()}
     found = sorted(path.name for path in theirs.iterdir() if path.is_dir())
     if unknown := sorted(set(found) - known):
-        raise ValueError(f"{theirs} has the folder {unknown[0]}, which is no case of {ours}")
+        raise ValueError(f"{theirs} has the folder {unknown[0]}, which is not a case of {ours}")
     checked = [
         _checked(ours / case, theirs / case, file, rtol)
         for case in found
@@ -72,22 +74,25 @@ def check(
     ]
     if not checked:
         raise ValueError(
-            f"{theirs} has nothing to compare: expected CASE/FILE.safetensors, with CASE such as "
-            f"{min(known, default='t5-00-ordinary')} and FILE one of {', '.join(FILES)}"
+            f"{theirs} has nothing to compare: expected CASE/FILE.safetensors, where CASE is such "
+            f"as {min(known, default='t5-00-ordinary')}, and FILE is one of {', '.join(FILES)}"
         )
     return checked
 
 
 def _check_whole(root: Path) -> None:
-    """Raise unless the files are those that were written."""
+    """Raise unless the files match their checksums and the version of the format."""
     with file_errors(root / CHECKSUMS):
         expected = read_bytes(root / CHECKSUMS).decode().splitlines()
     with file_errors(root):
         if changed := sorted(set(checksums(root).splitlines()) ^ set(expected)):
-            raise FileError(f"{changed[0].split('  ', 1)[-1]} is not as it was written")
+            raise FileError(
+                f"{changed[0].split('  ', 1)[-1]} does not match {CHECKSUMS}: it was changed, "
+                "removed or added after the vectors were written"
+            )
     manifest = read_json(root / MANIFEST)
     if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        raise FileError(f"{root / MANIFEST}: not of version {VERSION} of the format")
+        raise FileError(f"{root / MANIFEST}: expected {FORMAT!r} of version {VERSION}")
 
 
 def _checked(ours: Path, theirs: Path, file: str, rtol: float | None) -> Checked:
@@ -117,7 +122,10 @@ def _checked(ours: Path, theirs: Path, file: str, rtol: float | None) -> Checked
 def _meaningful(
     name: str, actual: np.ndarray, expected: np.ndarray, where: np.ndarray
 ) -> np.ndarray:
-    """Theirs, but ours where the place means nothing; another shape is left to be reported."""
+    """``actual``, with ``expected`` at elements that are not meaningful (``where`` is False).
+
+    Of another shape, it is returned unchanged, and the comparison reports the shape.
+    """
     if name.endswith(".positions") and actual.shape == expected.shape[1:]:  # added to all rows
         actual = np.broadcast_to(actual, expected.shape)
     if actual.shape != expected.shape:

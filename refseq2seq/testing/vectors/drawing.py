@@ -1,4 +1,4 @@
-"""Cases are drawn until their situation comes up in them, and no token hangs on rounding."""
+"""Drawing of cases, until the situation occurs and no token depends on rounding."""
 
 import zlib
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from .families import FAMILIES
 from .situations import SITUATIONS, ordinary, situations_of
 
 CLOSE = 1e-3
-"""Scores nearer than this are a near-tie, as are a uniform number and the sum it is held
-against: implementations in float32 must not be failed for them."""
+"""Scores that differ by less are a near-tie, and so are a uniform number and the cumulative
+probability with which it is compared. Implementations in float32 must not fail because of them."""
 
 
 def draw_cases(family: str, n: int | None, seed: int, dtype: str) -> list[Case]:
-    """The first ``n`` cases of a family, by default one of each situation.
+    """The first ``n`` cases of a family; by default one of each situation.
 
-    After the last situation the first comes again, with other numbers.
+    After the last situation the sequence starts again, with other numbers.
     """
     names = situations_of(FAMILIES[family])
     n = len(names) if n is None else n
@@ -36,11 +36,11 @@ def _drawn(family: str, i: int, situation: str, seed: int, dtype: str) -> Case:
         if _comes_up(situation, case) and _is_clear(case):
             model = case.model.astype(dtype).exact()
             return replace(case, name=f"{family}-{i:02}-{situation}", model=model)
-    raise ValueError(f"seed {seed} gives no clear case of {family}, {situation}: take another")
+    raise ValueError(f"seed {seed} gives no clear case of {family}, {situation}: use another seed")
 
 
 def _comes_up(situation: str, case: Case) -> bool:
-    """Whether the tokens are such that the mistake would show."""
+    """Whether the tokens would reveal the mistake."""
     return situation not in SHOWS or SHOWS[situation](case)
 
 
@@ -50,14 +50,17 @@ def _a_row_ends_early(case: Case) -> bool:
 
 
 def _prefix_is_no_choice(case: Case) -> bool:
-    """A forced token is not the one that would have been chosen."""
+    """Whether a forced token differs from the one with the best score."""
     return any(
         (step.tokens != step.scores.argmax(axis=-1))[step.forced].any() for step in steps_of(case)
     )
 
 
 def _edges_are_filtered(case: Case) -> bool:
-    """The lowest and the highest id are out where the uniform is 0 and 1, and order matters."""
+    """Whether the uniforms near 0 and 1 meet a removed id, and the order of filters matters.
+
+    These are the lowest id in the first step of row 0, and the highest in step 1 of row 1.
+    """
     steps = steps_of(case)
     reversed_filters = replace(case, method=dict(reversed(case.method.items())))
     kept, other = steps[0].scores > -np.inf, _kept_at_first(reversed_filters)
@@ -69,7 +72,7 @@ def _edges_are_filtered(case: Case) -> bool:
 
 
 def _kept_at_first(case: Case) -> Array:
-    """The tokens that the filters, in the order of the method, leave in the first step."""
+    """The tokens that remain in the first step after the filters, in the order of the method."""
     scores = steps_of(replace(case, method={"name": "greedy"}))[0].logits
     for name, value in case.method.items():
         if name in FILTERS:
@@ -78,7 +81,7 @@ def _kept_at_first(case: Case) -> Array:
 
 
 def _beams_change_places(case: Case) -> bool:
-    """Beams continue others in two steps, and a row's hypotheses differ in length."""
+    """Whether beams are reordered in two steps, and a row's hypotheses differ in length."""
     search: dict[str, Any] = {name: x for name, x in case.search.items() if name != "n_best"}
     steps = list(beam_steps(case.model, case.source, **case.request, **search))
     parents = [
@@ -98,7 +101,7 @@ SHOWS: dict[str, Callable[[Case], bool]] = {
 
 
 def _is_clear(case: Case) -> bool:
-    """Whether every token would be the same with slightly other numbers, and in float32."""
+    """Whether every token stays the same if numbers change slightly, and in float32."""
     case = replace(case, model=case.model.exact())  # equal logits are equal to the last bit
     in_float32 = replace(case, model=case.model.astype("float32").exact())
     if case.method["name"] == "beam_search":
@@ -119,13 +122,13 @@ def _tokens(steps: list[Step]) -> Array:
 
 
 def _gap(scores: Array) -> Array:
-    """From the best score to the best of those below it: (batch,)."""
+    """The difference between the best score and the best one below it: (batch,)."""
     best = scores.max(axis=-1, keepdims=True)
     return best[:, 0] - np.where(scores < best, scores, -np.inf).max(axis=-1)
 
 
 def _moved(case: Case, by: float) -> Case:
-    """The case with its uniform numbers moved, and the p of top-p."""
+    """The case with its uniform numbers shifted by ``by``, and p of top-p scaled by 1 + ``by``."""
     moved = {name: x * (1 + by) for name, x in case.method.items() if name == "top_p"}
     uniforms = np.clip(case.uniforms + by, 0.0, 1 - 2**-24)  # type: ignore[operator]
     return replace(case, method=case.method | moved, uniforms=uniforms)

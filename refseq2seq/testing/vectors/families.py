@@ -1,4 +1,4 @@
-"""Four kinds of conventions that between them have every one that the peers disagree about."""
+"""Four configurations that together cover every convention on which libraries disagree."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -26,7 +26,7 @@ _NO_RULES: dict[str, Any] = {
 
 
 def vaswani() -> ModelConfig:
-    """The original Transformer: post-norm, sinusoids, ReLU, one table for everything."""
+    """The original Transformer: post-norm, sinusoids, ReLU, one table for all embeddings."""
     return presets.vaswani(d_model=14, vocab_size=19, n_layers=2, n_heads=2, d_ff=23, **_TOKENS)
 
 
@@ -87,7 +87,7 @@ def t5() -> ModelConfig:
 
 
 def everything() -> ModelConfig:
-    """What one model hardly has together: grouped heads, rotations, gates, memories, odd norms."""
+    """Options that are rarely combined: grouped heads, rotations, gates, memories, rare norms."""
     norm = NormConfig(kind="layer_norm", eps=1e-3, gain="vector", bias=True)
     return ModelConfig(
         encoder=StackConfig(
@@ -146,7 +146,7 @@ def everything() -> ModelConfig:
 def _gated(
     order: Literal["grouped", "tiled"], gate: Literal["per_value", "per_head"], d_k: int, d_v: int
 ) -> AttentionConfig:
-    """Grouped-query attention with all its additions; its scale is no root of anything."""
+    """Grouped-query attention with all options; its scale is not 1 / sqrt(d_k)."""
     return AttentionConfig(
         n_heads=4,
         n_kv_heads=2,

@@ -1,4 +1,4 @@
-"""The mistakes that the cases catch, each by the flag that names it."""
+"""The mistakes that the cases reveal, by the flag that names each."""
 
 FLAGS: dict[str, dict[str, str]] = {
     "PadLeak": {
@@ -171,4 +171,4 @@ OF_FAMILY = {
     "t5": ("GeluForm", "RelativeBuckets", "AttentionScale", "LogitsScale"),
     "everything": ("RotaryPairing", "KeyValueHeads", "BiasedDeviation"),
 }
-"""Conventions of a family that its first case already pins."""
+"""Flags of the conventions of each family that its first case already reveals."""

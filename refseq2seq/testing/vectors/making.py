@@ -1,4 +1,4 @@
-"""Writing vectors: a folder for each case, a manifest and the checksums of all files."""
+"""Writing of vectors: a folder for each case, a manifest and the checksums of all files."""
 
 import hashlib
 import json
@@ -41,13 +41,13 @@ def make(
     ----------
     directory : path
     families : sequence of str
-        Kinds of conventions: of ``FAMILIES``.
+        Names of configurations in ``FAMILIES``.
     cases : int, optional
-        How many of each family; by default one of each situation.
+        Number of cases of each family; by default one of each situation.
     seed : int
-        Of weights and inputs.
+        Seed of the weights and inputs.
     dtype : "float64" or "float32"
-        Of weights and quantities. Weights are the same numbers in both.
+        Dtype of weights and quantities. The weights have the same values in both.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def make(
     Raises
     ------
     ValueError
-        If an argument is none of the above, or the directory has files in it.
+        If an argument is invalid, or the directory is not empty.
     """
     if unknown := sorted(set(families) - FAMILIES.keys()):
         raise ValueError(f"families must be among {', '.join(FAMILIES)}, got {unknown[0]!r}")
@@ -73,7 +73,7 @@ def make(
 
 
 def checksums(root: Path) -> str:
-    """A line for each file below ``root``: its SHA-256, two spaces, its path."""
+    """A line for each file below ``root``: its SHA-256, two spaces, and its relative path."""
     paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
     return "".join(f"{_digest(root / path)}  {path}\n" for path in paths if path != CHECKSUMS)
 
@@ -102,7 +102,7 @@ def _write(folder: Path, case: Case) -> None:
 
 
 def _about(case: Case) -> dict[str, Any]:
-    """What is asked of the generation, and what the case is for."""
+    """The options of the generation, and the purpose of the case."""
     return {
         "name": case.name,
         "comment": case.comment,
@@ -123,7 +123,7 @@ def _inputs(case: Case) -> dict[str, np.ndarray]:
     }
     if case.uniforms is not None:
         inputs["uniforms"] = case.uniforms
-    return inputs | {"source_mask": case.source_mask}  # single bytes last: the others stay aligned
+    return inputs | {"source_mask": case.source_mask}  # bytes last, so that the others are aligned
 
 
 def _manifest(drawn: list[Case], seed: int, dtype: str) -> dict[str, Any]:

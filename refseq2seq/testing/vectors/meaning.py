@@ -1,4 +1,4 @@
-"""Which places of a quantity mean something: the others are compared with nothing."""
+"""Masks of the meaningful elements of a quantity; other elements are not compared."""
 
 import re
 from pathlib import Path
@@ -12,10 +12,10 @@ from ..simulation import meaningful
 
 
 class Meaning:
-    """What means something in the quantities of one case.
+    """The meaningful elements of the quantities of one case, which is the folder ``case``.
 
-    Nothing does where a source token is masked, except in the weights, which are zero there;
-    nor do scores of target tokens that come later, nor a row after its end.
+    Not meaningful are elements of masked source tokens, except attention weights, which are zero
+    there; scores of later target tokens; and rows after their end.
     """
 
     def __init__(self, case: Path) -> None:
@@ -29,19 +29,19 @@ class Meaning:
         self._searches = about["method"]["name"] == "beam_search"
 
     def of_output(self, name: str, x: np.ndarray) -> np.ndarray:
-        """For the tokens and log-probabilities that come out: up to their lengths."""
+        """For an output: boolean, the shape of ``x``; tokens are meaningful up to their lengths."""
         if name not in ("tokens", "log_probs"):
             return np.ones(x.shape, bool)
         if self._lengths.shape != x.shape[:-1]:
-            raise ValueError(f"{name} has shape {x.shape}, lengths {self._lengths.shape}")
+            raise ValueError(f"{name} has shape {x.shape}, but lengths {self._lengths.shape}")
         return np.arange(x.shape[-1]) < self._lengths[..., None]
 
     def of_quantity(self, name: str, x: np.ndarray) -> np.ndarray:
-        """For what passes a tap: boolean, the shape of ``x``."""
+        """For a quantity that passes a tap: boolean, the shape of ``x``."""
         source, has_source = self._source, "n_source" in quantity(name).shape
         if has_source and x.size < x.shape[0] * source.shape[1]:
-            raise ValueError(f"{name} has shape {x.shape}, source_mask {source.shape}")
-        per_row = x.shape[0] // len(source)  # a beam search has several beams for each
+            raise ValueError(f"{name} has shape {x.shape}, but source_mask {source.shape}")
+        per_row = x.shape[0] // len(source)  # beam search has several beams per row
         mask = np.repeat(source, per_row, axis=0) if has_source else None
         where = meaningful(name, x.shape, mask, None)
         step = re.match(r"step\.(\d+)\.", name)
@@ -51,13 +51,16 @@ class Meaning:
         return where
 
     def _running(self, step: int, chooses: bool) -> np.ndarray:
-        """The rows that have not ended before the step; if they choose, past their prefix too."""
+        """The rows, boolean (batch,), that have not ended before the step.
+
+        If ``chooses``, only rows whose prefix is complete, so that they choose a new token.
+        """
         before_end = step < self._n_forced + self._lengths
         return before_end & (step >= self._n_forced) if chooses else before_end
 
 
 def _of_kind(kind: str, arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """An array of ``arrays``; raise unless its dtype is of this ``kind``."""
+    """The array ``name``; raise unless its dtype is of this NumPy ``kind``, such as "b"."""
     if arrays[name].dtype.kind != kind:
-        raise TypeError(f"{name} has dtype {arrays[name].dtype}")
+        raise TypeError(f"{name} must have a dtype of kind {kind!r}, got {arrays[name].dtype}")
     return arrays[name]

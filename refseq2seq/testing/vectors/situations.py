@@ -1,4 +1,4 @@
-"""What each case is about: changes of an ordinary one that bring a mistake to light."""
+"""The situations of cases: changes of an ordinary case that reveal a mistake."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,10 +19,10 @@ Rng = np.random.Generator
 
 
 def ordinary(family: str, rng: Rng) -> Case:
-    """Three sources of different lengths, padded on the right; greedy.
+    """Three sources of different lengths, padded on the right; greedy decoding.
 
-    Weights are values that float16, bfloat16 and float32 hold exactly, so that an
-    implementation in one of them begins with the same numbers.
+    The weights are exactly representable in float16, bfloat16 and float32, so that an
+    implementation in any of them starts from the same values.
     """
     config = FAMILIES[family]
     model = Model.random(config, int(rng.integers(2**32)), "float64")
@@ -61,7 +61,7 @@ def left_padding(case: Case, rng: Rng) -> Case:
 
 
 def scattered(case: Case, rng: Rng) -> Case:
-    """Masked tokens anywhere, which look real, and real ones that look like padding."""
+    """Masked tokens at any position, with ordinary ids, and real tokens with the id ``pad_id``."""
     mask = np.array([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1], [1, 1, 0, 1, 1]], dtype=bool)
     source = rng.integers(3, case.model.config.encoder.vocab_size, mask.shape)
     source[np.arange(3), [2, 2, 3]] = case.model.config.pad_id
@@ -75,7 +75,7 @@ def scattered(case: Case, rng: Rng) -> Case:
 
 
 def empty_source(case: Case, rng: Rng) -> Case:
-    """A row that has no real token at all."""
+    """A row without any real token."""
     mask = case.source_mask.copy()
     mask[1] = False
     return replace(
@@ -87,7 +87,7 @@ def empty_source(case: Case, rng: Rng) -> Case:
 
 
 def prefixes(case: Case, rng: Rng) -> Case:
-    """Targets that begin with one, three and two tokens, the end token among them."""
+    """Prefixes of one, three and two tokens, one of which contains an EOS."""
     c, prefix = case.model.config, case.target[:, :3].copy()
     lengths = np.array([1, 3, 2])
     prefix[1, 1] = c.eos_ids[0]
@@ -114,7 +114,7 @@ def ending(case: Case, rng: Rng) -> Case:
 
 
 def table_end(case: Case, rng: Rng) -> Case:
-    """As many tokens as the position tables have room for."""
+    """A source and a target that fill their position tables."""
     c = case.model.config
     n_source, n_target = c.encoder.max_length or 0, c.decoder.max_length or 0
     shape = (2, n_source)
@@ -136,7 +136,7 @@ def table_end(case: Case, rng: Rng) -> Case:
 
 
 def sampling(case: Case, rng: Rng) -> Case:
-    """Draws with numbers that are given; among them 0 and the last one below 1 in float32."""
+    """Sampling with given uniform numbers, including 0 and the largest float32 below 1."""
     uniforms = rng.random((3, N_NEW)).round(3)
     uniforms[0, 0], uniforms[1, 1] = 0.0, 1 - 2**-24
     return replace(
@@ -149,7 +149,7 @@ def sampling(case: Case, rng: Rng) -> Case:
 
 
 def ties(case: Case, rng: Rng) -> Case:
-    """Every logit comes twice."""
+    """Every logit occurs twice."""
     return replace(
         _with(case, _twins),
         flags=("ArgmaxTie",),
@@ -158,7 +158,7 @@ def ties(case: Case, rng: Rng) -> Case:
 
 
 def sampled_ties(case: Case, rng: Rng) -> Case:
-    """Every logit comes twice, and top-k cuts between two equal ones."""
+    """Every logit occurs twice, and top-k cuts between two equal logits."""
     return replace(
         _with(case, _twins),
         flags=("TopKTie",),
@@ -169,7 +169,7 @@ def sampled_ties(case: Case, rng: Rng) -> Case:
 
 
 def beams(case: Case, rng: Rng) -> Case:
-    """Beam search in which beams change places, and hypotheses have several lengths."""
+    """Beam search in which beams are reordered, and hypotheses have several lengths."""
     first = outputs_of(case)["tokens"]
     return replace(
         case,
@@ -188,7 +188,7 @@ def beams(case: Case, rng: Rng) -> Case:
 
 
 def overflow(case: Case, rng: Rng) -> Case:
-    """Scores of around a thousand, whose exponential is infinite."""
+    """Scores of around a thousand, whose exponentials overflow."""
 
     def enlarge(config: ModelConfig, name: str, x: Array) -> Array:
         place, _, kind = name.rpartition(".")
@@ -204,7 +204,7 @@ def overflow(case: Case, rng: Rng) -> Case:
 
 
 def small(case: Case, rng: Rng) -> Case:
-    """Embeddings so small that eps shows."""
+    """Embeddings so small that the eps of the norms matters."""
 
     def shrink(config: ModelConfig, name: str, x: Array) -> Array:
         return x / 256 if name.endswith((".embedding", ".positions")) else x
@@ -217,14 +217,14 @@ def small(case: Case, rng: Rng) -> Case:
 
 
 def _with(case: Case, change: Callable[[ModelConfig, str, Array], Array]) -> Case:
-    """The case with parameters changed by their names."""
+    """The case with each parameter replaced by ``change(config, name, array)``."""
     config, arrays = case.model.config, dict(named_arrays(case.model.params))
     params = build_params(config, lambda name, shape: change(config, name, arrays[name]))
     return replace(case, model=replace(case.model, params=params))
 
 
 def _twins(config: ModelConfig, name: str, x: Array) -> Array:
-    """Token 2i + 1 has the logits of token 2i, as has the last of an odd number of tokens."""
+    """Give token 2i + 1 the logits of token 2i; the last of an odd number is a copy, too."""
     n = config.decoder.vocab_size
     twin = np.minimum(np.arange(n) // 2 * 2, (n - 2) // 2 * 2)
     if name == ("decoder.embedding" if config.tied_logits else "unembedding"):
@@ -250,11 +250,11 @@ SITUATIONS: dict[str, Callable[[Case, Rng], Case]] = {
 
 
 def situations_of(config: ModelConfig) -> list[str]:
-    """The names of the situations that a model can be in."""
+    """The names of the situations that apply to a model with this config."""
     missing = set()
     if config.decoder.max_length is None:
         missing.add("table_end")
     before = config.encoder.embedding_norm == "none" and "before" in config.encoder.norm_positions
     if not before:
-        missing.add("small")  # embeddings meet the first norm together with something greater
+        missing.add("small")  # the input of the first norm contains larger terms
     return [name for name in SITUATIONS if name not in missing]
