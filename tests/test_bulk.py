@@ -733,7 +733,7 @@ def test_a_line_that_a_tokenizer_cannot_read_or_of_which_it_leaves_nothing(tmp_p
     assert [line.get("error") for line in found] == [
         None,
         "line 2: it cries",
-        "line 3: source holds token id 11 at row 0, place 1; the vocabulary has ids 0 to 10",
+        "line 3: source holds token id 11 at row 0, position 1; the vocabulary has ids 0 to 10",
         "line 4: '...' has no tokens",
         None,
     ]

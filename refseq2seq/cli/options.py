@@ -9,7 +9,7 @@ from ..checks import check_number
 from ..files.checkpoint import load
 from ..generation.beam import EarlyStopping
 from ..generation.constraints import no_repeat_ngram, repetition_penalty
-from ..generation.filters import min_p, temperature, top_a, top_k, top_p
+from ..generation.filters import min_p, temperature, top_a, top_fraction, top_k, top_p
 from ..generation.sampling import Processor, greedy, sample
 from ..model import Model
 from .progress import tell
@@ -186,11 +186,15 @@ def filters_of(options: argparse.Namespace) -> dict[str, Processor]:
     """The filters of sampling in order of application, by description."""
     return _processors(
         ("temperature", temperature, options.temperature),
-        ("top-k", top_k, options.top_k),
+        ("top-k", _top, options.top_k),
         ("top-p", top_p, options.top_p),
         ("min-p", min_p, options.min_p),
         ("top-a", top_a, options.top_a),
     )
+
+
+def _top(k: int | float) -> Processor:
+    return top_k(k) if isinstance(k, int) else top_fraction(k)
 
 
 def _processors(*settings: tuple[str, Callable[[Any], Processor], Any]) -> dict[str, Processor]:
