@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tasks import tiny
 
 import refseq2seq as rs
 from refseq2seq.generation.beam import Hypotheses
@@ -21,24 +22,6 @@ NOT_FINITE = "^the model's logits of row 0 in step \\d are NaN or infinite: they
 NOTHING_LEFT = (
     r"^no token is left for row 0 in step 0: the processor suppress\(.*\) removes the last$"
 )
-
-
-def tiny(seed, vocab_size=5, eos_ids=(EOS,), dtype="float64"):
-    config = rs.presets.x_transformers(
-        d_model=12,
-        source_vocab_size=7,
-        target_vocab_size=vocab_size,
-        n_source_positions=9,
-        n_target_positions=11,
-        encoder_layers=1,
-        decoder_layers=2,
-        n_heads=2,
-        d_k=5,
-        decoder_start_id=1,
-        eos_ids=eos_ids,
-        pad_id=0,
-    )
-    return rs.Model.random(config, seed, dtype)
 
 
 def enumerated(model, source, penalty, prefix=(1,)):

@@ -187,7 +187,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, checkpoi
 @on_unix
 def test_killed_before_each_step_it_ends_with_the_same_bytes(tmp_path, checkpoint):
     write(tmp_path / "in.txt", words(5))
-    script = Path(__file__).parent / "killing.py"
+    script = Path(__file__).parent / "helpers" / "killing.py"
     command = [sys.executable, str(script), checkpoint, str(tmp_path), *SECOND_KILLS]
     found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (found.returncode, found.stderr) == (0, "")

@@ -103,6 +103,6 @@ def test_most_of_the_core_documents_its_shapes():
     """Functions of arrays in the rooms that a reader comes for."""
     of_core = {
         name for name in contracts.CALLS if name.split(".")[1] in
-        ("ops", "attention", "positions", "masks", "cache", "model", "special", "sampling")
+        ("ops", "attention", "positions", "masks", "cache", "model", "erf", "generation")
     }  # fmt: skip
     assert len(of_core) >= 25

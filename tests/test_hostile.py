@@ -66,7 +66,7 @@ def changed(path, **fields):
     write_json(path, json.loads(path.read_text()) | fields)
 
 
-# A hundred of the cases that `python tests/hostile.py` tries
+# A hundred of the cases that `python tests/helpers/hostile.py` tries
 
 SAMPLES = {
     "edits": lambda root: hostile.edits(root, n=40, seed=1),

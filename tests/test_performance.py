@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from benchmarks import peers
 from hypothesis import given, settings
-from test_decoding import Task, tasks
+from tasks import Task, tasks
 
 import refseq2seq as rs
-from refseq2seq import decoder
+from refseq2seq.generation import inference
 from refseq2seq.params import map_arrays, named_arrays
 
 
@@ -106,13 +106,13 @@ def test_without_a_cache_it_is_quadratic():
 @pytest.fixture
 def batches(monkeypatch):
     """How many rows the model is given in each step."""
-    seen, decode = [], decoder.decode_checked
+    seen, decode = [], inference.decode_checked
 
     def counted(model, ids, memory, **options):
         seen.append(len(ids))
         return decode(model, ids, memory, **options)
 
-    monkeypatch.setattr(decoder, "decode_checked", counted)
+    monkeypatch.setattr(inference, "decode_checked", counted)
     return seen
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_beam import tiny
+from tasks import tiny
 
 import refseq2seq as rs
 

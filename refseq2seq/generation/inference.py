@@ -6,7 +6,7 @@ rows. Contrastive decoding combines the logits of several models behind the same
 
 import numpy as np
 
-from ..backend import Array, array_namespace
+from ..backend import Array, array_namespace, elementwise
 from ..model import Memory, Model, decode_checked, encode_checked, new_cache, project_memory
 from ..trace import Tap
 from .contrastive import Amateur, contrast
@@ -33,8 +33,7 @@ class Inference:
         new = model.xp.asarray(targets[rows, cache[0].length if cache else 0 :])
         with np.errstate(over="ignore", invalid="ignore"):  # the loop reports what is not finite
             logits = decode_checked(model, new, self._memory, cache=cache, tap=tap)[:, -1]
-            least = logits.min(axis=-1, keepdims=True)
-            logits = logits + (least - least)
+            logits = _nan_where_overflown(logits, logits.min(axis=-1, keepdims=True))
         if len(rows) == len(targets):
             return logits
         xp = array_namespace(logits)
@@ -59,6 +58,12 @@ class Inference:
             for layer in self._cache or ():
                 layer.reorder(staying)
             self._rows = self._rows[staying]
+
+
+@elementwise
+def _nan_where_overflown(logits: Array, least: Array) -> Array:
+    """The logits, NaN in rows whose least is -inf: an overflow, and not a removed token."""
+    return logits + (least - least)
 
 
 class ContrastiveInference(Inference):

@@ -131,7 +131,7 @@ def as_prefix(prefix: Tokens | None, batch: int, c: ModelConfig) -> tuple[np.nda
         return np.full((batch, 1), c.decoder_start_id), np.ones(batch, dtype=np.int64)
     ids, mask = as_tokens("prefix", prefix, c.decoder.vocab_size)
     if len(ids) != batch:
-        raise ValueError(f"prefix must have the {batch} rows of source, got {len(ids)}")
+        raise ValueError(f"prefix must have {batch} rows, one for each source, got {len(ids)}")
     return ids, mask.sum(axis=1)
 
 

@@ -312,7 +312,7 @@ class Uniforms:
         if not isinstance(ids, list | range):
             raise TypeError(f"row_ids must be a sequence of ints, got {row_ids!r}")
         if len(ids) != batch:
-            raise ValueError(f"row_ids must have the {batch} rows of source, got {len(ids)}")
+            raise ValueError(f"row_ids must have {batch} ids, one for each source, got {len(ids)}")
         check_keys(seed, ids)
         if copies > 1 and max(ids) >= SAMPLE_STRIDE:
             raise ValueError(f"row_ids must be below 2**32 for several samples, got {max(ids)}")

@@ -202,10 +202,10 @@ def in_half(model: rs.Model) -> Results:
 
 def operations(model: rs.Model) -> Results:
     """Functions of arrays that a model of the arrangements does not come by."""
-    from refseq2seq import ops, special
+    from refseq2seq import erf, ops
 
     x = model.xp.asarray(np.linspace(-6, 6, 39).reshape(3, 13), dtype=model.dtype)
-    functions = [special.erf, special.erfc, special.normal_cdf, ops.logsumexp]
+    functions = [erf.erf, erf.erfc, erf.normal_cdf, ops.logsumexp]
     functions += [*ops.ACTIVATIONS.values()]
     norms = {name: norm(x, None, None, 1e-5) for name, norm in ops.NORMS.items()}
     assert array_namespace(x) is model.xp

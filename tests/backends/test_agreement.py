@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import refseq2seq as rs
-from refseq2seq import ops, special
+from refseq2seq import erf, ops
 from refseq2seq.generation import filters
 from refseq2seq.ops import top_indices
 from refseq2seq.testing import strategies
@@ -125,8 +125,8 @@ def test_softmax_of_rows_that_are_masked_in_part_and_whole(xp):
 def test_erfc_keeps_its_tail(xp):
     x = xp.asarray(np.array([-np.inf, 0.0, 1.0, 26.0]))
     exact = [2.0, 1.0, 0.15729920705028513, 5.663192408856143e-296]
-    np.testing.assert_allclose(rs.to_numpy(special.erfc(x)), exact, rtol=2e-15)
-    gelu = special.gelu_erf(xp.asarray(np.array([-10.0, 0.0, 1.0])))
+    np.testing.assert_allclose(rs.to_numpy(erf.erfc(x)), exact, rtol=2e-15)
+    gelu = erf.gelu_erf(xp.asarray(np.array([-10.0, 0.0, 1.0])))
     np.testing.assert_allclose(
         rs.to_numpy(gelu), [-7.619853024160527e-23, 0.0, 0.8413447460685429], rtol=2e-15
     )
@@ -165,9 +165,9 @@ def test_best_places_are_those_of_a_stable_sort(xp, m, n):
 def test_a_token_outside_the_vocabulary_is_refused_and_not_wrapped(xp, token):
     journey = journeys.ALL["small: forward"]
     model = journey.model("float32").to(xp.__name__)
-    with pytest.raises(ValueError, match=f"token id {token} at row 0, place 1"):
+    with pytest.raises(ValueError, match=f"token id {token} at row 0, position 1"):
         rs.forward(model, [[3, token]], [[1]])
-    with pytest.raises(ValueError, match=f"token id {token} at row 0, place 1"):
+    with pytest.raises(ValueError, match=f"token id {token} at row 0, position 1"):
         rs.forward(model, xp.asarray([[3, token]]), [[1]])
 
 

@@ -1,6 +1,6 @@
 """A bulk run that is killed just before each thing that it does to the disk, and started again.
 
-    python tests/killing.py MODEL DIRECTORY [SECOND ...]
+    python tests/helpers/killing.py MODEL DIRECTORY [SECOND ...]
 
 Every file that is made, linked or deleted, and every change of the database (once for many rows
 of a table), is a moment. A

@@ -1,7 +1,7 @@
 """Files that a stranger may hand over, and how a loader takes them.
 
-    OMP_NUM_THREADS=1 python tests/hostile.py          every kind, in some minutes; prints a table
-    OMP_NUM_THREADS=1 python tests/hostile.py traces   one kind
+    OMP_NUM_THREADS=1 python tests/helpers/hostile.py           every kind, in some minutes
+    OMP_NUM_THREADS=1 python tests/helpers/hostile.py traces    one kind
 
 A kind is a generator of cases. It prepares the files of a case, yields it, and restores them
 when it is asked for the next one. `judge` loads a case: its model may load, or be refused by

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from test_beam import tiny
+from tasks import tiny
 
 import refseq2seq as rs
 

@@ -1,0 +1,699 @@
+"""The loop: its steps against teacher forcing, by hand, and in any batch."""
+
+import dataclasses
+import gc
+import math
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tasks import (
+    GREEDY,
+    NEW,
+    learned_model,
+    new_tokens,
+    path,
+    path_model,
+    slow_log_softmax,
+    table_model,
+    targets,
+    tasks,
+)
+
+import refseq2seq as rs
+from refseq2seq import backend
+from refseq2seq.generation import loop
+
+# The steps are what teacher forcing says ---------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(task=tasks())
+def test_every_field_of_every_step(task):
+    model, source, prefix, choose = task
+    steps = list(task.steps())
+    config, batch, shortest = model.config, source.batch, min(map(len, prefix))
+    target = targets(steps, prefix, config.pad_id)
+    expected = rs.forward(model, source.tokens, target[:, :-1], source.mask)
+    shape = (batch, config.decoder.vocab_size)
+    has_ended = np.zeros(batch, dtype=bool)
+    n_new = np.zeros(batch, dtype=int)
+    for t, step in enumerate(steps):
+        assert step.index == t
+        for array, dtype in (
+            (step.tokens, np.int64),
+            (step.log_probs, np.float64),
+            (step.margin, np.float64),
+            (step.finished, np.bool_),
+            (step.forced, np.bool_),
+            (step.emitted, np.bool_),
+        ):
+            assert type(array) is np.ndarray
+            assert (array.shape, array.dtype) == ((batch,), dtype)
+        for array in (step.logits, step.scores):
+            assert (array.shape, array.dtype) == (shape, model.dtype)
+
+        # what the model says: bit for bit, for the arithmetic is exact
+        logits = np.asarray(expected[:, shortest - 1 + t])
+        assert np.isfinite(logits).all()
+        going_on = step.forced | step.emitted
+        np.testing.assert_array_equal(np.asarray(step.logits)[going_on], logits[going_on])
+        if choose is GREEDY:
+            np.testing.assert_array_equal(np.asarray(step.scores)[going_on], logits[going_on])
+
+        # what is done with it
+        n = shortest + t
+        for i in range(batch):
+            token, row = step.tokens[i], logits[i].tolist()
+            assert step.forced[i] == (n < len(prefix[i]))
+            assert step.emitted[i] == (n >= len(prefix[i]) and not has_ended[i] and n_new[i] < NEW)
+            n_new[i] += step.emitted[i]
+            if step.forced[i]:
+                assert token == prefix[i][n]
+            elif step.emitted[i]:
+                assert step.scores[i, token] > -math.inf
+                if choose is GREEDY:
+                    assert token == row.index(max(row))
+                has_ended[i] = token in config.eos_ids
+            else:
+                assert token == config.pad_id
+            counts = step.forced[i] or step.emitted[i]
+            log_prob = slow_log_softmax(row)[token] if counts else 0.0
+            # a sum of 13 terms at most, a logarithm, two differences: under 16 roundings
+            spacing = float(np.finfo(model.dtype).eps) * max(1.0, *map(abs, row))
+            assert abs(step.log_probs[i] - log_prob) <= 16 * spacing
+            second, best = np.sort(np.asarray(step.scores[i]))[-2:]
+            assert step.margin[i] == (best - second if counts else math.inf)
+        np.testing.assert_array_equal(step.finished, has_ended)
+    assert (has_ended | (n_new == NEW)).all()
+
+
+@settings(max_examples=20)
+@given(task=tasks())
+def test_generate_is_its_steps(task):
+    model, source, prefix, choose = task
+    options = {"source_mask": source.mask, "prefix": prefix, "choose": choose}
+    out = rs.generate(model, source.tokens, max_new_tokens=NEW, **options)
+    steps = list(task.steps())
+    lengths = [sum(bool(step.emitted[i]) for step in steps) for i in range(source.batch)]
+    assert out.tokens.dtype == np.int64
+    assert out.log_probs.dtype == np.float64
+    assert out.lengths.tolist() == lengths
+    assert out.tokens.shape == out.log_probs.shape == (source.batch, max(lengths))
+    np.testing.assert_array_equal(out.finished, steps[-1].finished)
+    for i, n in enumerate(lengths):
+        of_row = [step for step in steps if step.emitted[i]]
+        assert out.tokens[i, :n].tolist() == [step.tokens[i] for step in of_row]
+        assert out.log_probs[i, :n].tolist() == [step.log_probs[i] for step in of_row]
+        assert (out.tokens[i, n:] == model.config.pad_id).all()
+        assert (out.log_probs[i, n:] == 0).all()
+
+
+# The same row in any company, bit for bit --------------------------------------------------------
+
+
+@settings(max_examples=20)
+@given(task=tasks())
+def test_with_and_without_a_cache(task):
+    assert task.generated(use_cache=True) == task.generated(use_cache=False)
+
+
+@settings(max_examples=20)
+@given(task=tasks())
+def test_a_row_alone_and_in_a_batch(task):
+    together = task.generated(seed=3)
+    for i in range(task.source.batch):
+        assert task.rows([i]).generated(seed=3, row_ids=[i]) == [together[i]]
+
+
+@settings(max_examples=20)
+@given(task=tasks(), data=st.data())
+def test_a_batch_in_another_order(task, data):
+    order = data.draw(st.permutations(range(task.source.batch)))
+    together = task.generated()
+    assert task.rows(order).generated(row_ids=order) == [together[i] for i in order]
+
+
+@settings(max_examples=20)
+@given(task=tasks(), n=st.integers(1, NEW - 1))
+def test_fewer_new_tokens_are_the_beginning_of_more(task, n):
+    assert task.generated(max_new_tokens=n) == [
+        (tokens[:n], log_probs[:n], ended and len(tokens) <= n)
+        for tokens, log_probs, ended in task.generated()
+    ]
+
+
+@settings(max_examples=20)
+@given(task=tasks(choosers=[GREEDY]), n=st.integers(1, NEW - 1))
+def test_the_first_half_fed_back_as_prefix_gives_the_second(task, n):
+    whole = task.generated(eos_ids=())
+    longer = [begin + tokens[:n] for begin, (tokens, _, _) in zip(task.prefix, whole, strict=True)]
+    rest = task.generated(eos_ids=(), prefix=longer, max_new_tokens=NEW - n)
+    assert rest == [(tokens[n:], log_probs[n:], False) for tokens, log_probs, _ in whole]
+
+
+@settings(max_examples=20)
+@given(task=tasks(choosers=[GREEDY], dtypes=["float64"]))
+def test_with_fast_sums_the_same_up_to_rounding(task):
+    exact = list(task.steps())
+    scale = max(float(np.abs(step.logits).max()) for step in exact)
+    assume(all((step.margin > 1e-9 * scale).all() for step in exact))  # no near-ties
+    for use_cache in (True, False):
+        fast = list(task._replace(model=task.model.to("numpy")).steps(use_cache=use_cache))
+        for a, b in zip(exact, fast, strict=True):
+            # some thousand roundings of 1e-16: the worst of 300 such loops was off by 1.4e-14
+            np.testing.assert_allclose(
+                b.logits, np.asarray(a.logits), rtol=0, atol=1e-12 * scale, equal_nan=False
+            )
+            np.testing.assert_array_equal(a.tokens, b.tokens)
+
+
+# How rows begin and end, by hand -----------------------------------------------------------------
+
+
+def test_eos_is_kept_and_followed_by_pad():
+    out = path(path_model(eos_ids=(2,)), [[0], [4], [3]])
+    assert out.tokens.tolist() == [[3, 4, 2], [2, 1, 1], [4, 2, 1]]
+    assert out.lengths.tolist() == [3, 1, 2]
+    assert out.finished.tolist() == [True, True, True]
+    # of 7 tokens one is 5 nats ahead of the others
+    surely = -math.log(1 + 6 * math.exp(-5))
+    expected = [[surely] * 3, [surely, 0, 0], [surely, surely, 0]]
+    np.testing.assert_allclose(out.log_probs, expected, rtol=1e-13, equal_nan=False)
+
+
+def test_the_prefix_is_the_start_token_by_default():
+    assert new_tokens(path(path_model(start=6), max_new_tokens=2)) == [[3, 4]]
+    assert new_tokens(path(path_model(start=6), [[6]], max_new_tokens=2)) == [[3, 4]]
+
+
+def test_forced_then_emitted_then_neither():
+    model = path_model(eos_ids=(2,))
+    prefix = [[0], [0, 5, 5, 3], [0, 4]]
+    steps = list(rs.decode_steps(model, [[0]] * 3, prefix=prefix, max_new_tokens=3))
+    assert [step.tokens.tolist() for step in steps] == [
+        [3, 5, 4],
+        [4, 5, 2],
+        [2, 3, 1],
+        [1, 4, 1],
+        [1, 2, 1],
+    ]
+    assert [step.forced.tolist() for step in steps] == [
+        [False, True, True],
+        [False, True, False],
+        [False, True, False],
+        [False, False, False],
+        [False, False, False],
+    ]
+    assert [step.emitted.tolist() for step in steps] == [
+        [True, False, False],
+        [True, False, True],
+        [True, False, False],
+        [False, True, False],
+        [False, True, False],
+    ]
+    assert [step.finished.tolist() for step in steps] == [
+        [False, False, False],
+        [False, False, True],
+        [True, False, True],
+        [True, False, True],
+        [True, True, True],
+    ]
+    # 5 after 0 is not what the model expects, 4 after 0 neither; nothing follows the end
+    ahead, behind = -math.log(1 + 6 * math.exp(-5)), -math.log(6 + math.exp(5))
+    np.testing.assert_allclose(
+        [step.log_probs for step in steps],
+        [
+            [ahead, behind, behind],
+            [ahead, behind, ahead],
+            [ahead, behind, 0],
+            [0, ahead, 0],
+            [0, ahead, 0],
+        ],
+        rtol=1e-13,
+        equal_nan=False,
+    )
+
+
+def test_each_row_has_its_own_new_tokens_when_prefixes_are_ragged():
+    out = path(path_model(), [[0], [0, 3, 4], [0, 3]], max_new_tokens=2)
+    assert out.tokens.tolist() == [[3, 4], [2, 5], [4, 2]]
+    assert out.finished.tolist() == [False, False, False]
+
+
+def test_any_of_several_eos_ids_ends_a_row():
+    model = path_model(eos_ids=(2,))
+    assert new_tokens(path(model, eos_ids=(6, 4))) == [[3, 4]]
+    assert new_tokens(path(model, eos_ids=[6])) == [[3, 4, 2, 5, 6]]
+    assert new_tokens(path(path_model(eos_ids=(6, 2)))) == [[3, 4, 2]]
+
+
+def test_without_eos_ids_nothing_ends():
+    out = path(path_model(eos_ids=(2,)), eos_ids=())
+    assert new_tokens(out) == [[3, 4, 2, 5, 6, 3, 4]]
+    assert out.finished.tolist() == [False]
+
+
+def test_eos_in_the_prefix_ends_nothing():
+    model = path_model(eos_ids=(2,))
+    assert new_tokens(path(model, [[0, 2]])) == [[5, 6, 3, 4, 2]]
+    assert new_tokens(path(model, [[0, 2, 2], [2]])) == [[5, 6, 3, 4, 2]] * 2
+
+
+def test_a_start_token_that_is_eos_too():
+    assert new_tokens(path(path_model(start=2, eos_ids=(2,)))) == [[5, 6, 3, 4, 2]]
+
+
+def test_eos_at_the_last_place_counts_as_an_end():
+    assert path(path_model(eos_ids=(2,)), max_new_tokens=3).finished.tolist() == [True]
+    assert path(path_model(eos_ids=(2,)), max_new_tokens=2).finished.tolist() == [False]
+
+
+def test_min_new_tokens_removes_eos_until_then():
+    model = path_model(eos_ids=(2,))
+    # at the third token 2 is removed, and of the others, all equal, 0 is the first
+    assert new_tokens(path(model, min_new_tokens=2)) == [[3, 4, 2]]
+    assert new_tokens(path(model, min_new_tokens=3)) == [[3, 4, 0, 3, 4, 2]]
+    assert new_tokens(path(model, [[4], [0, 4]], min_new_tokens=1)) == [[0, 3, 4, 2]] * 2
+    steps = list(rs.decode_steps(model, [[0]], prefix=[[4]], max_new_tokens=2, min_new_tokens=1))
+    assert [step.scores[0, 2] for step in steps] == [-math.inf, 0]
+    assert steps[0].logits[0, 2] == 5  # the raw logits stay as they are
+    assert steps[0].margin.tolist() == [0]
+
+
+def test_min_new_tokens_goes_before_the_processors():
+    # if the best one were kept first, it would be EOS, and nothing would be left
+    options = {"min_new_tokens": 1, "max_new_tokens": 1, "choose": rs.greedy(rs.top_k(1))}
+    assert new_tokens(path(path_model(eos_ids=(2,)), [[4]], **options)) == [[0]]
+
+
+def test_min_new_tokens_equal_to_max_new_tokens():
+    out = path(path_model(eos_ids=(2,)), min_new_tokens=7, max_new_tokens=7)
+    assert out.lengths.tolist() == [7]
+
+
+def test_by_default_as_many_new_tokens_as_the_positions_serve():
+    model = learned_model()
+    # 7 positions: the start token's, and of the new tokens all but the last
+    assert rs.generate(model, [[3]], eos_ids=()).lengths.tolist() == [7]
+    assert rs.generate(model, [[3]], eos_ids=(), prefix=[[1, 4, 5]]).lengths.tolist() == [5]
+    assert rs.generate(model, [[3]], eos_ids=(), prefix=[[1] * 7]).lengths.tolist() == [1]
+    assert rs.generate(model, [[3]], eos_ids=(), max_new_tokens=7).lengths.tolist() == [7]
+
+
+# Stopping ----------------------------------------------------------------------------------------
+
+
+def test_stop_ends_everything():
+    model, seen = path_model(eos_ids=(2,)), []
+
+    def stop(step):
+        seen.append(step.index)
+        return step.index == 1
+
+    out = path(model, [[5], [0]], stop=stop)
+    assert new_tokens(out) == [[6, 3], [3, 4]]
+    assert out.finished.tolist() == [True, True]
+    assert seen == [0, 1]
+
+
+@pytest.mark.parametrize("as_answer", [np.asarray, np.ndarray.tolist], ids=["array", "list"])
+def test_stop_ends_single_rows(as_answer):
+    out = path(
+        path_model(), [[0], [5]], stop=lambda step: as_answer(step.tokens == 4), max_new_tokens=5
+    )
+    assert new_tokens(out) == [[3, 4], [6, 3, 4]]
+    assert out.finished.tolist() == [True, True]
+
+
+@pytest.mark.parametrize("answer", [None, False, np.False_, 0])
+def test_an_answer_that_is_not_true_stops_nothing(answer):
+    assert path(path_model(), stop=lambda step: answer).lengths.tolist() == [7]
+
+
+def test_stop_sees_the_end_by_eos_and_its_own_answer_shows_in_the_step():
+    model, seen = path_model(eos_ids=(2,)), []
+
+    def stop(step):
+        seen.append(step.finished.tolist())
+        return [False, step.index == 1]
+
+    steps = list(rs.decode_steps(model, [[0]] * 2, prefix=[[4], [0]], max_new_tokens=7, stop=stop))
+    assert seen == [[True, False], [True, False]]
+    assert [step.finished.tolist() for step in steps] == [[True, False], [True, True]]
+
+
+def test_a_row_can_be_stopped_in_its_prefix():
+    out = path(path_model(), [[0], [0, 3, 4]], stop=lambda step: [False, True], max_new_tokens=3)
+    assert new_tokens(out) == [[3, 4, 2], []]
+    out = path(path_model(), [[0, 3], [0]], stop=lambda step: step.forced | step.emitted)
+    assert (new_tokens(out), out.tokens.shape) == ([[], [3]], (2, 1))
+
+
+@pytest.mark.parametrize("tap", [rs.no_tap, rs.Trace()])
+def test_a_row_that_is_stopped_in_its_prefix_has_ended(tap):
+    model, prefix = learned_model(), [[1, 3, 4, 5], [1]]
+    steps = list(
+        rs.decode_steps(
+            model,
+            [[3, 4], [5]],
+            prefix=prefix,
+            max_new_tokens=3,
+            eos_ids=(),
+            stop=lambda step: [True, False],
+            tap=tap,
+        )
+    )
+    assert [step.forced.tolist() for step in steps] == [[True, False], [False] * 2, [False] * 2]
+    assert [step.tokens[0] for step in steps] == [3, 0, 0]  # then pads
+    assert steps[0].log_probs[0] < 0
+    assert [step.log_probs[0] for step in steps[1:]] == [0, 0]
+    assert [step.emitted.tolist() for step in steps] == [[False, True]] * 3
+
+
+@pytest.mark.parametrize(
+    ("pick", "got"),
+    [
+        (lambda scores: scores.argmax(axis=-1, keepdims=True), r"int64 \(2, 1\)"),
+        (lambda scores: scores.argmax(axis=-1)[:1], r"int64 \(1,\)"),
+        (lambda scores: scores.max(axis=-1), r"float64 \(2,\)"),
+    ],
+)
+def test_what_is_no_choice_is_refused(pick, got):
+    choose = rs.Chooser((), lambda scores, state: pick(scores))
+    must = r"^choose must pick a token id for each row, integers \(2,\), got "
+    with pytest.raises(ValueError, match=must + got):
+        rs.generate(learned_model(), [[3], [4]], choose=choose)
+
+
+def test_a_negative_choice_is_refused():
+    choose = rs.Chooser((), lambda scores, state: scores.argmax(axis=-1) * 0 - 1)
+    with pytest.raises(
+        ValueError, match=r"^choose must pick token ids from 0 to \d+, got -1 for row 0$"
+    ):
+        rs.generate(learned_model(), [[3], [4]], choose=choose)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint32", "uint64"])
+def test_row_ids_of_any_integer_dtype(dtype):
+    options = {"num_return_sequences": 2, "choose": rs.sample()}
+    out = rs.generate(learned_model(), [[3], [4]], row_ids=np.array([1, 2], dtype), **options)
+    same = rs.generate(learned_model(), [[3], [4]], row_ids=[1, 2], **options)
+    assert np.array_equal(out.tokens, same.tokens)
+
+
+# Interrupting ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20)
+@given(task=tasks(), data=st.data())
+def test_an_interrupted_loop_has_given_the_beginning(task, data):
+    steps = list(task.steps())
+    n = data.draw(st.integers(1, len(steps)))
+    loop = task.steps()
+    some = [step for step, _ in zip(loop, range(n), strict=False)]
+    loop.close()
+    for a, b in zip(some, steps, strict=False):
+        for field in dataclasses.fields(rs.Step):
+            np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+    whole = rs.Generation.from_steps(steps, task.model.config.pad_id)
+    part = rs.Generation.from_steps(some, task.model.config.pad_id)
+    assert (part.lengths <= whole.lengths).all()
+    width = part.tokens.shape[1]
+    kept = np.arange(width) < part.lengths[:, None]
+    np.testing.assert_array_equal(part.tokens[kept], whole.tokens[:, :width][kept])
+    np.testing.assert_array_equal(part.log_probs[kept], whole.log_probs[:, :width][kept])
+    np.testing.assert_array_equal(part.finished, some[-1].finished)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_what_was_yielded_does_not_change_later(use_cache):
+    model = learned_model()
+    source, prefix = [[3, 4], [5]], [[1], [1, 9, 8]]
+    steps, copies = [], []
+    for step in rs.decode_steps(model, source, prefix=prefix, eos_ids=(), use_cache=use_cache):
+        steps.append(step)
+        copies.append({f.name: np.copy(getattr(step, f.name)) for f in dataclasses.fields(step)})
+    assert len(steps) == 7
+    for step, copy in zip(steps, copies, strict=True):
+        for name, value in copy.items():
+            np.testing.assert_array_equal(getattr(step, name), value)
+
+
+def test_two_loops_of_one_model_do_not_meet():
+    model = learned_model()
+    alone = [list(rs.decode_steps(model, [[token]], eos_ids=())) for token in (3, 4)]
+    loops = [rs.decode_steps(model, [[token]], eos_ids=()) for token in (3, 4)]
+    for steps in zip(*alone, *loops, strict=True):
+        for expected, step in zip(steps[:2], steps[2:], strict=True):
+            np.testing.assert_array_equal(step.logits, expected.logits)
+
+
+def test_a_generation_keeps_no_logits_of_its_steps():
+    seen = []  # weak references to what would fill the memory if it were kept
+
+    def watched():
+        for step in rs.decode_steps(learned_model(), [[3]], eos_ids=(), max_new_tokens=5):
+            arrays = [np.array(x) for x in (step.logits, step.scores)]
+            seen.extend(map(weakref.ref, arrays))
+            yield dataclasses.replace(step, logits=arrays.pop(0), scores=arrays.pop(0))
+            gc.collect()
+            assert all(array() is None for array in seen[:-2])
+
+    out = rs.Generation.from_steps(watched(), 0)
+    assert out.lengths.tolist() == [5]
+    assert len(seen) == 10
+
+
+def test_no_steps_are_no_generation():
+    with pytest.raises(ValueError, match="^steps is empty: at least one"):
+        rs.Generation.from_steps([], 0)
+
+
+# Processors --------------------------------------------------------------------------------------
+
+
+def test_processors_apply_in_their_order_and_log_probs_stay_raw():
+    table = np.log([[0.4, 0.3, 0.2, 0.1]] * 4)
+    for processors, stay in (
+        ([rs.top_p(0.5), rs.top_k(2)], [0, 1]),
+        ([rs.top_k(2), rs.top_p(0.5)], [0]),
+    ):
+        for choose in (rs.greedy(*processors), rs.sample(*processors)):
+            [step] = rs.decode_steps(
+                table_model(table), [[0]], max_new_tokens=1, choose=choose, uniforms=[[0.1]]
+            )
+            assert np.flatnonzero(step.scores[0] > -math.inf).tolist() == stay
+            np.testing.assert_allclose(step.log_probs, math.log(0.4), rtol=1e-14, equal_nan=False)
+            assert step.margin[0] == (math.inf if stay == [0] else table[0, 0] - table[0, 1])
+
+
+def test_a_processor_sees_the_rows_as_they_are():
+    states = []
+
+    def watch(scores, state):
+        states.append(state)
+        return scores
+
+    source_mask = np.array([[True, True], [False, True]])
+    rs.generate(
+        path_model(eos_ids=(2,)),
+        np.array([[3, 4], [5, 6]]),
+        source_mask=source_mask,
+        prefix=[[4], [0, 5, 6]],
+        max_new_tokens=3,
+        choose=rs.greedy(watch),
+    )
+    assert [state.tokens.tolist() for state in states] == [
+        [[4], [0]],
+        [[4, 2], [0, 5]],
+        [[4, 2, 1], [0, 5, 6]],
+        [[4, 2, 1, 1], [0, 5, 6, 3]],
+        [[4, 2, 1, 1, 1], [0, 5, 6, 3, 4]],
+    ]
+    assert [state.n_new.tolist() for state in states] == [[0, 0], [1, 0], [1, 0], [1, 1], [1, 2]]
+    assert [state.emitted.tolist() for state in states] == [
+        [True, False],
+        [False, False],
+        [False, True],
+        [False, True],
+        [False, True],
+    ]
+    for state in states:
+        assert state.source_index.tolist() == [0, 1]
+        np.testing.assert_array_equal(state.source_mask, source_mask)
+        np.testing.assert_array_equal(state.source[source_mask], [3, 4, 6])
+
+
+def test_a_processor_sees_which_source_each_sample_is_of():
+    seen = []
+    path(
+        path_model(),
+        [[0], [0]],
+        num_return_sequences=2,
+        choose=rs.greedy(lambda scores, state: seen.append(state.source_index) or scores),
+    )
+    assert seen[0].tolist() == [0, 0, 1, 1]
+    assert seen[0].dtype == np.int64
+
+
+def test_a_caller_can_write_a_processor():
+    def never_twice(scores, state):
+        again = scores.copy()
+        np.put_along_axis(again, state.tokens, -math.inf, axis=1)
+        return again
+
+    out = path(path_model(), choose=rs.greedy(never_twice), max_new_tokens=6)
+    assert out.tokens.tolist() == [[3, 4, 2, 5, 6, 1]]
+
+
+def test_a_caller_can_write_a_chooser():
+    worst = rs.Chooser((), lambda scores, state: scores.argmin(axis=-1))
+    assert new_tokens(path(path_model(), [[1], [0]], choose=worst, max_new_tokens=2)) == [
+        [0, 0],
+        [0, 0],
+    ]
+
+
+# Looking inside, and what it costs ---------------------------------------------------------------
+
+
+def test_the_tap_sees_the_encoder_once_and_each_step_by_its_index():
+    trace = rs.Trace()
+    steps = list(rs.decode_steps(learned_model(), [[3]], max_new_tokens=3, eos_ids=(), tap=trace))
+    names = list(trace)
+    for step in steps:
+        np.testing.assert_array_equal(trace[f"step.{step.index}.logits"][:, -1], step.logits)
+        np.testing.assert_array_equal(trace[f"step.{step.index}.scores"], step.scores)
+    assert sum(name == "encoder.final" for name in names) == 1
+    decoder = [name for name in names if name.startswith("step.1.decoder.")]
+    assert decoder == [
+        name.replace("step.2", "step.1") for name in names if name.startswith("step.2.decoder.")
+    ]
+    # cross-attention keys and values are projected once, before the first step
+    projected = [
+        name for name in names if name.endswith(("cross_attention.k", "cross_attention.v"))
+    ]
+    assert len(projected) == 2 * 2
+    assert max(map(names.index, projected)) < min(
+        i for i, name in enumerate(names) if name.startswith("step.")
+    )
+
+
+def test_what_a_tap_changes_is_gone_on_with():
+    def forbid_3(name, x):
+        return np.where(np.arange(7) == 3, -math.inf, x) if name == "step.0.scores" else x
+
+    out = path(path_model(), tap=rs.FunctionTap(forbid_3), max_new_tokens=2)
+    assert new_tokens(out) == [[0, 3]]
+
+
+def test_a_generation_encodes_once_and_reads_the_device_once_a_step(monkeypatch):
+    passed, reads = [], []
+
+    def read(*arrays):
+        reads.append({x.shape for x in arrays})
+        return backend.read(*arrays)
+
+    monkeypatch.setattr(loop, "read", read)
+    rs.generate(
+        learned_model(),
+        [[3], [4, 5]],
+        choose=rs.sample(rs.top_p(0.9)),
+        eos_ids=(),
+        tap=rs.FunctionTap(lambda name, x: passed.append(name) or x),
+    )
+    assert passed.count("encoder.embed") == 1
+    assert [name for name in passed if name.endswith("decoder.embed")] == [
+        f"step.{t}.decoder.embed" for t in range(7)
+    ]
+    assert reads == [{(2,)}] * 7
+
+
+# The numbers and arrays of a caller ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64])
+def test_numbers_of_numpy_do_not_wrap_around(kind):
+    config = learned_model().config
+    model = rs.Model.random(dataclasses.replace(config, decoder=_long(config.decoder)), 0)
+    plain = rs.generate(model, [[3]], max_new_tokens=127, eos_ids=(), min_new_tokens=3)
+    how = {"max_new_tokens": kind(127), "min_new_tokens": kind(3), "eos_ids": ()}
+    assert np.array_equal(rs.generate(model, [[3]], **how).tokens, plain.tokens)
+    assert rs.generate(model, [[3]], **how, num_return_sequences=kind(2)).tokens.shape == (2, 127)
+    small = {"beams": kind(3), "n_best": kind(2), "max_new_tokens": kind(100), "eos_ids": ()}
+    assert rs.beam_search(model, [[3]], **small).tokens.shape == (1, 2, 100)
+
+
+def _long(stack):
+    positions = dataclasses.replace(stack.positions, n_positions=300)
+    return dataclasses.replace(stack, positions=positions)
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, np.float16, np.int64])
+def test_numbers_of_numpy_do_not_change_the_dtype(number):
+    model = learned_model().astype("float32")
+    weak = rs.amateur(model, beta=number(2), alpha=number(1) / 2)
+    processors = [rs.temperature(number(2)), rs.min_p(number(0)), rs.repetition_penalty(number(2))]
+    choose = rs.greedy(*processors, rs.top_a(number(0), number(2)), rs.epsilon(number(0)))
+    for step in rs.decode_steps(model, [[3]], amateurs=[weak], choose=choose):
+        assert step.logits.dtype == step.scores.dtype == np.float32
+
+
+def test_what_the_loop_goes_on_with_cannot_be_written_to():
+    model = learned_model()
+    expected = rs.generate(model, [[3], [4]])
+
+    def write(scores, state):
+        arrays = (
+            state.tokens,
+            state.n_new,
+            state.emitted,
+            state.source_index,
+            state.source,
+            state.eos_ids,
+        )
+        for x in (*arrays, state.source_mask):
+            with pytest.raises(ValueError, match="read-only"):
+                x[...] = 0
+        return scores
+
+    def stop(step):
+        for name in ("tokens", "log_probs", "margin", "finished", "forced", "emitted"):
+            with pytest.raises(ValueError, match="read-only"):
+                getattr(step, name)[...] = 0
+
+    choose = rs.greedy(write)
+    assert np.array_equal(
+        rs.generate(model, [[3], [4]], choose=choose, stop=stop).tokens, expected.tokens
+    )
+    with pytest.raises(ValueError, match="read-only"):  # a processor that changes its input
+        rs.generate(model, [[3]], choose=rs.greedy(lambda x, state: x.__setitem__(0, 0.0)))
+
+
+@pytest.mark.parametrize(
+    ("token", "dtype"),
+    [
+        (-1, "int32"),
+        (-1, "int64"),
+        (13, "int32"),
+        (13, "uint64"),
+        (2**40, "int64"),
+        (2**40, "uint64"),
+    ],
+)
+def test_a_pick_outside_the_vocabulary_is_refused(token, dtype):
+    pick = np.array([3, token], dtype)
+    message = rf"must pick token ids from 0 to 12, got {token} for row 1$"
+    with pytest.raises(ValueError, match=message):
+        rs.generate(learned_model(), [[3], [4]], choose=rs.Chooser((), lambda scores, state: pick))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint64", "int16"])
+def test_a_pick_of_any_integer_dtype(dtype):
+    model = learned_model()
+    choose = rs.Chooser((), lambda scores, state: scores.argmax(axis=-1).astype(dtype))
+    same = rs.generate(model, [[3], [4]], choose=choose)
+    assert np.array_equal(same.tokens, rs.generate(model, [[3], [4]]).tokens)

@@ -1,0 +1,119 @@
+"""Sampling in the loop: uniform numbers, seeds, several samples of a source."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from tasks import learned_model, path, path_model, table_model
+
+import refseq2seq as rs
+from refseq2seq.generation import sampling
+from refseq2seq.testing import strategies
+
+# Sampling ----------------------------------------------------------------------------------------
+
+WHIM = np.log([[0.1, 0.2, 0.3, 0.15, 0.25]] * 5)  # the same distribution after every token
+
+
+def whim(**options):
+    """New tokens of two rows of a model that does not look at anything."""
+    options = {"max_new_tokens": 11, "choose": rs.sample()} | options
+    return rs.generate(table_model(WHIM), [[0], [0]], **options).tokens.tolist()
+
+
+def inverse_cdf(probs, u):
+    return next(i for i in range(len(probs)) if math.fsum(probs[: i + 1]) > u)
+
+
+def test_a_token_is_the_inverse_cdf_at_its_rows_uniform_number():
+    expected = [
+        [inverse_cdf([0.1, 0.2, 0.3, 0.15, 0.25], u) for u in row]
+        for row in rs.draw_uniforms(5, [0, 1], 11)
+    ]
+    assert whim(seed=5) == expected
+    assert whim(seed=5, row_ids=[1, 0]) == expected[::-1]
+
+
+def test_given_uniforms_are_used_as_the_drawn_ones_are():
+    u = rs.draw_uniforms(5, [7, 8], 13)
+    assert whim(uniforms=u[:, :11]) == whim(seed=5, row_ids=[7, 8])
+    assert whim(uniforms=u) == whim(seed=5, row_ids=[7, 8])
+    assert whim(uniforms=u.tolist()) == whim(seed=5, row_ids=[7, 8])
+    assert whim(uniforms=[[0.0] * 11, [math.nextafter(1, 0)] * 11]) == [[0] * 11, [4] * 11]
+
+
+def test_the_seed_and_the_row_decide():
+    assert whim(seed=1) == whim(seed=1)
+    assert whim(seed=1) != whim(seed=2)
+    first, second = whim(seed=1)
+    assert first != second
+    assert whim(seed=1, row_ids=[3, 3])[0] == whim(seed=1, row_ids=[3, 3])[1]
+    assert whim() == whim(seed=0, row_ids=range(2))
+    assert whim(seed=1, row_ids=np.array([2**64 - 1, 0], dtype=np.uint64))[1] == first
+
+
+@given(u=strategies.uniforms(batch=2, steps=3))
+def test_a_row_in_its_prefix_uses_up_no_uniform_number(u):
+    # row 1 chooses two steps later than row 0, and from the same numbers as if it were alone
+    probs = np.exp(WHIM[0]).tolist()
+    sums = [math.fsum(probs[: i + 1]) for i in range(len(probs))]
+    assume(all(abs(x - s) > 1e-12 for x in u.flat for s in sums))
+    expected = [[inverse_cdf(probs, x) for x in row] for row in u.tolist()]
+    out = rs.generate(
+        table_model(WHIM),
+        [[0], [0]],
+        prefix=[[0], [0, 3, 3]],
+        choose=rs.sample(),
+        uniforms=u,
+        max_new_tokens=3,
+    )
+    assert out.tokens.tolist() == expected
+
+
+def test_an_exponential_race_takes_the_noise_of_each_rows_own_step():
+    noise = np.random.default_rng(0).exponential(size=(3, 2, 5))
+    out = rs.generate(
+        table_model(WHIM),
+        [[0], [0]],
+        prefix=[[0], [0, 3, 3]],
+        choose=rs.exponential_race(noise),
+        max_new_tokens=3,
+    )
+    race = np.exp(WHIM[0]) / noise
+    np.testing.assert_array_equal(out.tokens.T, race.argmax(axis=-1))
+
+
+def test_greedy_draws_no_numbers(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        sampling, "draw_uniforms", lambda seed, ids, n: drawn.append(n) or np.zeros((len(ids), n))
+    )
+    path(path_model())
+    assert drawn == []
+    path(path_model(), choose=rs.sample())
+    assert drawn == [7]
+
+
+def test_several_samples_of_a_source_are_encoded_once_and_do_not_depend_on_their_number():
+    model, source = learned_model(), [[3], [4, 5]]
+    trace = rs.Trace("encoder.*")
+    options = {"choose": rs.sample(rs.temperature(2.0)), "max_new_tokens": 5, "seed": 7}
+    many = rs.generate(model, source, num_return_sequences=3, tap=trace, **options)
+    few = rs.generate(model, source, num_return_sequences=2, **options)
+    one = rs.generate(model, source, **options)
+    assert len(trace["encoder.embed"]) == 2
+    assert len(many.tokens) == 6
+
+    def row(out, i):
+        return out.tokens[i, : out.lengths[i]].tolist()
+
+    for i in range(2):
+        assert row(many, 3 * i) == row(few, 2 * i) == row(one, i)
+        assert row(many, 3 * i + 1) == row(few, 2 * i + 1)
+    named = rs.generate(model, source[1:], row_ids=[1], num_return_sequences=3, **options)
+    assert [row(named, j) for j in range(3)] == [row(many, 3 + j) for j in range(3)]
+    one_too_great = {"row_ids": [0, 2**32], "max_new_tokens": 2}
+    with pytest.raises(ValueError, match=r"^row_ids must be below 2\*\*32"):
+        rs.generate(model, source, num_return_sequences=2, **one_too_great)
+    rs.generate(model, source, **one_too_great)
