@@ -468,7 +468,7 @@ def test_a_generation_keeps_no_logits_of_its_steps():
 
 
 def test_no_steps_are_no_generation():
-    with pytest.raises(ValueError, match="^steps is empty: at least one"):
+    with pytest.raises(ValueError, match="steps is empty"):
         rs.Generation.from_steps([], 0)
 
 
