@@ -19,9 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from .attention import CrossContext, SelfContext, cross_attention, keys_values, self_attention
+from .attention import (
+    CrossContext,
+    KeyValueCache,
+    SelfContext,
+    cross_attention,
+    keys_values,
+    self_attention,
+)
 from .backend import Array, array_namespace, at_least_float32, to_cupy, to_numpy
-from .cache import KeyValueCache
 from .checks import Tokens, as_tokens
 from .config import FeedForwardConfig, ModelConfig, NormConfig, RotaryPositions, StackConfig
 from .exact import as_exact

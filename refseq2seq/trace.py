@@ -97,7 +97,7 @@ class Trace(Mapping[str, Array]):
     Raises
     ------
     ValueError
-        If a pattern can match the name of no quantity, see `refseq2seq.quantities`; or when a
+        If a pattern matches the name of no quantity of `refseq2seq.watching.quantities`, or when a
         name passes twice: use one trace for one computation.
     TypeError
         If a pattern is no str.

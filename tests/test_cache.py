@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refseq2seq.cache import KeyValueCache
+from refseq2seq.attention import KeyValueCache
 
 
 def numbered(batch, n, start=0.0, dtype="float64"):

@@ -203,10 +203,10 @@ IMPOSSIBLE = {
     "self_attention.q": "*.self_attention.q",
     "step.0.encoder.*": "encoder.*",  # sources are encoded before the first step
     "step.0.decoder.layers.1.cross_attention.k": "decoder.layers.1.cross_attention.k",
-    "amateur.0.scores": "refseq2seq.quantities",  # amateurs choose nothing
-    "xyz": "refseq2seq.quantities",
+    "amateur.0.scores": "refseq2seq.watching.quantities",  # amateurs choose nothing
+    "xyz": "refseq2seq.watching.quantities",
     "[q": "*.q",
-    "": "refseq2seq.quantities",
+    "": "refseq2seq.watching.quantities",
 }
 
 

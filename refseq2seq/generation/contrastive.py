@@ -1,7 +1,6 @@
 """Contrastive decoding: an expert's logits, corrected by those of weaker models."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,19 +76,10 @@ def contrast(expert: Array, theirs: Array, amateur: Amateur) -> Array:
     return keep(contrasted, expert >= best + math.log(amateur.alpha))
 
 
-def check_amateurs(amateurs: Any, expert: Model) -> None:
-    """Raise unless they are amateurs whose logits and encoding fit the expert's."""
-    if not isinstance(amateurs, Sequence):
-        raise TypeError(
-            f"amateurs must be a sequence, such as [rs.amateur(model)], got {amateurs!r}"
-        )
-    for amateur in amateurs:
-        if not isinstance(amateur, Amateur):
-            raise TypeError(f"amateurs must be made by rs.amateur(model), got {amateur!r}")
-        _check_fits(amateur, expert)
-
-
-def _check_fits(amateur: Amateur, expert: Model) -> None:
+def check_amateur(amateur: Any, expert: Model) -> None:
+    """Raise unless it is an amateur whose logits and encoding fit the expert's."""
+    if not isinstance(amateur, Amateur):
+        raise TypeError(f"amateurs must be made by rs.amateur(model), got {amateur!r}")
     ours, theirs = expert.config, amateur.model.config
     if theirs.decoder.vocab_size != ours.decoder.vocab_size:
         raise ValueError(

@@ -144,7 +144,7 @@ def decode_steps(
     Notes
     -----
     The bans of the model's config, and ``min_new_tokens``, act before the processors of
-    ``choose``; the config's forced tokens act after them. See `refseq2seq.constraints`.
+    ``choose``; the config's forced tokens act after them. The module ``constraints`` says why.
     """
     check_chooser(choose)
     request = as_request(

@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..model import Model, check_fits, check_model
 from ..trace import Tap, check_tap, no_tap
 from .constraints import begin_suppress, forced_bos, forced_eos, minimum_length, suppress
-from .contrastive import Amateur, check_amateurs
+from .contrastive import Amateur, check_amateur
 from .sampling import MadeProcessor, Processor, State, described, no_uniforms
 
 
@@ -96,7 +96,12 @@ def as_request(
         raise TypeError(f"use_cache must be a bool, got {type(use_cache).__name__}")
     if stop is not None and not callable(stop):
         raise TypeError(f"stop must be a function of a step, got {stop!r}")
-    check_amateurs(amateurs, model)
+    if not isinstance(amateurs, Sequence):
+        raise TypeError(
+            f"amateurs must be a sequence, such as [rs.amateur(model)], got {amateurs!r}"
+        )
+    for amateur in amateurs:
+        check_amateur(amateur, model)
     c = model.config
     ids, mask = as_tokens("source", source, c.encoder.vocab_size, source_mask)
     check_fits("source", int(mask.sum(axis=1).max()), c.encoder)

@@ -1,11 +1,11 @@
-"""From scores to a token: the choosers, and the uniform numbers that a random choice uses.
+"""From scores to a token: choosers, and the uniform numbers that a random choice uses.
 
-A processor takes scores ``(batch, vocab_size)`` and the `State` of the decoding, and gives
-scores; -inf removes a token. `refseq2seq.filters` and `refseq2seq.constraints` have them. A
-chooser is some processors and a way to pick. `greedy` takes the best score; `sample`
-inverts the cumulative distribution at one uniform number per row and step. The uniforms
-come from a counter-based generator keyed by (seed, row id), so that what a row samples
-depends neither on the backend, nor on the batch it stands in, nor on its neighbours.
+A processor is a function of the scores ``(batch, vocab_size)`` and the `State` of the decoding
+that returns scores; -inf removes a token. The modules ``filters`` and ``constraints`` define
+them. A chooser has processors and a way to pick a token: `greedy` picks the best score, `sample`
+inverts the cumulative distribution at one uniform number per row and step. The uniforms come
+from a counter-based generator keyed by (seed, row id), so that the samples of a row do not
+depend on the backend, on the batch or on the other rows.
 """
 
 import reprlib

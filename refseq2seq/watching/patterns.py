@@ -32,7 +32,7 @@ def check_pattern(pattern: str) -> None:
         raise TypeError(f"a pattern must be a str, such as '*.scores', got {pattern!r}")
     if not _matches_a_name(pattern):
         near = _nearest(pattern)
-        cure = f"is it {near!r}?" if near else "refseq2seq.quantities lists the names"
+        cure = f"is it {near!r}?" if near else "refseq2seq.watching.quantities lists the names"
         raise ValueError(f"no quantity has a name that {pattern!r} matches: {cure}")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import refseq2seq as rs
 from refseq2seq import attention, model, ops
-from refseq2seq.cache import KeyValueCache
+from refseq2seq.attention import KeyValueCache
 from refseq2seq.generation.filters import keep, probability_before, ranks
 from refseq2seq.params import build_params, named_arrays
 from refseq2seq.testing.vectors import cases
