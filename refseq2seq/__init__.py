@@ -68,8 +68,9 @@ from .generation.sampling import (
 from .generation.scoring import Scores, score
 from .model import Memory, Model, decode, encode, forward, new_cache, project_memory
 from .params import random_params
+from .taps import FunctionTap, Tap, no_tap
 from .text import UnknownSymbolError, Vocabulary
-from .trace import FunctionTap, Tap, Trace, no_tap
+from .watching.trace import Trace
 
 if TYPE_CHECKING:
     from . import convert, explain, testing

@@ -9,7 +9,7 @@ from .config import AttentionConfig
 from .ops import linear, normalize, sigmoid, softmax
 from .params import AttentionParams
 from .positions import Rotation, rotate
-from .trace import Tap, no_tap
+from .taps import Tap, no_tap
 
 
 def attention(

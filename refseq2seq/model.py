@@ -45,8 +45,8 @@ from .params import (
     random_params,
 )
 from .positions import Rotation, position_embedding, rotation, score_bias
+from .taps import RoundingTap, Tap, check_tap, no_tap
 from .text import Tokenizer
-from .trace import RoundingTap, Tap, check_tap, no_tap
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)

@@ -14,7 +14,7 @@ from ..generation.sampling import Chooser, Processor, State, greedy, sample
 from ..model import Model
 from ..ops import softmax
 from ..text import Tokenizer, symbol
-from ..trace import Trace
+from ..watching.trace import Trace
 from .tree import search
 
 SHOWN = 8  # candidates of each step, best first by the model's own probabilities

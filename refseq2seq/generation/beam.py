@@ -34,7 +34,7 @@ from ..backend import Array, array_namespace, freeze, read
 from ..checks import Tokens, check_int, check_number
 from ..model import Model, encode_checked
 from ..ops import log_softmax, top_indices
-from ..trace import Tap, no_tap
+from ..taps import Tap, no_tap
 from .contrastive import Amateur
 from .failures import no_token
 from .inference import Inference, infer

@@ -14,7 +14,7 @@ import numpy as np
 from ..backend import Array, to_numpy
 from ..model import Model, encode_checked
 from ..ops import logsumexp
-from ..trace import FunctionTap
+from ..taps import FunctionTap
 from .inference import infer
 from .request import Request, named
 from .sampling import Processor, State, apply

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..backend import Array, array_namespace, elementwise
 from ..model import Memory, Model, decode_checked, encode_checked, new_cache, project_memory
-from ..trace import Tap
+from ..taps import Tap
 from .contrastive import Amateur, contrast
 from .request import Request
 

@@ -18,7 +18,7 @@ from ..backend import Array, array_namespace, at_least_float32, freeze, read, to
 from ..checks import Tokens, check_int
 from ..model import Model, encode_checked
 from ..ops import logsumexp
-from ..trace import Tap, no_tap
+from ..taps import Tap, no_tap
 from .contrastive import Amateur
 from .failures import no_token
 from .inference import Inference, infer

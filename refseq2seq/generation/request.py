@@ -12,7 +12,7 @@ from ..backend import Array
 from ..checks import Tokens, as_tokens, check_int, on_host
 from ..config import ModelConfig
 from ..model import Model, check_fits, check_model
-from ..trace import Tap, check_tap, no_tap
+from ..taps import Tap, check_tap, no_tap
 from .constraints import begin_suppress, forced_bos, forced_eos, minimum_length, suppress
 from .contrastive import Amateur, check_amateur
 from .sampling import MadeProcessor, Processor, State, described, no_uniforms

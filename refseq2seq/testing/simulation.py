@@ -12,7 +12,7 @@ from ..masks import real_positions
 from ..model import Model, forward
 from ..params import map_arrays
 from ..positions import position_embedding, rotate, rotation
-from ..trace import FunctionTap
+from ..taps import FunctionTap
 from ..watching.quantities import quantity
 from .arithmetic import Arithmetic, low_precision
 from .expected import Errors

@@ -18,7 +18,7 @@ import numpy as np
 from ..backend import Array
 from ..checks import Tokens, as_tokens, check_int
 from ..model import Model, forward
-from ..trace import Trace
+from ..watching.trace import Trace
 from .arithmetic import Arithmetic
 from .expected import Errors, Expected
 from .rounding import check_rounded, format_of

@@ -11,8 +11,8 @@ from ..config import AlibiPositions, BucketedPositions, RotaryPositions, StackCo
 from ..generation.loop import Generation, Step
 from ..model import Model
 from ..params import count_parameters
-from ..trace import Trace
 from .quantities import find_quantity
+from .trace import Trace
 
 SHOWN = 20  # the most rows of a table, and tokens of a row
 

@@ -23,7 +23,7 @@ from ...checks import Tokens, as_tokens
 from ...config import ModelConfig
 from ...convert import UnsupportedFeature
 from ...model import Model, forward
-from ...trace import Trace
+from ...watching.trace import Trace
 from ..compare import Difference, as_float64, first_difference
 from ..expected import Expected
 from ..rounding import rounded

@@ -11,7 +11,7 @@ from ...generation.filters import temperature, top_k, top_p
 from ...generation.loop import Generation, Step, decode_steps
 from ...generation.sampling import Processor, greedy, sample
 from ...model import Model
-from ...trace import Tap, no_tap
+from ...taps import Tap, no_tap
 
 FILTERS: dict[str, Callable[[Any], Processor]] = {
     "temperature": temperature,

@@ -15,7 +15,7 @@ from ...files.reading import opened
 from ...files.writing import new_directory
 from ...model import forward
 from ...params import named_arrays, param_shapes
-from ...trace import Trace
+from ...watching.trace import Trace
 from .cases import Case, outputs_of
 from .drawing import draw_cases
 from .families import FAMILIES

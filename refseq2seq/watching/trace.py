@@ -1,0 +1,106 @@
+"""A trace: the quantities of one computation under their names."""
+
+import os
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Self
+
+from ..backend import Array, to_numpy
+from ..taps import FunctionTap
+from .patterns import check_pattern
+
+
+class Trace(Mapping[str, Array]):
+    """A tap that keeps the quantities that pass: a mapping from full names to arrays, in order.
+
+    Parameters
+    ----------
+    *patterns : str
+        Keep only names that match one of these shell patterns; all names if none given.
+
+    Raises
+    ------
+    ValueError
+        If a pattern matches the name of no quantity of `refseq2seq.watching.quantities`, or when a
+        name passes twice: use one trace for each computation.
+    TypeError
+        If a pattern is not a str.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> trace = Trace("*.scores")
+    >>> x = trace.at("decoder")("scores", np.ones(2))
+    >>> list(trace)
+    ['decoder.scores']
+    """
+
+    def __init__(self, *patterns: str) -> None:
+        for pattern in patterns:
+            check_pattern(pattern)
+        self._patterns = patterns or ("*",)
+        self._arrays: dict[str, Array] = {}
+        self._tap = FunctionTap(self._keep)
+
+    def _keep(self, name: str, x: Array) -> Array:
+        if any(fnmatchcase(name, pattern) for pattern in self._patterns):
+            if name in self._arrays:
+                raise ValueError(f"{name} has passed already: use one Trace per computation")
+            self._arrays[name] = x
+        return x
+
+    def __call__(self, name: str, x: Array) -> Array:
+        return self._keep(name, x)
+
+    def at(self, place: object) -> FunctionTap:
+        return self._tap.at(place)
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._arrays:
+            raise KeyError(f"{name} is not among the {len(self)} arrays that {self._patterns} kept")
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return f"<Trace of {len(self)} arrays>"
+
+    def _repr_html_(self) -> str:
+        from . import notebook
+
+        return notebook.trace(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the arrays to an ``.npz`` file, uncompressed, under their names and in order.
+
+        An existing file is replaced in one step, or stays as it is when writing fails.
+        """
+        from ..files import npz  # here, because it imports much that is seldom needed
+
+        npz.write(path, ((f"{name}.npy", to_numpy(x)) for name, x in self.items()))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The trace that `save` wrote, on the host.
+
+        Numbers may be infinite or NaN: scores are -inf where a token is removed, and a trace
+        may be that of a fault.
+
+        Raises
+        ------
+        FileError
+            If the file is not an ``.npz`` file of numbers that is not compressed, such as
+            ``numpy.savez`` writes it.
+        """
+        from ..files import npz
+        from ..files.reading import file_errors
+
+        trace = cls()
+        with file_errors(path), npz.entries(path) as entries:
+            for name, entry in entries.items():
+                trace(name.removesuffix(".npy"), entry.array().copy("K"))
+        return trace
