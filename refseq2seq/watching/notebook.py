@@ -1,9 +1,12 @@
-"""Small HTML tables of models, traces, steps and generations, for notebooks."""
+"""Small HTML tables of models, traces, steps and generations, for notebooks.
+
+Those classes call these functions to show themselves, so that this module imports none of them.
+"""
 
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,20 +14,15 @@ from ..config import AlibiPositions, BucketedPositions, RotaryPositions, StackCo
 from ..params import count_parameters
 from .quantities import find_quantity
 
-if TYPE_CHECKING:  # these classes import this module, to show themselves
-    from ..generation.loop import Generation, Step
-    from ..model import Model
-    from .trace import Trace
-
 SHOWN = 20  # the most rows of a table, and tokens of a row
 
 
-def model(m: "Model") -> str:
+def model(m: Any) -> str:
     """What a model is: sizes, conventions, special tokens, symbols."""
     return table("Model", ("what", "value"), model_rows(m))
 
 
-def model_rows(m: "Model") -> list[tuple[str, str]]:
+def model_rows(m: Any) -> list[tuple[str, str]]:
     """Labels and texts that describe a model, also for ``refseq2seq info``."""
     c = m.config
     rows = [
@@ -55,14 +53,14 @@ def _stack(c: StackConfig) -> str:
     )
 
 
-def trace(arrays: "Trace") -> str:
+def trace(arrays: Any) -> str:
     """The name, shape, dtype and meaning of each quantity."""
     meanings = {name: found.meaning for name in arrays if (found := find_quantity(name))}
     rows = [(name, tuple(x.shape), x.dtype, meanings.get(name, "")) for name, x in arrays.items()]
     return table("Trace", ("name", "shape", "dtype", "meaning"), rows)
 
 
-def step(s: "Step") -> str:
+def step(s: Any) -> str:
     """The token of each row, its log-probability and margin, and the state of the row."""
     head = ("row", "token", "log-probability", "margin", "state")
     states = np.where(s.emitted, np.where(s.finished, "new, the last", "new"), "ended")
@@ -71,7 +69,7 @@ def step(s: "Step") -> str:
     return table(f"step {s.index}", head, [*zip(count(), *columns, strict=False)])
 
 
-def generation(g: "Generation") -> str:
+def generation(g: Any) -> str:
     """The tokens of each row, the sum of their log-probabilities, and whether it has ended."""
     tokens = [_listed(row[:n]) for row, n in zip(g.tokens, g.lengths, strict=True)]
     ended = ["yes" if finished else "no: cut off" for finished in g.finished]
