@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from . import convert, explain, testing
     from .files.checkpoint import CheckpointError, load, save
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Amateur",

@@ -68,7 +68,7 @@ def decode_steps(
     min_new_tokens: int = 0,
     eos_ids: Sequence[int] | None = None,
     stop: Callable[[Step], Any] | None = None,
-    choose: Chooser = GREEDY,
+    choose: Chooser | None = None,
     num_return_sequences: int = 1,
     seed: int = 0,
     row_ids: Sequence[int] | None = None,
@@ -146,6 +146,7 @@ def decode_steps(
     The bans of the model's config, and ``min_new_tokens``, act before the processors of
     ``choose``; the config's forced tokens act after them. The module ``constraints`` says why.
     """
+    choose = GREEDY if choose is None else choose
     check_chooser(choose)
     request = as_request(
         model,

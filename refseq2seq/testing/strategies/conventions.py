@@ -1,11 +1,12 @@
 """Strategies for configurations: every convention, in every valid combination."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import strategies as st
 
 from ...config import (
+    Activation,
     AlibiPositions,
     AttentionConfig,
     BucketedPositions,
@@ -173,7 +174,7 @@ _ATTENTION: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 _FEED_FORWARD: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "d_ff": st.sampled_from((2, 3, 5, 11)),
-        "activation": st.sampled_from(("relu", "relu_squared", "silu", "gelu_erf", "gelu_tanh")),
+        "activation": st.sampled_from(get_args(Activation)),
         "hidden_norm": st.none() | _NORMS,
     }
 )
