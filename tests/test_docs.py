@@ -39,7 +39,8 @@ NOT_RUN = {
     "python -m pip install": ".ci/run installs the package and its extras",
     "python -m pytest": "it would run this test",
     "sphinx-build": ".ci/run builds the site",
-    "ruff check": ".ci/run lints",
+    "ruff ": ".ci/run lints",
+    "mypy": ".ci/run lints",
     "python docs/g2p/evaluate.py": ".ci/run evaluates the shipped model",
     "python docs/g2p/train.py": "it takes 68 minutes",
 }
@@ -49,7 +50,7 @@ RUN_BY = {"docs/peers.md": "tests/peers/test_page.py", "README.md": "tests/test_
 """A page, and the test that runs its Python, C and other blocks that are not examples."""
 
 PLAIN = {
-    "    (a @ b)[i, j] = ((a[i, 0] b[0, j] + a[i, 1] b[1, j]) + a[i, 2] b[2, j]) + ...": "an equation",
+    "    (a @ b)[i, j] = ((a[i, 0] b[0, j] + a[i, 1] b[1, j]) + a[i, 2] b[2, j]) + ...": "sums",
     '    "logits":{"dtype":"F64","shape":[3,4,19],"data_offsets":[53248,55072]}': "data",
 }
 """Indented blocks that are not code, and what they are."""
