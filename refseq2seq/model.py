@@ -77,7 +77,7 @@ class Model:
     def __repr__(self) -> str:
         return f"<Model of {count_parameters(self.config):,} parameters, {self.dtype}>"
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # what Hypothesis asks for
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # for IPython and Hypothesis
         printer.text(repr(self))
 
     def _repr_html_(self) -> str:
