@@ -58,20 +58,16 @@ class Difference:
         """The error, the limit, and the worst elements."""
         if self.reason == "shape":
             return [f"found    shape {self.other_shape}"]
-        if self.reason == "not equal":
-            return [
-                "found    different values; integers and booleans must be equal",
-                *self._pairs(),
-            ]
-        story = ["found    NaN, or an infinity that the other side does not have"]
-        if self.reason == "values":
-            story = [
-                f"found    error {self.max_relative:.2g} relative to the row's largest magnitude, "
-                f"or {self.max_ulp:.3g} ulp of {self.dtype}"
-            ]
-        if self.spreads is None:
+        found = {
+            "not equal": "different values; integers and booleans must be equal",
+            "not finite": "NaN, or an infinity that the other side does not have",
+            "values": f"error {self.max_relative:.2g} relative to the row's largest magnitude, "
+            f"or {self.max_ulp:.3g} ulp of {self.dtype}",
+        }
+        story = [f"found    {found[self.reason]}"]
+        if self.reason == "values" and self.spreads is None:
             story.append(f"allowed  relative error {self.limit:.2g}")
-        else:
+        elif self.reason == "values":
             story.append(
                 f"         {self.spreads:.3g} spreads (allowed {self.limit:g}); root mean square "
                 f"of a row {self.rms_spreads:.3g} (allowed {self.rms_limit:.3g})"
