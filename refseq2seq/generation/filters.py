@@ -3,7 +3,7 @@
     sample(temperature(0.7), top_k(50), top_p(0.9))
 
 They are applied in the order written. Libraries disagree about order, ties and boundaries: each
-filter documents its rule, and `rs.like` has the pipelines of the peers. Probabilities are
+filter documents its rule, and ``rs.like`` has the pipelines of the peers. Probabilities are
 compared in float32 at least, because float16 has no number between 0 and 6e-8.
 """
 
@@ -102,7 +102,7 @@ def top_p(p: float) -> Processor:
     A token stays if the probabilities of those before it, best first and lowest id first
     among equals, add up to less than p; so the best always stays. x-transformers also
     keeps one more where the sum is exactly p; Hugging Face adds up from the worst, and
-    so keeps the highest ids among equals. `rs.like` has both rules.
+    so keeps the highest ids among equals. ``rs.like`` has both rules.
     """
     p = check_number("top_p's p", p, "(0, 1]")
 
