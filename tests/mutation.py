@@ -8,8 +8,8 @@ says of what. Then it would start pytest for every mutant, which takes longer th
 Here a session that has collected all tests is forked for every mutant instead. The tests that
 killed its neighbours go first, then the quick ones; the first that fails ends it.
 
-Results are added to mutants/results.jsonl, so that an interrupted run goes on where it was.
-What they were is in docs/mutation.md.
+Results are added to mutants/results.jsonl, so that an interrupted run continues.
+The kinds of survivors are in docs/mutation.md.
 """
 
 import json
@@ -64,7 +64,7 @@ class Mutants:
         done = {json.loads(line)["mutant"] for line in lines}
         found = [
             name
-            for file in sorted(Path("refseq2seq").glob("*.meta"))
+            for file in sorted(Path("refseq2seq").rglob("*.meta"))
             for name in json.loads(file.read_text())["exit_code_by_key"]
         ]
         return [m for m in found if m not in done and crc32(m.encode()) % PROCESSES == self.share]
