@@ -39,7 +39,7 @@ from .contrastive import Amateur
 from .failures import no_token
 from .inference import Inference, infer
 from .request import Request, as_request, check_options, stopped, with_rules
-from .sampling import Processor, State, apply, check_processors, no_uniforms
+from .sampling import Processor, State, apply, check_processors
 
 EarlyStopping = bool | Literal["never"]
 LengthPenalty = float | Callable[[int], float]
@@ -431,6 +431,7 @@ class _Beams:
     def __init__(self, request: Request, pad_id: int) -> None:
         batch, start, n_beams = request.batch, request.start, request.copies
         self.request, self.pad_id = request, pad_id
+        self.targets = request.take(request.source_index)  # a row for each beam
         # The tokens so far, the same number in every beam: (batch, B, n).
         self.tokens = np.repeat(request.prefix[:, None, :start], n_beams, axis=1)
         self.live = Hypotheses.none(batch, n_beams, 0, pad_id)
@@ -450,18 +451,9 @@ class _Beams:
 
     def state(self, emitted: np.ndarray) -> State:
         """What processors may use."""
-        request, index = self.request, self.request.source_index
-        can_be_chosen = self.live.scores.reshape(-1) > -np.inf
-        return State(
-            tokens=self.rows,
-            n_new=self.live.lengths[index, 0],
-            emitted=emitted[index] & can_be_chosen,
-            source_index=index,
-            source=request.source[index],
-            source_mask=request.source_mask[index],
-            uniforms=no_uniforms,
-            eos_ids=request.eos_ids,
-        )
+        index, n_new = self.request.source_index, self.live.lengths[:, 0]
+        emitted = emitted[index] & (self.live.scores.reshape(-1) > -np.inf)
+        return self.targets.state(self.rows, n_new[index], emitted, index)
 
     def advance(
         self, c: Candidates, extended: Hypotheses, survivors: np.ndarray, ends: np.ndarray

@@ -304,16 +304,9 @@ class _Targets:
 
     def state(self, emitted: np.ndarray) -> State:
         """What processors and choosers may use."""
-        return State(
-            tokens=self.tokens[:, : self.n],
-            n_new=self.n_new,
-            emitted=emitted,
-            source_index=self.asked.source_index,
-            source=self.request.source,
-            source_mask=self.request.source_mask,
-            uniforms=partial(self.uniforms, self.n_new),
-            eos_ids=self.request.eos_ids,
-        )
+        uniforms = partial(self.uniforms, self.n_new)
+        tokens, index = self.tokens[:, : self.n], self.asked.source_index
+        return self.request.state(tokens, self.n_new, emitted, index, uniforms)
 
     def append(self, tokens: np.ndarray, emitted: np.ndarray) -> None:
         """One more token in every row."""

@@ -63,6 +63,26 @@ class Request:
         names = ("source", "source_mask", "prefix", "n_prefix")
         return replace(self, copies=1, **{name: getattr(self, name)[rows] for name in names})
 
+    def state(
+        self,
+        tokens: np.ndarray,
+        n_new: np.ndarray,
+        emitted: np.ndarray,
+        source_index: np.ndarray,
+        uniforms: Callable[[], np.ndarray] = no_uniforms,
+    ) -> State:
+        """What processors and choosers may use, if this request has one target in each row."""
+        return State(
+            tokens=tokens,
+            n_new=n_new,
+            emitted=emitted,
+            source_index=source_index,
+            source=self.source,
+            source_mask=self.source_mask,
+            uniforms=uniforms,
+            eos_ids=self.eos_ids,
+        )
+
     def forced(self, n: int, ended: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows that have a prefix token at position ``n`` and have not ended, and that token.
 
@@ -230,23 +250,15 @@ def _check_forced(request: Request, c: ModelConfig, processors: Sequence[Process
     Other processors may ban it, because forced tokens win. Hugging Face raises an error too
     where a forced token is suppressed.
     """
-    every_row = np.ones(request.batch, dtype=bool)
     positions = (  # field, token, which new token it is, and in which rows
         ("forced_bos_id", c.forced_bos_id, 0, request.n_prefix == 1),
-        ("forced_eos_id", c.forced_eos_id, request.max_new_tokens - 1, every_row),
+        ("forced_eos_id", c.forced_eos_id, request.max_new_tokens - 1, request.n_prefix > 0),
     )
     for field, token, n_new, rows in positions:
         if token is None:
             continue
-        state = State(
-            tokens=request.prefix,
-            n_new=np.full(request.batch, n_new),
-            emitted=rows,
-            source_index=np.arange(request.batch),
-            source=request.source,
-            source_mask=request.source_mask,
-            uniforms=no_uniforms,
-        )
+        every_row = np.arange(request.batch)
+        state = request.state(request.prefix, np.full(request.batch, n_new), rows, every_row)
         for processor in processors:
             ban = processor.process if isinstance(processor, Rule) else processor
             if not (isinstance(ban, MadeProcessor) and ban.name in ("suppress", "begin_suppress")):
