@@ -1,7 +1,7 @@
 """refseq2seq: reference implementation of encoder-decoder Transformer generation.
 
-Importing it imports NumPy and nothing else. ``refseq2seq.convert``, ``refseq2seq.explain`` and
-``refseq2seq.testing`` are imported when they are first used.
+Importing the package imports only NumPy. ``refseq2seq.convert``, ``refseq2seq.explain`` and
+``refseq2seq.testing`` are imported on first use.
 """
 
 import importlib

@@ -38,16 +38,16 @@ def attention(
     bias : array, shape broadcastable to (..., n_q, n_k), optional
         Added to the scaled scores.
     tap : Tap
-        Sees ``scores`` (before mask and softmax), ``weights`` (after) and ``heads``.
+        Receives ``scores`` (before mask and softmax), ``weights`` (after) and ``heads``.
 
     Returns
     -------
     array, shape (..., n_q, d_v)
-        A query that may attend to nothing gets zeros, never NaN.
+        Zeros, never NaN, for a query that may attend to no key.
 
     Examples
     --------
-    One query, equally near to two keys, gets the mean of their values.
+    A query with equal scores for two keys returns the mean of their values.
 
     >>> import numpy as np
     >>> q, k = np.ones((1, 2)), np.ones((2, 2))
@@ -63,21 +63,21 @@ def attention(
 class KeyValueCache:
     """Keys and values of the tokens decoded so far, for one self-attention layer.
 
-    Memory for ``capacity`` tokens is reserved at once; only the first ``length`` positions are
-    ever read.
+    Arrays for ``capacity`` tokens are allocated at once; only the first ``length`` positions
+    are ever read.
 
     Parameters
     ----------
     batch, n_heads, capacity, d_k, d_v : int
         ``n_heads`` counts key-value heads.
     like : array
-        Gives the backend and the dtype.
+        Determines the backend and the dtype.
 
     Attributes
     ----------
     capacity : int
     length : int
-        The number of tokens that the cache holds.
+        The number of tokens in the cache.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class KeyValueCache:
         Raises
         ------
         ValueError
-            If they do not fit.
+            If the tokens do not fit.
         """
         end = self.length + keys.shape[2]
         if end > self.capacity:
@@ -119,7 +119,7 @@ class KeyValueCache:
         return self._keys[:, :, :end], self._values[:, :, :end]
 
     def reorder(self, rows: np.ndarray) -> None:
-        """Let row i continue row ``rows[i]``. Rows that stay at their index are not copied.
+        """Replace row i by row ``rows[i]``. Rows that keep their index are not copied.
 
         Parameters
         ----------
@@ -136,31 +136,29 @@ class KeyValueCache:
 
 
 class SelfContext(NamedTuple):
-    """What a self-attention needs beside its input: positions, mask and cache."""
+    """The inputs of self-attention besides ``x``: positions, mask and cache."""
 
-    rotation: Rotation | None = None  # turns queries and keys by their positions
+    rotation: Rotation | None = None  # rotates queries and keys by their positions
     bias: Array | None = None  # ([batch,] n_heads, n, n_k), added to the scores
-    mask: Array | None = (
-        None  # boolean, broadcastable to (batch, n_heads, n, n_k), True = may attend
-    )
-    cache: KeyValueCache | None = None  # receives the new keys, rotated before, and new values
+    mask: Array | None = None  # boolean, True = may attend; broadcasts to (batch, n_heads, n, n_k)
+    cache: KeyValueCache | None = None  # receives the new keys, already rotated, and new values
 
 
 class CrossContext(NamedTuple):
-    """The encoded source as one cross-attention sees it: `keys_values` of the memory."""
+    """The inputs of cross-attention besides ``x``: the memory's `keys_values` and mask."""
 
     k: Array  # (batch, n_kv_heads, n_source, d_k)
     v: Array  # (batch, n_kv_heads, n_source, d_v)
-    mask: Array | None = None  # boolean, broadcastable to (batch, n_heads, n_target, n_source)
+    mask: Array | None = None  # boolean, broadcasts to (batch, n_heads, n_target, n_source)
 
 
 def self_attention(
     p: AttentionParams, c: AttentionConfig, x: Array, context: SelfContext, tap: Tap = no_tap
 ) -> Array:
-    """Tokens attend to the tokens of their own sequence: (batch, n, d_model) to the same shape.
+    """Tokens attend to their own sequence: (batch, n, d_model) -> (batch, n, d_model).
 
-    With a cache, n_k counts all tokens that it holds. The tap sees ``input``, ``q``, ``k``,
-    ``v``, and the quantities of `attend`.
+    With a cache, n_k counts all tokens in it. The tap receives ``input``, ``q``, ``k``, ``v``,
+    and the quantities of `attend`.
     """
     x = tap("input", x)
     q, (k, v) = queries(p, c, x), keys_values(p, c, x)
@@ -175,9 +173,9 @@ def self_attention(
 def cross_attention(
     p: AttentionParams, c: AttentionConfig, x: Array, context: CrossContext, tap: Tap = no_tap
 ) -> Array:
-    """Target tokens attend to the encoded source: (batch, n_target, d_model) to the same shape.
+    """Target tokens attend to the source: (batch, n_target, d_model) -> (batch, n_target, d_model).
 
-    The tap sees ``input``, ``q``, and the quantities of `attend`.
+    The tap receives ``input``, ``q``, and the quantities of `attend`.
     """
     x = tap("input", x)
     q = tap("q", queries(p, c, x))
@@ -190,7 +188,7 @@ def queries(p: AttentionParams, c: AttentionConfig, x: Array) -> Array:
 
 
 def keys_values(p: AttentionParams, c: AttentionConfig, x: Array) -> tuple[Array, Array]:
-    """Keys and values of each head: two of (batch, n_kv_heads, n, d_k or d_v)."""
+    """Keys (batch, n_kv_heads, n, d_k) and values (batch, n_kv_heads, n, d_v) of each head."""
     k = split_heads(linear(x, p.w_k, p.b_k), c.n_kv_heads)
     v = split_heads(linear(x, p.w_v, p.b_v), c.n_kv_heads)
     return normalize(p.k_norm, c.qk_norm, k), v
@@ -210,7 +208,7 @@ def attend(
 ) -> Array:
     """Attention of all heads, gates, and the output projection: (batch, n, d_model).
 
-    Only gates use ``x``. The tap sees ``scores``, ``weights``, ``heads`` and ``out``.
+    Only gates use ``x``. The tap receives ``scores``, ``weights``, ``heads`` and ``out``.
     """
     if p.learned_k is not None:
         k, v, mask, bias = _with_learned(p, k, v, mask, bias)
@@ -228,7 +226,7 @@ def attend(
 
 
 def split_heads(x: Array, n_heads: int) -> Array:
-    """(batch, n, n_heads * d) -> (batch, n_heads, n, d): head h has columns h d to (h+1) d."""
+    """(batch, n, n_heads * d) -> (batch, n_heads, n, d): head h has columns h d to (h+1) d - 1."""
     batch, n, width = x.shape
     return x.reshape(batch, n, n_heads, width // n_heads).transpose(0, 2, 1, 3)
 
@@ -250,7 +248,7 @@ def _one_per_head(c: AttentionConfig, x: Array) -> Array:
 def _with_learned(
     p: AttentionParams, k: Array, v: Array, mask: Array | None, bias: Array | None
 ) -> tuple[Array, Array, Array | None, Array | None]:
-    """Put the learned key-value pairs first: every query may attend to them, without a bias."""
+    """Prepend the learned key-value pairs: every query may attend to them, without a bias."""
     xp = array_namespace(k)
     n = p.learned_k.shape[1]  # type: ignore[union-attr]
 

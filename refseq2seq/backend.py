@@ -1,7 +1,7 @@
-"""NumPy or CuPy: the only file that knows there are two.
+"""NumPy and CuPy: the module that selects between them.
 
-There is no global switch. A function takes its array namespace from the arrays it was
-given, ``xp = array_namespace(x)``, and keeps to what NumPy 2 and CuPy 14 have in common.
+There is no global switch. A function gets the array namespace from its arguments,
+``xp = array_namespace(x)``, and uses only functions that NumPy 2 and CuPy 14 share.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 Array = Any
-"""A NumPy or CuPy array. Shapes and dtypes are stated where the array is named."""
+"""A NumPy or CuPy array. Shapes and dtypes are documented where an array is used."""
 
-PIECE = 16384  # numbers: 128 KiB of float64
+PIECE = 16384  # elements: 128 KiB of float64
 
 
 class BackendError(RuntimeError):
-    """The CuPy backend was asked for and cannot be used here."""
+    """The CuPy backend was requested but cannot be used here."""
 
 
 class CuPyNotInstalled(BackendError):
@@ -26,7 +26,7 @@ class CuPyNotInstalled(BackendError):
 
 
 class NoCudaDevice(BackendError):
-    """CuPy is installed and finds no usable CUDA device."""
+    """CuPy is installed but finds no usable CUDA device."""
 
 
 class CudaLibrariesMissing(BackendError):
@@ -34,7 +34,7 @@ class CudaLibrariesMissing(BackendError):
 
 
 def array_namespace(x: Array) -> ModuleType:
-    """The module whose functions apply to ``x``: numpy, cupy, or what ``x`` says itself.
+    """The array namespace of ``x``: numpy, cupy, or the result of ``x.__array_namespace__()``.
 
     Raises
     ------
@@ -58,26 +58,26 @@ def array_namespace(x: Array) -> ModuleType:
 
 
 def to_numpy(x: Array) -> np.ndarray:
-    """``x`` as a plain NumPy array on the host. From a device, this waits and copies."""
+    """``x`` as a plain NumPy array on the host. A device array is waited for and copied."""
     return x.get() if _is_cupy(x) else np.asarray(x)
 
 
 def read_only(x: np.ndarray) -> np.ndarray:
-    """A view of an array on the host that cannot be written to."""
+    """A read-only view of an array on the host."""
     view = x.view()
     view.flags.writeable = False
     return view
 
 
 def freeze(*arrays: Any) -> None:
-    """Let nobody write to these arrays on the host again."""
+    """Make the NumPy arrays among the arguments read-only."""
     for x in arrays:
         if isinstance(x, np.ndarray):
             x.flags.writeable = False
 
 
 def read(first: Array, *others: Array) -> list[np.ndarray]:
-    """Arrays of one shape on the host, in float64: from a device in one copy, one wait."""
+    """Arrays of one shape as float64 on the host, read from a device in one copy and one wait."""
     xp = array_namespace(first)
     if xp is np:
         return [np.asarray(x, dtype=np.float64) for x in (first, *others)]
@@ -90,7 +90,7 @@ def to_cupy(x: Array) -> Array:
     Raises
     ------
     CuPyNotInstalled, NoCudaDevice, CudaLibrariesMissing
-        Each names its cure.
+        Each message names the cure.
     """
     return _usable_cupy().asarray(x)
 
@@ -98,8 +98,8 @@ def to_cupy(x: Array) -> Array:
 def widened(function: Callable[..., Array]) -> Callable[..., Array]:
     """Decorator for functions of an array: float16 is computed in float32 and rounded once.
 
-    float16 ends at 65504 and has 11 significant bits: squares, sums and exponentials of its
-    numbers leave that range although the result lies in it.
+    float16 has the maximum 65504 and 11 significant bits: intermediate squares, sums and
+    exponentials can exceed its range although the result does not.
     """
 
     @wraps(function)
@@ -112,18 +112,17 @@ def widened(function: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def at_least_float32(x: Array) -> Array:
-    """float16 as float32, which holds it exactly; wider dtypes as they are."""
+    """float16 as float32, which represents it exactly; wider dtypes unchanged."""
     return x.astype("float32") if x.dtype == "float16" else x
 
 
 def elementwise(function: Callable[..., Array]) -> Callable[..., Array]:
     """Decorator for elementwise functions of an array, and of others that broadcast to it.
 
-    A formula of many operations makes as many temporary arrays, and on a device as many
-    kernels, each of which costs more to launch than to run. The formula is written once:
-    CuPy makes a single kernel of it, and NumPy is given a large array a piece at a time, so
-    that temporary arrays stay in the processor's cache and take no memory to speak of. An
-    array beside other arguments goes whole: they broadcast to it.
+    A formula of many operations allocates as many temporary arrays and, on a device, launches
+    as many kernels, each of which costs more to launch than to run. CuPy fuses the formula into
+    one kernel. NumPy processes a large array in pieces, so that the temporary arrays are small
+    and stay in the processor's cache; with other arguments, which broadcast, it does not.
     """
 
     @cache

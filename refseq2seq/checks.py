@@ -1,8 +1,8 @@
-"""Arguments as callers pass them, checked on the host: numbers, token ids, masks.
+"""Validation of arguments on the host: numbers, token ids, masks.
 
-Numbers become Python's own: a NumPy integer would wrap around at the end of its range, and a
-NumPy float64 would turn float32 arrays into float64. Token ids are checked here because CuPy
-wraps an index out of range silently, and a negative one selects another token's row.
+Numbers become Python ints and floats: a NumPy integer wraps around on overflow, and a NumPy
+float64 promotes float32 arrays to float64. Token ids are checked because CuPy silently wraps an
+index that is out of range, and a negative index selects another token's row.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Tokens = Any
 
 
 def check_int(name: str, x: Any, low: int) -> int:
-    """``x`` as an int. Raise unless it is an integer of at least ``low``; a bool is not one."""
+    """``x`` as an int. Raise unless it is an integer, not a bool, of at least ``low``."""
     if isinstance(x, bool) or not isinstance(x, int | np.integer):
         raise TypeError(f"{name} must be an int, got {type(x).__name__}")
     if x < low:
@@ -26,7 +26,7 @@ def check_int(name: str, x: Any, low: int) -> int:
 
 
 def check_number(name: str, x: Any, interval: str) -> float:
-    """``x`` as a float. Raise unless it is a number in the interval; NaN is in none.
+    """``x`` as a float. Raise unless it is a number in the interval; NaN is in no interval.
 
     Examples
     --------
@@ -54,14 +54,14 @@ def as_tokens(
     Parameters
     ----------
     name : str
-        What errors call the tokens: ``source``, ``target``, ``prefix``.
+        The name of the argument in errors: ``source``, ``target``, ``prefix``.
     tokens : integer array (batch, n), or list of lists of ints
         Lists of different lengths are padded on the right.
     vocab_size : int
         Ids are 0 to vocab_size - 1. Masked positions may hold any integer.
     mask : boolean array (batch, n), optional
-        True = real token; all real by default. Not for lists of different lengths, which are
-        masked by their lengths.
+        True = real token; by default all are real. Not allowed with lists of different lengths,
+        which are masked by their lengths.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def as_tokens(
     Raises
     ------
     TypeError
-        If ids are not integers, or the mask not boolean; if either is a masked array, whose
+        If ids are not integers, or the mask is not boolean; if either is a masked array, whose
         mask would be lost.
     ValueError
         If the shape is not (batch, n), a row is empty, or an id is out of range.
@@ -110,8 +110,8 @@ def on_host(name: str, x: Any) -> np.ndarray:
     """``x`` as a NumPy array. Raise unless it is an array, or lists of one shape."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(
-            f"{name} is a masked array, whose mask would be lost: pass x.filled(...), and its mask "
-            "where one is taken, as in source_mask=~np.ma.getmaskarray(x)"
+            f"{name} is a masked array, whose mask would be lost: pass x.filled(...), and the mask "
+            "as its own argument, such as source_mask=~np.ma.getmaskarray(x)"
         )
     try:
         return to_numpy(x)

@@ -1,9 +1,9 @@
 """Every numerical convention of a model, as a named field.
 
-Encoder-decoder Transformers share their equations and differ in conventions: where the
-norms stand, what is added inside their square root, which GELU is meant, how positions
-enter. Each convention is a field here. Fields have no defaults, because a default is a
-guess about somebody else's model; `refseq2seq.presets` names two complete arrangements.
+Encoder-decoder Transformers share their equations and differ in conventions: the positions of
+norms, the use of their eps, the variant of GELU, the encoding of positions. Each convention is
+a field here. Fields have no defaults, because a default would be a guess about another
+library's model; `refseq2seq.presets` has two complete configurations.
 """
 
 import dataclasses
@@ -17,26 +17,26 @@ Activation = Literal["relu", "relu_squared", "silu", "gelu_erf", "gelu_tanh"]
 SinusoidLayout = Literal["interleaved", "concatenated", "tensor2tensor"]
 
 MAX_LIST = 2**19
-"""The most entries of a list in JSON, of which a vocabulary's symbols are the longest."""
+"""The maximum length of a list in JSON; the longest is a vocabulary's symbols."""
 
 
 class Config:
-    """A record that checks its fields against their annotations and knows JSON's types."""
+    """Base of dataclasses that check fields against annotations and convert to JSON's types."""
 
     TYPE: ClassVar[str] = ""
-    """What tells the members of a union apart in JSON."""
+    """The ``type`` in JSON, which distinguishes the members of a union."""
 
     def __post_init__(self) -> None:
         for name, annotation in _annotations(type(self)).items():
             check_type(f"{type(self).__name__}.{name}", annotation, getattr(self, name))
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested dictionaries of JSON's types; a union's members carry their ``type``."""
+        """Nested dictionaries of JSON's types; the members of a union have a key ``type``."""
         return _to_json(self)
 
     @classmethod
     def from_dict(cls, fields: Any) -> Self:
-        """The inverse of `to_dict`. ValueError or TypeError name the field that does not fit."""
+        """The inverse of `to_dict`. A ValueError or TypeError names the field that does not fit."""
         if not isinstance(fields, dict):
             raise TypeError(f"{cls.__name__} must be a dict of fields, got {type(fields).__name__}")
         return from_json(cls.__name__, cls, fields)
@@ -67,11 +67,11 @@ class AttentionConfig(Config):
     """Conventions of one multi-head attention.
 
     ``scale`` multiplies the scores (1/sqrt(d_k) in Vaswani et al. 2017, 1 in T5).
-    ``biases`` lists the projections that have one. With fewer key-value heads than
-    heads, query head h uses key-value head ``h // (n_heads // n_kv_heads)`` when
-    ``grouped``, ``h % n_kv_heads`` when ``tiled``. ``qk_norm`` normalises each head's
-    queries and keys. ``n_learned_kv`` learned key-value pairs are attended by everyone.
-    ``gate`` multiplies the heads' output by sigmoid(x W_g), one gate per value or per head.
+    ``biases`` lists the projections with a bias. With fewer key-value heads than heads, query
+    head h uses key-value head ``h // (n_heads // n_kv_heads)`` if ``grouped`` and
+    ``h % n_kv_heads`` if ``tiled``. ``qk_norm`` normalises each head's queries and keys. Every
+    query may attend to ``n_learned_kv`` learned key-value pairs. ``gate`` multiplies the heads'
+    output by sigmoid(x W_gate + b_gate), one gate per value or per head.
     """
 
     n_heads: int
@@ -98,10 +98,10 @@ class AttentionConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardConfig(Config):
-    """activation(x W_in + b_in) W_out + b_out, or, when ``gated``,
+    """activation(x W_in + b_in) W_out + b_out, or, if ``gated``,
     (activation(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out.
 
-    ``hidden_norm`` normalises what W_out multiplies.
+    ``hidden_norm`` is applied to the factor of W_out.
     """
 
     d_ff: int
@@ -147,7 +147,7 @@ class SinusoidalPositions(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class RotaryPositions(Config):
-    """The first ``d_rotary`` entries of each query and key rotate with their position."""
+    """The first ``d_rotary`` elements of each query and key are rotated by their position."""
 
     TYPE: ClassVar = "rotary"
     d_rotary: int
@@ -172,7 +172,7 @@ class AlibiPositions(Config):
 class BucketedPositions(Config):
     """T5's relative positions: a learned bias per head and bucket of distances, times ``scale``.
 
-    One table serves every layer, or, ``per_layer``, each has its own.
+    If ``per_layer``, each layer has its own table; otherwise all share one.
     """
 
     TYPE: ClassVar = "bucketed"
@@ -202,13 +202,13 @@ class StackConfig(Config):
     """An encoder or a decoder.
 
     ``positions`` are added to the embedding, ``relative_positions`` act inside
-    self-attention. ``norm_positions`` says where each sublayer has a norm:
+    self-attention. ``norm_positions`` lists the norms of each sublayer:
 
         x = after(x + branch(sublayer(before(x))))
 
     so that ("before",) is pre-norm, ("after",) post-norm and ("before", "branch") the
-    sandwich. ``n_register_tokens`` learned vectors are put before the sequence and dropped
-    from the output.
+    sandwich norm. ``n_register_tokens`` learned vectors are prepended to the sequence and
+    removed from the output.
     """
 
     vocab_size: int
@@ -245,7 +245,7 @@ class StackConfig(Config):
 
     @property
     def max_length(self) -> int | None:
-        """The most tokens that the position table can serve; None when there is no table."""
+        """The maximum number of tokens, by the size of the position table; None without a table."""
         if isinstance(self.positions, LearnedPositions):
             return self.positions.n_positions - self.positions.offset
         return None
@@ -259,8 +259,8 @@ class ModelConfig(Config):
     unembedding is the decoder's table transposed. ``logits_scale`` multiplies the last
     hidden state before the unembedding. ``decoder_start_id`` begins a target,
     any of ``eos_ids`` ends it, ``pad_id`` follows. ``forced_bos_id`` is the first new token
-    whatever the logits, ``forced_eos_id`` the last one that fits; ``suppressed_ids`` are never
-    chosen, ``begin_suppressed_ids`` not as the first token that is free.
+    regardless of the logits, ``forced_eos_id`` the last one at the maximum length;
+    ``suppressed_ids`` are never chosen, ``begin_suppressed_ids`` not as the first free token.
     """
 
     encoder: StackConfig
@@ -285,7 +285,7 @@ class ModelConfig(Config):
             raise ValueError("ModelConfig.decoder.cross_attention must not be None")
         if self.decoder.n_register_tokens:
             raise ValueError(
-                "ModelConfig.decoder.n_register_tokens must be 0: they are an encoder's"
+                "ModelConfig.decoder.n_register_tokens must be 0: only an encoder has them"
             )
         for name, ids in (
             ("decoder_start_id", (self.decoder_start_id,)),
@@ -324,7 +324,7 @@ def _check_positive(config: Config, *names: str) -> None:
 
 
 def check_type(where: str, annotation: Any, value: Any) -> None:
-    """Raise unless ``value`` is of the annotated type; ints are not negative, floats finite."""
+    """Raise unless ``value`` has the annotated type; ints are 0 to 2**31 - 1, floats finite."""
     origin, members = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         if value not in members:

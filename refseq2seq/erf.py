@@ -11,9 +11,9 @@ h. The map (t - 3) / (t + 3) takes the half-line to [-1, 1), where one polynomia
 that product (Shepherd and Laframboise 1981, "Chebyshev approximation of (1 + 2x) exp(x^2)
 erfc x").
 
-There are two such polynomials. GELU in float32 must be fast: float16 and float32 are
-computed in float64 with a short polynomial and rounded once. For float64 there is no wider
-dtype: it uses a long polynomial and carries the rounding errors along.
+There are two such polynomials. float16 and float32, for which GELU must be fast, are computed
+in float64 with a short polynomial and rounded once. float64, which has no wider dtype, uses a
+long polynomial and tracks the rounding errors.
 """
 
 import math

@@ -1,15 +1,14 @@
-"""Sums in order: arithmetic that gives a row the same bits in any company.
+"""Batch-invariant arithmetic: the bits of a row do not depend on the rest of its batch.
 
-Floating-point addition is not associative, and a fast product or sum picks its order by
-the shapes it is given: the same row comes out different in its last bits when it stands in
-another batch, is padded, or is computed with a cache. An `ExactArray` adds one term after
-the other, in the order of the index:
+Floating-point addition is not associative, and the order in a fast product or sum depends on
+shapes: a row differs in its last bits when its batch or padding changes, or when it is computed
+with a cache. An `ExactArray` adds terms in the order of the index:
 
     (a @ b)[i, j] = ((a[i, 0] b[0, j] + a[i, 1] b[1, j]) + a[i, 2] b[2, j]) + ...
 
 Each product and each sum is rounded separately (no fused multiply-add), so that any
 IEEE 754 machine and any language can reproduce the bits. Zeros that padding adds at either
-end change nothing. The model's code is the same: arithmetic is the array's business.
+end change nothing. The model's code is the same: the array type defines the arithmetic.
 """
 
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 
 
 class ExactArray(np.ndarray):
-    """A NumPy array whose ``@`` and sums are sequential, and all that is computed from it."""
+    """A NumPy array with sequential ``@`` and sums. Its floating-point results have this type."""
 
     def __array_ufunc__(
         self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any
@@ -39,20 +38,23 @@ class ExactArray(np.ndarray):
 
 
 def as_exact(x: Any) -> ExactArray:
-    """A view of ``x`` with exact arithmetic.
+    """A view of ``x`` as an `ExactArray`.
 
     Raises
     ------
     TypeError
-        For an array that is not NumPy's: a GPU's scans add in an order of their own.
+        If ``x`` is not a NumPy array: scans on a GPU add in another order.
     """
     if not isinstance(x, np.ndarray):
-        raise TypeError("exact arithmetic is NumPy's only: use model.to('numpy').exact()")
+        raise TypeError(
+            f"exact arithmetic needs a NumPy array, got {type(x).__name__}: "
+            "use model.to('numpy').exact()"
+        )
     return x.view(ExactArray)
 
 
 def sequential_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b, for arrays of at least two dimensions, the products added in the order of k."""
+    """a @ b for arrays of at least two dimensions, with products added in the order of k."""
     total = np.zeros(1, dtype=np.result_type(a, b))
     for k in range(a.shape[-1]):
         total = total + a[..., :, k, None] * b[..., None, k, :]
@@ -62,7 +64,7 @@ def sequential_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def sequential_sum(
     x: np.ndarray, axis: int = 0, dtype: Any = None, keepdims: bool = False, **options: Any
 ) -> np.ndarray:
-    """The sum over ``axis``, its terms added in the order of the index."""
+    """The sum over ``axis``, with terms added in the order of the index."""
     if options.get("out") is not None or options.get("where", True) is not True:
         raise TypeError(f"an exact sum does not take {sorted(options)}")
     total = np.take(np.cumsum(x, axis=axis, dtype=dtype), [-1], axis=axis)

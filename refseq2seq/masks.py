@@ -1,10 +1,10 @@
-"""Masks are boolean: True = may attend. PyTorch's ``key_padding_mask`` is the opposite."""
+"""Boolean masks: True = may attend. PyTorch's ``key_padding_mask`` is the opposite."""
 
 from .backend import Array, array_namespace
 
 
 def padding_mask(mask: Array) -> Array:
-    """A key mask, shape (batch, n_k), in the shape of scores: (batch, 1, 1, n_k).
+    """A key mask that broadcasts to scores: (batch, n_k) -> (batch, 1, 1, n_k).
 
     True = a real token, which every head and query may attend to.
     """
@@ -12,7 +12,7 @@ def padding_mask(mask: Array) -> Array:
 
 
 def causal_mask(q_positions: Array, k_positions: Array) -> Array:
-    """True where the key does not come after the query: shape (n_q, n_k).
+    """True where the key is not after the query: shape (n_q, n_k).
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ def causal_mask(q_positions: Array, k_positions: Array) -> Array:
 def real_positions(mask: Array) -> Array:
     """Positions that count real tokens only, shape (batch, n): padding never shifts them.
 
-    A padded place gets the position of the last real token before it, or 0; it is masked,
-    so the value never shows.
+    Padding gets the position of the last real token before it, or 0; it is masked, so this
+    value has no effect.
 
     Examples
     --------

@@ -4,8 +4,8 @@
     logits = decode(model, target, memory)     all positions at once, or step by step
     logits = forward(model, source, target)    both: teacher forcing
 
-A parameter that a model lacks is None, and its operation is then the identity, so that no
-function has two versions. A float16 model computes in float32 and rounds each quantity that
+A parameter that a model lacks is None, and its operation is then the identity, so that each
+function has one version. A float16 model computes in float32 and rounds each quantity that
 passes a tap to float16.
 """
 
@@ -92,11 +92,11 @@ class Model:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of the parameters, and so of everything computed from them."""
+        """The dtype of the parameters and of everything computed from them."""
         return np.dtype(self.params.decoder.embedding.dtype)
 
     def astype(self, dtype: str) -> Model:
-        """The same model with its arrays rounded, or widened, to ``dtype``.
+        """The same model with its arrays rounded or widened to ``dtype``.
 
         Parameters
         ----------
@@ -119,11 +119,10 @@ class Model:
         return self._map(to_numpy if backend == "numpy" else to_cupy)
 
     def exact(self) -> Model:
-        """The same model with sums that add their terms one after the other, in order.
+        """The same model with batch-invariant sums, which add terms in the order of the index.
 
-        The numbers of a row then have the same bits whatever the other rows of the batch, the
-        padding, the cache or the division of a prefix; see `refseq2seq.exact`.
-        ``model.to("numpy")`` undoes it.
+        The bits of a row then do not depend on the other rows of the batch, the padding, the
+        cache or the split of a prefix; see `refseq2seq.exact`. ``model.to("numpy")`` undoes it.
         """
         return self._map(as_exact)
 
@@ -163,7 +162,7 @@ def forward(
     *,
     tap: Tap = no_tap,
 ) -> Array:
-    r"""Logits of every target position given the source and the target before it.
+    r"""Logits of every target position, given the source and the target up to that position.
 
     .. math:: z_t, \quad P(y_{t+1} \mid y_{\le t}, x) = \mathrm{softmax}(z_t)
 
@@ -179,7 +178,7 @@ def forward(
     Returns
     -------
     array, shape (batch, n_target, vocab_size)
-        The logits at the padding of a shorter target have no meaning.
+        Logits at the padding of a shorter target have no meaning.
     """
     return decode(model, target, encode(model, source, source_mask, tap=tap), tap=tap)
 
@@ -187,7 +186,7 @@ def forward(
 def encode(
     model: Model, source: Tokens, source_mask: Array | None = None, *, tap: Tap = no_tap
 ) -> Memory:
-    """Encode the source, and project it to each decoder layer's keys and values.
+    """Encode the source and project it to the keys and values of each decoder layer.
 
     Parameters
     ----------
@@ -205,7 +204,7 @@ def encode(
     Raises
     ------
     TypeError, ValueError
-        If the tokens or the mask have another type or shape, or do not fit the model.
+        If the tokens or the mask have an invalid type or shape, or do not fit the model.
     """
     check_model(model)
     check_tap(tap)
@@ -216,7 +215,7 @@ def encode(
 
 
 def encode_checked(model: Model, ids: np.ndarray, mask: np.ndarray, *, tap: Tap) -> Memory:
-    """As `encode`, of token ids and a mask (batch, n_source) on the host, checked before."""
+    """As `encode`, for validated token ids and their mask, (batch, n_source), on the host."""
     c, p, xp = model.config.encoder, model.params.encoder, model.xp
     source_mask = None if mask.all() else xp.asarray(mask)
     positions = xp.arange(ids.shape[1]) if source_mask is None else real_positions(source_mask)
@@ -254,7 +253,7 @@ def _project(model: Model, hidden: Array, mask: Array | None, tap: Tap) -> Memor
     for i, layer in enumerate(model.params.decoder.layers):
         inside = tap.at(f"decoder.layers.{i}.cross_attention")
         k, v = keys_values(layer.cross_attention, attention, hidden)  # type: ignore[arg-type]
-        # In C order, one head after the other, as every step reads them.
+        # In C order, one head after another, as each step reads them.
         keys.append(inside("k", k).astype(dtype, order="C"))
         values.append(inside("v", v).astype(dtype, order="C"))
     hidden = hidden.astype(dtype, copy=False)
@@ -269,17 +268,17 @@ def decode(
     cache: tuple[KeyValueCache, ...] | None = None,
     tap: Tap = no_tap,
 ) -> Array:
-    """Logits after each of ``tokens``, given the memory and the tokens before.
+    """Logits after each of ``tokens``, given the memory and the preceding tokens.
 
     Parameters
     ----------
     model : Model
     tokens : integer array (batch, n), or list of lists of token ids
-        With a cache, the tokens after those that it holds; otherwise the whole target.
+        With a cache, the tokens after the cached ones; otherwise the whole target.
     memory : Memory
         From `encode`.
     cache : tuple of KeyValueCache, optional
-        From `new_cache`. It receives the keys and values of the tokens.
+        From `new_cache`. The keys and values of the tokens are appended to it.
     tap : Tap
 
     Returns
@@ -306,11 +305,11 @@ def decode_checked(
     cache: tuple[KeyValueCache, ...] | None,
     tap: Tap,
 ) -> Array:
-    """As `decode`, of token ids (batch, n) in an array of the model's backend, checked before."""
+    """As `decode`, for validated token ids (batch, n) on the model's backend."""
     c, p, xp = model.config.decoder, model.params.decoder, model.xp
     start, n = cache[0].length if cache else 0, ids.shape[1]
     positions, so_far = xp.arange(start, start + n), xp.arange(start + n)
-    causal = causal_mask(positions, so_far) if n > 1 else None  # the last token sees all
+    causal = causal_mask(positions, so_far) if n > 1 else None  # one token attends to all
     source_mask = None if memory.mask is None else padding_mask(memory.mask)
     rotation, biases = position_terms(p, c, positions, so_far)
     tap = _rounding(model, tap)
@@ -326,12 +325,12 @@ def decode_checked(
 
 
 def _rounding(model: Model, tap: Tap) -> Tap:
-    """``tap``, in a `RoundingTap` if the model is float16."""
+    """``tap``, wrapped in a `RoundingTap` if the model is float16."""
     return RoundingTap(tap) if model.dtype == "float16" else tap
 
 
 def new_cache(model: Model, batch: int, capacity: int) -> tuple[KeyValueCache, ...]:
-    """An empty cache for `decode`, one part per decoder layer, for ``capacity`` tokens."""
+    """Empty caches for `decode`, one per decoder layer, for ``capacity`` tokens."""
     c, like = model.config.decoder.self_attention, model.params.decoder.embedding
     return tuple(
         KeyValueCache(batch, c.n_kv_heads, capacity, c.d_k, c.d_v, like)
@@ -375,7 +374,7 @@ def decoder_layer(
 
 
 def residual(p: SublayerNorms, c: NormConfig, x: Array, branch: Array) -> Array:
-    """after(x + branch_norm(branch)): pre-norm, post-norm or sandwich; an absent norm passes."""
+    """after(x + branch_norm(branch)), for pre-norm, post-norm and sandwich norm."""
     return normalize(p.after, c, x + normalize(p.branch, c, branch))
 
 
@@ -407,7 +406,7 @@ def embed(p: StackParams, c: StackConfig, ids: Array, positions: Array, tap: Tap
 def position_terms(
     p: StackParams, c: StackConfig, q_positions: Array, k_positions: Array
 ) -> tuple[Rotation | None, list[Array | None]]:
-    """How positions enter self-attention: the rotation of q and k, each layer's score bias."""
+    """Position terms of self-attention: the rotation of q and k, each layer's score bias."""
     relative, n_layers = c.relative_positions, c.n_layers
     if relative is None:
         return None, [None] * n_layers
@@ -422,9 +421,9 @@ def position_terms(
 def _with_registers(
     p: StackParams, x: Array, key_mask: Array | None, positions: Array
 ) -> tuple[Array, Array | None, Array]:
-    """Put the register tokens before the sequence, at positions -n to -1, never masked.
+    """Prepend the register tokens at positions -n to -1, never masked.
 
-    They are learned vectors, which x-transformers calls memory tokens.
+    They are learned vectors; x-transformers calls them memory tokens.
     """
     xp = array_namespace(x)
     n, d_model = p.register_tokens.shape  # type: ignore[union-attr]
@@ -437,14 +436,14 @@ def _with_registers(
 
 
 def check_model(model: Any) -> None:
-    """Raise unless ``model`` is a Model: a name or a path becomes one by `refseq2seq.load`."""
+    """Raise unless ``model`` is a Model; for a name or a path, suggest `refseq2seq.load`."""
     if not isinstance(model, Model):
         cure = f": write rs.load({model!r})" if isinstance(model, str | os.PathLike) else ""
         raise TypeError(f"model must be a Model, got {type(model).__name__}{cure}")
 
 
 def check_fits(name: str, n: int, c: StackConfig) -> None:
-    """Raise unless the position table serves ``n`` tokens, which the error calls ``name``."""
+    """Raise if ``n`` tokens, called ``name`` in the error, exceed the position table."""
     if c.max_length is not None and n > c.max_length:
         raise ValueError(
             f"{name} has {n} tokens; the model's position table serves at most {c.max_length}"

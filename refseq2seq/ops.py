@@ -1,9 +1,9 @@
 """The operations of a Transformer on arrays: products, softmax, norms, activations.
 
-Every function acts on the last axis, keeps the dtype it is given and mutates nothing.
-Scalars are Python floats: a NumPy float64 scalar would turn float32 arrays into float64.
+Every function acts on the last axis, preserves the dtype and does not modify its arguments.
+Scalars are Python floats: a NumPy float64 scalar would promote float32 arrays to float64.
 Functions marked ``widened`` compute float16 in float32 and round the result once. A norm whose
-squares overflow gives NaN, never finite numbers that look right.
+squares overflow returns NaN, never plausible finite numbers.
 """
 
 import math
@@ -23,7 +23,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     ----------
     x : array, shape (..., d_in)
     weight : array, shape (d_in, d_out)
-        Transposed with respect to ``torch.nn.Linear.weight``.
+        The transpose of ``torch.nn.Linear.weight``.
     bias : array, shape (d_out,), optional
 
     Returns
@@ -36,7 +36,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     >>> linear(np.array([[1.0, 2.0]]), np.array([[3.0], [4.0]]), np.array([0.5]))
     array([[11.5]])
     """
-    # One 2-D product: matmul would run a (batch, 1, d_in) stack as batch small products.
+    # One 2-D product: matmul would compute a (batch, 1, d_in) stack as ``batch`` small products.
     y = x.reshape(-1, x.shape[-1]) @ weight
     if bias is not None:
         y += bias
@@ -45,7 +45,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
 @widened
 def softmax(x: Array, mask: Array | None = None) -> Array:
-    r"""Probabilities proportional to exp(x) over the entries that the mask allows.
+    r"""Probabilities proportional to exp(x) over the elements that the mask allows.
 
     .. math:: \mathrm{softmax}(x)_i = \frac{m_i e^{x_i}}{\sum_j m_j e^{x_j}}
 
@@ -53,18 +53,18 @@ def softmax(x: Array, mask: Array | None = None) -> Array:
     ----------
     x : array, shape (..., n)
     mask : boolean array, shape broadcastable to (..., n), optional
-        True = may be chosen.
+        True = allowed.
 
     Returns
     -------
     array, shape (..., n)
-        A row whose mask is all False is all zeros. A row whose allowed entries are all -inf
-        has no distribution: NaN.
+        Zeros in a row whose mask is all False. NaN in a row whose allowed elements are all
+        -inf, which has no distribution.
 
     Notes
     -----
-    The largest entry is subtracted first, so no finite input overflows. PyTorch gives
-    NaN for a fully masked row; adding -1e9 instead of masking gives a uniform one.
+    The maximum is subtracted first, so no finite input overflows. For a fully masked row
+    PyTorch returns NaN; adding -1e9 instead of masking gives a uniform distribution.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def _shifted_exp(x: Array, top: Array) -> Array:
 
 @elementwise
 def _normalised(x: Array, total: Array) -> Array:
-    """x / total. The largest entry adds e^0 = 1 to a total; only a row of zeros has less."""
+    """x / total. The maximum adds e^0 = 1 to the total, so only a row of zeros has less."""
     return x / array_namespace(x).maximum(total, 1.0)
 
 
@@ -104,7 +104,7 @@ def log_softmax(x: Array) -> Array:
     Parameters
     ----------
     x : array, shape (..., n)
-        At least one finite entry in each row; -inf stays -inf.
+        At least one finite element in each row; -inf stays -inf.
 
     Returns
     -------
@@ -123,14 +123,14 @@ def log_softmax(x: Array) -> Array:
 
 @widened
 def logsumexp(x: Array) -> Array:
-    r"""log of the sum of exponentials over the last axis, which is kept with length 1.
+    r"""Logarithm of the sum of exponentials over the last axis, which is kept with length 1.
 
     .. math:: \max_i x_i + \log \sum_j e^{x_j - \max_i x_i}
 
     Parameters
     ----------
     x : array, shape (..., n)
-        At least one finite entry in each row.
+        At least one finite element in each row.
 
     Returns
     -------
@@ -152,7 +152,7 @@ def keep(scores: Array, kept: Array) -> Array:
 
 
 def top_indices(scores: Array, n: int) -> Array:
-    """The indices of the n largest elements of each row, in order; of equal ones, the first.
+    """The indices of the n largest elements of each row, largest first, then lowest index first.
 
     Parameters
     ----------
@@ -166,8 +166,8 @@ def top_indices(scores: Array, n: int) -> Array:
 
     Notes
     -----
-    A partition finds the n-th largest. Elements are marked 0 above it, 1 at it and 2 below,
-    and sorted by their marks in linear time; only n of them are sorted by value.
+    A partition finds the n-th largest element. Elements get the mark 0 if above it, 1 if equal
+    and 2 if below, and are sorted by mark in linear time; only n of them are sorted by value.
 
     Examples
     --------
@@ -204,7 +204,7 @@ def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> 
     ----------
     x : array, shape (..., d)
     gain, bias : array, shape broadcastable to (..., d), or None
-        For norms of each head (n_heads, 1, d). The gain is the full factor; x-transformers
+        (n_heads, 1, d) for a norm of each head. The gain is the full factor; x-transformers
         stores ``gamma``, the gain minus one.
     eps : float
         Added to the variance, inside the square root. The variance is the biased one,
@@ -214,7 +214,7 @@ def layer_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> 
     -------
     array, shape (..., d)
         NaN in rows whose squares overflow float32 or float64, as in every norm here.
-        PyTorch's ``rms_norm`` and ``normalize`` give zeros.
+        PyTorch's ``rms_norm`` and ``normalize`` return zeros.
     """
     centred = x - _mean(x)
     variance = _mean(centred * centred)
@@ -242,7 +242,7 @@ def l2_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Arr
     Arguments as in `layer_norm`; ``gain`` may be a single number. With a vector gain this
     is x-transformers' ``RMSNorm``, with a scalar one its ``ScaleNorm`` (Nguyen and
     Salazar 2019, eq. 5), with none its ``SimpleRMSNorm``. The length is clamped from
-    below by eps; nothing is added to it.
+    below by eps; eps is not added to it.
     """
     xp = array_namespace(x)
     length = _finite(xp.sqrt((x * x).sum(axis=-1, keepdims=True)))
@@ -256,8 +256,8 @@ def std_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Ar
     .. math:: \frac{x - \mu}{s + \epsilon}\, g + b,
         \qquad s^2 = \frac{1}{d - 1} \sum_i (x_i - \mu)^2
 
-    Arguments as in `layer_norm`. It differs from that function twice: the standard
-    deviation is the unbiased one, and eps is added to it outside the square root.
+    Arguments as in `layer_norm`. Unlike there, the standard deviation is the unbiased one,
+    and eps is added to it outside the square root.
     """
     xp = array_namespace(x)
     centred = x - _mean(x)
@@ -297,8 +297,8 @@ def relu_squared(x: Array) -> Array:
 @widened
 @elementwise
 def sigmoid(x: Array) -> Array:
-    r"""Logistic function :math:`1 / (1 + e^{-x})`; as e^x / (1 + e^x) where x < 0, so that
-    nothing overflows and no digit is lost in the left tail.
+    r"""Logistic function :math:`1 / (1 + e^{-x})`, computed as e^x / (1 + e^x) where x < 0: it
+    neither overflows nor loses digits in the left tail.
     """
     xp = array_namespace(x)
     small = xp.exp(-xp.abs(x))
@@ -310,9 +310,9 @@ def sigmoid(x: Array) -> Array:
 def silu(x: Array) -> Array:
     """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016, section 2).
 
-    Its limit 0 at -inf, where PyTorch gives NaN.
+    At -inf it returns the limit 0, where PyTorch returns NaN.
     """
-    return array_namespace(x).maximum(x, -800.0) * sigmoid(x)  # sigmoid is 0 from there on
+    return array_namespace(x).maximum(x, -800.0) * sigmoid(x)  # sigmoid(-800) is 0
 
 
 @widened
@@ -322,11 +322,11 @@ def gelu_tanh(x: Array) -> Array:
 
     .. math:: \tfrac{x}{2}\left(1 + \tanh\left(\sqrt{2/\pi}\,(x + 0.044715 x^3)\right)\right)
 
-    Hugging Face's ``gelu_new``, PyTorch's ``approximate="tanh"``; up to 4.8e-4 from `gelu_erf`.
-    Its limit 0 at -inf, where PyTorch gives NaN.
+    Hugging Face's ``gelu_new``, PyTorch's ``approximate="tanh"``. It differs from `gelu_erf` by
+    up to 4.8e-4. At -inf it returns the limit 0, where PyTorch returns NaN.
     """
     xp = array_namespace(x)
-    x = xp.maximum(x, -30.0)  # tanh is -1 or 1 outside of -30 to 30: no cube overflows
+    x = xp.maximum(x, -30.0)  # tanh is -1 or 1 outside -30 to 30; clamping keeps cubes finite
     near = xp.minimum(x, 30.0)
     inner = math.sqrt(2 / math.pi) * (near + 0.044715 * (near * near * near))
     return 0.5 * x * (1 + xp.tanh(inner))
@@ -341,7 +341,7 @@ NORMS = {
 
 
 def normalize(p: NormParams | None, c: NormConfig | None, x: Array) -> Array:
-    """The norm that ``c`` describes, with the arrays ``p``; ``x`` itself where a model has none."""
+    """Apply the norm ``c`` with the parameters ``p``; without such a norm, return ``x``."""
     return x if p is None or c is None else NORMS[c.kind](x, p.gain, p.bias, c.eps)
 
 

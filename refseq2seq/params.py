@@ -1,9 +1,8 @@
-"""The arrays of a model: frozen dataclasses, a shape beside each field.
+"""The parameters of a model: frozen dataclasses, with a shape beside each field.
 
-Matrices are stored ``(d_in, d_out)``, so that code says ``x @ w + b`` as papers do. An
-array that a configuration does not have is None. `build_params` walks a configuration
-and asks for each array by name and shape; creating, loading, checking and converting a
-model are the four answers that can be given to it.
+Matrices are stored as ``(d_in, d_out)``, so that code reads ``x @ w + b`` as in papers. A
+parameter that a configuration does not have is None. `build_params` obtains each array by name
+and shape from a function; creating, loading, checking and converting a model each pass one.
 """
 
 import math
@@ -27,7 +26,7 @@ from .config import (
 )
 
 ArrayMaker = Callable[[str, tuple[int, ...]], Array]
-"""Gives the array for a name such as ``encoder.layers.0.self_attention.w_q`` and a shape."""
+"""Returns the array for a name such as ``encoder.layers.0.self_attention.w_q`` and a shape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,7 +48,7 @@ class SublayerNorms:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AttentionParams:
-    """The projections of one multi-head attention, and what some models add to them."""
+    """The projections of one multi-head attention, and parameters that only some models have."""
 
     w_q: Array  # (d_model, n_heads * d_k)
     b_q: Array | None  # (n_heads * d_k,)
@@ -119,7 +118,7 @@ class Params:
 def build_params(config: ModelConfig, array: ArrayMaker) -> Params:
     """The parameters of ``config``, each array obtained from ``array(name, shape)``.
 
-    A tied table is asked for once, under the name ``decoder.embedding``.
+    A tied table is requested once, under the name ``decoder.embedding``.
     """
     decoder = _stack(config.decoder, config.encoder.d_model, _under("decoder", array))
     if config.tied_logits:
@@ -140,9 +139,9 @@ def build_params(config: ModelConfig, array: ArrayMaker) -> Params:
 
 
 def _by_columns(table: Array) -> Array:
-    """The table with each column in one piece, as its transpose, the unembedding, is read.
+    """The table in Fortran order, so that its transpose, the unembedding, is in C order.
 
-    A step reads that matrix whole, and of the table a row per token.
+    A step reads the whole unembedding, but only one row of the table per token.
     """
     in_rows = table.strides[0] > table.strides[1]
     return table.copy(order="F") if in_rows else table
@@ -276,7 +275,7 @@ def _under(prefix: str, array: ArrayMaker) -> ArrayMaker:
 
 
 MIN_LAYER = 6
-"""The fewest arrays of a layer: the matrices of attention, and the two of the feed-forward."""
+"""The minimum number of arrays of a layer: four of attention, two of the feed-forward."""
 
 
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -297,9 +296,7 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 def check_params(config: ModelConfig, params: Params) -> None:
-    """Raise a ValueError unless ``params`` has the arrays of ``config``, tied as it says, and
-    one dtype.
-    """
+    """Raise a TypeError or ValueError unless the arrays, their ties and dtype fit ``config``."""
     for name, x in named_arrays(params):
         if not hasattr(x, "dtype") or isinstance(x, np.ma.MaskedArray):
             raise TypeError(f"{name} must be an array without a mask, got {type(x).__name__}")
@@ -329,9 +326,9 @@ def check_params(config: ModelConfig, params: Params) -> None:
 
 
 def _is_same(a: Array, b: Array) -> bool:
-    """Whether two arrays of one shape are one in memory, or hold the same numbers.
+    """Whether two arrays of one shape share their data or are equal.
 
-    A device would have to be waited for: its arrays are taken to be the same.
+    Arrays on a device are assumed to be equal: a comparison would wait for the device.
     """
     if not isinstance(a, np.ndarray) or a.ctypes.data == b.ctypes.data:
         return True
@@ -339,15 +336,15 @@ def _is_same(a: Array, b: Array) -> bool:
 
 
 def _shaped(name: str, shape: tuple[int, ...]) -> Array:
-    return np.broadcast_to(np.float64(0), shape)  # the right shape, no memory
+    return np.broadcast_to(np.float64(0), shape)  # the shape, without allocation
 
 
 def random_params(config: ModelConfig, seed: int, dtype: str = "float32") -> Params:
-    """Well-scaled random parameters: activations keep unit size through the layers.
+    """Random parameters, scaled so that activations keep unit size through the layers.
 
-    Each array is drawn from its own generator, keyed by ``seed`` and its name, so that
-    an array does not depend on which others exist. Biases and gains are random too: a
-    test that forgets one should fail.
+    Each array has its own generator, keyed by ``seed`` and the array's name, so that it does
+    not depend on the other arrays. Biases and gains are random too, so that a test that omits
+    one fails.
 
     Parameters
     ----------
@@ -377,7 +374,7 @@ def random_params(config: ModelConfig, seed: int, dtype: str = "float32") -> Par
 
 
 def named_arrays(params: Any, prefix: str = "") -> Iterator[tuple[str, Array]]:
-    """Every array of a parameter tree with its name. Tied tables come more than once."""
+    """Every array of a parameter tree with its name. Tied tables occur more than once."""
     if is_dataclass(params):
         for field in fields(params):
             yield from named_arrays(getattr(params, field.name), f"{prefix}{field.name}.")
@@ -389,6 +386,6 @@ def named_arrays(params: Any, prefix: str = "") -> Iterator[tuple[str, Array]]:
 
 
 def map_arrays(config: ModelConfig, params: Params, function: Callable[[Array], Array]) -> Params:
-    """The same parameters with ``function`` applied to each array; tied tables stay tied."""
+    """Apply ``function`` to each array of the parameters; tied tables stay tied."""
     arrays = dict(named_arrays(params))
     return build_params(config, lambda name, shape: function(arrays[name]))

@@ -21,11 +21,11 @@ from .config import (
 
 
 def sinusoids(positions: Array, d_model: int, layout: SinusoidLayout) -> Array:
-    r"""Sines and cosines of geometric wavelengths (Vaswani et al. 2017, section 3.5).
+    r"""Sines and cosines, wavelengths in geometric progression (Vaswani et al. 2017, section 3.5).
 
     .. math:: \sin(p\,\omega_j),\ \cos(p\,\omega_j), \qquad j = 0, \dots, h - 1,\quad h = d/2
 
-    Three layouts go by the same name:
+    Three layouts share this name:
 
     - ``interleaved``: sin, cos, sin, cos, ...; omega_j = 10000^(-j/h). The paper.
     - ``concatenated``: all sines, then all cosines, same omega_j. Marian, Pegasus and
@@ -35,9 +35,9 @@ def sinusoids(positions: Array, d_model: int, layout: SinusoidLayout) -> Array:
     Parameters
     ----------
     positions : array, shape (...,)
-        Integers; fractions are taken too.
+        Integers or fractions.
     d_model : int
-        Width d; a last odd column is zero.
+        Width d; if it is odd, the last column is zero.
     layout : str
 
     Returns
@@ -68,9 +68,9 @@ def sinusoids(positions: Array, d_model: int, layout: SinusoidLayout) -> Array:
 def position_embedding(
     c: LearnedPositions | SinusoidalPositions, table: Array | None, positions: Array, like: Array
 ) -> Array:
-    """The vectors to be added to ``like``, the embeddings, in their dtype.
+    """The position vectors (..., d_model) to add to the embeddings ``like``, in their dtype.
 
-    ``table`` is the learned one, shape (n_positions, d_model). Result: (..., d_model).
+    ``table`` is the learned table, shape (n_positions, d_model).
     """
     if isinstance(c, LearnedPositions):
         rows = table[positions + c.offset]  # type: ignore[index]
@@ -80,7 +80,7 @@ def position_embedding(
 
 
 class Rotation(NamedTuple):
-    """The angles by which `rotate` turns queries and keys, and which entries form a pair."""
+    """The angles by which `rotate` rotates queries and keys, and the elements that form a pair."""
 
     cos: Array  # ([batch,] 1, n, d_rotary // 2)
     sin: Array  # ([batch,] 1, n, d_rotary // 2)
@@ -88,7 +88,7 @@ class Rotation(NamedTuple):
 
 
 def rotation(c: RotaryPositions, positions: Array, dtype: str) -> Rotation:
-    r"""The angles of each position (Su et al. 2021, eq. 15).
+    r"""The rotation angles of each position (Su et al. 2021, eq. 15).
 
     .. math:: \theta_{p,j} = p\,\mathrm{base}^{-2j/d}, \qquad j = 0, \dots, d/2 - 1
 
@@ -98,7 +98,7 @@ def rotation(c: RotaryPositions, positions: Array, dtype: str) -> Rotation:
     positions : array, shape (n,) or (batch, n)
         Integers or fractions, counted from 0.
     dtype : str or dtype
-        The dtype of the result; angles are computed in float64.
+        The dtype of the result.
 
     Returns
     -------
@@ -112,13 +112,13 @@ def rotation(c: RotaryPositions, positions: Array, dtype: str) -> Rotation:
 
 
 def rotate(x: Array, r: Rotation) -> Array:
-    r"""Queries or keys, turned by their positions.
+    r"""Rotate queries or keys by their positions.
 
     .. math:: (a, b) \mapsto (a \cos\theta - b \sin\theta,\ b \cos\theta + a \sin\theta)
 
-    Pairs (a, b) are neighbours when ``interleaved`` (the paper, x-transformers), or the
-    two halves of the rotary part when ``halves`` (Llama, Hugging Face). Entries after the
-    first ``d_rotary`` pass unchanged.
+    The elements of a pair (a, b) are neighbours if ``interleaved`` (the paper, x-transformers),
+    or from the two halves of the rotary part if ``halves`` (Llama, Hugging Face). Elements after
+    the first ``d_rotary`` are unchanged.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def score_bias(
     k_positions: Array,
     dtype: str,
 ) -> Array:
-    """What is added to the scores of each head, from the positions of query and key.
+    """The bias to add to the scores of each head, from the positions of query and key.
 
     Parameters
     ----------
@@ -165,9 +165,9 @@ def score_bias(
 
     Notes
     -----
-    ALiBi (Press et al. 2022) is written there for causal attention; here, as in
-    x-transformers, the distance is symmetric: ``-slope |q - k|``. T5's bias (Raffel et al.
-    2020, section 2.1) is a table entry per head and bucket.
+    Press et al. (2022) define ALiBi for causal attention; here, as in x-transformers, the
+    distance is symmetric: ``-slope |q - k|``. T5's bias (Raffel et al. 2020, section 2.1) is
+    a table entry per head and bucket.
     """
     xp = array_namespace(q_positions)
     relative_position = k_positions[..., None, :] - q_positions[..., :, None]
@@ -184,15 +184,15 @@ def t5_bucket(
 ) -> Array:
     r"""The bucket of a relative position, key minus query (Raffel et al. 2020, section 2.1).
 
-    Of the n buckets for one direction, the first n/2 hold one distance each; the others
-    widen logarithmically up to ``max_distance``; the last takes all that is further:
+    Of the n buckets for one direction, the first n/2 contain one distance each; the others
+    widen logarithmically up to ``max_distance``; the last contains all larger distances:
 
     .. math:: \frac{n}{2} + \left\lfloor
         \frac{\log(|r| / \frac n2)}{\log(\mathrm{max} / \frac n2)} \frac n2 \right\rfloor,
         \qquad |r| \ge \tfrac n2
 
-    When ``bidirectional``, the upper half of the buckets is for keys after the query;
-    otherwise those share bucket 0 with the query's own position.
+    If ``bidirectional``, the upper half of the buckets is for keys after the query; otherwise
+    these keys share bucket 0 with the query's own position.
 
     Examples
     --------
@@ -214,13 +214,13 @@ def t5_bucket(
 
 @cache
 def _bucket_borders(n: int, max_distance: int) -> tuple[int, ...]:
-    """The least distance of each bucket but the first, found by integers: a rounded
-    logarithm may fall short of a border, as at 64 of T5's 128.
+    """The smallest distance of each bucket except the first, computed in integers: a rounded
+    logarithm may fall short of a border, as at distance 64 with T5's maximum of 128.
     """
     exact = n // 2
     wide = n - exact
 
-    def border(k: int) -> int:  # the least r with log(r / exact) / log(max / exact) wide >= k
+    def border(k: int) -> int:  # the smallest r with log(r / exact) / log(max / exact) wide >= k
         power = max_distance**k * exact**wide
         distances = range(max_distance + 1)
         return bisect_left(distances, power, lo=exact, key=lambda r: r**wide * exact**k)
@@ -231,7 +231,7 @@ def _bucket_borders(n: int, max_distance: int) -> tuple[int, ...]:
 
 def alibi_slopes(n_heads: int) -> tuple[float, ...]:
     """The slopes of ALiBi (Press et al. 2022, section 3): 2^(-8/n), 2^(-16/n), ... for a
-    power of two n; otherwise those of the power below, then every other one of the power above.
+    power of two n; otherwise those of the next lower power, then every other of the next higher.
 
     Examples
     --------

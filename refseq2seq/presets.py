@@ -17,7 +17,7 @@ Projection = Literal["q", "k", "v", "o"]
 
 
 def plain_attention(n_heads: int, d_k: int, biases: tuple[Projection, ...] = ()) -> AttentionConfig:
-    """Multi-head attention with scores divided by sqrt(d_k), without later additions."""
+    """Multi-head attention with scores divided by sqrt(d_k), without later extensions."""
     return AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=n_heads,
@@ -52,7 +52,7 @@ def x_transformers(
 
     Pre-norm with final norms, layer norms with eps 1e-5 and no bias, attention without
     biases, a feed-forward of width 4 d_model with exact GELU and biases, learned positions
-    times 1/sqrt(d_model), an untied unembedding without bias.
+    multiplied by 1/sqrt(d_model), an untied unembedding without bias.
     """
 
     def stack(vocab_size: int, n_positions: int, n_layers: int, cross: bool) -> StackConfig:
@@ -112,7 +112,7 @@ def vaswani(
 ) -> ModelConfig:
     """The original Transformer (Vaswani et al. 2017, section 3).
 
-    Post-norm, layer norms with bias, ReLU, interleaved sinusoids, embeddings times
+    Post-norm, layer norms with bias, ReLU, interleaved sinusoids, embeddings multiplied by
     sqrt(d_model), one table for source, target and unembedding (section 3.4), and
     d_k = d_model / n_heads. The paper does not state eps; here it is 1e-5, as in PyTorch. The
     paper's equations have no biases in the projections; like every implementation, this one

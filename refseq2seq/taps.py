@@ -1,9 +1,9 @@
-"""Taps: every named quantity passes one, where it can be observed or changed.
+"""Taps: functions that observe or change the named quantities of a computation.
 
 A function that computes named quantities takes ``tap=no_tap`` and writes
 ``scores = tap("scores", ...)``. A tap is called with a name and an array, and returns the array
 that the computation continues with: the same one, to observe it, or another, to see the effect
-of a fault. ``tap.at("decoder.layers.0")`` is a tap that puts this prefix before names.
+of a fault. ``tap.at("decoder.layers.0")`` is a tap that prepends this prefix to names.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ class Tap(Protocol):
         """The array to continue with instead of ``x``."""
 
     def at(self, place: object) -> "Tap":
-        """A tap whose names all begin with ``place`` and a dot."""
+        """A tap that prepends ``place`` and a dot to names."""
 
 
 class NoTap:
-    """A tap that returns every array as it is."""
+    """A tap that returns every array unchanged."""
 
     def __call__(self, name: str, x: Array) -> Array:
         return x
@@ -36,7 +36,7 @@ no_tap = NoTap()
 
 
 def check_tap(tap: Any) -> None:
-    """Raise unless ``tap`` is a tap; `FunctionTap` makes one of a function."""
+    """Raise unless ``tap`` is a tap; for a function, suggest `FunctionTap`."""
     if not (callable(tap) and callable(getattr(tap, "at", None))):
         cure = "write rs.FunctionTap(function)" if callable(tap) else "such as rs.Trace()"
         raise TypeError(f"tap must be a Tap, got {type(tap).__name__}: {cure}")
@@ -45,7 +45,7 @@ def check_tap(tap: Any) -> None:
 class RoundingTap:
     """A tap that rounds each named quantity to float16 once and continues in float32.
 
-    A float16 model computes under this tap; ``tap`` sees the float16 arrays.
+    Float16 models use this tap; ``tap`` receives the float16 arrays.
     """
 
     def __init__(self, tap: Tap) -> None:
@@ -59,11 +59,11 @@ class RoundingTap:
 
 
 class FunctionTap:
-    """A tap made of a function ``(full name, array) -> array``.
+    """A tap that calls a function ``(full name, array) -> array``.
 
     Examples
     --------
-    A fault: the scores of the first layer's cross-attention, doubled.
+    A fault that doubles the scores of the first layer's cross-attention:
 
     >>> def double(name, x):
     ...     return 2 * x if name == "decoder.layers.0.cross_attention.scores" else x

@@ -36,7 +36,7 @@ class Tokenizer(Protocol):
 
 
 def symbol(tokenizer: Tokenizer, token: int) -> str:
-    """The printable form of a token, ``<id>`` if a model's table is longer than its vocabulary."""
+    """The printable form of a token, or ``<id>`` for a token beyond the vocabulary."""
     symbols = tokenizer.symbols
     return symbols[token] if token < len(symbols) else f"<{token}>"
 

@@ -327,7 +327,7 @@ def test_what_a_processor_gives_is_checked(process, search):
         "score": lambda: rs.score(model, source, [[1, 5]], processors=[process]),
     }
     with pytest.raises(
-        TypeError, match=r"a processor must give .* of the shape \(.*; <lambda> gives"
+        TypeError, match=r"a processor must return .* of the shape \(.*; <lambda> returns"
     ):
         calls[search]()
 

@@ -1,4 +1,4 @@
-"""Beam search: the same loop, which continues the best few targets of every row.
+"""Beam search: a decoding loop that continues the best few targets of every row.
 
     for step in beam_steps(model, source, beams=4): ...
     out = beam_search(model, source, beams=4, n_best=2)
@@ -17,9 +17,9 @@ The rules, which Hugging Face and CTranslate2 share:
    length counts new tokens, EOS included. The pool of a row keeps the B best.
 5. At the maximum length the best B candidates become hypotheses; so do the live beams of a row
    that ``stop`` ends.
-6. A row is done when its pool is full and, by ``early_stopping``: at once (True); when the
-   best live beam, normalised by its own length, does not beat the worst hypothesis of the
-   pool (False); when it could not beat it at any length it may still reach ("never").
+6. A row with a full pool is done, by ``early_stopping``: at once (True); when the best live
+   beam, normalised by its own length, does not beat the worst hypothesis of the pool (False);
+   when it could not beat it at any length that it may still reach ("never").
 """
 
 import math
@@ -43,7 +43,7 @@ from .sampling import Processor, State, apply, check_processors
 
 EarlyStopping = bool | Literal["never"]
 LengthPenalty = float | Callable[[int], float]
-"""The exponent of the length, or the function from a length to what a score is divided by."""
+"""The exponent of the length, or a function from a length to the divisor of a score."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,7 +60,7 @@ class Hypotheses:
 
     @classmethod
     def none(cls, batch: int, k: int, n: int, pad_id: int) -> Self:
-        """Room for k targets of n tokens in each row, all of them missing."""
+        """k missing targets of n tokens in each row."""
         return cls(
             tokens=np.full((batch, k, n), pad_id),
             log_probs=np.zeros((batch, k, n)),
@@ -88,7 +88,7 @@ class Hypotheses:
         )
 
     def extended(self, c: "Candidates", emitted: np.ndarray, pad_id: int) -> Self:
-        """The candidates as targets: one more token than their beams in the rows ``emitted``."""
+        """The candidates as targets, one token longer than their beams in the rows ``emitted``."""
         parents = self.take(c.beams).longer(pad_id)
         rows, n_new = np.flatnonzero(emitted), self.lengths[emitted, :1]
         indices = np.arange(c.beams.shape[1])
@@ -119,8 +119,8 @@ class Candidates(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BeamStep:
-    """One step of the search: enough to draw its tree. Arrays are on the host, and those that
-    the search continues with cannot be written to.
+    """One step of the search, with the data to draw its tree. Arrays are on the host, and those
+    that the search uses again are read-only.
     """
 
     index: int  # 0 for the first step
@@ -131,7 +131,7 @@ class BeamStep:
     pool: Hypotheses  # k = B, best first; scores are normalised
     done: np.ndarray  # (batch,)
     forced: np.ndarray  # (batch,) the row took a token of its prefix
-    margin: np.ndarray  # (batch,) least gap between scores that were compared
+    margin: np.ndarray  # (batch,) smallest gap between scores that were compared
 
     def __post_init__(self) -> None:
         freeze(self.done, *vars(self.live).values(), *vars(self.pool).values())
@@ -144,8 +144,8 @@ class BeamSearch:
     tokens: np.ndarray  # (batch, n_best, n) new tokens, EOS kept, pad_id after them
     lengths: np.ndarray  # (batch, n_best) new tokens, EOS counted
     scores: np.ndarray  # (batch, n_best) normalised; -inf where a row has fewer hypotheses
-    log_probs: np.ndarray  # (batch, n_best, n) their sum over the length penalty is the score
-    margin: np.ndarray  # (batch,) the least gap between scores that the search compared
+    log_probs: np.ndarray  # (batch, n_best, n) score = their sum divided by the length penalty
+    margin: np.ndarray  # (batch,) smallest gap between scores that the search compared
 
 
 def beam_steps(
@@ -181,7 +181,7 @@ def beam_steps(
         The exponent alpha of the length, 0 for plain sums; or a function that returns the
         divisor of a score, such as `gnmt_penalty`.
     early_stopping : True, False or "never"
-        When a row with a full pool is done, see rule 6.
+        When a row with a full pool is done: see rule 6.
     logits_processors : sequence of Processor
         Applied to logits, before the log-softmax, as CTranslate2 does. The rules of the model's
         config act after the log-softmax.
@@ -240,7 +240,7 @@ def _to_log_probs(scores: Array, state: State) -> Array:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Settings:
-    """How to search."""
+    """The settings of a search."""
 
     n_beams: int
     n_considered: int
@@ -250,7 +250,7 @@ class _Settings:
 
 
 def _search(model: Model, request: Request, settings: _Settings) -> Iterator[BeamStep]:
-    with np.errstate(over="ignore", invalid="ignore"):  # a step reports what is not finite
+    with np.errstate(over="ignore", invalid="ignore"):  # each step reports non-finite numbers
         memory = encode_checked(model, request.source, request.source_mask, tap=request.tap)
         inference = infer(model, memory, request)
     beams = _Beams(request, model.config.pad_id)
@@ -262,7 +262,7 @@ def _search(model: Model, request: Request, settings: _Settings) -> Iterator[Bea
             beams.pool = _with_finished(beams.pool, beams.live, ended[:, None], settings)
             beams.done = beams.done | ended
             step = replace(step, pool=beams.pool, done=beams.done)
-        if request.tap is no_tap:  # a tap sees the whole batch in every step
+        if request.tap is no_tap:  # a tap receives the whole batch in every step
             inference.drop(np.repeat(beams.done, settings.n_beams))
         index += 1
         yield step
@@ -286,7 +286,7 @@ def _step(
     seen = {name: tap(f"candidates.{name}", x) for name, x in considered._asdict().items()}
     considered = Candidates(**seen)
 
-    # Which of them end, and which live on.
+    # The candidates that end, and those that survive.
     last = beams.live.lengths[:, 0] + 1 == beams.request.max_new_tokens
     is_eos = np.isin(considered.tokens, beams.request.eos_ids)
     ends = emitted[:, None] & (is_eos | last[:, None])
@@ -294,7 +294,7 @@ def _step(
     finishing = ends & in_top & (considered.scores > -np.inf)
     survivors = np.argsort(ends, axis=1, kind="stable")[:, : settings.n_beams]
 
-    # The pool takes those that finish; the best that do not are the next live beams.
+    # Candidates that finish enter the pool; the best of the others are the next live beams.
     extended = beams.live.extended(considered, emitted, beams.pad_id)
     pool = _with_finished(beams.pool.longer(beams.pad_id), extended, finishing, settings)
     beams.pool = replace(pool, scores=tap("pool.scores", pool.scores))
@@ -326,7 +326,7 @@ def _considered(
 ) -> tuple[Candidates, np.ndarray]:
     """The best candidates, from the logits (batch * B, vocab_size), and their smallest gap."""
     state = beams.state(emitted)
-    with np.errstate(all="ignore"):  # what is not finite is reported below, by row
+    with np.errstate(all="ignore"):  # non-finite numbers are reported below, by row
         log_probs = tap("log_probs", apply(settings.processors, logits, state))
     considered, gap = _candidates(log_probs, beams.live.scores, settings.n_considered)
     unfit = ~np.isfinite(considered.scores[:, 0]) & emitted
@@ -351,7 +351,7 @@ def _candidates(
 ) -> tuple[Candidates, np.ndarray]:
     """The n best continuations, by score, then beam, then token, and the smallest gap of scores.
 
-    The gap includes the best continuation that is not considered. This is the step's only
+    The gap includes the best continuation that is not considered. The step has no other
     device-to-host read.
     """
     xp, (batch, n_beams) = array_namespace(log_probs), sum_log_probs.shape
@@ -376,7 +376,7 @@ def _candidates(
 def _carry_unchanged(
     c: Candidates, live: Hypotheses, carried: np.ndarray, forced_tokens: np.ndarray
 ) -> Candidates:
-    """In rows in their prefix, or done, every live beam with the forced token, at no cost."""
+    """In ``carried`` rows, every live beam plus the forced token, with log-probability 0."""
     if not carried.any():
         return c
     n_beams, n = live.scores.shape[1], c.tokens.shape[1]
@@ -394,7 +394,7 @@ def _carry_unchanged(
 def _with_finished(
     pool: Hypotheses, targets: Hypotheses, finishing: np.ndarray, settings: _Settings
 ) -> Hypotheses:
-    """The best of the pool and of those ``targets`` that are ``finishing``."""
+    """The best of the pool and of the ``targets`` that are ``finishing``."""
     normalised = targets.scores / settings.divisors[targets.lengths]
     hypotheses = replace(targets, scores=np.where(finishing, normalised, -np.inf))
     return pool.best(settings.n_beams, hypotheses)
@@ -403,7 +403,7 @@ def _with_finished(
 def _improvable(
     live: Hypotheses, pool: Hypotheses, settings: _Settings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether a row's pool may still change, by rule 6, and how close that was: both (batch,)."""
+    """Whether a row's pool may still change, by rule 6, and the gap of that test: both (batch,)."""
     best, worst = live.scores.max(axis=1), pool.scores[:, -1]
     full, n_new = worst > -np.inf, live.lengths[:, 0]
     if settings.early_stopping is True:
@@ -412,13 +412,13 @@ def _improvable(
         reachable = np.array([settings.divisors[n:].max() for n in n_new])
     else:
         reachable = settings.divisors[n_new]
-    with np.errstate(invalid="ignore"):  # a row with nothing live and nothing found
+    with np.errstate(invalid="ignore"):  # a row without live beams and hypotheses
         gap = np.where(full & (best > -np.inf), np.abs(best / reachable - worst), np.inf)
     return best / reachable > worst, gap
 
 
 def _least_gap(scores: np.ndarray) -> np.ndarray:
-    """The smallest difference of neighbours in rows of descending scores, -inf left out."""
+    """The smallest difference of neighbours in rows of descending scores, ignoring -inf."""
     real = scores[:, 1:] > -np.inf
     with np.errstate(invalid="ignore"):
         gaps = np.where(real, scores[:, :-1] - scores[:, 1:], np.inf)
@@ -426,7 +426,7 @@ def _least_gap(scores: np.ndarray) -> np.ndarray:
 
 
 class _Beams:
-    """The live beams and the pools while they grow: the state of the search, on the host."""
+    """The live beams and the pools: the state of the search, on the host."""
 
     def __init__(self, request: Request, pad_id: int) -> None:
         batch, start, n_beams = request.batch, request.start, request.copies
@@ -458,7 +458,7 @@ class _Beams:
     def advance(
         self, c: Candidates, extended: Hypotheses, survivors: np.ndarray, ends: np.ndarray
     ) -> np.ndarray:
-        """One more token in every beam; returns the row that each continues, (batch * B,)."""
+        """Append one token to every beam; return the row that each continues, (batch * B,)."""
         live, has_ended = extended.take(survivors), np.take_along_axis(ends, survivors, axis=1)
         self.live = replace(live, scores=np.where(has_ended, -np.inf, live.scores))
         continued = np.where(self.live.scores > -np.inf, survivors, survivors[:, :1])  # rule 1

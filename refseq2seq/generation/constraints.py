@@ -1,15 +1,15 @@
-"""Processors that look at the target so far, or at the source: penalties, bans, forced tokens.
+"""Processors that depend on the target so far or on the source: penalties, bans, forced tokens.
 
-Each is a function of its settings that gives a processor, ``(scores, state) -> scores``, for
-greedy decoding, sampling and beam search alike. Hugging Face has one of the same name for
-each (in ``generation/logits_process.py``), and the rules are its rules except where said.
+Each function returns a processor, ``(scores, state) -> scores``, for greedy decoding, sampling
+and beam search. Hugging Face has a processor of the same name for each (in
+``generation/logits_process.py``), with the same rules except where documented.
 
-The same processors, made from a model's config and from ``min_new_tokens``, are the rules of a
-decoding. Bans come before the caller's processors and forced tokens after them: a forced token
-wins over every other processor, and top-k does not spend its k tokens on banned ones. This
-gives what Hugging Face's order gives (penalties, n-gram bans, bad words, minimum lengths,
+The same processors, made from a model's config and ``min_new_tokens``, are the rules of a
+decoding. Bans act before the caller's processors and forced tokens after them: a forced token
+overrides every other processor, and top-k does not spend its k tokens on banned ones. The
+result is that of Hugging Face's order (penalties, n-gram bans, bad words, minimum lengths,
 allowed tokens; then forced tokens; then suppressed ones; then filters), because a ban changes
-no other score, and a token that is both forced and suppressed is refused. A caller's own
+no other score, and a token that is both forced and suppressed raises an error. A caller's own
 function is the exception: it acts before forced tokens here, and after them in Hugging Face.
 """
 
@@ -29,10 +29,10 @@ TokenIds = Collection[int] | np.ndarray
 
 @makes_processor
 def repetition_penalty(penalty: float) -> Processor:
-    """Make tokens that the target already has less likely (Keskar et al. 2019, section 4.1).
+    """Make tokens that the target already contains less likely (Keskar et al. 2019, section 4.1).
 
-    A positive score is divided by the penalty, a negative one multiplied with it. In greedy
-    decoding and sampling scores are logits. In beam search they are log-probabilities, all
+    A positive score is divided by the penalty, a negative one is multiplied by it. In greedy
+    decoding and sampling, scores are logits. In beam search they are log-probabilities, all
     negative, so the same penalty acts differently there, as it does in Hugging Face; among
     ``logits_processors`` it acts on logits, as it does in CTranslate2.
 
@@ -48,7 +48,7 @@ def repetition_penalty(penalty: float) -> Processor:
 
 @makes_processor
 def encoder_repetition_penalty(penalty: float) -> Processor:
-    """Make tokens that the source has more likely: `repetition_penalty` turned over.
+    """Make tokens of the source more likely: the inverse of `repetition_penalty`.
 
     Source and target must share a vocabulary.
 
@@ -83,7 +83,7 @@ def _penalised(scores: Array, seen: Array, penalty: float) -> Array:
 
 @makes_processor
 def no_repeat_ngram(n: int) -> Processor:
-    """Ban each token that would complete n tokens in a row which the target already has.
+    """Ban each token that would complete an n-gram that the target already contains.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def no_repeat_ngram(n: int) -> Processor:
 
 @makes_processor
 def encoder_no_repeat_ngram(n: int) -> Processor:
-    """Ban each token that would complete n tokens in a row which the source has.
+    """Ban each token that would complete an n-gram of the source.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def begin_suppress(ids: TokenIds, *, after: int | np.ndarray = 0) -> Processor:
 
 @makes_processor
 def bad_words(sequences: Sequence[TokenIds]) -> Processor:
-    """Ban the last token of each sequence wherever the target ends with the others.
+    """Ban the last token of each sequence where the target ends with the tokens before it.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def bad_words(sequences: Sequence[TokenIds]) -> Processor:
 def minimum_length(n: int, eos_ids: TokenIds | None = None) -> Processor:
     """Ban the tokens ``eos_ids`` in rows that have fewer than ``n`` new tokens.
 
-    ``min_new_tokens`` of `refseq2seq.decode_steps` puts it before all other processors.
+    ``min_new_tokens`` of `refseq2seq.decode_steps` applies it before all other processors.
 
     Parameters
     ----------
@@ -204,10 +204,10 @@ def minimum_length(n: int, eos_ids: TokenIds | None = None) -> Processor:
 
 @makes_processor
 def forced_bos(token: int) -> Processor:
-    """Make ``token`` the second of every target that has one token so far, with score 0.
+    """Force ``token`` as the second token of every target that has one token, with score 0.
 
-    This is how M2M100, NLLB and mBART put the token of a language first. As in Hugging
-    Face, a prefix of several tokens is left alone.
+    M2M100, NLLB and mBART put the token of a language first in this way. As in Hugging Face,
+    it has no effect after a prefix of several tokens.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def forced_bos(token: int) -> Processor:
 
 @makes_processor
 def forced_eos(token: int, max_new_tokens: int) -> Processor:
-    """Make ``token`` the last new one of rows that reach ``max_new_tokens``, with score 0.
+    """Force ``token`` as the last new one of rows that reach ``max_new_tokens``, with score 0.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def forced_eos(token: int, max_new_tokens: int) -> Processor:
 
 @makes_processor
 def allowed_tokens(function: Callable[[int, np.ndarray], Iterable[int]]) -> Processor:
-    """Allow only the tokens that a function names for the target so far.
+    """Allow only the tokens that a function returns for the target so far.
 
     Hugging Face's ``prefix_allowed_tokens_fn``.
 
@@ -242,8 +242,8 @@ def allowed_tokens(function: Callable[[int, np.ndarray], Iterable[int]]) -> Proc
     ----------
     function : function of (row, tokens) to token ids
         ``row`` is the index of the source in the batch, the same for all its beams;
-        ``tokens`` (n,) are prefix and new tokens. It is asked only about targets that take
-        a token now: not about rows that have ended, nor beams that cannot be chosen.
+        ``tokens`` (n,) are prefix and new tokens. It is called only for targets that take a
+        token now: not for rows that have ended, nor for beams that cannot be chosen.
     """
     if not callable(function):
         raise TypeError(f"allowed_tokens takes a function of (row, tokens), got {function!r}")
@@ -287,7 +287,7 @@ def _force(name: str, token: int, when: Callable[[State], np.ndarray]) -> Proces
 
 
 def _completions(text: np.ndarray, tokens: np.ndarray, n: int) -> set[int]:
-    """Every token that follows, somewhere in ``text``, the last n - 1 of ``tokens``."""
+    """All tokens that follow the last n - 1 of ``tokens`` somewhere in ``text``."""
     if len(tokens) < n - 1 or len(text) < n:
         return set()
     windows = np.lib.stride_tricks.sliding_window_view(text, n)
@@ -296,7 +296,7 @@ def _completions(text: np.ndarray, tokens: np.ndarray, n: int) -> set[int]:
 
 
 def _members(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Which ids each row of ``tokens`` (batch, n) has: (batch, vocab_size); -1 is none."""
+    """A mask (batch, vocab_size) of the ids in each row of ``tokens`` (batch, n), except -1."""
     members = np.zeros((len(tokens), vocab_size + 1), dtype=bool)
     np.put_along_axis(members, np.where(tokens < vocab_size, tokens, -1), True, axis=1)
     return members[:, :-1]

@@ -1,4 +1,4 @@
-"""Contrastive decoding: an expert's logits, corrected by those of weaker models."""
+"""Contrastive decoding: the logits of an expert, corrected by those of weaker models."""
 
 import math
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def amateur(
 
 
 def amateur_of_li(model: Model, *, alpha: float = 0.1, reads_source: bool = True) -> Amateur:
-    """Expert minus amateur (Li et al. 2022, eq. 3), which as logits differs by a constant."""
+    """Expert minus amateur (Li et al. 2022, eq. 3), up to a constant because they are logits."""
     return Amateur(
         model=model, alpha=alpha, expert_weight=1.0, amateur_weight=1.0, reads_source=reads_source
     )
@@ -71,13 +71,13 @@ def amateur_of_li(model: Model, *, alpha: float = 0.1, reads_source: bool = True
 def contrast(expert: Array, theirs: Array, amateur: Amateur) -> Array:
     """The expert's logits corrected by ``theirs``, an amateur's: all (batch, vocab_size)."""
     best = expert.max(axis=-1, keepdims=True)
-    with np.errstate(over="ignore", invalid="ignore"):  # the loop reports what is not finite
+    with np.errstate(over="ignore", invalid="ignore"):  # the loop reports non-finite numbers
         contrasted = float(amateur.expert_weight) * expert - float(amateur.amateur_weight) * theirs
     return keep(contrasted, expert >= best + math.log(amateur.alpha))
 
 
 def check_amateur(amateur: Any, expert: Model) -> None:
-    """Raise unless it is an amateur whose logits and encoding fit the expert's."""
+    """Raise unless ``amateur`` is an Amateur whose logits and encoding fit the expert's."""
     if not isinstance(amateur, Amateur):
         raise TypeError(f"amateurs must be made by rs.amateur(model), got {amateur!r}")
     ours, theirs = expert.config, amateur.model.config

@@ -1,8 +1,8 @@
-"""Why a row has no token to choose: a quantity that is not finite, or a processor.
+"""Diagnosis of a row without a token to choose: a non-finite quantity, or a processor.
 
-A loop only notices that a row's best score is not finite. To find the first quantity that is
-not finite, that row is computed again, alone, under a tap; to find the processor that removed
-the last token, all of them are applied again, one at a time.
+A loop only detects that a row's best score is not finite. To find the first quantity that is
+not finite, the row is recomputed alone, with a tap; to find the processor that removed the last
+token, all processors are applied again, one at a time.
 """
 
 import math
@@ -25,8 +25,8 @@ class NonFiniteLogitsError(ValueError):
 
 
 class NoTokenLeftError(NonFiniteLogitsError):
-    """The logits are finite, but the processors leave a row no token: every score is -inf, or
-    one is NaN or +inf. A subclass, so that one ``except`` catches both.
+    """The logits are finite, but the processors leave no token for a row: every score is -inf,
+    or one is NaN or +inf. A subclass, so that one ``except`` catches both.
     """
 
 
@@ -41,9 +41,9 @@ def no_token(
     row: int,
     step: int,
 ) -> NonFiniteLogitsError:
-    """The error for row ``place`` of ``logits`` (batch, vocab_size), named ``row`` in its text.
+    """The error for row ``place`` of ``logits`` (batch, vocab_size), called ``row`` in its text.
 
-    ``processors`` are all that turn logits into scores, rules included.
+    ``processors`` are all that turn logits into scores, including rules.
     """
     where = f"row {row} in step {step}"
     with np.errstate(all="ignore"):
@@ -67,7 +67,7 @@ def no_token(
 
 
 def _first_not_finite(model: Model, request: Request, tokens: np.ndarray) -> str | None:
-    """The first quantity that is NaN or infinite when a target is computed anew, as a whole."""
+    """The first quantity that is NaN or infinite when a whole target is recomputed."""
     found: list[str] = []
 
     def note(name: str, x: Array) -> Array:
@@ -89,9 +89,7 @@ def _cure(model: Model) -> str:
 def _first_to_fail(
     processors: Sequence[Processor], scores: Array, state: State, place: int
 ) -> tuple[Processor | None, float]:
-    """The first processor after which the row's best score is never finite again, and that
-    score.
-    """
+    """The first processor after which the row's best score is never finite, and that score."""
     failed, found = None, 0.0
     for process in processors:
         scores = apply([process], scores, state)

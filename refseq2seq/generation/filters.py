@@ -2,9 +2,9 @@
 
     sample(temperature(0.7), top_k(50), top_p(0.9))
 
-They are applied in the order written. Libraries disagree about order, ties and boundaries: each
-filter documents its rule, and ``rs.like`` has the pipelines of the peers. Probabilities are
-compared in float32 at least, because float16 has no number between 0 and 6e-8.
+Filters apply in the order of the arguments. Libraries disagree about order, ties and boundaries:
+each filter documents its rule, and ``rs.like`` has the pipelines of other libraries. Probabilities
+are compared in at least float32, because float16 has no number between 0 and 6e-8.
 """
 
 import math
@@ -33,8 +33,7 @@ def temperature(t: float) -> Processor:
     Parameters
     ----------
     t : float
-        Positive and finite. The limit t -> 0 is `greedy`, which is what x-transformers
-        does at 0.
+        Positive and finite. The limit t -> 0 is `greedy`, which x-transformers uses at 0.
     """
     t = check_number("temperature", t, "(0, inf)")
     return lambda scores, state: _divided(scores, t)
@@ -52,11 +51,11 @@ def top_k(k: int, *, keep_ties: bool = False) -> Processor:
     Parameters
     ----------
     k : int
-        At least 1; a vocabulary smaller than that is kept whole.
+        At least 1; a smaller vocabulary is kept whole.
     keep_ties : bool
-        By default exactly k tokens stay; of those with equal scores, the lowest ids.
-        True keeps all tokens whose score equals the k-th best, as Hugging Face does. PyTorch's
-        `topk`, in x-transformers, keeps exactly k and does not specify which.
+        By default exactly k tokens are kept, with the lowest ids of equal scores. True keeps
+        all tokens whose score equals the k-th best, as Hugging Face does. PyTorch's `topk`, in
+        x-transformers, keeps exactly k and does not specify which.
     """
     k = check_int("top_k's k", k, 1)
 
@@ -99,10 +98,10 @@ def top_p(p: float) -> Processor:
 
     Notes
     -----
-    A token stays if the probabilities of those before it, best first and lowest id first
-    among equals, add up to less than p; so the best always stays. x-transformers also
-    keeps one more where the sum is exactly p; Hugging Face adds up from the worst, and
-    so keeps the highest ids among equals. ``rs.like`` has both rules.
+    A token is kept if the probabilities of those before it, best first and lowest id first
+    among equals, add up to less than p; so the best is always kept. x-transformers also keeps
+    one more where the sum is exactly p; Hugging Face adds up from the least probable, and so
+    keeps the highest ids among equals. ``rs.like`` has both rules.
     """
     p = check_number("top_p's p", p, "(0, 1]")
 
@@ -121,7 +120,7 @@ def min_p(ratio: float) -> Processor:
     Parameters
     ----------
     ratio : float
-        In [0, 1]. A token exactly at the limit stays, as in Hugging Face and x-transformers.
+        In [0, 1]. A token exactly at the limit is kept, as in Hugging Face and x-transformers.
     """
     ratio = check_number("min_p's ratio", ratio, "[0, 1]")
 
@@ -137,14 +136,14 @@ def min_p(ratio: float) -> Processor:
 def top_a(ratio: float, power: float = 2.0) -> Processor:
     """Keep tokens whose probability is at least ratio * (best probability) ** power.
 
-    The surer the model, the fewer stay. From x-transformers, whose default ratio is 0.02.
+    A more certain model keeps fewer tokens. From x-transformers, whose default ratio is 0.02.
 
     Parameters
     ----------
     ratio : float
-        In [0, 1]. A token exactly at the limit stays.
+        In [0, 1]. A token exactly at the limit is kept.
     power : float
-        At least 1, so that the best token always stays.
+        At least 1, so that the best token is always kept.
     """
     ratio = check_number("top_a's ratio", ratio, "[0, 1]")
     power = check_number("top_a's power", power, "[1, inf)")
@@ -159,19 +158,19 @@ def top_a(ratio: float, power: float = 2.0) -> Processor:
 
 @makes_processor
 def typical(mass: float) -> Processor:
-    """Keep the tokens whose surprise is nearest to the expected one, until they add up to mass
+    """Keep the tokens whose surprise is nearest to the entropy, until they add up to ``mass``
     (locally typical sampling; Meister et al. 2023, eq. 9).
 
-    The surprise of a token is -log of its probability; what is expected is the entropy.
+    The surprise of a token is -log of its probability; its expected value is the entropy.
 
     Parameters
     ----------
     mass : float
-        In (0, 1]. The best token need not stay; at least one does.
+        In (0, 1]. At least one token is kept, not necessarily the best.
 
     Notes
     -----
-    Of tokens equally near, the lowest ids are kept; Hugging Face keeps all that are as near
+    Of equally near tokens, the lowest ids are kept; Hugging Face keeps all that are as near
     as the last one kept.
     """
     mass = check_number("typical's mass", mass, "(0, 1]")
@@ -206,7 +205,7 @@ def epsilon(cutoff: float) -> Processor:
 @makes_processor
 def eta(cutoff: float) -> Processor:
     """Keep tokens at least as probable as min(cutoff, sqrt(cutoff) exp(-entropy)), and the best
-    (eta-sampling; Hewitt et al. 2022, eq. 6): the flatter the distribution, the lower the bar.
+    (eta-sampling; Hewitt et al. 2022, eq. 6): a flatter distribution has a lower threshold.
 
     Parameters
     ----------
@@ -246,8 +245,8 @@ def _is_best(scores: Array) -> Array:
 def renormalize_logits() -> Processor:
     """Turn scores into log-probabilities: their log-softmax, in nats.
 
-    Hugging Face's option of this name, which acts after all other processors: in beam search
-    hypotheses are then scored by the distribution that the processors leave.
+    Hugging Face's option of this name acts after all other processors: beam search then scores
+    hypotheses by the distribution after the processors.
     """
     return lambda scores, state: log_softmax(scores)
 
@@ -258,22 +257,22 @@ def gumbel_top_k(
 ) -> Processor:
     """Keep k tokens drawn from softmax(processors(scores)) without replacement.
 
-    They are the best k after Gumbel noise is added (Vieira 2014; Kool, van Hoof and Welling
-    2019, section 2.3); their scores stay as they are. In beam search with k = beams this gives
-    the stochastic beams of x-transformers, which draws each beam's continuations so, and ranks
-    all of them by their own log-probabilities.
+    They are the best k after adding Gumbel noise (Vieira 2014; Kool, van Hoof and Welling 2019,
+    section 2.3); their scores are unchanged. In beam search with k = beams this gives the
+    stochastic beams of x-transformers, which draws the continuations of each beam in this way
+    and ranks all of them by their own log-probabilities.
 
     Parameters
     ----------
     k : int
-        At least 1; a vocabulary smaller than that is kept whole.
+        At least 1; a smaller vocabulary is kept whole.
     *processors : Processor
         Such as a filter and a temperature: x-transformers filters first.
     seed : int
-        Of the noise: Philox with the key (seed, place of the source), and the counter
-        (0, new tokens so far, place among the rows of that source, 1).
+        Of the noise: Philox with the key (seed, index of the source) and the counter
+        (0, new tokens so far, index among the rows of that source, 1).
     noise : array, shape (n_steps, rows, vocab_size), optional
-        Gumbel noise to use instead; ``noise[t]`` serves new token number t.
+        Gumbel noise to use instead; ``noise[t]`` is for new token number t.
     """
     k = check_int("gumbel_top_k's k", k, 1)
     seed = check_int("gumbel_top_k's seed", seed, 0)
@@ -307,7 +306,7 @@ def _gumbel(seed: int, state: State, vocab_size: int) -> np.ndarray:
 
 
 def ranks(scores: Array) -> Array:
-    """How many tokens go before each one, best first, lowest id first among equals.
+    """The rank of each token, from 0: best first, lowest id first among equals.
 
     Examples
     --------
@@ -319,10 +318,10 @@ def ranks(scores: Array) -> Array:
 
 
 def probability_before(scores: Array, preference: Array | None = None) -> Array:
-    """The probability of all tokens that go before each one, in the order of `ranks`.
+    """The total probability of the tokens before each one, in the order of `ranks`.
 
-    Ranked by ``preference``, which is the scores themselves by default. float64, so that
-    the sum's own error stays far below any probability of interest.
+    Tokens are ranked by ``preference``, by default the scores. Sums are in float64, so that
+    their error is far below any probability of interest.
 
     Examples
     --------

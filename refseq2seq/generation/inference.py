@@ -1,7 +1,7 @@
-"""A model in the middle of decoding: its memory of the sources, its cache of the targets.
+"""A model during decoding: the memory of the sources and the cache of the targets.
 
-A loop asks for the logits after targets that grow by one token at a time, and reorders their
-rows. Contrastive decoding combines the logits of several models behind the same methods.
+A loop requests the logits after targets that grow by one token at a time, and reorders their
+rows. Contrastive decoding combines the logits of several models with the same methods.
 """
 
 import numpy as np
@@ -22,16 +22,16 @@ class Inference:
         batch = len(memory.hidden)
         self._model, self._memory = model, memory
         self._cache = new_cache(model, batch, request.end) if request.use_cache else None
-        self._rows = np.arange(batch)  # those that have not been dropped
+        self._rows = np.arange(batch)  # the rows that have not been dropped
 
     def next_logits(self, targets: np.ndarray, tap: Tap) -> Array:
         """Logits (batch, vocab_size) after ``targets`` (batch, n), one token longer each time.
 
-        They are 0 in dropped rows, and NaN in a row where one has overflowed to -inf.
+        They are 0 in dropped rows, and NaN in a row where a logit has overflowed to -inf.
         """
         model, cache, rows = self._model, self._cache, self._rows
         new = model.xp.asarray(targets[rows, cache[0].length if cache else 0 :])
-        with np.errstate(over="ignore", invalid="ignore"):  # the loop reports what is not finite
+        with np.errstate(over="ignore", invalid="ignore"):  # the loop reports non-finite numbers
             logits = decode_checked(model, new, self._memory, cache=cache, tap=tap)[:, -1]
             logits = _nan_where_overflown(logits, logits.min(axis=-1, keepdims=True))
         if len(rows) == len(targets):
@@ -42,15 +42,15 @@ class Inference:
         return whole
 
     def reorder(self, rows: np.ndarray) -> None:
-        """Let row i continue the target of row ``rows[i]``; both have the same source."""
+        """Replace the target of row i by that of row ``rows[i]``, which has the same source."""
         index = np.searchsorted(self._rows, rows[self._rows])
         for layer in self._cache or ():
             layer.reorder(index)
 
     def drop(self, ended: np.ndarray) -> None:
-        """Drop the rows that have ended (batch,), once they are a quarter of those left.
+        """Drop the rows that have ended (batch,), once they are a quarter of the remaining rows.
 
-        Each time, the memory and the cache of the others are copied.
+        Dropping copies the memory and the cache of the other rows.
         """
         staying = np.flatnonzero(~ended[self._rows])
         if 0 < 4 * len(staying) <= 3 * len(self._rows):
@@ -62,12 +62,12 @@ class Inference:
 
 @elementwise
 def _nan_where_overflown(logits: Array, least: Array) -> Array:
-    """The logits, NaN in rows whose least is -inf: an overflow, and not a removed token."""
+    """The logits; NaN in rows whose minimum is -inf, which is an overflow, not a removed token."""
     return logits + (least - least)
 
 
 class ContrastiveInference(Inference):
-    """An expert and its amateurs; each amateur corrects the logits that the last one left."""
+    """An expert and its amateurs; each amateur corrects the result of the previous one."""
 
     def __init__(self, model: Model, memory: Memory, request: Request) -> None:
         super().__init__(model, memory, request)
@@ -102,5 +102,5 @@ def _memory_of(amateur: Amateur, memory: Memory, request: Request, tap: Tap) -> 
 
 
 def infer(model: Model, memory: Memory, request: Request) -> Inference:
-    """The model, ready to decode every target of the request, with its amateurs if it has any."""
+    """The inference of every target of the request, with the request's amateurs if it has any."""
     return (ContrastiveInference if request.amateurs else Inference)(model, memory, request)

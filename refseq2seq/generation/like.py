@@ -1,6 +1,6 @@
-"""The exact sampling pipelines of the peers, and their keywords in this library's words.
+"""The exact sampling pipelines of other libraries, and the counterparts of their keywords.
 
-Order, ties and boundaries are those of the peer.
+Order, ties and boundaries are those of the other library.
 """
 
 import reprlib
@@ -23,10 +23,10 @@ def x_transformers(
     filter_kwargs: dict[str, float] | None = None,
     pick: Callable[..., Chooser] = sample,
 ) -> Chooser:
-    """What ``AutoregressiveWrapper.generate`` of x-transformers 2.31 does with logits.
+    """The choice of tokens in ``AutoregressiveWrapper.generate`` of x-transformers 2.31.
 
-    Filter the raw logits, then divide by the temperature, then draw; at temperature 0 take
-    the best raw logit. Arguments have that function's names and defaults: without any, the
+    Filter the raw logits, then divide by the temperature, then draw; at temperature 0 pick
+    the best raw logit. Arguments have that function's names and defaults: by default, the
     best tenth of the vocabulary (rounded up) is kept.
 
     Parameters
@@ -43,8 +43,8 @@ def x_transformers(
     Notes
     -----
     Its top_p keeps a token while the probability before it is at most ``thres`` (less than
-    it, in `refseq2seq.top_p`). Which of equal scores its top_k and its top_p keep is up to
-    PyTorch; here the lowest ids.
+    ``thres`` in `refseq2seq.top_p`). Which of equal scores its top_k and its top_p keep depends
+    on PyTorch; here the lowest ids.
     """
     if temperature == 0:
         return greedy()
@@ -66,7 +66,7 @@ def _x_transformers_top_k(*, frac_num_tokens: float = 0.1, k: int | None = None)
 
 @makes_processor
 def _x_transformers_top_p(*, thres: float = 0.9) -> Processor:
-    """Remove a token where those before it, best first, add up to more than ``thres``."""
+    """Remove a token if those before it, best first, add up to more than ``thres``."""
     thres = check_number("top_p's thres", thres, "[0, 1]")
 
     def process(scores: Array, state: State) -> Array:
@@ -105,12 +105,12 @@ def huggingface(
     min_p: float | None = None,
     pick: Callable[..., Chooser] = sample,
 ) -> Chooser:
-    """What ``GenerationMixin.generate`` of Hugging Face transformers 5 does with logits.
+    """The choice of tokens in ``GenerationMixin.generate`` of Hugging Face transformers 5.
 
     Round the logits to float32. Without ``do_sample``, greedy. With it: temperature, then
     top-k (ties stay), then top-p (added up from the least probable), then min-p, then
-    draw. Arguments have that function's names and defaults; a filter at its neutral value
-    is left out, as there: temperature 1, top_k 0, top_p 1, min_p None.
+    draw. Arguments have that function's names and defaults; as there, a filter at its neutral
+    value is omitted: temperature 1, top_k 0, top_p 1, min_p None.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def huggingface(
 
     Notes
     -----
-    Which of equal scores its top-p removes first is up to PyTorch; here the lowest ids.
+    Which of equal scores its top-p removes first depends on PyTorch; here the lowest ids.
     """
     if not do_sample:
         return greedy(_to_float32)
@@ -143,7 +143,7 @@ def _to_float32(scores: Array, state: State) -> Array:
 
 @makes_processor
 def _huggingface_top_p(p: float) -> Processor:
-    """Remove the least probable tokens while they add up to at most 1 - p; the best stays."""
+    """Remove the least probable tokens while they add up to at most 1 - p; keep the best."""
     p = check_number("top_p", p, "[0, 1]")
 
     def process(scores: Array, state: State) -> Array:
@@ -158,7 +158,7 @@ def _huggingface_top_p(p: float) -> Processor:
 
 
 def _running_sum(probs: Array) -> Array:
-    """As PyTorch adds on the CPU: in float64, each sum rounded to the dtype of ``probs``."""
+    """Sums as PyTorch computes them on the CPU: in float64, each rounded to ``probs.dtype``."""
     xp = array_namespace(probs)
     return xp.cumsum(probs, axis=-1, dtype="float64").astype(probs.dtype)
 
@@ -209,14 +209,14 @@ ARGUMENTS = {
 
 
 def instead(name: str, value: Any, known: Sequence[str]) -> str:
-    """What to write in place of an unknown option, where Hugging Face has one of that name.
+    """The text to suggest for an unknown option, which may be one of Hugging Face.
 
     Parameters
     ----------
     name, value : str, any
         The option.
     known : sequence of str
-        The options of the function that refuses it.
+        The options of the function that received it.
     """
     from difflib import get_close_matches  # here, because it is rarely needed
 

@@ -1,4 +1,4 @@
-"""The step-by-step loop: encode once, then one token at a time until each row has ended.
+"""The decoding loop: encode once, then add one token at a time until each row has ended.
 
     for step in decode_steps(model, source, max_new_tokens=20):
         print(step.index, step.tokens, step.log_probs)
@@ -37,11 +37,11 @@ class Step:
 
     index: int  # 0 for the first step
     tokens: np.ndarray  # (batch,) int64
-    logits: Array  # (batch, vocab_size) as the model gives them; anything where a row has ended
+    logits: Array  # (batch, vocab_size) before the processors; arbitrary where a row has ended
     scores: Array  # (batch, vocab_size) after the processors
     log_probs: np.ndarray  # (batch,) of the token under softmax(logits), in nats; 0 after the end
     margin: np.ndarray  # (batch,) best minus second best score; inf if there is no second
-    finished: np.ndarray  # (batch,) True from the step of a row's EOS, or of its `stop`, on
+    finished: np.ndarray  # (batch,) True from the step of the EOS or `stop` that ends the row
     forced: np.ndarray  # (batch,)
     emitted: np.ndarray  # (batch,)
 
@@ -88,12 +88,12 @@ def decode_steps(
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token.
     prefix : integer array (batch, n), or list of lists of token ids, optional
-        How each target begins, the start token included; by default the start token alone. Rows
-        may differ in length: decoding starts after the shortest prefix, and the further tokens
+        The first tokens of each target, including the start token; by default only that. Rows
+        may differ in length: decoding starts after the shortest prefix, and the remaining tokens
         of longer ones are forced. An EOS in the prefix does not end a row.
     max_new_tokens : int, optional
-        The largest number of new tokens of a row, EOS counted, prefix not. By default as many
-        as the position table serves; required for a model without one.
+        The maximum number of new tokens of a row, with EOS and without the prefix. By default
+        as many as the position table allows; required for a model without one.
     min_new_tokens : int
         EOS cannot be chosen before a row has this many new tokens, except where the config's
         ``forced_eos_id`` forces it.
@@ -110,19 +110,19 @@ def decode_steps(
     seed : int
         Seed of the uniform numbers, for a chooser that samples.
     row_ids : sequence of int, optional
-        The id, below 2^32, by which each source draws its uniforms; 0, 1, 2, ... by default.
-        Sample number j of a source draws by the id plus j * 2^32, so that it does not depend
-        on ``num_return_sequences``.
+        The id, below 2^32, that keys the uniforms of each source; 0, 1, 2, ... by default.
+        Sample j of a source uses the id plus j * 2^32, so that it does not depend on
+        ``num_return_sequences``.
     uniforms : array, shape (rows, n_uniforms), optional
-        Replace the drawn ones: column t serves a row's new token number t, counted from 0, so
-        that there must be at least ``max_new_tokens`` columns.
+        Replaces the drawn numbers: column t is for a row's new token number t, counted from 0,
+        so at least ``max_new_tokens`` columns are needed.
     amateurs : sequence of Amateur
         Models whose logits correct the model's own: contrastive decoding, see
         `refseq2seq.amateur`. The ``logits`` of a step are then the corrected ones.
     use_cache : bool
-        False recomputes the whole target in each step: slower, with the same numbers.
+        False recomputes the whole target in each step: slower, and equal up to rounding.
     tap : Tap
-        Sees ``encoder...`` and then ``step.0.decoder...``, ``step.1.decoder...``.
+        Receives ``encoder...`` and then ``step.0.decoder...``, ``step.1.decoder...``.
 
     Returns
     -------
@@ -144,7 +144,7 @@ def decode_steps(
     Notes
     -----
     The bans of the model's config, and ``min_new_tokens``, act before the processors of
-    ``choose``; the config's forced tokens act after them. The module ``constraints`` says why.
+    ``choose``; the config's forced tokens act after them. The module ``constraints`` explains it.
     """
     choose = GREEDY if choose is None else choose
     check_chooser(choose)
@@ -181,7 +181,7 @@ def _loop(
     pick: Pick,
     uniforms: Uniforms,
 ) -> Iterator[Step]:
-    with np.errstate(over="ignore", invalid="ignore"):  # a step reports what is not finite
+    with np.errstate(over="ignore", invalid="ignore"):  # each step reports non-finite numbers
         memory = encode_checked(model, request.source, request.source_mask, tap=request.tap)
         inference = infer(model, memory, request)
     targets = _Targets(request, model.config.pad_id, uniforms)
@@ -192,7 +192,7 @@ def _loop(
         if request.stop is not None:
             targets.finished = targets.finished | stopped(request.stop, step, len(step.tokens))
             step = replace(step, finished=targets.finished)
-        if request.tap is no_tap:  # a tap sees the whole batch in every step
+        if request.tap is no_tap:  # a tap receives the whole batch in every step
             inference.drop(targets.ended)
         index += 1
         yield step
@@ -215,7 +215,7 @@ def _step(
     forced, forced_tokens = targets.request.forced(targets.n, ended, targets.pad_id)
     emitted = ~forced & ~ended
     state = targets.state(emitted)
-    with np.errstate(all="ignore"):  # what is not finite is reported below, by row
+    with np.errstate(all="ignore"):  # non-finite numbers are reported below, by row
         filtered = tap("scores", apply(processors, logits, state))
         chosen = tap("chosen", pick(filtered, state))
         tokens, log_probs, best, margin = _read(logits, filtered, chosen, forced_tokens, emitted)
@@ -247,13 +247,13 @@ def _read(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, their log-probabilities, best scores and margins, each (batch,).
 
-    Rows that emit take the chosen token, the others the forced one. This is the step's only
+    Rows that emit take the chosen token, others the forced one. The step has no other
     device-to-host read.
     """
     xp, (batch, vocab_size) = array_namespace(logits), logits.shape
     if not hasattr(chosen, "dtype"):
         raise TypeError(f"choose must pick an array of token ids, got {type(chosen).__name__}")
-    if chosen.dtype.kind == "u":  # with signed ids these would become floating-point numbers
+    if chosen.dtype.kind == "u":  # mixed with signed ids, it would be promoted to float64
         chosen = chosen.astype("int64")
     if chosen.shape != (batch,) or chosen.dtype.kind not in "iu":
         raise ValueError(
@@ -268,7 +268,7 @@ def _read(
     wide = at_least_float32(logits)
     try:
         log_probs = wide[rows, token] - logsumexp(wide)[:, 0]
-    except IndexError as error:  # NumPy's: an index that CuPy wraps around is found below
+    except IndexError as error:  # from NumPy; CuPy wraps the index, which is checked below
         raise _unknown(to_numpy(token), vocab_size) from error
     margin = best - others.max(axis=-1)
     tokens, log_probs, best, margin = read(token, log_probs, best, margin)
@@ -286,7 +286,7 @@ def _unknown(tokens: np.ndarray, vocab_size: int) -> ValueError:
 
 
 class _Targets:
-    """The targets while they grow: the state of the loop, on the host."""
+    """The growing targets: the state of the loop, on the host."""
 
     def __init__(self, asked: Request, pad_id: int, uniforms: Uniforms) -> None:
         request = asked.take(asked.source_index)
@@ -309,7 +309,7 @@ class _Targets:
         return self.request.state(tokens, self.n_new, emitted, index, uniforms)
 
     def append(self, tokens: np.ndarray, emitted: np.ndarray) -> None:
-        """One more token in every row."""
+        """Append one token to every row."""
         self.tokens[:, self.n] = tokens
         self.n += 1
         self.n_new = self.n_new + emitted
@@ -340,14 +340,14 @@ class Generation:
 
     @classmethod
     def from_steps(cls, steps: Iterable[Step], pad_id: int) -> Self:
-        """The result of some steps of `decode_steps`, from the first on.
+        """The result of the first steps of `decode_steps`, or of all of them.
 
         Raises
         ------
         ValueError
             If there are no steps.
         """
-        kept = []  # not whole steps, whose logits would fill the memory
+        kept = []  # without the logits of the steps, which are large
         for step in steps:
             kept.append((step.tokens, step.log_probs, step.emitted))
         if not kept:
@@ -357,7 +357,7 @@ class Generation:
         is_new = np.arange(lengths.max()) < lengths[:, None]
         tokens = np.full(is_new.shape, pad_id, dtype=np.int64)
         log_probs = np.zeros(is_new.shape)
-        tokens[is_new] = chosen[emitted]  # both in the order of rows, and in a row of steps
+        tokens[is_new] = chosen[emitted]  # both ordered by row, then by step
         log_probs[is_new] = their_log_probs[emitted]
         return cls(tokens=tokens, lengths=lengths, log_probs=log_probs, finished=step.finished)
 
@@ -365,7 +365,7 @@ class Generation:
 def generate(model: Model, source: Tokens, **options: Any) -> Generation:
     """Encode the source once and decode until every row has ended.
 
-    Takes the arguments of `decode_steps`, and returns the result of all its steps.
+    Takes the arguments of `decode_steps` and returns the result of all its steps.
 
     Returns
     -------
@@ -384,7 +384,7 @@ def generate(model: Model, source: Tokens, **options: Any) -> Generation:
 
 
 def generate_text(model: Model, texts: Sequence[str], **options: Any) -> list[str]:
-    """From text to text: encode each with the source vocabulary, generate, decode.
+    """Generate texts from texts: encode with the source vocabulary, generate, decode.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What decoding is asked for: checked at once, on the host, before the first step."""
+"""Decoding requests: arguments, validated on the host before the first step."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,7 @@ from .sampling import MadeProcessor, Processor, State, described, no_uniforms
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """Sources, how each target begins and ends, and how it is computed.
-
-    All arrays are on the host.
-    """
+    """Sources, prefixes, conditions that end targets, and options. Arrays are on the host."""
 
     source: np.ndarray  # (batch, n_source) token ids
     source_mask: np.ndarray  # (batch, n_source) True = real token
@@ -45,7 +42,7 @@ class Request:
 
     @cached_property
     def source_index(self) -> np.ndarray:
-        """The row of each target's source, (batch * copies,)."""
+        """The index of each target's source, (batch * copies,)."""
         return np.repeat(np.arange(self.batch), self.copies)
 
     @cached_property
@@ -109,7 +106,7 @@ def as_request(
     stop: Callable[[Any], Any] | None,
     tap: Tap,
 ) -> Request:
-    """The arguments of `refseq2seq.decode_steps` as a request that the model can meet."""
+    """Validate the arguments of `refseq2seq.decode_steps` and return them as a request."""
     check_model(model)
     check_tap(tap)
     if not isinstance(use_cache, bool):
@@ -148,10 +145,7 @@ def as_request(
 
 
 def as_prefix(prefix: Tokens | None, batch: int, c: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """How each target begins, (batch, longest prefix), and the number of these tokens, (batch,).
-
-    By default the start token.
-    """
+    """Prefixes (batch, longest prefix) and their lengths (batch,); by default the start token."""
     if prefix is None:
         return np.full((batch, 1), c.decoder_start_id), np.ones(batch, dtype=np.int64)
     ids, mask = as_tokens("prefix", prefix, c.decoder.vocab_size)
@@ -161,7 +155,7 @@ def as_prefix(prefix: Tokens | None, batch: int, c: ModelConfig) -> tuple[np.nda
 
 
 def _most_new_tokens(max_new_tokens: int | None, n_prefix: int, max_length: int | None) -> int:
-    """``max_new_tokens``, if prefix and new tokens fit; the last token is never an input."""
+    """``max_new_tokens``, checked to fit after the prefix; the last token is never an input."""
     if max_new_tokens is None:
         if max_length is None:
             raise ValueError("max_new_tokens is needed: the model has no position table to end at")
@@ -176,7 +170,7 @@ def _most_new_tokens(max_new_tokens: int | None, n_prefix: int, max_length: int 
 
 
 def checked_eos(eos_ids: Sequence[int], vocab_size: int) -> np.ndarray:
-    """Token ids that end a row, (n_eos,): any number of ids of the vocabulary."""
+    """Validated token ids that end a row, (n_eos,); there may be none."""
     ids = on_host("eos_ids", eos_ids)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise TypeError(f"eos_ids must be a sequence of token ids, got {eos_ids!r}")
@@ -195,9 +189,9 @@ def stopped(stop: Callable[[Any], Any], step: Any, batch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Rule:
-    """A processor that the model's config, or the request, asks for."""
+    """A processor that the model's config or the request requires."""
 
-    origin: str  # what asks for it, for errors
+    origin: str  # the field that requires it, for errors
     process: Processor
 
     def __call__(self, scores: Array, state: State) -> Array:  # noqa: D102
@@ -205,7 +199,7 @@ class Rule:
 
 
 def named(process: Processor) -> str:
-    """A rule or a processor as errors name it."""
+    """The name of a rule or a processor in errors."""
     if isinstance(process, Rule):
         return f"the rule {process.origin}"
     return f"the processor {described(process)}"
@@ -217,7 +211,7 @@ def with_rules(
     processors: Sequence[Processor],
     of_logits: Sequence[Processor] = (),
 ) -> tuple[Processor, ...]:
-    """All processors of a decoding: ``of_logits``, bans, the caller's others, forced tokens.
+    """All processors in order: ``of_logits``, bans, the caller's others, forced tokens.
 
     Raises
     ------
@@ -267,7 +261,7 @@ def _check_forced(request: Request, c: ModelConfig, processors: Sequence[Process
             if (scores[rows, token] < 0).any():
                 raise ValueError(
                     f"{field} = {token} of the model's config is forced as new token {n_new}, "
-                    f"where {named(processor)} bans it: leave one of the two out"
+                    f"where {named(processor)} bans it: remove one of the two"
                 )
 
 
@@ -277,7 +271,7 @@ def check_options(call: str, options: Mapping[str, Any], *functions: Callable[..
     Parameters
     ----------
     call : str
-        The name of the function that was given the options, for the error.
+        The name of the function that received the options, for the error.
     options : mapping of names to values
     *functions : callable
         The functions that take the options as keyword arguments.
@@ -285,7 +279,7 @@ def check_options(call: str, options: Mapping[str, Any], *functions: Callable[..
     known = _keywords(functions)
     for name, value in options.items():
         if name not in known:
-            from .like import instead  # here, because it is seldom needed
+            from .like import instead  # here, because it is rarely needed
 
             raise TypeError(f"rs.{call} has no argument {name!r}: {instead(name, value, known)}")
 

@@ -1,11 +1,11 @@
-"""From scores to a token: choosers, and the uniform numbers that a random choice uses.
+"""From scores to a token: processors, choosers, and the uniform numbers of random choices.
 
 A processor is a function of the scores ``(batch, vocab_size)`` and the `State` of the decoding
 that returns scores; -inf removes a token. The modules ``filters`` and ``constraints`` define
-them. A chooser has processors and a way to pick a token: `greedy` picks the best score, `sample`
-inverts the cumulative distribution at one uniform number per row and step. The uniforms come
-from a counter-based generator keyed by (seed, row id), so that the samples of a row do not
-depend on the backend, on the batch or on the other rows.
+them. A chooser has processors and a function that picks a token: `greedy` picks the best score,
+`sample` inverts the cumulative distribution at one uniform number per row and step. The uniforms
+come from a counter-based generator keyed by (seed, row id), so that the samples of a row do not
+depend on the backend or on the other rows of the batch.
 """
 
 import reprlib
@@ -24,9 +24,7 @@ from ..ops import softmax
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class State:
-    """What processors and choosers may look at besides the scores. Arrays are on the host,
-    and cannot be written to.
-    """
+    """The second argument of processors and choosers. Arrays are on the host and read-only."""
 
     tokens: np.ndarray  # (batch, n) prefix and new tokens so far; pad_id after a row's end
     n_new: np.ndarray  # (batch,) how many of them are new
@@ -42,7 +40,7 @@ class State:
         freeze(self.source, self.source_mask, self.eos_ids)
 
 
-SAMPLE_STRIDE = 2**32  # sample j of a source draws by the source's row id plus j times this
+SAMPLE_STRIDE = 2**32  # the row id of sample j of a source is the source's plus j times this
 
 Processor = Callable[[Array, State], Array]
 """``(scores (batch, vocab_size), state) -> scores``; must not change its input."""
@@ -54,9 +52,7 @@ P = ParamSpec("P")
 
 
 class MadeProcessor:
-    """A processor that knows the call that made it: its repr is that call, and pickling repeats
-    it.
-    """
+    """A processor that records the call that made it, as its repr and to repeat in unpickling."""
 
     def __init__(self, maker: Callable[..., Processor], args: Any, kwargs: Any) -> None:
         self.module, self.name = maker.__module__, maker.__name__
@@ -79,7 +75,7 @@ def _make_again(module: str, name: str, args: Any, kwargs: Any) -> Processor:
 
 
 def makes_processor(maker: Callable[P, Processor]) -> Callable[P, Processor]:
-    """Decorator for functions that make a processor, which makes it a `MadeProcessor`."""
+    """Decorator for functions that return a processor: they then return a `MadeProcessor`."""
 
     @wraps(maker)
     def make(*args: P.args, **kwargs: P.kwargs) -> Processor:
@@ -90,7 +86,7 @@ def makes_processor(maker: Callable[P, Processor]) -> Callable[P, Processor]:
 
 
 def apply(processors: Sequence[Processor], scores: Array, state: State) -> Array:
-    """The scores (batch, vocab_size) that the processors make of these, one after the other."""
+    """Apply the processors in order to scores (batch, vocab_size)."""
     if isinstance(scores, np.ndarray):
         scores = read_only(scores)
     for process in processors:
@@ -99,20 +95,20 @@ def apply(processors: Sequence[Processor], scores: Array, state: State) -> Array
         if kind != "f" or scores.shape != before.shape or isinstance(scores, np.ma.MaskedArray):
             found = f"{scores.dtype} {scores.shape}" if hasattr(scores, "shape") else kind
             raise TypeError(
-                f"a processor must give floating-point scores of the shape {before.shape}; "
-                f"{described(process)} gives {found}"
+                f"a processor must return floating-point scores of the shape {before.shape}; "
+                f"{described(process)} returns {found}"
             )
     return scores
 
 
 def check_processors(processors: Any, instead: str) -> tuple[Processor, ...]:
-    """The processors as a tuple. Raise unless each is one.
+    """The processors as a tuple. Raise unless each is a processor.
 
     Parameters
     ----------
     processors : iterable of Processor
     instead : str
-        How one processor is given, for the error: ``rs.greedy({})`` or ``processors=[{}]``.
+        The code that errors suggest for a processor: ``rs.greedy({})`` or ``processors=[{}]``.
     """
     if not isinstance(processors, Iterable):
         raise TypeError(
@@ -145,9 +141,7 @@ def _written(processor: Any) -> str:
 
 
 def described(x: Any) -> str:
-    """A processor as errors name it, the call that made it or the function's name; or an
-    argument of such a call, shortened.
-    """
+    """The call or name of a processor, for errors; or an argument of such a call, shortened."""
     if isinstance(x, MadeProcessor):
         return repr(x)
     return getattr(x, "__name__", None) or reprlib.repr(x)
@@ -155,7 +149,7 @@ def described(x: Any) -> str:
 
 @dataclass(frozen=True)
 class Chooser:
-    """Some processors, applied in order, and a way to pick from the scores they give.
+    """Processors, applied in order, and a function that picks tokens from the resulting scores.
 
     Parameters
     ----------
@@ -172,7 +166,7 @@ class Chooser:
 
 
 def check_chooser(choose: Any) -> None:
-    """Raise unless ``choose`` is a `Chooser`; the error for a processor says how to wrap it."""
+    """Raise unless ``choose`` is a `Chooser`; the error for a processor shows how to wrap it."""
     if isinstance(choose, MadeProcessor):
         raise TypeError(
             f"choose must be a Chooser, got the processor {choose!r}: write "
@@ -183,7 +177,7 @@ def check_chooser(choose: Any) -> None:
 
 
 def greedy(*processors: Processor) -> Chooser:
-    """Take the token with the best score; of equal ones, that with the lowest id.
+    """Pick the token with the best score; of equal scores, the lowest id.
 
     Examples
     --------
@@ -226,17 +220,17 @@ def _inverse_cdf(scores: Array, state: State) -> Array:
 
 
 def exponential_race(noise: Array, *processors: Processor) -> Chooser:
-    """Draw the token with the greatest probability / noise: a race of exponential clocks.
+    """Pick the token with the largest probability / noise: a race of exponential clocks.
 
-    With ``noise`` drawn from Exp(1) this samples from softmax(scores); it is what
-    `torch.multinomial(probs, 1)` does, so that a PyTorch implementation that samples can be
-    replayed token for token, its noise recorded with
-    ``torch.empty_like(probs).exponential_()`` under the same generator state.
+    With ``noise`` drawn from Exp(1) this samples from softmax(scores), as
+    `torch.multinomial(probs, 1)` does. To replay a PyTorch implementation token for token,
+    record its noise with ``torch.empty_like(probs).exponential_()`` under the same generator
+    state.
 
     Parameters
     ----------
     noise : array, shape (n_steps, batch, vocab_size)
-        Positive and finite. ``noise[t]`` serves each row's new token number t, counted from 0.
+        Positive and finite. ``noise[t]`` is for each row's new token number t, counted from 0.
     """
     check_noise("exponential_race", noise)
     if not (noise > 0).all():
@@ -266,14 +260,14 @@ def noise_of_step(name: str, noise: Array, scores: Array, state: State) -> Array
     Parameters
     ----------
     name : str
-        Whose noise it is, for errors.
+        The function that uses the noise, for errors.
     noise : array, shape (n_steps, batch, vocab_size)
     scores : array, shape (batch, vocab_size)
     state : State
     """
     if noise.shape[1:] != scores.shape:
         raise _wrong_noise(name, noise, scores.shape)
-    t = np.where(state.emitted, state.n_new, 0)  # a row at its end needs none
+    t = np.where(state.emitted, state.n_new, 0)  # an ended row needs none
     if t.max() >= len(noise):
         raise ValueError(f"{name} has noise for {len(noise)} new tokens only")
     xp = array_namespace(noise)
@@ -288,14 +282,14 @@ def _wrong_noise(name: str, noise: Array, of_a_step: tuple[Any, ...]) -> ValueEr
 
 
 class Uniforms:
-    """The uniform numbers of a generation's rows, drawn when the first are asked for.
+    """The uniform numbers of a generation's rows, drawn at the first call.
 
     Parameters
     ----------
     seed, row_ids, uniforms
         As in `refseq2seq.decode_steps`.
     batch, copies, n_steps : int
-        Numbers of sources, of targets for each, and of new tokens.
+        The numbers of sources, of targets per source, and of new tokens.
     """
 
     def __init__(
@@ -342,17 +336,17 @@ class Uniforms:
 
 
 def no_uniforms() -> np.ndarray:
-    """The uniform numbers of a `State` where none are drawn."""
+    """The ``uniforms`` of a `State` in functions that draw none: it raises an error."""
     raise ValueError("beam search and score draw no uniform numbers: use other processors")
 
 
 def draw_uniforms(seed: int, row_ids: Sequence[int] | np.ndarray, n_steps: int) -> np.ndarray:
     """The uniform numbers that `sample` uses, in [0, 1).
 
-    Row i holds the first ``n_steps`` doubles of ``numpy.random.Philox`` (Salmon et al.
-    2011) with the 128-bit key (seed, row_ids[i]), low word first. Any language with
-    Philox4x64-10 can draw the same ones: counters 1, 2, 3, ... give four words each (NumPy
-    counts up before it draws), and a word gives the double (word >> 11) * 2^-53.
+    Row i contains the first ``n_steps`` doubles of ``numpy.random.Philox`` (Salmon et al.
+    2011) with the 128-bit key (seed, row_ids[i]), low word first. Philox4x64-10 in any language
+    draws the same numbers: counters 1, 2, 3, ... give four words each (NumPy increments the
+    counter before it draws), and a word gives the double (word >> 11) * 2^-53.
 
     Parameters
     ----------
@@ -375,7 +369,7 @@ def draw_uniforms(seed: int, row_ids: Sequence[int] | np.ndarray, n_steps: int) 
 
 
 def check_keys(seed: Any, row_ids: Iterable[Any]) -> None:
-    """Raise unless all are integers of 64 bits, which key a generator."""
+    """Raise unless all are unsigned 64-bit integers, which key a generator."""
     kinds = (("seed must be an integer", [seed]), ("row_ids must be integers", row_ids))
     for what, values in kinds:
         for value in values:

@@ -1,4 +1,4 @@
-"""Log-probabilities of given targets, by teacher forcing: they check the score of any search."""
+"""Log-probabilities of given targets, by teacher forcing, which can check any search's scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,11 +48,11 @@ def score(
         True = real token.
     target_mask : boolean array, shape (batch, n_target), optional
         True = real token, False = padding at the end of a row, which is not scored. Lists of
-        different lengths bring their own.
+        different lengths are masked by their lengths.
     prefix : integer array (batch, n), or list of lists of token ids, optional
-        How each target begins; by default with the model's start token alone.
+        The first tokens of each target; by default only the model's start token.
     logits_processors, processors : sequence of Processor
-        As of `refseq2seq.beam_steps`: applied to logits before, and to log-probabilities
+        As in `refseq2seq.beam_steps`: applied to logits before, and to log-probabilities
         after the log-softmax. A token that they ban has log-probability -inf.
 
     Returns
@@ -60,14 +60,14 @@ def score(
     Scores
         With the processors of a beam search, the score of its hypothesis is ``total /
         lengths ** length_penalty``. The rules of the model's config (forced and suppressed
-        tokens) are not applied unless they are among the processors, as `forced_bos` and
+        tokens) are not applied unless they are among the processors, such as `forced_bos` and
         `suppress`. NaN where the model's logits are not finite.
 
     Raises
     ------
     TypeError, ValueError
-        If a target does not begin with its prefix, has nothing after it, is masked elsewhere
-        than at its end, or ends with padding and no ``target_mask`` is given.
+        If a target does not begin with its prefix, has no token after it, is masked elsewhere
+        than at its end, or ends with padding without a ``target_mask``.
 
     Examples
     --------
@@ -139,7 +139,7 @@ def processed(
 
 
 def _check_unpadded(ids: np.ndarray, n_prefix: np.ndarray, c: ModelConfig) -> None:
-    """Raise if a row goes on with pad tokens after an end token, and no mask says so."""
+    """Raise if a row without a mask continues with pad tokens after an end token."""
     is_new = np.arange(1, ids.shape[1] - 1) >= n_prefix[:, None]
     ends = np.isin(ids[:, 1:-1], c.eos_ids) & is_new
     has_ended = np.logical_or.accumulate(ends, axis=1)
@@ -156,7 +156,7 @@ def _check_unpadded(ids: np.ndarray, n_prefix: np.ndarray, c: ModelConfig) -> No
 def _check_target(
     ids: np.ndarray, real: np.ndarray, prefix: np.ndarray, n_prefix: np.ndarray, is_default: bool
 ) -> None:
-    """Raise unless each row is its prefix, at least one token more, and then padding."""
+    """Raise unless each row is its prefix, at least one more token, and then padding."""
     lengths = real.sum(axis=1)
     if not (real == (np.arange(ids.shape[1]) < lengths[:, None])).all():
         raise ValueError("target_mask must be False at the end of a row only")

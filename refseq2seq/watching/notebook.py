@@ -1,6 +1,6 @@
 """Small HTML tables of models, traces, steps and generations, for notebooks.
 
-Those classes call these functions to show themselves, so that this module imports none of them.
+The classes of these objects call the functions, so this module does not import the classes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ SHOWN = 20  # the most rows of a table, and tokens of a row
 
 
 def model(m: Any) -> str:
-    """What a model is: sizes, conventions, special tokens, symbols."""
+    """The sizes, conventions, special tokens and symbols of a model."""
     return table("Model", ("what", "value"), model_rows(m))
 
 
@@ -95,7 +95,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> s
 
 
 def _listed(values: Iterable[Any]) -> str:
-    """Numbers in a row, such as the tokens of a target."""
+    """The first values, separated by spaces, such as the tokens of a target."""
     texts = [str(value) for value in values]
     return " ".join(texts[:SHOWN]) + (" …" if len(texts) > SHOWN else "")
 

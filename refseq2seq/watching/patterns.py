@@ -1,4 +1,4 @@
-"""Shell patterns for names of quantities: one that no name can match is a mistake."""
+"""Shell patterns for names of quantities: a pattern that matches no name raises an error."""
 
 import re
 from fnmatch import fnmatchcase
@@ -7,18 +7,18 @@ from functools import cache
 from .quantities import LOOPS, QUANTITIES, is_of_the_source
 
 NUMBER = re.compile(r"(?:(?<=[.*])|^)(?:\d|\?|\[[!\d-]+\])+\*?(?=\.)")
-"""What in a pattern stands for a number: digits, ``?``, ``[01]``, ``1*``, before a dot."""
+"""The parts of a pattern that stand for numbers: digits, ``?``, ``[01]``, ``1*``, before a dot."""
 
 
 def check_pattern(pattern: str) -> None:
-    """Raise unless some quantity has a name that the pattern matches, whatever its numbers.
+    """Raise unless the pattern matches the name of some quantity, with any numbers.
 
     Raises
     ------
     TypeError
         If the pattern is not a str.
     ValueError
-        If no name matches; with the nearest pattern, if one is near.
+        If no name matches. The message suggests the nearest pattern, if there is one.
 
     Examples
     --------
@@ -55,8 +55,8 @@ def _matches_a_name(pattern: str) -> bool:
 
 
 def _nearest(pattern: str) -> str | None:
-    """A pattern that matches: this one with its words spelt right, or with a star more."""
-    from difflib import get_close_matches  # here, because it is seldom needed
+    """A matching pattern: this one with its spelling corrected, with a star, or without a step."""
+    from difflib import get_close_matches  # here, because it is rarely needed
 
     words = {word for name in _names() for word in name.split(".")}
     spelt = ".".join(

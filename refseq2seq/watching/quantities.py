@@ -4,8 +4,8 @@
     step.3.decoder.layers.1.self_attention.q     of step 3 of a loop
     amateur.0.encoder.embed                      of the first amateur of contrastive decoding
 
-The only list of quantities that pass a tap. The documentation's table is made from it, and
-the tests compare it with a trace: every name, every shape, in this order.
+This is the only list of the quantities that pass a tap. The documentation's table is made from
+it, and the tests compare it with a trace: every name and shape, in this order.
 """
 
 import re
@@ -18,8 +18,8 @@ from fnmatch import fnmatchcase
 class Quantity:
     """A quantity that passes a tap.
 
-    ``name`` has ``*`` for the index of a layer. ``inputs`` are the names of the quantities that
-    it is computed from, beside parameters; ``^`` stands for the input of the layer: the
+    ``name`` has ``*`` for the index of a layer. ``inputs`` are the names of the quantities from
+    which it is computed, besides parameters; ``^`` stands for the input of the layer: the
     embedding, or the last quantity of the previous layer.
     """
 
@@ -57,7 +57,7 @@ def find_quantity(name: str) -> Quantity | None:
 def inputs_of(name: str, among: Collection[str]) -> list[str]:
     """The names ``among`` those given from which the quantity ``name`` is computed directly.
 
-    Keys and values in a cache, from earlier steps, are left out.
+    Keys and values from earlier steps, in a cache, are omitted.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ encoder.layers.*.after_feed_forward : (batch, n_source, d_model) <- @.after_self
 encoder.final : (batch, n_source, d_model) <- encoder.layers.*.after_feed_forward
     output of the last layer, after the final norm where there is one
 decoder.layers.*.cross_attention.k : (batch, n_kv_heads, n_source, d_k) <- encoder.final
-    keys of the source: encoder.final W_k + b_k by heads, computed once
+    keys of the source: encoder.final W_k + b_k by heads, normalised where the model does so, computed once
 decoder.layers.*.cross_attention.v : (batch, n_kv_heads, n_source, d_v) <- encoder.final
     values of the source: encoder.final W_v + b_v by heads, computed once
 decoder.tokens : (batch, n_target, d_model)
@@ -171,9 +171,9 @@ decoder.layers.*.after_self_attention : (batch, n_target, d_model) <- decoder.^,
 decoder.layers.*.cross_attention.input : (batch, n_target, d_model) <- @.after_self_attention
     the sublayer's input, after its norm where there is one
 decoder.layers.*.cross_attention.q : (batch, n_heads, n_target, d_k) <- ~.input
-    queries: input W_q + b_q by heads, normalised and rotated where the model does so
+    queries: input W_q + b_q by heads, normalised where the model does so
 decoder.layers.*.cross_attention.scores : (batch, n_heads, n_target, n_source) <- ~.q, ~.k
-    scale q k^T plus the bias of relative positions, before mask and softmax
+    scale q k^T, before mask and softmax
 decoder.layers.*.cross_attention.weights : (batch, n_heads, n_target, n_source) <- ~.scores
     softmax of the scores that the mask allows, 0 elsewhere
 decoder.layers.*.cross_attention.heads : (batch, n_heads, n_target, d_v) <- ~.weights, ~.v

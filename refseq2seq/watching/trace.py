@@ -11,18 +11,18 @@ from .patterns import check_pattern
 
 
 class Trace(Mapping[str, Array]):
-    """A tap that keeps the quantities that pass: a mapping from full names to arrays, in order.
+    """A tap that records quantities: a mapping from full names to arrays, in order.
 
     Parameters
     ----------
     *patterns : str
-        Keep only names that match one of these shell patterns; all names if none given.
+        Record only names that match one of these shell patterns; by default all names.
 
     Raises
     ------
     ValueError
-        If a pattern matches the name of no quantity of `refseq2seq.watching.quantities`, or when a
-        name passes twice: use one trace for each computation.
+        If a pattern matches no name in `refseq2seq.watching.quantities`, or when a name is recorded
+        twice: use one trace for each computation.
     TypeError
         If a pattern is not a str.
 
@@ -79,7 +79,7 @@ class Trace(Mapping[str, Array]):
 
         An existing file is replaced in one step, or stays as it is when writing fails.
         """
-        from ..files import npz  # here, because it imports much that is seldom needed
+        from ..files import npz  # here, because its many imports are rarely needed
 
         npz.write(path, ((f"{name}.npy", to_numpy(x)) for name, x in self.items()))
 
@@ -88,13 +88,13 @@ class Trace(Mapping[str, Array]):
         """The trace that `save` wrote, on the host.
 
         Numbers may be infinite or NaN: scores are -inf where a token is removed, and a trace
-        may be that of a fault.
+        may record a fault.
 
         Raises
         ------
         FileError
-            If the file is not an ``.npz`` file of numbers that is not compressed, such as
-            ``numpy.savez`` writes it.
+            If the file is not an uncompressed ``.npz`` file of numbers, as written by
+            ``numpy.savez``.
         """
         from ..files import npz
         from ..files.reading import file_errors
