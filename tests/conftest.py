@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import contracts
@@ -25,6 +26,12 @@ settings.register_profile(  # for mutation testing: a fault is to be found, not 
     phases=(Phase.explicit, Phase.generate),
 )
 settings.load_profile("default")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Collect test modules only: doctests are the package's."""
+    is_helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
+    return True if is_helper else None
 
 
 @pytest.fixture(scope="session")
