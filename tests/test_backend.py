@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from arrangements import small_vaswani
 from backends.double import Device
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,16 +20,7 @@ from refseq2seq import backend
 from refseq2seq.backend import CudaLibrariesMissing, CuPyNotInstalled, NoCudaDevice
 from refseq2seq.params import named_arrays
 
-CONFIG = rs.presets.vaswani(
-    d_model=6,
-    vocab_size=7,
-    n_layers=1,
-    n_heads=2,
-    d_ff=5,
-    decoder_start_id=1,
-    eos_ids=(2,),
-    pad_id=0,
-)
+CONFIG = small_vaswani(d_model=6, vocab_size=7, n_layers=1, d_ff=5)
 MODEL = rs.Model.random(CONFIG, seed=0)
 
 

@@ -6,26 +6,14 @@ import re
 
 import numpy as np
 import pytest
+from arrangements import small_x_transformers
 from hypothesis import given
 
 import refseq2seq as rs
 from refseq2seq import config as configs
 from refseq2seq.testing import strategies
 
-CONFIG = rs.presets.x_transformers(
-    d_model=6,
-    source_vocab_size=5,
-    target_vocab_size=7,
-    n_source_positions=11,
-    n_target_positions=13,
-    encoder_layers=2,
-    decoder_layers=3,
-    n_heads=2,
-    d_k=3,
-    decoder_start_id=1,
-    eos_ids=(2,),
-    pad_id=0,
-)
+CONFIG = small_x_transformers(6, (5, 7), (11, 13), (2, 3), n_heads=2, d_k=3)
 NORM = CONFIG.encoder.norm
 ATTENTION = CONFIG.decoder.self_attention
 FEED_FORWARD = CONFIG.encoder.feed_forward

@@ -113,7 +113,7 @@ def test_generate_is_its_steps(task):
         assert (out.log_probs[i, n:] == 0).all()
 
 
-# The same row alone and in a batch, bit for bit ------------------------------------------------------
+# The same row alone and in a batch, bit for bit ---------------------------------------------------
 
 
 @settings(max_examples=20)

@@ -6,6 +6,7 @@ import math
 import contracts
 import numpy as np
 import pytest
+from arrangements import FREE, SPECIAL, small_vaswani
 from hypothesis import given, settings
 
 import refseq2seq as rs
@@ -84,24 +85,10 @@ CONFIG = rs.ModelConfig(
     tied_logits=False,
     logits_scale=1.0,
     logits_bias=True,
-    decoder_start_id=1,
-    eos_ids=(2,),
-    pad_id=0,
-    forced_bos_id=None,
-    forced_eos_id=None,
-    suppressed_ids=(),
-    begin_suppressed_ids=(),
+    **SPECIAL,
+    **FREE,
 )
-TIED = rs.presets.vaswani(
-    d_model=6,
-    vocab_size=7,
-    n_layers=2,
-    n_heads=2,
-    d_ff=5,
-    decoder_start_id=1,
-    eos_ids=(2,),
-    pad_id=0,
-)
+TIED = small_vaswani(d_model=6, vocab_size=7, n_layers=2, d_ff=5)
 
 
 def test_names_and_shapes_worked_by_hand():
@@ -196,16 +183,7 @@ def test_an_array_depends_on_its_name_and_the_seed_only():
 
 def test_random_params_have_their_scales():
     """Of 4,800 numbers and more, mean and deviation are known to 3 standard errors: 0.05."""
-    config = rs.presets.vaswani(
-        d_model=60,
-        vocab_size=100,
-        n_layers=1,
-        n_heads=2,
-        d_ff=80,
-        decoder_start_id=1,
-        eos_ids=(2,),
-        pad_id=0,
-    )
+    config = small_vaswani(d_model=60, vocab_size=100, n_layers=1, d_ff=80)
     arrays = dict(named_arrays(rs.random_params(config, seed=0, dtype="float64")))
     for name, deviation in [
         ("decoder.embedding", 1),
