@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from naming import raises_naming
-from tasks import tiny
+from tasks import every_search, tiny
 
 import refseq2seq as rs
 from refseq2seq.generation.beam import Hypotheses
@@ -352,20 +352,6 @@ def test_defaults_are_four_beams_that_stop_by_their_own_length():
     assert others == {"beams", "length_penalty", "early_stopping"}  # so each could have shown
 
 
-def test_more_beams_may_find_a_worse_target():
-    """No property: what a wider beam keeps can crowd out the history that ends best."""
-    model = tiny(100, 7)
-    sharper = dataclasses.replace(model.params, unembedding=3 * model.params.unembedding)
-    model = dataclasses.replace(model, params=sharper)
-    one, two, three = (
-        rs.beam_search(
-            model, [[3, 4]], beams=b, length_penalty=0.0, eos_ids=(), max_new_tokens=8
-        ).scores[0, 0]
-        for b in (1, 2, 3)
-    )
-    assert two < one - 0.1 < three - 0.1
-
-
 def test_processors_act_on_log_probabilities():
     model = tiny(1, 7)
     plain = rs.beam_search(model, [[3, 4]], beams=3, max_new_tokens=5, n_best=3)
@@ -590,21 +576,6 @@ def in_row(process, row, step):
         return np.where(here[:, None], process(scores, state), scores)
 
     return in_one_row
-
-
-def greedily(model, source, processors, **how):
-    return rs.generate(model, source, choose=rs.greedy(*processors), **how)
-
-
-def at_random(model, source, processors, **how):
-    return rs.generate(model, source, choose=rs.sample(*processors), **how)
-
-
-def by_beams(model, source, processors, **how):
-    return rs.beam_search(model, source, processors=processors, **how)
-
-
-every_search = pytest.mark.parametrize("search", [greedily, at_random, by_beams])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

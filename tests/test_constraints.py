@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from naming import raises_naming
+from tasks import SEARCHES
 
 import refseq2seq as rs
 
@@ -27,7 +28,9 @@ def banned(processor, now, vocab_size=9):
     """The ids that the processor removes in each row."""
     scores = np.zeros((len(now.tokens), vocab_size))
     scores.flags.writeable = False
-    return [np.flatnonzero(row == -np.inf).tolist() for row in processor(scores, now)]
+    after = processor(scores, now)
+    assert (after[after > -np.inf] == 0).all()
+    return [np.flatnonzero(row == -np.inf).tolist() for row in after]
 
 
 def test_repetition_penalty_by_hand():
@@ -206,24 +209,21 @@ def asked_of(model, prefix, **rules):
     return model, {"prefix": [prefix], "max_new_tokens": 3}
 
 
-def greedily(model, processors, **how):
-    return rs.generate(model, [[4, 5]], choose=rs.greedy(*processors), **how).tokens[0]
+@pytest.fixture(params=SEARCHES, ids=lambda search: search.__name__)
+def search(request):
+    """The new tokens that each kind of search gives a source."""
+
+    def tokens(model, processors, **how):
+        found = request.param(model, [[4, 5]], processors, **how).tokens
+        return found.reshape(-1, found.shape[-1])[0]
+
+    return tokens
 
 
-def at_random(model, processors, **how):
-    return rs.generate(model, [[4, 5]], choose=rs.sample(*processors), **how).tokens[0]
-
-
-def by_beams(model, processors, **how):
-    return rs.beam_search(model, [[4, 5]], beams=3, processors=processors, **how).tokens[0, 0]
-
-
-every_search = pytest.mark.parametrize("search", [greedily, at_random, by_beams])
 G2P = rs.load("g2p")
 START, END = G2P.config.decoder_start_id, G2P.config.eos_ids[0]
 
 
-@every_search
 @pytest.mark.parametrize(
     "processor",
     [
@@ -246,7 +246,6 @@ def test_a_forced_token_wins_over_every_processor(search, processor):
     assert search(model, processors, **how | {"max_new_tokens": 1}).tolist() == [11]
 
 
-@every_search
 def test_forced_eos_is_the_last_token_and_forced_bos_the_first(search):
     model, how = asked_of(G2P, [START], forced_bos_id=11, forced_eos_id=12)
     tokens = search(model, [rs.suppress([END])], **how)
@@ -255,7 +254,6 @@ def test_forced_eos_is_the_last_token_and_forced_bos_the_first(search):
     assert search(model, [], **how | {"max_new_tokens": 1}).tolist() == [12]
 
 
-@every_search
 def test_forced_bos_leaves_a_longer_prefix_alone(search):
     free, how = asked_of(G2P, [START, 12])
     model, _ = asked_of(G2P, [START, 12], forced_bos_id=11)
@@ -279,7 +277,6 @@ def test_prefixes_of_several_lengths_are_forced_row_by_row():
     assert out.tokens[:, :2].tolist() == alone
 
 
-@every_search
 def test_a_bad_word_that_is_one_eos_is_ignored(search):
     model, how = asked_of(G2P, [START])
     how["max_new_tokens"] = 9
@@ -305,7 +302,6 @@ def test_a_bad_word_that_is_one_eos_is_ignored(search):
         ({"forced_eos_id": 11}, [rs.begin_suppress([11], after=2)], {}),
     ],
 )
-@every_search
 def test_a_forced_token_that_is_suppressed_raises_before_the_loop(search, rules, processors, how):
     encoded = rs.Trace()
     model, asked = asked_of(G2P, [START], **rules)
@@ -323,7 +319,6 @@ def test_what_bans_a_forced_token_is_named():
         rs.generate(model, [[4, 5]], **how)
 
 
-@every_search
 @pytest.mark.parametrize(
     ("rules", "processors"),
     [
@@ -338,7 +333,6 @@ def test_a_token_may_be_suppressed_where_it_is_not_forced(search, rules, process
     assert 11 in search(model, [*processors, rs.suppress([END])], **how)
 
 
-@every_search
 def test_top_k_does_not_count_suppressed_ids(search):
     model, how = asked_of(G2P, [START])
     best = int(search(model, [rs.top_k(1)], **how)[0])

@@ -184,72 +184,13 @@ def test_filters_are_idempotent(name, seed):
     np.testing.assert_array_equal(run(FILTERS[name], once), once)
 
 
-def test_top_p_and_top_a_are_not_idempotent():
-    # .4 and .3 are left, which are now .57 and .43: the first alone reaches .55
-    once = run(rs.top_p(0.55), logs(0.4, 0.3, 0.2, 0.1))
-    assert np.flatnonzero(once[0] > -math.inf).tolist() == [0, 1]
-    assert kept(rs.top_p(0.55), once) == [[0]]
-    # the limit is .25, and then, of .66 and .34, .43
-    once = run(rs.top_a(1), logs(0.5, 0.26, 0.24))
-    assert np.flatnonzero(once[0] > -math.inf).tolist() == [0, 1]
-    assert kept(rs.top_a(1), once) == [[0]]
-
-
-def test_the_order_of_processors_matters():
-    scores = logs(0.4, 0.3, 0.2, 0.1)
-
-    def after(*processors):
-        left = scores
-        for processor in processors:
-            left = run(processor, left)
-        return np.flatnonzero(left[0] > -math.inf).tolist()
-
-    assert after(rs.top_p(0.5), rs.top_k(2)) == [0, 1]
-    assert after(rs.top_k(2), rs.top_p(0.5)) == [0]  # .4 of the .7 that are left is over half
-    assert after(rs.top_p(0.5), rs.temperature(0.5)) == [0, 1]
-    assert after(rs.temperature(0.5), rs.top_p(0.5)) == [0]  # .16 of .30
-
-
 # Temperature -----------------------------------------------------------------------------------
 
 
-@given(scores=score_rows(), t=st.floats(0.01, 100))
+@given(scores=score_rows(), t=st.floats(1e-3, 1e6))
 def test_temperature_divides(scores, t):
     expected = [[x / t for x in row] for row in scores.tolist()]
     np.testing.assert_array_equal(run(rs.temperature(t), scores), expected)
-
-
-@given(scores=score_rows(), a=st.floats(0.1, 10), b=st.floats(0.1, 10))
-def test_temperatures_multiply(scores, a, b):
-    twice = run(rs.temperature(b), run(rs.temperature(a), scores))
-    once = run(rs.temperature(a * b), scores)
-    finite = scores > -math.inf
-    assert np.isfinite(once[finite]).all()
-    # two roundings on one side, two on the other (a * b is one), each of half an ulp; where
-    # scores are subnormal, an ulp is 2^-1074, and the first one's is divided by b >= 0.1
-    near = {"rtol": 2.0**-51, "atol": 2.0**-1071, "equal_nan": False}
-    np.testing.assert_allclose(twice[finite], once[finite], **near)
-    np.testing.assert_array_equal(np.isneginf(twice), ~finite)
-
-
-@given(seed=st.integers(0, 2**32))
-def test_a_low_temperature_draws_the_best(seed):
-    scores = distinct_scores(seed)
-    top = np.sort(scores)
-    assume((top[:, -1] - top[:, -2] > 0.05).all())
-    cold = run(rs.temperature(1e-3), scores)  # the second best falls behind by 50 nats: 2e-22
-    tokens = rs.sample().pick(cold, state(uniforms=[2.0**-53, ALMOST_1]))
-    np.testing.assert_array_equal(tokens, scores.argmax(axis=-1))
-
-
-@given(scores=score_rows())
-def test_a_high_temperature_makes_scores_equal(scores):
-    hot = run(rs.temperature(1e6), scores)
-    for row in hot:
-        probs = np.array(slow_softmax(row))
-        finite = row > -math.inf
-        # scores within 60 of each other are now within 6e-5
-        np.testing.assert_allclose(probs[finite], 1 / finite.sum(), rtol=1e-4, equal_nan=False)
 
 
 # Top-k -----------------------------------------------------------------------------------------
@@ -349,14 +290,6 @@ def test_min_p_and_top_a_by_hand():
     assert kept(rs.top_a(0.02, 1), logs(0.21, 0.395, 0.391, 0.004)) == [[0, 1, 2]]
 
 
-def test_minimum_length_removes_eos_from_rows_that_are_short():
-    scores = distinct_scores(3, batch=3, vocab_size=5)
-    after = rs.minimum_length(2, np.array([4, 1]))(scores, state(n_new=[0, 1, 2]))
-    expected = scores.copy()
-    expected[:2, [1, 4]] = -math.inf
-    np.testing.assert_array_equal(after, expected)
-
-
 distributions = st.lists(st.floats(0.01, 1), min_size=1, max_size=9).map(
     lambda w: [x / math.fsum(w) for x in w]
 )
@@ -441,22 +374,14 @@ def test_gumbel_top_k_draws_without_replacement():
     assert (pair.sum(axis=1) == 2).all()
 
 
-def test_gumbel_top_k_depends_on_seed_row_and_step():
-    scores = np.zeros((3, 50))
-    now = dataclasses.replace(state(batch=3), source_index=np.array([0, 0, 4]))
-    first = rs.gumbel_top_k(5, seed=1)(scores, now)
-    assert np.array_equal(first, rs.gumbel_top_k(5, seed=1)(scores, now))
-    assert not np.array_equal(first, rs.gumbel_top_k(5, seed=2)(scores, now))
-    later = dataclasses.replace(now, n_new=np.ones(3, dtype=int))
-    assert not np.array_equal(first, rs.gumbel_top_k(5, seed=1)(scores, later))
-    assert len({tuple(row) for row in first.tolist()}) == 3
-    alone = dataclasses.replace(state(batch=1), source_index=np.array([4]))
-    assert np.array_equal(rs.gumbel_top_k(5, seed=1)(scores[:1], alone), first[2:])
+def test_gumbel_top_k_has_seed_zero_and_keeps_scores():
+    scores, now = np.zeros((3, 50)), state(batch=3)
+    first = rs.gumbel_top_k(5)(scores, now)
+    assert np.array_equal(first, rs.gumbel_top_k(5, seed=0)(scores, now))
+    assert not np.array_equal(first, rs.gumbel_top_k(5, seed=1)(scores, now))
     assert set(first[first > -math.inf].tolist()) == {0.0}
     only = rs.gumbel_top_k(5, rs.top_k(2), seed=1)(np.arange(50.0)[None], state())
     assert set(np.flatnonzero(only[0] > -math.inf).tolist()) >= {48, 49}
-    assert np.array_equal(first, rs.gumbel_top_k(5, seed=1)(scores, now))
-    assert np.array_equal(rs.gumbel_top_k(5)(scores, now), rs.gumbel_top_k(5, seed=0)(scores, now))
 
 
 def test_noise_of_gumbel_top_k_that_does_not_fit_raises():

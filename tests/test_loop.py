@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 import math
-import re
 import weakref
 
 import numpy as np
@@ -486,22 +485,6 @@ def test_a_caller_can_write_a_chooser():
 
 
 # Looking inside, and what it costs ---------------------------------------------------------------
-
-
-def test_taps_see_the_encoder_once_and_each_step():
-    trace = rs.Trace()
-    steps = list(rs.decode_steps(learned_model(), [[3]], max_new_tokens=3, eos_ids=(), tap=trace))
-    names = list(trace)
-    for step in steps:
-        np.testing.assert_array_equal(trace[f"step.{step.index}.logits"][:, -1], step.logits)
-        np.testing.assert_array_equal(trace[f"step.{step.index}.scores"], step.scores)
-    assert sum(name == "encoder.final" for name in names) == 1
-    first, second = ([n[7:] for n in names if n.startswith(f"step.{i}.decoder.")] for i in (1, 2))
-    assert first == second != []
-    # cross-attention keys and values are projected once, before the first step
-    projected = [i for i, n in enumerate(names) if re.search(r"cross_attention\.[kv]$", n)]
-    assert len(projected) == 2 * 2
-    assert max(projected) < min(i for i, n in enumerate(names) if n.startswith("step."))
 
 
 def test_scores_that_a_tap_changes_are_used():

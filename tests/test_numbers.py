@@ -6,7 +6,6 @@ The expected numbers of float16 are those of float32, or of float64, rounded onc
 import contextlib
 import dataclasses
 import math
-from functools import partial
 
 import arrangements
 import numpy as np
@@ -16,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from naming import raises_naming
+from tasks import every_search
 
 import refseq2seq as rs
 from refseq2seq import ops, positions
@@ -205,15 +205,6 @@ def test_spread_accepts_t5_in_float16_with_large_activations(activations):
 
 # Overflow raises ----------------------------------------------------------------------------------
 
-every_search = pytest.mark.parametrize(
-    "search",
-    [
-        partial(rs.generate, max_new_tokens=3),
-        partial(rs.beam_search, max_new_tokens=3, beams=2),
-    ],
-    ids=["generate", "beam_search"],
-)
-
 
 def with_large_row(model, token, large):
     """The model whose source token ``token`` has a vector of numbers of this size."""
@@ -233,7 +224,7 @@ def test_overflow_raises_with_row_step_and_quantity(search, dtype, large, cure):
     quantity = "encoder.layers.0.self_attention.input" if large < np.inf else "encoder.tokens"
     names = [f"astype('{cure}')"] if cure else []
     with raises_naming(rs.NonFiniteLogitsError, "row 1 in step 0", quantity, *names) as caught:
-        search(model, [[3, 4], [5, 7]])  # and no warning: warnings are errors
+        search(model, [[3, 4], [5, 7]], max_new_tokens=3)  # and no warning: warnings are errors
     assert not isinstance(caught.value, rs.NoTokenLeftError)
     assert ("astype" in str(caught.value)) == (cure is not None)
 
@@ -246,7 +237,7 @@ def test_scores_that_overflow_to_minus_infinity_are_not_a_mask(search):
     sublayer.w_q[:] *= 1e25
     sublayer.w_k[:] = -sublayer.w_q
     with raises_naming(rs.NonFiniteLogitsError, "decoder.layers.0.self_attention.scores"):
-        search(model, [[3, 4]])
+        search(model, [[3, 4]], max_new_tokens=3)
 
 
 @every_search
@@ -254,7 +245,7 @@ def test_an_amateur_that_overflows_is_named(search):
     expert = rs.Model.random(arrangements.x_transformers, 0, "float32")
     weak = with_large_row(expert, 4, 1e25)
     with raises_naming(rs.NonFiniteLogitsError, "amateur.0.encoder.layers.0.self_attention"):
-        search(expert, [[3, 4]], amateurs=[rs.amateur(weak)])
+        search(expert, [[3, 4]], max_new_tokens=3, amateurs=[rs.amateur(weak)])
 
 
 @every_search
@@ -270,9 +261,9 @@ def test_a_partial_sum_that_overflows_does_not_rule_a_token_out(search):
         return np.ones(shape) if name == "decoder.embedding" else np.zeros(shape)
 
     model = rs.Model(config=config, params=build_params(config, array))
-    assert 3 in np.asarray(search(model, [[1]]).tokens)
+    assert 3 in search(model, [[1]], max_new_tokens=3).tokens
     with raises_naming(rs.NonFiniteLogitsError, "; logits is the first quantity"):
-        search(model.astype("float32").exact(), [[1]])
+        search(model.astype("float32").exact(), [[1]], max_new_tokens=3)
 
 
 @pytest.mark.parametrize("make", [rs.temperature, rs.repetition_penalty])

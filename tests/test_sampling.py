@@ -8,7 +8,6 @@ import pytest
 from distributions import (
     ALMOST_1,
     best_first,
-    distinct_scores,
     exact_probs,
     halvings,
     logs,
@@ -97,23 +96,6 @@ def test_probabilities_are_added_in_float64_for_any_dtype(dtype):
     tokens = np.arange(0, 4096, 67)
     u = (tokens + 0.5) / 4096
     assert drawn(np.zeros((1, 4096), dtype=dtype), u) == tokens.tolist()
-
-
-@given(scores=score_rows(), data=st.data())
-def test_tokens_rise_with_the_uniform_number(scores, data):
-    u = data.draw(st.lists(st.floats(0, 1, exclude_max=True), min_size=2, max_size=7))
-    tokens = drawn(scores[:1], sorted(u))
-    assert tokens == sorted(tokens)
-
-
-@given(seed=st.integers(0, 2**32))
-def test_a_grid_of_uniforms_gives_the_distribution_back(seed):
-    n, scores = 1009, distinct_scores(seed, batch=1, vocab_size=7)
-    counts = np.bincount(drawn(scores, (np.arange(n) + 0.5) / n), minlength=7)
-    # an interval of length q holds n q points of the grid, up to one at either end
-    np.testing.assert_allclose(
-        counts / n, slow_softmax(scores[0].tolist()), rtol=0, atol=1 / n, equal_nan=False
-    )
 
 
 def chi_square_p_value(counts, probs):

@@ -126,13 +126,14 @@ def test_a_tap_may_replace_the_weights_of_attention():
 
 
 def test_quantities_of_a_step_have_its_number():
-    trace = rs.Trace("*logits", "*.scores", "*embed")
+    trace = rs.Trace("*logits", "*scores", "*embed")
     steps = list(rs.decode_steps(MODEL, SOURCE, max_new_tokens=3, eos_ids=(), tap=trace))
     assert [name for name in trace if name.endswith(".logits")] == [
         f"step.{i}.logits" for i in range(3)
     ]
     for step in steps:
         np.testing.assert_array_equal(trace[f"step.{step.index}.logits"][:, -1], step.logits)
+        np.testing.assert_array_equal(trace[f"step.{step.index}.scores"], step.scores)
     assert trace["encoder.embed"].shape == (2, 4, 13)
     for i in range(3):
         assert trace[f"step.{i}.decoder.embed"].shape == (2, 1, 11)

@@ -18,6 +18,22 @@ GREEDY, SAMPLE = rs.greedy(), rs.sample(rs.temperature(1.5), rs.top_k(4))
 every_chooser = pytest.mark.parametrize("choose", [GREEDY, SAMPLE], ids=["greedy", "sample"])
 
 
+def greedily(model, source, processors=(), **how):
+    return rs.generate(model, source, choose=rs.greedy(*processors), **how)
+
+
+def at_random(model, source, processors=(), **how):
+    return rs.generate(model, source, choose=rs.sample(*processors), **how)
+
+
+def by_beams(model, source, processors=(), **how):
+    return rs.beam_search(model, source, beams=3, processors=processors, **how)
+
+
+SEARCHES = [greedily, at_random, by_beams]
+every_search = pytest.mark.parametrize("search", SEARCHES)
+
+
 # Models whose logits are known -------------------------------------------------------------------
 
 
