@@ -273,11 +273,8 @@ def test_head_scales_multiply_heads():
     p = random_attention(c, 11)
     scale = np.array([2.0, -1.0, 0.5]).reshape(3, 1, 1)
     scaled = dataclasses.replace(p, w_o=p.w_o * np.repeat(scale.ravel(), 2)[:, None])
-    p, with_scale = (
-        dataclasses.replace(p, head_scale=scale),
-        dataclasses.replace(c, head_scale=True),
-    )
-    assert_close(self_attend(p, with_scale, X), self_attend(scaled, c, X), 1e-13)
+    p, c_scaled = dataclasses.replace(p, head_scale=scale), dataclasses.replace(c, head_scale=True)
+    assert_close(self_attend(p, c_scaled, X), self_attend(scaled, c, X), 1e-13)
 
 
 def test_query_and_key_norms_make_scores_cosines():
