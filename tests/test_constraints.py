@@ -340,34 +340,21 @@ def test_top_k_does_not_count_suppressed_ids(search):
     assert search(model, [rs.top_k(1)], **how)[0] != best
 
 
-# Processors that are made -------------------------------------------------------------------------
+# Pickles and reprs --------------------------------------------------------------------------------
 
 MADE = [
-    rs.temperature(0.5),
-    rs.top_k(3, keep_ties=True),
-    rs.top_p(0.9),
-    rs.min_p(0.1),
-    rs.top_a(0.1),
-    rs.typical(0.7),
-    rs.epsilon(0.01),
-    rs.eta(0.01),
-    rs.renormalize_logits(),
+    rs.temperature(0.5), rs.top_k(3, keep_ties=True), rs.top_p(0.9), rs.min_p(0.1), rs.top_a(0.1),
+    rs.typical(0.7), rs.epsilon(0.01), rs.eta(0.01), rs.renormalize_logits(),
     rs.gumbel_top_k(3, rs.temperature(0.5), seed=1),
-    rs.repetition_penalty(1.3),
-    rs.encoder_repetition_penalty(1.3),
-    rs.no_repeat_ngram(2),
-    rs.encoder_no_repeat_ngram(2),
-    rs.suppress([3]),
-    rs.begin_suppress([3], after=1),
-    rs.bad_words([[3], [4, 5]]),
-    rs.minimum_length(3),
-    rs.forced_bos(3),
-    rs.forced_eos(3, 4),
-]
+    rs.repetition_penalty(1.3), rs.encoder_repetition_penalty(1.3),
+    rs.no_repeat_ngram(2), rs.encoder_no_repeat_ngram(2),
+    rs.suppress([3]), rs.begin_suppress([3], after=1), rs.bad_words([[3], [4, 5]]),
+    rs.minimum_length(3), rs.forced_bos(3), rs.forced_eos(3, 4),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("processor", MADE, ids=str)
-def test_a_processor_can_be_pickled_and_says_what_made_it(processor):
+def test_a_processor_can_be_pickled_and_made_from_its_repr(processor):
     scores, now = np.random.default_rng(0).normal(size=(2, 9)), state([[1, 2], [1, 3]])
     again = pickle.loads(pickle.dumps(processor))
     assert np.array_equal(again(scores, now), processor(scores, now))

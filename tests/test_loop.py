@@ -43,14 +43,10 @@ def test_every_field_of_every_step(task):
     n_new = np.zeros(batch, dtype=int)
     for t, step in enumerate(steps):
         assert step.index == t
-        for array, dtype in (
-            (step.tokens, np.int64),
-            (step.log_probs, np.float64),
-            (step.margin, np.float64),
-            (step.finished, np.bool_),
-            (step.forced, np.bool_),
-            (step.emitted, np.bool_),
-        ):
+        dtypes = {"tokens": np.int64, "log_probs": np.float64, "margin": np.float64}
+        dtypes |= dict.fromkeys(("finished", "forced", "emitted"), np.bool_)
+        for name, dtype in dtypes.items():
+            array = getattr(step, name)
             assert type(array) is np.ndarray
             assert (array.shape, array.dtype) == ((batch,), dtype)
         for array in (step.logits, step.scores):
@@ -174,22 +170,41 @@ def test_blas_gives_the_same_up_to_rounding(task):
 # How rows begin and end, by hand -----------------------------------------------------------------
 
 
-def test_eos_is_kept_and_followed_by_pad():
-    out = path(path_model(eos_ids=(2,)), [[0], [4], [3]])
-    assert out.tokens.tolist() == [[3, 4, 2], [2, 1, 1], [4, 2, 1]]
-    assert out.lengths.tolist() == [3, 1, 2]
-    assert out.finished.tolist() == [True, True, True]
-    # of 7 tokens one is 5 nats ahead of the others
-    surely = -math.log(1 + 6 * math.exp(-5))
-    expected = [[surely] * 3, [surely, 0, 0], [surely, surely, 0]]
-    np.testing.assert_allclose(out.log_probs, expected, rtol=1e-13, equal_nan=False)
+ENDINGS = [  # greedy decoding goes 0 3 4 2 5 6 3 4 2, and 2 is EOS
+    ({}, [[3, 4, 2]]),
+    ({"prefix": [[0], [4], [3]]}, [[3, 4, 2], [2], [4, 2]]),
+    ({"prefix": [[0], [0, 3, 4], [0, 3]], "max_new_tokens": 2}, [[3, 4], [2], [4, 2]]),
+    ({"prefix": [[0, 2]]}, [[5, 6, 3, 4, 2]]),  # EOS in the prefix ends nothing
+    ({"prefix": [[0, 2, 2], [2]]}, [[5, 6, 3, 4, 2]] * 2),
+    ({"eos_ids": (6, 4)}, [[3, 4]]),
+    ({"eos_ids": [6]}, [[3, 4, 2, 5, 6]]),
+    ({"eos_ids": ()}, [[3, 4, 2, 5, 6, 3, 4]]),
+    ({"eos_ids": (), "prefix": [[0], [0, 3]], "max_new_tokens": 2}, [[3, 4], [4, 2]]),
+    ({"max_new_tokens": 3}, [[3, 4, 2]]),
+    ({"max_new_tokens": 2}, [[3, 4]]),
+    ({"min_new_tokens": 2}, [[3, 4, 2]]),
+    # at the third token 2 is removed, and of the others, all equal, 0 is the first
+    ({"min_new_tokens": 3}, [[3, 4, 0, 3, 4, 2]]),
+    ({"min_new_tokens": 7}, [[3, 4, 0, 3, 4, 0, 3]]),
+    ({"min_new_tokens": 1, "prefix": [[4], [0, 4]]}, [[0, 3, 4, 2]] * 2),
+    # min_new_tokens goes first: if top_k kept EOS, nothing would be left
+    ({"min_new_tokens": 1, "prefix": [[4]], "choose": rs.greedy(rs.top_k(1))}, [[0, 3, 4, 2]]),
+]
 
 
-def test_the_prefix_is_the_start_token_by_default():
+@pytest.mark.parametrize(("options", "tokens"), ENDINGS, ids=lambda x: str(x)[:60])
+def test_how_rows_end(options, tokens):
+    out = path(path_model(eos_ids=(2,)), **options)
+    assert new_tokens(out) == tokens
+    eos_ids = options.get("eos_ids", (2,))
+    assert out.finished.tolist() == [row[-1] in eos_ids for row in tokens]
+
+
+def test_start_token_and_eos_ids_are_those_of_the_config():
     assert new_tokens(path(path_model(start=6), max_new_tokens=2)) == [[3, 4]]
     assert new_tokens(path(path_model(start=6), [[6]], max_new_tokens=2)) == [[3, 4]]
-    of_eos = path_model(start=2, eos_ids=(2,))  # a start token that is eos too
-    assert new_tokens(path(of_eos)) == [[5, 6, 3, 4, 2]]
+    assert new_tokens(path(path_model(start=2, eos_ids=(2,)))) == [[5, 6, 3, 4, 2]]
+    assert new_tokens(path(path_model(eos_ids=(6, 2)))) == [[3, 4, 2]]
 
 
 def test_forced_then_emitted_then_neither():
@@ -221,50 +236,12 @@ def test_forced_then_emitted_then_neither():
     np.testing.assert_allclose(found, expected, rtol=1e-13, equal_nan=False)
 
 
-def test_each_row_has_its_own_new_tokens_when_prefixes_are_ragged():
-    out = path(path_model(), [[0], [0, 3, 4], [0, 3]], max_new_tokens=2)
-    assert out.tokens.tolist() == [[3, 4], [2, 5], [4, 2]]
-    assert out.finished.tolist() == [False, False, False]
-
-
-def test_any_of_several_eos_ids_ends_a_row():
-    model = path_model(eos_ids=(2,))
-    assert new_tokens(path(model, eos_ids=(6, 4))) == [[3, 4]]
-    assert new_tokens(path(model, eos_ids=[6])) == [[3, 4, 2, 5, 6]]
-    assert new_tokens(path(path_model(eos_ids=(6, 2)))) == [[3, 4, 2]]
-
-
-def test_without_eos_ids_nothing_ends():
-    out = path(path_model(eos_ids=(2,)), eos_ids=())
-    assert new_tokens(out) == [[3, 4, 2, 5, 6, 3, 4]]
-    assert out.finished.tolist() == [False]
-
-
-def test_eos_in_the_prefix_ends_nothing():
-    model = path_model(eos_ids=(2,))
-    assert new_tokens(path(model, [[0, 2]])) == [[5, 6, 3, 4, 2]]
-    assert new_tokens(path(model, [[0, 2, 2], [2]])) == [[5, 6, 3, 4, 2]] * 2
-
-
-def test_eos_at_the_last_place_counts_as_an_end():
-    assert path(path_model(eos_ids=(2,)), max_new_tokens=3).finished.tolist() == [True]
-    assert path(path_model(eos_ids=(2,)), max_new_tokens=2).finished.tolist() == [False]
-
-
-def test_min_new_tokens_removes_eos_until_then():
-    model = path_model(eos_ids=(2,))
-    # at the third token 2 is removed, and of the others, all equal, 0 is the first
-    assert new_tokens(path(model, min_new_tokens=2)) == [[3, 4, 2]]
-    assert new_tokens(path(model, min_new_tokens=3)) == [[3, 4, 0, 3, 4, 2]]
-    assert new_tokens(path(model, [[4], [0, 4]], min_new_tokens=1)) == [[0, 3, 4, 2]] * 2
-    steps = list(rs.decode_steps(model, [[0]], prefix=[[4]], max_new_tokens=2, min_new_tokens=1))
+def test_min_new_tokens_changes_scores_and_no_logits():
+    how = {"prefix": [[4]], "max_new_tokens": 2, "min_new_tokens": 1}
+    steps = list(rs.decode_steps(path_model(eos_ids=(2,)), [[0]], **how))
     assert [step.scores[0, 2] for step in steps] == [-math.inf, 0]
-    assert steps[0].logits[0, 2] == 5  # the raw logits stay as they are
+    assert steps[0].logits[0, 2] == 5
     assert steps[0].margin.tolist() == [0]
-    assert path(model, min_new_tokens=7, max_new_tokens=7).lengths.tolist() == [7]
-    # it goes before the processors: if top_k kept EOS first, nothing would be left
-    options = {"min_new_tokens": 1, "max_new_tokens": 1, "choose": rs.greedy(rs.top_k(1))}
-    assert new_tokens(path(model, [[4]], **options)) == [[0]]
 
 
 def test_by_default_as_many_new_tokens_as_the_positions_serve():
@@ -458,12 +435,8 @@ def test_the_state_that_a_processor_gets():
 
 def test_a_processor_sees_which_source_each_sample_is_of():
     seen = []
-    path(
-        path_model(),
-        [[0], [0]],
-        num_return_sequences=2,
-        choose=rs.greedy(lambda scores, state: seen.append(state.source_index) or scores),
-    )
+    watch = rs.greedy(lambda scores, state: seen.append(state.source_index) or scores)
+    path(path_model(), [[0], [0]], num_return_sequences=2, choose=watch)
     assert seen[0].tolist() == [0, 0, 1, 1]
     assert seen[0].dtype == np.int64
 
@@ -503,17 +476,11 @@ def test_a_generation_encodes_once_and_reads_the_device_once_a_step(monkeypatch)
         return backend.read(*arrays)
 
     monkeypatch.setattr(loop, "read", read)
-    rs.generate(
-        learned_model(),
-        [[3], [4, 5]],
-        choose=rs.sample(rs.top_p(0.9)),
-        eos_ids=(),
-        tap=rs.FunctionTap(lambda name, x: passed.append(name) or x),
-    )
-    assert passed.count("encoder.embed") == 1
-    assert [name for name in passed if name.endswith("decoder.embed")] == [
-        f"step.{t}.decoder.embed" for t in range(7)
-    ]
+    tap = rs.FunctionTap(lambda name, x: passed.append(name) or x)
+    how = {"choose": rs.sample(rs.top_p(0.9)), "eos_ids": (), "tap": tap}
+    rs.generate(learned_model(), [[3], [4, 5]], **how)
+    embedded = [name for name in passed if name.endswith("embed")]
+    assert embedded == ["encoder.embed", *(f"step.{t}.decoder.embed" for t in range(7))]
     assert reads == [{(2,)}] * 7
 
 
@@ -577,15 +544,13 @@ def test_state_and_steps_are_read_only():
         (lambda scores: scores.max(axis=-1), ValueError, ["float64 (2,)"]),
         (lambda scores: None, TypeError, ["got None"]),
         *(
-            (
-                lambda scores, x=(token, dtype): np.array([3, x[0]], x[1]),
-                ValueError,
-                [token, "row 1"],
+            (lambda scores, x=x: x, ValueError, ["0 to 12", x[1], "row 1"])
+            for x in (
+                *(np.array([3, -1], dtype) for dtype in ("int32", "int64")),
+                *(np.array([3, 13], dtype) for dtype in ("int32", "uint64")),
+                *(np.array([3, 2**40], dtype) for dtype in ("int64", "uint64")),
             )
-            for token, dtype in [(-1, "int32"), (-1, "int64"), (13, "int32"), (13, "uint64")]
         ),
-        (lambda scores: np.array([3, 2**40]), ValueError, ["0 to 12", 2**40, "row 1"]),
-        (lambda scores: np.array([3, 2**40], "uint64"), ValueError, ["0 to 12", 2**40, "row 1"]),
     ],
 )
 def test_a_pick_of_another_shape_dtype_or_range_raises(pick, kind, names):
