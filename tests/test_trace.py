@@ -53,7 +53,7 @@ def test_a_tap_that_changes_nothing_changes_no_logits():
     np.testing.assert_array_equal(rs.forward(MODEL, SOURCE, TARGET, tap=rs.no_tap), logits)
 
 
-@pytest.mark.parametrize("name", expected_names())
+@pytest.mark.parametrize("name", list(expected_names()))
 def test_a_change_by_a_tap_reaches_the_logits(name):
     """A fault put in anywhere shows in the logits, and nowhere before it was put in."""
     sign = np.random.default_rng(0)
