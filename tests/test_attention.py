@@ -41,7 +41,7 @@ def qkv(draw, n_k=None):
 # attention
 
 
-def test_a_tiny_attention_by_hand():
+def test_attention_by_hand():
     """Scores log 1, log 2, log 5 give weights 1/8, 2/8, 5/8; without the last, 1/3 and 2/3."""
     q = np.array([[1.0, 0.0]])
     k = np.array([[math.log(1) / 2, 9.0], [math.log(2) / 2, 7.0], [math.log(5) / 2, -3.0]])
@@ -203,7 +203,7 @@ def test_outputs_of_heads_are_added():
 @pytest.mark.parametrize(
     ("order", "of_head"), [("grouped", [0, 0, 1, 1, 2, 2]), ("tiled", [0, 1, 2, 0, 1, 2])]
 )
-def test_shared_keys_and_values_are_repeated_ones(order, of_head):
+def test_shared_key_value_heads_equal_repeated_ones(order, of_head):
     """Six heads with three key-value heads are six with six, of which two each are alike."""
     six = plain_attention(n_heads=6, d_k=2)
     shared = dataclasses.replace(six, n_kv_heads=3, kv_head_order=order)

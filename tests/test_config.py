@@ -59,7 +59,7 @@ def test_no_field_has_a_default_and_none_can_be_set(config):
 
 @pytest.mark.parametrize("wrong", [object(), "wrong", -1, -1.0, np.float64(1), [], ("wrong",), {}])
 @every_part
-def test_each_field_refuses_other_types_by_name(config, wrong):
+def test_each_field_of_another_type_raises(config, wrong):
     for field in dataclasses.fields(config):
         if type(wrong) is float and field.name in ("scale", "embedding_scale", "logits_scale"):
             continue  # a number like another
@@ -68,7 +68,7 @@ def test_each_field_refuses_other_types_by_name(config, wrong):
 
 
 @every_part
-def test_from_dict_refuses_missing_and_unknown_fields_by_name(config):
+def test_from_dict_of_missing_or_unknown_fields_raises(config):
     fields = config.to_dict()
     for missing in dataclasses.fields(config):
         rest = {key: value for key, value in fields.items() if key != missing.name}

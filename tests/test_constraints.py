@@ -39,7 +39,7 @@ def test_repetition_penalty_by_hand():
     assert out.tolist() == [[1.0, -4.0, 3.0, -3.0]]
 
 
-def test_encoder_repetition_penalty_is_the_reverse_and_passes_over_padding():
+def test_encoder_repetition_penalty_by_hand():
     mask = np.array([[True, True, False]])
     now = state([[0]], source=[[2, 3, 1]], source_mask=mask)
     out = rs.encoder_repetition_penalty(2.0)(np.array([[2.0, -2.0, 3.0, -3.0]]), now)

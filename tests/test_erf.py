@@ -108,7 +108,7 @@ def test_limits(dtype):
 
 @functions
 @dtypes
-def test_nan_stays_nan_and_stays_alone(function, dtype):
+def test_nan_gives_nan_in_its_place_only(function, dtype):
     found = np.isnan(function(np.array([math.nan, 0, -math.nan], dtype)))
     assert found.tolist() == [True, False, True]
 
@@ -169,7 +169,7 @@ def test_range(x):
 
 @dtypes
 @pytest.mark.parametrize(("function", "sign"), [(erf, 1), (erfc, -1), (normal_cdf, 1)])
-def test_monotone_but_for_rounding(function, sign, dtype):
+def test_monotone_up_to_rounding(function, sign, dtype):
     y = sign * function(np.sort(sample(dtype)))
     assert np.all(y[1:] - y[:-1] >= -2 * np.spacing(np.abs(y[1:])))
 

@@ -257,7 +257,7 @@ def test_min_p_and_top_a_at_every_exact_boundary(data):
 
 
 @given(seed=st.integers(0, 2**32), x=st.floats(0.01, 1))
-def test_top_p_min_p_and_top_a_as_defined(seed, x):
+def test_top_p_min_p_and_top_a_agree_with_their_definitions(seed, x):
     scores = distinct_scores(seed, batch=3)
     found = (kept(make, scores) for make in (rs.top_p(x), rs.min_p(x), rs.top_a(x, 1.5)))
     for row, by_p, by_ratio, by_a in zip(scores, *found, strict=True):
@@ -311,7 +311,7 @@ def test_typical_keeps_the_nearest_to_the_entropy(p, mass):
 
 
 @given(p=distributions, cutoff=st.floats(0.001, 1))
-def test_epsilon_and_eta_keep_the_best_and_what_is_probable_enough(p, cutoff):
+def test_epsilon_and_eta_keep_the_best_and_all_above_the_bar(p, cutoff):
     assume(sum(abs(x - max(p)) < 1e-9 for x in p) == 1)
     for make, bar in (
         (rs.epsilon, cutoff),
@@ -337,7 +337,7 @@ def test_epsilon_and_eta_keep_the_best_and_what_is_probable_enough(p, cutoff):
     ],
     ids=str,
 )
-def test_filters_of_a_half_a_quarter_and_two_eighths(base_two, processor, ids):
+def test_filters_of_probabilities_1_2_1_4_1_8_1_8(base_two, processor, ids):
     assert kept(processor, np.array([[-1.0, -3.0, -2.0, -3.0]])) == [ids]
 
 

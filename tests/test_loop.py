@@ -193,7 +193,7 @@ ENDINGS = [  # greedy decoding goes 0 3 4 2 5 6 3 4 2, and 2 is EOS
 
 
 @pytest.mark.parametrize(("options", "tokens"), ENDINGS, ids=lambda x: str(x)[:60])
-def test_how_rows_end(options, tokens):
+def test_rows_end_with_eos_or_max_new_tokens(options, tokens):
     out = path(path_model(eos_ids=(2,)), **options)
     assert new_tokens(out) == tokens
     eos_ids = options.get("eos_ids", (2,))
@@ -326,7 +326,7 @@ def test_row_ids_may_be_of_any_integer_dtype(dtype):
 
 @settings(max_examples=20)
 @given(task=tasks(), data=st.data())
-def test_an_interrupted_loop_has_given_the_beginning(task, data):
+def test_steps_of_an_interrupted_loop_are_the_first_ones(task, data):
     steps = list(task.steps())
     n = data.draw(st.integers(1, len(steps)))
     loop = task.steps()

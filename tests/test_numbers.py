@@ -156,7 +156,7 @@ def test_float16_rounds_named_quantities_and_nothing_else(name):
     assert {x.dtype for x in (memory.hidden, *memory.keys, *memory.values)} == {np.dtype(HALF)}
 
 
-def test_scores_before_their_scale_need_not_fit():
+def test_unscaled_scores_may_overflow_float16():
     """64 products of 3600 are 230400, which float16 has not; an eighth of that it has."""
     model = scaled(arrangements.x_transformers, 0, 1.0)
     for layer in model.params.decoder.layers:

@@ -161,7 +161,7 @@ def slow_bucket(distance, n_buckets, max_distance, bidirectional):
     """The rule of Raffel et al. 2020 and its first code, with a logarithm decided by integers.
 
     A key r >= n/2 back has bucket n/2 + floor(log(r / (n/2)) / log(max / (n/2)) (n - n/2)), or
-    the last: the greatest k with (max / (n/2))^k <= (r / (n/2))^(n - n/2), all of it whole.
+    the last: the largest k with (max / (n/2))^k <= (r / (n/2))^(n - n/2), all of it whole.
     """
     n, first = n_buckets, 0
     if bidirectional:

@@ -1,4 +1,4 @@
-"""Choosers, and the uniform numbers they use: each against its definition."""
+"""Choosers and uniform numbers, against their definitions."""
 
 import math
 

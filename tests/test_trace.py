@@ -73,7 +73,6 @@ def test_a_change_by_a_tap_reaches_the_logits(name):
 
 def test_a_tap_may_replace_the_weights_of_attention():
     """Uniform weights: every head is the mean of the values."""
-
     model, trace = rs.Model.random(arrangements.x_transformers, 0, "float64"), rs.Trace("decoder.*")
 
     def uniform(name, x):
