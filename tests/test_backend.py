@@ -202,10 +202,6 @@ def test_a_model_goes_to_cupy_and_comes_back(cupy):
     assert back.xp is np
 
 
-def test_to_numpy_ends_exact_arithmetic():
-    assert all(type(x) is np.ndarray for _, x in named_arrays(MODEL.exact().to("numpy").params))
-
-
 @pytest.mark.parametrize("name", ["torch", "CuPy", "", None, np])
 def test_other_backends_raise(name):
     with raises_naming(ValueError, "backend", repr(name)):

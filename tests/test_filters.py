@@ -157,33 +157,6 @@ def test_neutral_values_are_the_identity(processors, scores):
         np.testing.assert_array_equal(run(processor, scores), scores)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        rs.top_k,
-        lambda k: rs.top_k(k, keep_ties=True),
-        lambda k: rs.top_fraction(k / 13),
-        lambda k: rs.top_p(k / 13),
-        lambda k: rs.min_p(1 - k / 13),
-        lambda k: rs.top_a(1 - k / 13),
-    ],
-    ids=FILTERS,
-)
-@given(scores=score_rows())
-def test_a_looser_filter_keeps_more(make, scores):
-    sets = [kept(make(k), scores) for k in range(1, 14)]
-    for tight, loose in pairwise(sets):
-        for a, b in zip(tight, loose, strict=True):
-            assert set(a) <= set(b)
-
-
-@pytest.mark.parametrize("name", ["top_k", "top_k with ties", "top_fraction", "min_p"])
-@given(seed=st.integers(0, 2**32))
-def test_filters_are_idempotent(name, seed):
-    once = run(FILTERS[name], distinct_scores(seed))
-    np.testing.assert_array_equal(run(FILTERS[name], once), once)
-
-
 # Temperature -----------------------------------------------------------------------------------
 
 
