@@ -308,14 +308,15 @@ def test_processors_see_every_beam_with_its_source():
         seen.append((state, scores.shape))
         return scores
 
-    model, source, prefix = tiny(3, 7), [[3, 4], [5, 6]], [[1], [1, 4]]
-    how = {"prefix": prefix, "beams": 3, "eos_ids": (), "max_new_tokens": 3}
+    model, source, prefix = tiny(3, 7), np.array([[3, 4], [5, 6]]), [[1], [1, 4]]
+    mask = np.array([[True, True], [False, True]])
+    how = {"source_mask": mask, "prefix": prefix, "beams": 3, "eos_ids": (), "max_new_tokens": 3}
     steps = list(rs.beam_steps(model, source, processors=[look], **how))
     for (state, shape), step, before in zip(seen, steps, [None, *steps], strict=False):
         assert shape == (6, 7)
         assert state.source_index.tolist() == [0, 0, 0, 1, 1, 1]
-        assert state.source.tolist() == [[3, 4]] * 3 + [[5, 6]] * 3
-        assert state.source_mask.all()
+        assert state.source.tolist() == [[3, 4]] * 3 + [[0, 6]] * 3
+        assert state.source_mask.tolist() == mask.repeat(3, axis=0).tolist()
         assert state.n_new.tolist() == [step.index] * 3 + [max(0, step.index - 1)] * 3
         going = (~step.forced & (state.n_new[::3] < 3)).repeat(3)
         alive = [True, False, False] * 2 if before is None else before.live.scores.ravel() > -np.inf
