@@ -1,10 +1,11 @@
-"""Attention: worked by hand, in its convex hull, and whatever the heads are called."""
+"""Attention: by hand, its invariances, and each addition of the config."""
 
 import dataclasses
 import math
 
 import numpy as np
 import pytest
+from close import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -29,12 +30,6 @@ U = 2.0**-53
 numbers = st.floats(-9, 9)
 
 
-def assert_close(actual, expected, atol):
-    assert np.shape(actual) == np.shape(expected)
-    assert np.isfinite(expected).all()
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol, equal_nan=False)
-
-
 @st.composite
 def qkv(draw, n_k=None):
     """Queries (n_q, 3), keys (n_k, 3) and values (n_k, 2), all up to 9."""
@@ -46,7 +41,7 @@ def qkv(draw, n_k=None):
 # attention
 
 
-def test_a_tiny_attention_by_hand():
+def test_attention_by_hand():
     """Scores log 1, log 2, log 5 give weights 1/8, 2/8, 5/8; without the last, 1/3 and 2/3."""
     q = np.array([[1.0, 0.0]])
     k = np.array([[math.log(1) / 2, 9.0], [math.log(2) / 2, 7.0], [math.log(5) / 2, -3.0]])
@@ -100,20 +95,16 @@ def test_masked_keys_are_as_if_removed(qkv, data):
     q, k, v = qkv
     mask = data.draw(arrays(np.bool_, len(k)))
     heads = attention(q, k, v, scale=0.5, mask=mask)
+    last_masked = np.where(np.arange(len(q))[:, None] == len(q) - 1, False, mask)
+    assert not attention(q, k, v, scale=0.5, mask=last_masked)[-1].any()
     if not mask.any():
-        assert heads.tolist() == np.zeros((len(q), 2)).tolist()
+        assert not heads.any()
     else:
         assert_close(heads, attention(q, k[mask], v[mask], scale=0.5), 64 * U * np.abs(v).max())
 
 
-def test_a_query_that_may_attend_to_nothing_gets_zeros():
-    q, k, v = np.ones((2, 3)), np.ones((4, 3)), np.ones((4, 2))
-    mask = np.array([[True] * 4, [False] * 4])
-    assert attention(q, k, v, scale=1.0, mask=mask).tolist() == [[1, 1], [0, 0]]
-
-
 @given(qkv=qkv(), data=st.data())
-def test_keys_have_no_order(qkv, data):
+def test_the_order_of_keys_does_not_matter(qkv, data):
     q, k, v = qkv
     order = data.draw(st.permutations(range(len(k))))
     expected = attention(q, k, v, scale=0.5)
@@ -121,28 +112,12 @@ def test_keys_have_no_order(qkv, data):
 
 
 @given(qkv=qkv(), shift=arrays(np.float64, 3, elements=numbers))
-def test_what_is_added_to_all_keys_does_not_count(qkv, shift):
+def test_a_vector_added_to_all_keys_does_not_matter(qkv, shift):
     """It adds the same to all scores of a query; why key biases are without effect."""
     q, k, v = qkv
     expected = attention(q, k, v, scale=0.1)
     # Scores of up to 0.1 * 3 * 9 * 18 = 49 are rounded.
     assert_close(attention(q, k + shift, v, scale=0.1), expected, 1000 * U * np.abs(v).max())
-
-
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_dtype_in_is_dtype_out(dtype):
-    q = np.linspace(-1, 1, 2 * 3 * 5 * 7, dtype=dtype).reshape(2, 3, 5, 7)
-    q.setflags(write=False)
-    trace = rs.Trace()
-    mask = np.arange(5) < 4
-    heads = attention(q, q, q[..., :2], scale=0.3, mask=mask, bias=q[..., :5], tap=trace)
-    assert heads.dtype == dtype
-    assert heads.shape == (2, 3, 5, 2)
-    assert {name: (x.dtype, x.shape) for name, x in trace.items()} == {
-        "scores": (dtype, (2, 3, 5, 5)),
-        "weights": (dtype, (2, 3, 5, 5)),
-        "heads": (dtype, (2, 3, 5, 2)),
-    }
 
 
 # heads
@@ -153,9 +128,8 @@ def test_heads_are_blocks_of_columns():
     heads = split_heads(x, 5)
     assert heads.shape == (2, 5, 3, 2)
     for row, head, place in np.ndindex(2, 5, 3):
-        np.testing.assert_array_equal(
-            heads[row, head, place], x[row, place, 2 * head : 2 * head + 2]
-        )
+        block = x[row, place, 2 * head : 2 * head + 2]
+        np.testing.assert_array_equal(heads[row, head, place], block)
     np.testing.assert_array_equal(merge_heads(heads), x)
 
 
@@ -182,7 +156,7 @@ X = np.random.default_rng(7).standard_normal((2, 5, 11))
 
 
 @given(order=st.permutations(range(3)))
-def test_heads_have_no_order(order):
+def test_the_order_of_heads_does_not_matter(order):
     """Blocks of columns of W_q, W_k, W_v and the same blocks of rows of W_o change places."""
     c = plain_attention(n_heads=3, d_k=2, biases=("q", "k", "v", "o"))
     p = random_attention(c, 11)
@@ -197,20 +171,15 @@ def test_heads_have_no_order(order):
     assert_close(actual, self_attend(p, c, X), 1e-13)
 
 
-def test_heads_are_added():
+def test_outputs_of_heads_are_added():
     """Attention of three heads is the sum of three attentions of one."""
     c = plain_attention(n_heads=3, d_k=2)
     p, one = random_attention(c, 11), plain_attention(n_heads=1, d_k=2)
     total = 0.0
     for head in range(3):
         block = slice(2 * head, 2 * head + 2)
-        alone = dataclasses.replace(
-            p,
-            w_q=p.w_q[:, block],
-            w_k=p.w_k[:, block],
-            w_v=p.w_v[:, block],
-            w_o=p.w_o[block],
-        )
+        fields = {name: getattr(p, name)[:, block] for name in ("w_q", "w_k", "w_v")}
+        alone = dataclasses.replace(p, w_o=p.w_o[block], **fields)
         total = total + self_attend(alone, one, X)
     assert_close(self_attend(p, c, X), total, 1e-13)
 
@@ -218,7 +187,7 @@ def test_heads_are_added():
 @pytest.mark.parametrize(
     ("order", "of_head"), [("grouped", [0, 0, 1, 1, 2, 2]), ("tiled", [0, 1, 2, 0, 1, 2])]
 )
-def test_shared_keys_and_values_are_repeated_ones(order, of_head):
+def test_shared_key_value_heads_equal_repeated_ones(order, of_head):
     """Six heads with three key-value heads are six with six, of which two each are alike."""
     six = plain_attention(n_heads=6, d_k=2)
     shared = dataclasses.replace(six, n_kv_heads=3, kv_head_order=order)
@@ -236,15 +205,14 @@ def test_cross_attention_to_oneself_is_self_attention():
     p = random_attention(c, 11)
     k, v = keys_values(p, c, X)
     assert k.shape == v.shape == queries(p, c, X).shape == (2, 3, 5, 2)
-    np.testing.assert_array_equal(
-        cross_attention(p, c, X, CrossContext(k, v)), self_attend(p, c, X)
-    )
+    found = cross_attention(p, c, X, CrossContext(k, v))
+    np.testing.assert_array_equal(found, self_attend(p, c, X))
 
 
 # additions, each in a case that can be worked out
 
 
-def test_learned_pairs_are_attended_whatever_is_masked():
+def test_learned_pairs_are_not_masked():
     """With all else masked, every query gets the one learned value; masked it cannot be."""
     c = dataclasses.replace(plain_attention(n_heads=3, d_k=2), n_learned_kv=1)
     values = np.arange(6.0).reshape(3, 1, 2)
@@ -289,16 +257,14 @@ def test_head_scales_multiply_heads():
     p = random_attention(c, 11)
     scale = np.array([2.0, -1.0, 0.5]).reshape(3, 1, 1)
     scaled = dataclasses.replace(p, w_o=p.w_o * np.repeat(scale.ravel(), 2)[:, None])
-    actual = self_attend(
-        dataclasses.replace(p, head_scale=scale), dataclasses.replace(c, head_scale=True), X
-    )
-    assert_close(actual, self_attend(scaled, c, X), 1e-13)
+    p, c_scaled = dataclasses.replace(p, head_scale=scale), dataclasses.replace(c, head_scale=True)
+    assert_close(self_attend(p, c_scaled, X), self_attend(scaled, c, X), 1e-13)
 
 
 def test_query_and_key_norms_make_scores_cosines():
     c = plain_attention(n_heads=3, d_k=2)
     norm = rs.config.NormConfig(kind="l2_norm", eps=1e-12, gain="none", bias=False)
-    p = dataclasses.replace(random_attention(c, 11))
+    p = random_attention(c, 11)
     empty = rs.params.NormParams(gain=None, bias=None)
     normed = dataclasses.replace(p, q_norm=empty, k_norm=empty)
     trace = rs.Trace("scores")
@@ -310,7 +276,7 @@ def test_query_and_key_norms_make_scores_cosines():
     assert np.abs(trace["scores"]).max() <= 1 + 8 * U
 
 
-def test_taps_see_what_the_output_is_made_of():
+def test_quantities_of_attention_make_the_output():
     c = plain_attention(n_heads=3, d_k=2, biases=("q", "k", "v", "o"))
     p, trace = random_attention(c, 11), rs.Trace()
     y = self_attention(p, c, X, SelfContext(), trace)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from naming import raises_naming
 
 from refseq2seq.attention import KeyValueCache
 
@@ -17,7 +18,7 @@ def numbered(batch, n, start=0.0, dtype="float64"):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @given(lengths=st.lists(st.integers(0, 3), max_size=4), spare=st.integers(0, 2))
-def test_it_gives_back_all_that_was_appended_in_order(dtype, lengths, spare):
+def test_append_returns_all_that_was_appended(dtype, lengths, spare):
     cache = KeyValueCache(2, 2, sum(lengths) + spare, 3, 5, like=np.zeros(0, dtype))
     parts = [numbered(2, n, 100.0 * i, dtype) for i, n in enumerate(lengths)]
     for i, (keys, values) in enumerate(parts, start=1):
@@ -29,7 +30,7 @@ def test_it_gives_back_all_that_was_appended_in_order(dtype, lengths, spare):
     assert cache.capacity == sum(lengths) + spare
 
 
-def test_what_is_appended_is_copied():
+def test_appended_arrays_are_copied():
     cache = KeyValueCache(1, 2, 1, 3, 5, like=np.zeros(0))
     keys, values = numbered(1, 1)
     all_keys, all_values = cache.append(keys, values)
@@ -39,7 +40,7 @@ def test_what_is_appended_is_copied():
 
 
 @given(rows=st.lists(st.integers(0, 2), min_size=3, max_size=3))
-def test_reordered_rows_are_continued(rows):
+def test_reorder_gives_rows_that_append_continues(rows):
     cache = KeyValueCache(3, 2, 4, 3, 5, like=np.zeros(0))
     keys, values = numbered(3, 2)
     cache.append(keys, values)
@@ -52,10 +53,10 @@ def test_reordered_rows_are_continued(rows):
     np.testing.assert_array_equal(all_values[:, :, 2:], more_values)
 
 
-def test_what_does_not_fit_is_refused_and_changes_nothing():
+def test_append_over_the_capacity_raises_and_changes_nothing():
     cache = KeyValueCache(1, 2, 3, 3, 5, like=np.zeros(0))
     cache.append(*numbered(1, 2))
-    with pytest.raises(ValueError, match="holds 2 of at most 3 tokens; 2 more do not fit"):
+    with raises_naming(ValueError, "2 of at most 3 tokens", "2 more"):
         cache.append(*numbered(1, 2))
     assert cache.length == 2
     assert cache.append(*numbered(1, 1))[0].shape == (1, 2, 3, 3)

@@ -1,36 +1,36 @@
-"""Processors that look at the history or the source, against what they say, by hand."""
+"""Processors that look at the target so far or at the source, and the rules of a config."""
 
 import dataclasses
 import pickle
 from itertools import pairwise
 
+import distributions
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from naming import raises_naming
+from tasks import SEARCHES
 
 import refseq2seq as rs
 
 
 def state(tokens, n_new=1, source=((0,),), source_mask=None):
-    tokens, source = np.array(tokens), np.array(source)
-    batch = len(tokens)
-    return rs.State(
-        tokens=tokens,
-        n_new=np.broadcast_to(n_new, (batch,)),
-        emitted=np.ones(batch, dtype=bool),
-        source_index=np.arange(batch),
-        source=np.broadcast_to(source, (batch, source.shape[1])),
-        source_mask=np.ones((batch, source.shape[1]), bool) if source_mask is None else source_mask,
-        uniforms=lambda: np.zeros(batch),
-    )
+    tokens, batch = np.array(tokens), len(tokens)
+    source = np.broadcast_to(source, (batch, len(source[0])))
+    mask = np.ones(source.shape, bool) if source_mask is None else source_mask
+    n_new = np.broadcast_to(n_new, (batch,))
+    now = distributions.state(batch=batch)
+    return dataclasses.replace(now, tokens=tokens, n_new=n_new, source=source, source_mask=mask)
 
 
 def banned(processor, now, vocab_size=9):
     """The ids that the processor removes in each row."""
     scores = np.zeros((len(now.tokens), vocab_size))
     scores.flags.writeable = False
-    return [np.flatnonzero(row == -np.inf).tolist() for row in processor(scores, now)]
+    after = processor(scores, now)
+    assert (after[after > -np.inf] == 0).all()
+    return [np.flatnonzero(row == -np.inf).tolist() for row in after]
 
 
 def test_repetition_penalty_by_hand():
@@ -39,7 +39,7 @@ def test_repetition_penalty_by_hand():
     assert out.tolist() == [[1.0, -4.0, 3.0, -3.0]]
 
 
-def test_encoder_repetition_penalty_is_the_reverse_and_passes_over_padding():
+def test_encoder_repetition_penalty_by_hand():
     mask = np.array([[True, True, False]])
     now = state([[0]], source=[[2, 3, 1]], source_mask=mask)
     out = rs.encoder_repetition_penalty(2.0)(np.array([[2.0, -2.0, 3.0, -3.0]]), now)
@@ -68,7 +68,7 @@ def test_encoder_no_repeat_ngram(tokens, source, n):
     assert banned(rs.encoder_no_repeat_ngram(n), now) == [ngram_bans(source, tokens, n)]
 
 
-def test_bans():
+def test_processors_that_ban_tokens():
     now = state([[1, 2, 3], [1, 3, 2]], n_new=[0, 1])
     assert banned(rs.suppress([4, 7]), now) == [[4, 7], [4, 7]]
     assert banned(rs.begin_suppress([4]), now) == [[4], []]
@@ -76,7 +76,7 @@ def test_bans():
     assert banned(rs.minimum_length(1, [2, 8]), now) == [[2, 8], []]
 
 
-def test_orders():
+def test_processors_that_force_tokens():
     now = state([[1, 2], [1, 3]], n_new=[0, 4])
     others = [i for i in range(9) if i != 7]
     assert banned(rs.forced_bos(7), now) == [[], []]  # a longer prefix is left alone
@@ -95,7 +95,7 @@ def test_orders():
     assert seen == [(0, [1, 2]), (1, [1, 3])]
 
 
-def test_in_the_loop():
+def test_no_repeat_ngram_and_forced_bos_in_the_loops():
     model = rs.load("g2p")
     source = [model.source_vocabulary.encode(w) for w in ("banana", "mississippi")]
     out = rs.generate(model, source, choose=rs.greedy(rs.no_repeat_ngram(2)), max_new_tokens=20)
@@ -108,52 +108,81 @@ def test_in_the_loop():
 
 
 @pytest.mark.parametrize(
-    ("make", "error"),
+    ("make", "kind", "names"),
     [
-        (lambda: rs.repetition_penalty(0), ValueError),
-        (lambda: rs.encoder_repetition_penalty(-1.0), ValueError),
-        (lambda: rs.no_repeat_ngram(0), ValueError),
-        (lambda: rs.no_repeat_ngram(2.0), TypeError),
-        (lambda: rs.suppress([-1]), ValueError),
-        (lambda: rs.suppress([]), ValueError),
-        (lambda: rs.bad_words([[1.5]]), ValueError),
-        (lambda: rs.begin_suppress([3], after=-1), ValueError),
-        (lambda: rs.begin_suppress([3], after="1"), TypeError),
-        (lambda: rs.minimum_length(2.5, [2]), TypeError),
-        (lambda: rs.minimum_length(-1, [2]), ValueError),
+        (lambda: rs.repetition_penalty(0), ValueError, ["penalty", "got 0"]),
+        (lambda: rs.encoder_repetition_penalty(-1.0), ValueError, ["penalty", "-1.0"]),
+        (lambda: rs.no_repeat_ngram(0), ValueError, ["no_repeat_ngram", "got 0"]),
+        (lambda: rs.no_repeat_ngram(2.0), TypeError, ["no_repeat_ngram", "float"]),
+        (lambda: rs.bad_words([[1.5]]), ValueError, ["1.5"]),
+        (lambda: rs.bad_words(5), TypeError, ["bad_words"]),
+        (lambda: rs.begin_suppress([3], after=-1), ValueError, ["after", "-1"]),
+        (lambda: rs.begin_suppress([3], after="1"), TypeError, ["after", "str"]),
+        (lambda: rs.begin_suppress([1], after=np.array([0.5])), TypeError, ["after"]),
+        (lambda: rs.begin_suppress([1], after=np.array([[0]])), TypeError, ["after"]),
+        (lambda: rs.minimum_length(2.5, [2]), TypeError, ["minimum_length", "float"]),
+        (lambda: rs.minimum_length(-1, [2]), ValueError, ["minimum_length", "-1"]),
+        (lambda: rs.allowed_tokens(5), TypeError, ["allowed_tokens", "5"]),
     ],
 )
-def test_bad_settings(make, error):
-    with pytest.raises(error):
+def test_a_bad_argument_raises_when_a_processor_is_made(make, kind, names):
+    with raises_naming(kind, *names):
         make()
 
 
 @pytest.mark.parametrize(
-    ("make", "name", "token"),
-    [
-        (lambda: rs.suppress([3, 99, 98]), "suppress", 99),
-        (lambda: rs.begin_suppress([99]), "begin_suppress", 99),
-        (lambda: rs.bad_words([[99]]), "bad_words", 99),
-        (lambda: rs.forced_bos(99), "forced_bos", 99),
-        (lambda: rs.minimum_length(1, [99]), "minimum_length", 99),
-        (lambda: rs.allowed_tokens(lambda row, tokens: [-1, 3]), "allowed_tokens", -1),
-    ],
+    "ids", [{2}, [2], (2,), np.array([2], np.int8), range(2, 3), frozenset({2})]
 )
-def test_a_token_that_is_not_in_the_vocabulary_is_named(make, name, token):
-    said = f"^{name} names token id {token}; the vocabulary has ids 0 to 8$"
-    with pytest.raises(ValueError, match=said):
-        banned(make(), state([[1]], n_new=0))
+def test_token_ids_may_be_any_collection(ids):
+    now = state([[1]], n_new=0)
+    assert banned(rs.minimum_length(3, ids), now) == [[2]]
+    assert banned(rs.suppress(ids), now) == [[2]]
+    assert banned(rs.bad_words([ids]), now) == [[2]]
 
 
-def test_the_models_own_rules_go_before_all_others():
+@pytest.mark.parametrize("ids", [[], [-1], [1.5], [True], 3, None, [[1]], iter([1, 2])])
+@pytest.mark.parametrize(
+    "make", [rs.suppress, rs.begin_suppress, lambda ids: rs.minimum_length(1, ids or ())]
+)
+def test_token_ids_of_another_type_raise(make, ids):
+    with raises_naming(ValueError, "must be token ids"):
+        make(ids)
+
+
+@pytest.mark.parametrize(
+    ("processor", "token"),
+    [
+        (rs.suppress([3, 99, 98]), 99),
+        (rs.begin_suppress([99]), 99),
+        (rs.bad_words([[99]]), 99),
+        (rs.forced_bos(99), 99),
+        (rs.minimum_length(1, [99]), 99),
+        (rs.allowed_tokens(lambda row, tokens: [-1, 3]), -1),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_a_token_outside_the_vocabulary_is_named(processor, token):
+    with raises_naming(ValueError, processor.name, f"token id {token}", "0 to 8"):
+        banned(processor, state([[1]], n_new=0))
+
+
+@pytest.mark.parametrize("answer", [None, [1.5], ["a"], [[1]], 3.5, [99], [-1], [True]])
+def test_what_the_function_of_allowed_tokens_returns_is_checked(answer):
+    choose = rs.greedy(rs.allowed_tokens(lambda row, tokens: answer))
+    with raises_naming(ValueError, "allowed_tokens", "token id"):
+        rs.generate(rs.load("g2p"), [[5, 6]], choose=choose)
+
+
+def test_a_minimum_length_bans_every_eos_id():
+    now = dataclasses.replace(state([[1], [1]], n_new=[0, 2]), eos_ids=np.array([4, 7]))
+    assert banned(rs.minimum_length(2), now) == [[4, 7], []]
+
+
+def test_the_rules_of_the_config_are_applied_by_every_loop():
     model = rs.load("g2p")
     end = model.config.eos_ids[0]
-    rules = {
-        "forced_bos_id": 7,
-        "forced_eos_id": end,
-        "suppressed_ids": (4, 11),
-        "begin_suppressed_ids": (12,),
-    }
+    rules = {"forced_bos_id": 7, "forced_eos_id": end}
+    rules |= {"suppressed_ids": (4, 11), "begin_suppressed_ids": (12,)}
     ruled = dataclasses.replace(model, config=dataclasses.replace(model.config, **rules))
     source = [model.source_vocabulary.encode(word) for word in ("cat", "abracadabra")]
     steps = list(rs.decode_steps(ruled, source, max_new_tokens=4))
@@ -167,7 +196,7 @@ def test_the_models_own_rules_go_before_all_others():
         assert (found[:, 0] == 7).all()
         assert found[1, 3] == end
     assert rs.ModelConfig.from_dict(ruled.config.to_dict()) == ruled.config
-    with pytest.raises(ValueError, match="forced_bos_id must be in the decoder's vocabulary"):
+    with raises_naming(ValueError, "forced_bos_id", 42):
         dataclasses.replace(model.config, forced_bos_id=42)
 
 
@@ -180,23 +209,21 @@ def asked_of(model, prefix, **rules):
     return model, {"prefix": [prefix], "max_new_tokens": 3}
 
 
-SEARCHES = {
-    "greedy": lambda model, processors, **how: rs.generate(
-        model, [[4, 5]], choose=rs.greedy(*processors), **how
-    ).tokens[0],
-    "sample": lambda model, processors, **how: rs.generate(
-        model, [[4, 5]], choose=rs.sample(*processors), **how
-    ).tokens[0],
-    "beams": lambda model, processors, **how: rs.beam_search(
-        model, [[4, 5]], beams=3, processors=processors, **how
-    ).tokens[0, 0],
-}
-every_search = pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
+@pytest.fixture(params=SEARCHES, ids=lambda search: search.__name__)
+def search(request):
+    """The new tokens that each kind of search gives a source."""
+
+    def tokens(model, processors, **how):
+        found = request.param(model, [[4, 5]], processors, **how).tokens
+        return found.reshape(-1, found.shape[-1])[0]
+
+    return tokens
+
+
 G2P = rs.load("g2p")
 START, END = G2P.config.decoder_start_id, G2P.config.eos_ids[0]
 
 
-@every_search
 @pytest.mark.parametrize(
     "processor",
     [
@@ -219,8 +246,7 @@ def test_a_forced_token_wins_over_every_processor(search, processor):
     assert search(model, processors, **how | {"max_new_tokens": 1}).tolist() == [11]
 
 
-@every_search
-def test_forced_tokens_do_not_end_early_or_late(search):
+def test_forced_eos_is_the_last_token_and_forced_bos_the_first(search):
     model, how = asked_of(G2P, [START], forced_bos_id=11, forced_eos_id=12)
     tokens = search(model, [rs.suppress([END])], **how)
     assert tokens[[0, -1]].tolist() == [11, 12]
@@ -228,8 +254,7 @@ def test_forced_tokens_do_not_end_early_or_late(search):
     assert search(model, [], **how | {"max_new_tokens": 1}).tolist() == [12]
 
 
-@every_search
-def test_a_longer_prefix_is_never_overwritten(search):
+def test_forced_bos_leaves_a_longer_prefix_alone(search):
     free, how = asked_of(G2P, [START, 12])
     model, _ = asked_of(G2P, [START, 12], forced_bos_id=11)
     assert search(model, [], **how).tolist() == search(free, [], **how).tolist()
@@ -245,15 +270,9 @@ def test_prefixes_of_several_lengths_are_forced_row_by_row():
     assert np.array_equal(out.tokens[1:], free.tokens[1:])
     begin = [out.tokens[0, 1], out.tokens[1, 0], out.tokens[2, 0]]  # the first that is free
     assert not {30, 31, 32} & set(begin)
-    alone = [
-        rs.generate(model, [[4, 5]], **how | {"prefix": [prefix]}).tokens[0, :2].tolist()
-        for prefix in how["prefix"]
-    ]
-    assert out.tokens[:, :2].tolist() == alone
 
 
-@every_search
-def test_a_bad_word_that_only_ends_a_row_is_ignored(search):
+def test_a_bad_word_that_is_one_eos_is_ignored(search):
     model, how = asked_of(G2P, [START])
     how["max_new_tokens"] = 9
     free = search(model, [], **how)
@@ -278,31 +297,23 @@ def test_a_bad_word_that_only_ends_a_row_is_ignored(search):
         ({"forced_eos_id": 11}, [rs.begin_suppress([11], after=2)], {}),
     ],
 )
-@every_search
-def test_a_forced_token_that_is_suppressed_is_refused_before_the_loop(
-    search, rules, processors, how
-):
+def test_a_forced_token_that_is_suppressed_raises_before_the_loop(search, rules, processors, how):
     encoded = rs.Trace()
     model, asked = asked_of(G2P, [START], **rules)
-    with pytest.raises(ValueError, match=r"forced_.os_id = 11 .* is forced as new token \d, where"):
+    with raises_naming(ValueError, "os_id = 11", "new token", "bans it"):
         search(model, processors, **asked | how, tap=encoded)
     assert not encoded
 
 
-def test_a_forced_token_may_not_be_suppressed_among_logits_either():
+def test_what_bans_a_forced_token_is_named():
     model, how = asked_of(G2P, [START], forced_bos_id=11)
-    with pytest.raises(
-        ValueError, match=r"new token 0, where the processor suppress\(\[11\]\) bans it"
-    ):
+    with raises_naming(ValueError, "new token 0", "processor suppress([11])"):
         rs.beam_steps(model, [[4, 5]], logits_processors=[rs.suppress([11])], **how)
     model, how = asked_of(G2P, [START], forced_bos_id=11, suppressed_ids=(11,))
-    with pytest.raises(
-        ValueError, match="where the rule suppressed_ids of the model's config bans it"
-    ):
+    with raises_naming(ValueError, "rule suppressed_ids of the model's config"):
         rs.generate(model, [[4, 5]], **how)
 
 
-@every_search
 @pytest.mark.parametrize(
     ("rules", "processors"),
     [
@@ -312,47 +323,33 @@ def test_a_forced_token_may_not_be_suppressed_among_logits_either():
         ({"forced_eos_id": 11}, [rs.begin_suppress([11], after=1)]),
     ],
 )
-def test_a_token_may_be_suppressed_elsewhere_than_it_is_forced(search, rules, processors):
+def test_a_token_may_be_suppressed_where_it_is_not_forced(search, rules, processors):
     model, how = asked_of(G2P, [START], **rules)
     assert 11 in search(model, [*processors, rs.suppress([END])], **how)
 
 
-@every_search
-def test_top_k_does_not_spend_its_places_on_what_the_model_suppresses(search):
+def test_top_k_does_not_count_suppressed_ids(search):
     model, how = asked_of(G2P, [START])
     best = int(search(model, [rs.top_k(1)], **how)[0])
     model, how = asked_of(G2P, [START], suppressed_ids=(best,))
     assert search(model, [rs.top_k(1)], **how)[0] != best
 
 
-# Processors that are made -------------------------------------------------------------------------
+# Pickles and reprs --------------------------------------------------------------------------------
 
 MADE = [
-    rs.temperature(0.5),
-    rs.top_k(3, keep_ties=True),
-    rs.top_p(0.9),
-    rs.min_p(0.1),
-    rs.top_a(0.1),
-    rs.typical(0.7),
-    rs.epsilon(0.01),
-    rs.eta(0.01),
-    rs.renormalize_logits(),
+    rs.temperature(0.5), rs.top_k(3, keep_ties=True), rs.top_p(0.9), rs.min_p(0.1), rs.top_a(0.1),
+    rs.typical(0.7), rs.epsilon(0.01), rs.eta(0.01), rs.renormalize_logits(),
     rs.gumbel_top_k(3, rs.temperature(0.5), seed=1),
-    rs.repetition_penalty(1.3),
-    rs.encoder_repetition_penalty(1.3),
-    rs.no_repeat_ngram(2),
-    rs.encoder_no_repeat_ngram(2),
-    rs.suppress([3]),
-    rs.begin_suppress([3], after=1),
-    rs.bad_words([[3], [4, 5]]),
-    rs.minimum_length(3),
-    rs.forced_bos(3),
-    rs.forced_eos(3, 4),
-]
+    rs.repetition_penalty(1.3), rs.encoder_repetition_penalty(1.3),
+    rs.no_repeat_ngram(2), rs.encoder_no_repeat_ngram(2),
+    rs.suppress([3]), rs.begin_suppress([3], after=1), rs.bad_words([[3], [4, 5]]),
+    rs.minimum_length(3), rs.forced_bos(3), rs.forced_eos(3, 4),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("processor", MADE, ids=str)
-def test_a_processor_can_be_pickled_and_says_what_made_it(processor):
+def test_a_processor_can_be_pickled_and_made_from_its_repr(processor):
     scores, now = np.random.default_rng(0).normal(size=(2, 9)), state([[1, 2], [1, 3]])
     again = pickle.loads(pickle.dumps(processor))
     assert np.array_equal(again(scores, now), processor(scores, now))
@@ -375,25 +372,3 @@ def test_a_chooser_can_be_pickled(choose):
     again = pickle.loads(pickle.dumps(choose))
     assert repr(again.processors) == repr(choose.processors)
     assert pickle.loads(pickle.dumps(rs.gnmt_penalty(0.5)))(19) == 2.0
-
-
-@pytest.mark.parametrize(
-    "ids", [{2}, [2], (2,), np.array([2], np.int8), range(2, 3), frozenset({2})]
-)
-def test_token_ids_may_be_any_collection(ids):
-    now = state([[1]], n_new=0)
-    assert banned(rs.minimum_length(3, ids), now) == [[2]]
-    assert banned(rs.suppress(ids), now) == [[2]]
-    assert banned(rs.bad_words([ids]), now) == [[2]]
-
-
-@pytest.mark.parametrize("ids", [[], [-1], [1.5], 3, None, [[1]]])
-def test_what_is_no_collection_of_token_ids_is_refused(ids):
-    for make in (rs.suppress, rs.begin_suppress, lambda x: rs.minimum_length(1, x or ())):
-        with pytest.raises(ValueError, match="must be token ids, at least one, got"):
-            make(ids)
-
-
-def test_a_minimum_length_bans_what_ends_a_row():
-    now = dataclasses.replace(state([[1], [1]], n_new=[0, 2]), eos_ids=np.array([4, 7]))
-    assert banned(rs.minimum_length(2), now) == [[4, 7], []]

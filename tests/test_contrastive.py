@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from naming import raises_naming
 from tasks import tiny
 
 import refseq2seq as rs
@@ -19,6 +20,12 @@ def contrasted(expert, amateur, alpha, e, a):
     return np.array(out)
 
 
+def assert_same_logits(actual, expected, rtol):
+    assert np.array_equal(actual == -np.inf, expected == -np.inf)
+    kept = expected > -np.inf
+    np.testing.assert_allclose(actual[kept], expected[kept], rtol=rtol, equal_nan=False)
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize(
     ("make", "weights"), [(rs.amateur, (1.5, 0.5)), (rs.amateur_of_li, (1.0, 1.0))]
@@ -32,24 +39,20 @@ def test_logits_are_the_experts_corrected(make, weights, use_cache):
     for step in steps:
         ours, theirs = (rs.forward(m, SOURCE, target)[:, -1] for m in (expert, weaker))
         expected = contrasted(ours, theirs, 0.1, *weights)
-        assert np.array_equal(step.logits == -np.inf, expected == -np.inf)
-        kept = expected > -np.inf
-        np.testing.assert_allclose(step.logits[kept], expected[kept], rtol=1e-10, equal_nan=False)
+        assert_same_logits(step.logits, expected, 1e-10)
         assert step.tokens.tolist() == expected.argmax(axis=1).tolist()
         target = np.concatenate([target, step.tokens[:, None]], axis=1)
 
 
-def test_an_amateur_may_take_the_experts_encoding():
+def test_an_amateur_may_read_the_experts_encoding():
     expert, weaker = tiny(0, 7), tiny(1, 7)
     shared = rs.amateur(weaker, reads_source=False)
     (step,) = rs.decode_steps(expert, SOURCE, amateurs=[shared], max_new_tokens=1, eos_ids=())
-    memory = rs.encode(expert, SOURCE)
-    theirs = rs.decode(weaker, [[1], [1]], rs.project_memory(weaker, memory.hidden, memory.mask))[
-        :, -1
-    ]
-    expected = contrasted(rs.forward(expert, SOURCE, [[1], [1]])[:, -1], theirs, 0.1, 1.5, 0.5)
-    kept = expected > -np.inf
-    np.testing.assert_allclose(step.logits[kept], expected[kept], rtol=1e-10, equal_nan=False)
+    memory, start = rs.encode(expert, SOURCE), [[1], [1]]
+    projected = rs.project_memory(weaker, memory.hidden, memory.mask)
+    theirs = rs.decode(weaker, start, projected)[:, -1]
+    expected = contrasted(rs.forward(expert, SOURCE, start)[:, -1], theirs, 0.1, 1.5, 0.5)
+    assert_same_logits(step.logits, expected, 1e-10)
     own = rs.amateur(weaker)
     (other,) = rs.decode_steps(expert, SOURCE, amateurs=[own], max_new_tokens=1, eos_ids=())
     assert not np.array_equal(step.logits, other.logits)
@@ -61,16 +64,15 @@ def test_several_amateurs_correct_one_after_the_other_and_in_beams_too():
     (step,) = rs.decode_steps(models[0], SOURCE, amateurs=amateurs, max_new_tokens=1)
     raw = [np.asarray(rs.forward(m, SOURCE, [[1], [1]])[:, -1]) for m in models]
     expected = contrasted(contrasted(raw[0], raw[1], 0.1, 1.5, 0.5), raw[2], 0.5, 2.0, 1.0)
-    kept = expected > -np.inf
-    np.testing.assert_allclose(np.asarray(step.logits)[kept], expected[kept], rtol=1e-12)
+    assert_same_logits(np.asarray(step.logits), expected, 1e-12)
     options = {"amateurs": amateurs, "max_new_tokens": 6}
     beam = rs.beam_search(models[0], SOURCE, beams=3, **options)
     uncached = rs.beam_search(models[0], SOURCE, beams=3, use_cache=False, **options)
     assert np.array_equal(beam.scores, uncached.scores)
 
 
-def test_an_amateur_must_fit():
-    with pytest.raises(ValueError, match="the expert's target vocabulary of 7 tokens, got 5"):
+def test_an_amateur_of_another_vocabulary_or_a_bad_alpha_raises():
+    with raises_naming(ValueError, "vocabulary of 7 tokens", "got 5"):
         rs.generate(tiny(0, 7), SOURCE, amateurs=[rs.amateur(tiny(0, 5))])
-    with pytest.raises(ValueError, match="alpha must be in"):
+    with raises_naming(ValueError, "alpha"):
         rs.amateur(tiny(0), alpha=0.0)

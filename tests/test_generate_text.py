@@ -1,53 +1,40 @@
-"""From text to text."""
+"""`generate_text`: from text to text."""
 
 import dataclasses
 
 import pytest
-from tasks import (
-    text_model,
-)
+from naming import raises_naming
+from tasks import text_model
 
 import refseq2seq as rs
 
-# Text --------------------------------------------------------------------------------------------
+
+def test_texts_are_encoded_and_decoded():
+    model = text_model()
+    assert rs.generate_text(model, ["Abba", "f"], max_new_tokens=7) == ["to be", "to be"]
+    endless = rs.generate_text(model, ["a"], max_new_tokens=7, eos_ids=())
+    assert endless == ["to be or not to be"]
+    assert rs.generate_text(model, ("a",), max_new_tokens=1) == ["to"]
 
 
-def test_from_text_to_text():
-    assert rs.generate_text(text_model(), ["Abba", "f"], max_new_tokens=7) == ["to be", "to be"]
-    assert rs.generate_text(text_model(), ["a"], max_new_tokens=7, eos_ids=()) == [
-        "to be or not to be"
-    ]
-    assert rs.generate_text(text_model(), ("a",), max_new_tokens=1) == ["to"]
-
-
-def test_one_text_is_not_a_list_of_texts():
-    with pytest.raises(
-        TypeError, match=r"^texts must be a sequence of strings, got one string: put it in a list$"
-    ):
-        rs.generate_text(text_model(), "abba", max_new_tokens=7)
-
-
-@pytest.mark.parametrize("missing", ["source_vocabulary", "target_vocabulary"])
-def test_text_needs_both_vocabularies(missing):
-    model = dataclasses.replace(text_model(), **{missing: None})
-    with pytest.raises(
-        ValueError, match=r"^the model has no vocabularies: give token ids to rs\.generate instead$"
-    ):
-        rs.generate_text(model, ["abba"], max_new_tokens=7)
-
-
-def test_unknown_symbols_are_named():
-    with pytest.raises(rs.UnknownSymbolError, match="'abxy' has unknown symbols: 'x', 'y'"):
-        rs.generate_text(text_model(), ["abba", "abxy"], max_new_tokens=7)
-
-
-@pytest.mark.parametrize("texts", [[], ["", "a"], ["a", ""]])
-def test_no_text_and_empty_text_are_refused(texts):
-    with pytest.raises(ValueError, match=r"source row . is empty|source is empty"):
+@pytest.mark.parametrize(
+    ("texts", "kind", "names"),
+    [
+        ("abba", TypeError, ["texts", "string"]),
+        (["abba", "abxy"], rs.UnknownSymbolError, ["'abxy'", "'x', 'y'"]),
+        ([], ValueError, ["source is empty"]),
+        (["", "a"], ValueError, ["source row 0 is empty"]),
+        (["a", ""], ValueError, ["source row 1 is empty"]),
+        *(([text], TypeError, ["text", type(text).__name__]) for text in (b"ab", 3, None, ["a"])),
+    ],
+)
+def test_bad_texts_raise(texts, kind, names):
+    with raises_naming(kind, *names):
         rs.generate_text(text_model(), texts, max_new_tokens=7)
 
 
-@pytest.mark.parametrize("text", [b"ab", 3, None, ["a"]])
-def test_what_is_no_text_is_refused(text):
-    with pytest.raises(TypeError, match=f"a text must be a string, got {type(text).__name__}"):
-        rs.generate_text(text_model(), [text], max_new_tokens=7)
+@pytest.mark.parametrize("missing", ["source_vocabulary", "target_vocabulary"])
+def test_a_model_without_vocabularies_raises(missing):
+    model = dataclasses.replace(text_model(), **{missing: None})
+    with raises_naming(ValueError, "vocabularies", "rs.generate"):
+        rs.generate_text(model, ["abba"], max_new_tokens=7)

@@ -11,7 +11,7 @@ masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=7))
 
 
 @given(start=st.integers(0, 5), n_q=st.integers(1, 5), n_k=st.integers(1, 9))
-def test_no_query_sees_a_later_key(start, n_q, n_k):
+def test_causal_mask_hides_later_keys(start, n_q, n_k):
     mask = causal_mask(np.arange(start, start + n_q), np.arange(n_k))
     assert mask.dtype == np.bool_
     assert mask.tolist() == [[k <= start + q for k in range(n_k)] for q in range(n_q)]
@@ -26,7 +26,7 @@ def test_a_padding_mask_is_one_for_all_heads_and_queries(mask):
 
 
 @given(mask=masks)
-def test_positions_count_real_tokens(mask):
+def test_real_positions_count_real_tokens(mask):
     positions = real_positions(mask)
     assert positions.shape == mask.shape
     for row, real in zip(positions, mask, strict=True):

@@ -1,5 +1,6 @@
-"""How models, steps, generations and traces show themselves."""
+"""How models, steps, generations and traces are shown: in a line, and as an HTML table."""
 
+import dataclasses
 import html.parser
 
 import numpy as np
@@ -7,16 +8,26 @@ import pytest
 from hypothesis.vendor.pretty import pretty
 
 import refseq2seq as rs
-from refseq2seq.watching.notebook import SHOWN, listed, table
+from refseq2seq.watching.notebook import SHOWN, table
+from refseq2seq.watching.quantities import quantity
 
 MODEL = rs.load("g2p")
 SOURCE = [MODEL.source_vocabulary.encode(word) for word in ("cat", "oracle")]
 
 
-def things():
-    trace = rs.Trace()
-    steps = list(rs.decode_steps(MODEL, SOURCE, tap=trace))
-    return MODEL, steps[-1], rs.generate(MODEL, SOURCE), trace
+@pytest.fixture(scope="module")
+def trace():
+    return rs.Trace()
+
+
+@pytest.fixture(scope="module")
+def step(trace):
+    return list(rs.decode_steps(MODEL, SOURCE, tap=trace))[-1]
+
+
+@pytest.fixture(scope="module")
+def generation():
+    return rs.generate(MODEL, SOURCE)
 
 
 def cells(page):
@@ -38,40 +49,25 @@ def cells(page):
     return found
 
 
-@pytest.mark.parametrize(
-    ("thing", "expected"),
-    [
-        (0, "<Model of 2,196,320 parameters, float32>"),
-        (1, "<Step 6: tokens 0 2>"),
-        (2, "<Generation of 2 rows, 4 to 7 tokens, 2 finished>"),
-        (3, "<Trace of 549 arrays>"),
-    ],
-    ids=["model", "step", "generation", "trace"],
-)
-def test_a_line_says_what_it_is(thing, expected):
-    assert repr(things()[thing]) == expected
+def test_repr_is_one_line(step, generation, trace):
+    assert repr(MODEL) == pretty(MODEL) == "<Model of 2,196,320 parameters, float32>"
+    assert repr(step) == "<Step 6: tokens [0, 2]>"
+    assert repr(generation) == "<Generation of 2 rows, 4 to 7 tokens, 2 finished>"
+    assert repr(trace) == "<Trace of 549 arrays>"
 
 
-def test_hypothesis_shows_a_model_by_its_line():
-    assert pretty(MODEL) == repr(MODEL)
-
-
-def test_a_step_is_a_table_of_rows():
-    _, step, *_ = things()
-    found = cells(step._repr_html_())
-    assert found[0] == "step 6"
-    assert found[1:6] == ["row", "token", "log-probability", "margin", "state"]
-    assert found[6:] == [
+def test_a_step_is_a_table_of_rows(step):
+    assert cells(step._repr_html_()) == [
+        "step 6", "row", "token", "log-probability", "margin", "state",
         "0", "0", "0.000", f"{step.margin[0]:.3f}", "ended",
         "1", "2", f"{step.log_probs[1]:.3f}", f"{step.margin[1]:.3f}", "new, the last",
     ]  # fmt: skip
 
 
-def test_a_step_says_what_happens_to_each_row():
-    words = [*SOURCE, SOURCE[0]]
+def test_the_table_of_a_step_has_the_state_of_each_row():
     start = MODEL.config.decoder_start_id
     prefix = [[start], [start, 5, 6], [start, 5]]
-    steps = list(rs.decode_steps(MODEL, words, prefix=prefix, max_new_tokens=3))
+    steps = list(rs.decode_steps(MODEL, [*SOURCE, SOURCE[0]], prefix=prefix, max_new_tokens=3))
     states = [cells(step._repr_html_())[10::5] for step in steps]
     assert states[0] == ["new", "in its prefix", "in its prefix"]
     assert states[1] == ["new", "in its prefix", "new"]
@@ -79,31 +75,22 @@ def test_a_step_says_what_happens_to_each_row():
     assert states[4] == ["ended", "new", "ended"]
 
 
-def test_a_generation_says_which_rows_were_cut_off():
+def test_a_generation_is_a_table_of_rows(generation):
+    found = cells(generation._repr_html_())
+    assert found[0] == "Generation of 2 rows, 4 to 7 tokens, 2 finished"
+    assert found[1:5] == ["row", "tokens", "log-probability", "ended"]
+    tokens = " ".join(str(token) for token in generation.tokens[0, :4])
+    assert found[5:9] == ["0", tokens, f"{generation.log_probs[0].sum():.3f}", "yes"]
+    assert found[9] == "1"
     found = cells(rs.generate(MODEL, SOURCE, max_new_tokens=4)._repr_html_())
-    assert found[0] == "Generation of 2 rows, 4 to 4 tokens, 1 finished"
     assert found[8::4] == ["yes", "no: cut off"]
 
 
-def test_a_generation_is_a_table_of_rows():
-    _, _, out, _ = things()
-    found = cells(out._repr_html_())
-    assert found[0] == "Generation of 2 rows, 4 to 7 tokens, 2 finished"
-    assert found[9] == "1"
-    assert found[1:5] == ["row", "tokens", "log-probability", "ended"]
-    assert found[5:9] == [
-        "0",
-        " ".join(str(token) for token in out.tokens[0, :4]),
-        f"{out.log_probs[0].sum():.3f}",
-        "yes",
-    ]
-
-
-def test_a_trace_is_a_table_of_quantities_with_their_meaning():
-    *_, trace = things()
+def test_a_trace_is_a_table_of_quantities_with_their_meaning(step, trace):
     found = cells(trace._repr_html_())
     assert found[1:5] == ["name", "shape", "dtype", "meaning"]
-    assert found[5:9] == ["encoder.tokens", "(2, 6, 160)", "float32", "token vectors, scaled"]
+    meaning = quantity("encoder.tokens").meaning
+    assert found[5:9] == ["encoder.tokens", "(2, 6, 160)", "float32", meaning]
     assert found[-1] == f"and {len(trace) - SHOWN:,} more"
     own = rs.Trace()
     own("mine <b>", np.ones(2))
@@ -117,8 +104,13 @@ def test_a_model_is_a_table_of_its_conventions():
     assert "3 layers, width 160" in found[6]
 
 
-def test_long_tables_and_rows_are_cut_and_say_so():
-    assert listed(range(SHOWN)) == " ".join(map(str, range(SHOWN)))
-    assert listed(range(SHOWN + 1)).endswith(f"{SHOWN - 1} …")
-    assert cells(table("c", ["a"], [[i] for i in range(1000 + SHOWN)]))[-1] == "and 1,000 more"
+@pytest.mark.parametrize("n", [SHOWN, SHOWN + 1])
+def test_long_rows_and_tables_are_cut(generation, n):
+    tokens = np.arange(n)[None].repeat(2, axis=0)
+    fields = {"tokens": tokens, "log_probs": np.zeros((2, n)), "lengths": np.array([n, n])}
+    of_n = dataclasses.replace(generation, **fields)
+    shown = cells(of_n._repr_html_())[6]
+    assert shown == " ".join(map(str, range(SHOWN))) + " …" * (n > SHOWN)
+    last = cells(table("c", ["a"], [[i] for i in range(n + 999)]))[-1]
+    assert last == f"and {n - SHOWN + 999:,} more"
     assert cells(table("c", ["a"], [[i] for i in range(SHOWN)]))[-1] == str(SHOWN - 1)

@@ -1,9 +1,10 @@
-"""The operations, each by its invariances, by values that pin it, and by its dtype."""
+"""The operations: by hand, their invariances, dtypes and shapes."""
 
 import math
 
 import numpy as np
 import pytest
+from close import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -16,13 +17,6 @@ rows = arrays(
     np.float64, array_shapes(min_dims=1, max_dims=3, min_side=2, max_side=7), elements=numbers
 )
 norms = pytest.mark.parametrize("norm", ops.NORMS.values(), ids=ops.NORMS)
-
-
-def assert_close(actual, expected, rtol, atol=0.0):
-    """Equal to a tolerance, finite, of one shape; `assert_allclose` lets NaN equal NaN."""
-    assert np.shape(actual) == np.shape(expected)
-    assert np.isfinite(expected).all()
-    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol, equal_nan=False)
 
 
 # linear
@@ -54,30 +48,33 @@ def test_linear_is_a_sum_of_products(data):
 
 
 def test_softmax_by_hand():
-    assert_close(ops.softmax(np.log([1.0, 3.0, 4.0])), [1 / 8, 3 / 8, 1 / 2], 4 * U)
-    assert_close(ops.log_softmax(np.log([1.0, 3.0, 4.0])), np.log([1 / 8, 3 / 8, 1 / 2]), 8 * U)
-    assert_close(ops.logsumexp(np.log([1.0, 3.0, 4.0])), [math.log(8)], 4 * U)
+    assert_close(ops.softmax(np.log([1.0, 3.0, 4.0])), [1 / 8, 3 / 8, 1 / 2], rtol=4 * U)
+    assert_close(
+        ops.log_softmax(np.log([1.0, 3.0, 4.0])), np.log([1 / 8, 3 / 8, 1 / 2]), rtol=8 * U
+    )
+    assert_close(ops.logsumexp(np.log([1.0, 3.0, 4.0])), [math.log(8)], rtol=4 * U)
     assert ops.softmax(np.array([7.0])).tolist() == [1.0]
 
 
 @given(x=rows, shift=st.integers(-1000, 1000))
 def test_softmax_is_a_distribution_and_ignores_a_constant(x, shift):
     p = ops.softmax(x)
-    assert_close(p.sum(axis=-1), np.ones(x.shape[:-1]), 8 * U)
+    assert_close(p.sum(axis=-1), np.ones(x.shape[:-1]), rtol=8 * U)
     assert (p > 0).all()
     # x + shift is rounded: an error of 1009 U in x is one of 1009 U, relative, in exp(x).
-    assert_close(ops.softmax(x + shift), p, 2200 * U)
-    assert_close(ops.log_softmax(x + shift), ops.log_softmax(x), 0, 2200 * U)
-    assert_close(np.exp(ops.log_softmax(x)), p, 64 * U)
-    assert_close(ops.logsumexp(x), np.log(np.exp(x).sum(axis=-1, keepdims=True)), 64 * U, 64 * U)
+    assert_close(ops.softmax(x + shift), p, rtol=2200 * U)
+    assert_close(ops.log_softmax(x + shift), ops.log_softmax(x), atol=2200 * U)
+    assert_close(np.exp(ops.log_softmax(x)), p, rtol=64 * U)
+    assert_close(
+        ops.logsumexp(x), np.log(np.exp(x).sum(axis=-1, keepdims=True)), atol=64 * U, rtol=64 * U
+    )
 
 
 @given(x=rows)
-def test_softmax_keeps_order(x):
+def test_softmax_is_monotone(x):
     p = ops.softmax(x)
-    assert (
-        np.sign(p[..., :, None] - p[..., None, :]) * (x[..., :, None] - x[..., None, :]) >= 0
-    ).all()
+    differences = x[..., :, None] - x[..., None, :]
+    assert (np.sign(p[..., :, None] - p[..., None, :]) * differences >= 0).all()
 
 
 @given(data=st.data())
@@ -89,7 +86,7 @@ def test_masked_entries_are_as_if_removed(data):
     assert not p[~mask].any()
     for row, row_p, row_mask in zip(x, p, mask, strict=True):
         if row_mask.any():
-            assert_close(row_p[row_mask], ops.softmax(row[row_mask]), 8 * U)
+            assert_close(row_p[row_mask], ops.softmax(row[row_mask]), rtol=8 * U)
     noise = data.draw(st.sampled_from([1e300, -1e300, 0.0, math.inf, -math.inf, math.nan]))
     np.testing.assert_array_equal(ops.softmax(np.where(mask, x, noise), mask), p)
 
@@ -105,7 +102,7 @@ def test_a_masked_row_is_zeros_and_a_row_that_overflowed_is_nan():
 
 
 @pytest.mark.parametrize("big", [1e4, 1e300])
-def test_softmax_of_great_numbers(big):
+def test_softmax_of_large_numbers(big):
     assert ops.softmax(np.array([big, big, -big])).tolist() == [0.5, 0.5, 0.0]
     assert ops.log_softmax(np.array([big, big])).tolist() == [-math.log(2)] * 2
     assert ops.log_softmax(np.array([0.0, -big])).tolist() == [0.0, -big]
@@ -133,28 +130,28 @@ def test_centred_norms_ignore_a_constant(norm, x, shift):
     x = x + np.linspace(0, 1, x.shape[-1])
     y = norm(x, None, None, 0.0)
     # Rounding x + shift moves it by 18 U; a row's deviation may be as small as 0.05.
-    assert_close(norm(x + shift, None, None, 0.0), y, 0, 20_000 * U)
-    assert_close(y.mean(axis=-1), np.zeros(x.shape[:-1]), 0, 2_000 * U)
+    assert_close(norm(x + shift, None, None, 0.0), y, atol=20_000 * U)
+    assert_close(y.mean(axis=-1), np.zeros(x.shape[:-1]), atol=2_000 * U)
 
 
 @given(x=rows)
-def test_what_norms_make_one(x):
+def test_mean_squares_of_normed_rows(x):
     x = x + np.linspace(0, 1, x.shape[-1])
     d, ones = x.shape[-1], np.ones(x.shape[:-1])
-    assert_close((ops.layer_norm(x, None, None, 0.0) ** 2).mean(axis=-1), ones, 32 * U)
-    assert_close((ops.std_norm(x, None, None, 0.0) ** 2).sum(axis=-1), (d - 1) * ones, 32 * U)
-    assert_close((ops.rms_norm(x, None, None, 0.0) ** 2).mean(axis=-1), ones, 32 * U)
-    assert_close((ops.l2_norm(x, None, None, 0.0) ** 2).sum(axis=-1), d * ones, 32 * U)
+    assert_close((ops.layer_norm(x, None, None, 0.0) ** 2).mean(axis=-1), ones, rtol=32 * U)
+    assert_close((ops.std_norm(x, None, None, 0.0) ** 2).sum(axis=-1), (d - 1) * ones, rtol=32 * U)
+    assert_close((ops.rms_norm(x, None, None, 0.0) ** 2).mean(axis=-1), ones, rtol=32 * U)
+    assert_close((ops.l2_norm(x, None, None, 0.0) ** 2).sum(axis=-1), d * ones, rtol=32 * U)
 
 
-def test_where_eps_is_added():
+def test_eps_of_each_norm_by_hand():
     """The row 3, -1 has mean 1, variance 4, mean square 5 and unbiased deviation sqrt(8)."""
     x = np.array([3.0, -1.0])
-    assert_close(ops.layer_norm(x, None, None, 5.0), [2 / 3, -2 / 3], 4 * U)
-    assert_close(ops.rms_norm(x, None, None, 4.0), [1, -1 / 3], 4 * U)
-    assert_close(ops.std_norm(x, None, None, 2.0), np.array([2, -2]) / (8**0.5 + 2), 4 * U)
-    assert_close(ops.l2_norm(x, None, None, 3.0), np.array([3, -1]) / 5**0.5, 4 * U)
-    assert_close(ops.l2_norm(x, None, None, 6.0), np.array([3, -1]) / 6 * 2**0.5, 4 * U)
+    assert_close(ops.layer_norm(x, None, None, 5.0), [2 / 3, -2 / 3], rtol=4 * U)
+    assert_close(ops.rms_norm(x, None, None, 4.0), [1, -1 / 3], rtol=4 * U)
+    assert_close(ops.std_norm(x, None, None, 2.0), np.array([2, -2]) / (8**0.5 + 2), rtol=4 * U)
+    assert_close(ops.l2_norm(x, None, None, 3.0), np.array([3, -1]) / 5**0.5, rtol=4 * U)
+    assert_close(ops.l2_norm(x, None, None, 6.0), np.array([3, -1]) / 6 * 2**0.5, rtol=4 * U)
 
 
 @norms
@@ -173,7 +170,7 @@ def test_a_row_of_zeros_stays_finite(norm):
     assert norm(np.zeros((2, 3)), None, None, 1e-5).tolist() == [[0.0] * 3] * 2
 
 
-# activations. GELU's accuracy, its tails included, is in test_special.py.
+# activations. GELU's accuracy, its tails included, is in test_erf.py.
 
 
 @pytest.mark.parametrize(
@@ -190,7 +187,7 @@ def test_activations_at_known_points(activation, at_one, at_minus_two):
     """SiLU is x / (1 + e^-x); GELU x Phi(x), with Phi(1) and Phi(-2) from tables."""
     actual = activation(np.array([1.0, -2.0, 0.0]))
     # gelu_tanh(-2) is -1 + tanh(-1.70): cancellation leaves 2 / 0.09 units.
-    assert_close(actual, [at_one, at_minus_two, 0.0], 32 * U)
+    assert_close(actual, [at_one, at_minus_two, 0.0], rtol=32 * U)
 
 
 def test_relu_squared_squares():
@@ -198,7 +195,7 @@ def test_relu_squared_squares():
 
 
 @given(x=arrays(np.float64, 5, elements=st.floats(-40, 40)))
-def test_what_gates_and_their_mirrors_add_up_to(x):
+def test_gates_of_x_and_of_minus_x_sum_to_one(x):
     """g(x) x - g(-x) (-x) = x where g(x) + g(-x) = 1."""
     bound = 8 * U * np.abs(x)
     assert (np.abs(ops.sigmoid(x) + ops.sigmoid(-x) - 1) <= 4 * U).all()
@@ -208,7 +205,7 @@ def test_what_gates_and_their_mirrors_add_up_to(x):
     np.testing.assert_array_equal(ops.relu(x) - ops.relu(-x), x)
 
 
-def test_the_two_gelus_differ_by_what_is_said():
+def test_the_two_gelus_differ_by_at_most_4_8e_4():
     x = np.linspace(-9, 9, 100_001)
     assert 4.7e-4 < np.abs(ops.gelu_erf(x) - ops.gelu_tanh(x)).max() < 4.8e-4
 
@@ -217,7 +214,7 @@ def test_the_two_gelus_differ_by_what_is_said():
 def test_sigmoid_keeps_its_digits_in_both_tails(x):
     # exp(-x) is formed where it does not overflow; then it is right to the bit or two.
     expected = math.exp(x) / (1 + math.exp(x)) if x < 0 else 1 / (1 + math.exp(-x))
-    assert_close(ops.sigmoid(np.array(x)), expected, 8 * U, 5e-324)
+    assert_close(ops.sigmoid(np.array(x)), expected, atol=5e-324, rtol=8 * U)
 
 
 @pytest.mark.parametrize("f", [ops.sigmoid, *ops.ACTIVATIONS.values()])
@@ -263,7 +260,7 @@ def test_float32_results_are_rounded_float64_results():
         assert (np.abs(f(x) - expected) <= 16 * 2.0**-24 * scale).all()
 
 
-def test_sums_too_great_for_float16_have_a_mean():
+def test_means_of_sums_too_large_for_float16():
     x = np.full((2, 1001), 200, dtype=np.float16)  # the sum is 200,200, beyond 65,504
     x[:, ::2] = 100
     normed = ops.layer_norm(x, None, None, 1e-3)

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from naming import raises_naming
 
 from refseq2seq import presets
 
@@ -20,142 +21,115 @@ X_TRANSFORMERS = {
 } | SPECIAL
 VASWANI = {"d_model": 14, "vocab_size": 29, "n_layers": 3, "n_heads": 2, "d_ff": 31} | SPECIAL
 
+# What both presets leave out.
 ATTENTION = {
+    "d_k": 7,
+    "d_v": 7,
+    "scale": 1 / math.sqrt(7),
     "kv_head_order": "grouped",
     "qk_norm": None,
     "n_learned_kv": 0,
     "gate": "none",
     "head_scale": False,
 }
+STACK = {"embedding_norm": "none", "relative_positions": None, "n_register_tokens": 0}
+FEED_FORWARD = {"gated": False, "biases": ["in", "out"], "hidden_norm": None}
+MODEL = {
+    "logits_scale": 1.0,
+    "logits_bias": False,
+    "decoder_start_id": 1,
+    "eos_ids": [2],
+    "pad_id": 0,
+    "forced_bos_id": None,
+    "forced_eos_id": None,
+    "suppressed_ids": [],
+    "begin_suppressed_ids": [],
+}
 
 
-def test_x_transformers_as_it_comes():
-    attention = ATTENTION | {
-        "n_heads": 3, "n_kv_heads": 3, "d_k": 7, "d_v": 7, "scale": 1 / math.sqrt(7), "biases": []
-    }  # fmt: skip
+def test_x_transformers_has_the_defaults_of_the_package():
+    attention = ATTENTION | {"n_heads": 3, "n_kv_heads": 3, "biases": []}
+    positions = {"type": "learned", "offset": 0, "scale": 1 / math.sqrt(11)}
 
     def stack(vocab_size, n_layers, n_positions, cross_attention):
-        return {
+        return STACK | {
             "vocab_size": vocab_size,
             "d_model": 11,
             "n_layers": n_layers,
             "embedding_scale": 1.0,
-            "embedding_norm": "none",
-            "positions": {
-                "type": "learned",
-                "n_positions": n_positions,
-                "offset": 0,
-                "scale": 1 / math.sqrt(11),
-            },
-            "relative_positions": None,
-            "n_register_tokens": 0,
+            "positions": positions | {"n_positions": n_positions},
             "norm": {"kind": "layer_norm", "eps": 1e-5, "gain": "vector", "bias": False},
             "norm_positions": ["before"],
             "final_norm": True,
             "self_attention": attention,
             "cross_attention": cross_attention,
-            "feed_forward": {
-                "d_ff": 44,
-                "activation": "gelu_erf",
-                "gated": False,
-                "biases": ["in", "out"],
-                "hidden_norm": None,
-            },
-        }  # fmt: skip
+            "feed_forward": FEED_FORWARD | {"d_ff": 44, "activation": "gelu_erf"},
+        }
 
-    assert presets.x_transformers(**X_TRANSFORMERS).to_dict() == {
+    assert presets.x_transformers(**X_TRANSFORMERS).to_dict() == MODEL | {
         "encoder": stack(29, 2, 19, None),
         "decoder": stack(23, 3, 17, attention),
         "tied_embeddings": False,
         "tied_logits": False,
-        "logits_scale": 1.0,
-        "logits_bias": False,
-        "decoder_start_id": 1,
-        "eos_ids": [2],
-        "pad_id": 0,
-        "forced_bos_id": None,
-        "forced_eos_id": None,
-        "suppressed_ids": [],
-        "begin_suppressed_ids": [],
     }
 
 
-def test_vaswani_as_in_the_paper():
-    attention = ATTENTION | {
-        "n_heads": 2,
-        "n_kv_heads": 2,
-        "d_k": 7,
-        "d_v": 7,
-        "scale": 1 / math.sqrt(7),
-        "biases": ["q", "k", "v", "o"],
-    }
+def test_vaswani_has_the_conventions_of_the_paper():
+    attention = ATTENTION | {"n_heads": 2, "n_kv_heads": 2, "biases": ["q", "k", "v", "o"]}
 
     def stack(cross_attention):
-        return {
+        return STACK | {
             "vocab_size": 29,
             "d_model": 14,
             "n_layers": 3,
             "embedding_scale": math.sqrt(14),
-            "embedding_norm": "none",
             "positions": {"type": "sinusoidal", "layout": "interleaved", "offset": 0, "scale": 1.0},
-            "relative_positions": None,
-            "n_register_tokens": 0,
             "norm": {"kind": "layer_norm", "eps": 1e-5, "gain": "vector", "bias": True},
             "norm_positions": ["after"],
             "final_norm": False,
             "self_attention": attention,
             "cross_attention": cross_attention,
-            "feed_forward": {
-                "d_ff": 31,
-                "activation": "relu",
-                "gated": False,
-                "biases": ["in", "out"],
-                "hidden_norm": None,
-            },
+            "feed_forward": FEED_FORWARD | {"d_ff": 31, "activation": "relu"},
         }
 
-    assert presets.vaswani(**VASWANI).to_dict() == {
+    assert presets.vaswani(**VASWANI).to_dict() == MODEL | {
         "encoder": stack(None),
         "decoder": stack(attention),
         "tied_embeddings": True,
         "tied_logits": True,
-        "logits_scale": 1.0,
-        "logits_bias": False,
-        "decoder_start_id": 1,
-        "eos_ids": [2],
-        "pad_id": 0,
-        "forced_bos_id": None,
-        "forced_eos_id": None,
-        "suppressed_ids": [],
-        "begin_suppressed_ids": [],
     }
 
 
 @pytest.mark.parametrize(
-    ("preset", "sizes", "changes", "message"),
+    ("changes", "names"),
     [
-        (presets.x_transformers, X_TRANSFORMERS, {"n_heads": 0}, "n_heads must be at least 1"),
-        (presets.x_transformers, X_TRANSFORMERS, {"d_k": 0}, "d_k must be at least 1"),
-        (presets.x_transformers, X_TRANSFORMERS, {"d_k": 7.0}, "d_k must be an int, got float"),
-        (presets.x_transformers, X_TRANSFORMERS, {"d_model": 0}, "d_model must be at least 1"),
-        (presets.x_transformers, X_TRANSFORMERS, {"d_model": -4}, "d_model must be at least 1"),
-        (
-            presets.x_transformers,
-            X_TRANSFORMERS,
-            {"encoder_layers": 0},
-            "n_layers must be at least",
-        ),
-        (presets.x_transformers, X_TRANSFORMERS, {"n_source_positions": 0}, "n_positions must be"),
-        (presets.x_transformers, X_TRANSFORMERS, {"eos_ids": (23,)}, "eos_ids must be in"),
-        (presets.x_transformers, X_TRANSFORMERS, {"eos_ids": 2}, "eos_ids must be a tuple"),
-        (presets.vaswani, VASWANI, {"n_heads": 3}, "n_heads must divide d_model = 14, got 3"),
-        (presets.vaswani, VASWANI, {"n_heads": 0}, "n_heads must divide d_model = 14, got 0"),
-        (presets.vaswani, VASWANI, {"d_model": 0}, "d_k must be at least 1"),
-        (presets.vaswani, VASWANI, {"vocab_size": 0}, "vocab_size must be at least 1"),
-        (presets.vaswani, VASWANI, {"d_ff": 0}, "d_ff must be at least 1"),
-        (presets.vaswani, VASWANI, {"pad_id": 29}, "pad_id must be in"),
+        ({"n_heads": 0}, ["n_heads", "got 0"]),
+        ({"d_k": 0}, ["d_k", "got 0"]),
+        ({"d_k": 7.0}, ["d_k", "got float"]),
+        ({"d_model": 0}, ["d_model", "got 0"]),
+        ({"d_model": -4}, ["d_model", "got -4"]),
+        ({"encoder_layers": 0}, ["n_layers", "got 0"]),
+        ({"n_source_positions": 0}, ["n_positions"]),
+        ({"eos_ids": (23,)}, ["eos_ids", "23"]),
+        ({"eos_ids": 2}, ["eos_ids", "int"]),
     ],
 )
-def test_sizes_that_make_no_model_are_refused(preset, sizes, changes, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        preset(**sizes | changes)
+def test_bad_sizes_of_x_transformers_raise(changes, names):
+    with raises_naming((TypeError, ValueError), *names):
+        presets.x_transformers(**X_TRANSFORMERS | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"n_heads": 3}, ["n_heads", "d_model = 14", "got 3"]),
+        ({"n_heads": 0}, ["n_heads", "d_model = 14", "got 0"]),
+        ({"d_model": 0}, ["d_k"]),
+        ({"vocab_size": 0}, ["vocab_size", "got 0"]),
+        ({"d_ff": 0}, ["d_ff", "got 0"]),
+        ({"pad_id": 29}, ["pad_id", "29"]),
+    ],
+)
+def test_bad_sizes_of_vaswani_raise(changes, names):
+    with raises_naming(ValueError, *names):
+        presets.vaswani(**VASWANI | changes)

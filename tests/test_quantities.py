@@ -1,4 +1,4 @@
-"""The table of named quantities: all that passes, with its shape, in the order of the table."""
+"""The table of quantities: names, shapes, order and inputs, as traces have them."""
 
 import re
 
@@ -37,7 +37,7 @@ def table_name(name):
     return re.sub(r"layers\.\d+", "layers.*", bare)
 
 
-def test_the_table_has_all_that_passes_and_nothing_else():
+def test_the_table_has_all_quantities_and_no_others():
     passed = {table_name(name) for trace in everything() for name in trace}
     assert passed == {row.name for row in QUANTITIES}
     assert len(BY_NAME) == len(QUANTITIES)
@@ -88,7 +88,7 @@ def test_shapes_are_those_of_the_table(data):
         assert x.shape == tuple(expected), name
 
 
-def test_a_source_passes_before_what_is_computed_from_it():
+def test_inputs_pass_before_what_is_computed_from_them():
     for trace in everything():
         names = list(trace)
         for i, name in enumerate(names):
@@ -98,7 +98,7 @@ def test_a_source_passes_before_what_is_computed_from_it():
             assert found or name.endswith(roots), name
 
 
-def test_the_last_layer_is_the_source_of_the_final_norm():
+def test_inputs_of_the_final_norm_and_of_a_layer():
     forward, *_ = everything()
     assert inputs_of("decoder.final", forward) == ["decoder.layers.1.after_feed_forward"]
     assert inputs_of("decoder.layers.1.self_attention.input", forward) == [
@@ -106,7 +106,7 @@ def test_the_last_layer_is_the_source_of_the_final_norm():
     ]
 
 
-def test_a_change_shows_in_what_the_table_says_is_computed_from_it():
+def test_a_change_reaches_what_has_it_as_input():
     """The arrows of the table are real: change one quantity, and its dependents change."""
     model = rs.Model.random(arrangements.rich, 0, "float64")
     sound = traced(lambda tap: rs.forward(model, [[3, 4]], [[1, 5]], tap=tap))
@@ -123,7 +123,9 @@ def test_a_change_shows_in_what_the_table_says_is_computed_from_it():
                 assert not np.array_equal(sound[name], faulty[name]), (changed, name)
 
 
-def test_what_is_no_quantity_is_refused():
-    for name in ("decoder.layers.0.cross_attention.x", "step.x.logits", "", "encoder.layers.embed"):
-        with pytest.raises(KeyError):
-            quantity(name)
+@pytest.mark.parametrize(
+    "name", ["decoder.layers.0.cross_attention.x", "step.x.logits", "", "encoder.layers.embed"]
+)
+def test_an_unknown_quantity_raises(name):
+    with pytest.raises(KeyError):
+        quantity(name)

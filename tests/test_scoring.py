@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naming import raises_naming
 from tasks import tiny
 
 import refseq2seq as rs
@@ -13,7 +14,7 @@ SOURCE = [[3, 4, 5], [6, 2]]
 
 @given(seed=st.integers(0, 99), n=st.integers(1, 6))
 @settings(max_examples=15)
-def test_what_was_sampled_scores_what_it_said(seed, n):
+def test_scores_of_samples_are_their_log_probs(seed, n):
     model = tiny(seed, 7)
     out = rs.generate(model, SOURCE, choose=rs.sample(), seed=seed, max_new_tokens=n)
     rows = zip(out.tokens.tolist(), out.lengths, strict=True)
@@ -32,7 +33,7 @@ def test_a_hypothesis_scores_its_sum_over_its_penalty():
     np.testing.assert_allclose(out.scores[:, 0], expected, rtol=1e-11, equal_nan=False)
 
 
-def test_all_targets_of_a_length_share_one_unit_of_probability():
+def test_probabilities_of_all_targets_of_a_length_sum_to_one():
     model = tiny(2, 3, eos_ids=())
     targets = [[1, a, b] for a in range(3) for b in range(3)]
     total = rs.score(model, [[3, 4]] * 9, targets).total
@@ -48,25 +49,25 @@ def test_padding_is_not_scored():
     assert both.total[1] == pytest.approx(alone.total[0], rel=1e-12)
 
 
-def test_a_target_needs_a_token_to_score():
-    with pytest.raises(ValueError, match="a token after its prefix"):
+def test_a_target_without_a_token_to_score_raises():
+    with raises_naming(ValueError, "target", "prefix"):
         rs.score(tiny(0), [[3]], [[1]])
 
 
-# Targets as they should be ------------------------------------------------------------------------
+# Targets that raise -------------------------------------------------------------------------------
 
 
-def test_a_target_begins_as_the_models_do_unless_it_is_told_otherwise():
+def test_a_target_must_begin_with_the_start_token_or_its_prefix():
     model = tiny(3, 7)
     for target in ([[4, 5]], [[0, 4]], [[1, 3], [4, 5]]):
-        with pytest.raises(ValueError, match=r"must begin with the model's start token \[1\], got"):
+        with raises_naming(ValueError, "target", "start token [1]", f"got {target[-1][:1]}"):
             rs.score(model, [[3, 4]] * len(target), target)
     free = rs.score(model, [[3, 4]], [[4, 5, 6]], prefix=[[4]])
     logits = rs.forward(model, [[3, 4]], [[4, 5, 6]])
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     expected = [log_probs[0, 0, 5], log_probs[0, 1, 6]]
     np.testing.assert_allclose(free.log_probs[0], expected, rtol=1e-12, equal_nan=False)
-    with pytest.raises(ValueError, match=r"must begin with its prefix \[4, 2\], got \[4, 5\]"):
+    with raises_naming(ValueError, "target", "prefix [4, 2]", "got [4, 5]"):
         rs.score(model, [[3, 4]], [[4, 5, 6]], prefix=[[4, 2]])
 
 
@@ -84,10 +85,10 @@ def test_a_prefix_is_not_scored():
     np.testing.assert_allclose(again.total, out.log_probs.sum(axis=1), rtol=1e-11)
 
 
-def test_padding_must_be_told():
+def test_padding_of_an_array_needs_a_target_mask():
     model = tiny(0, 7)  # ends with 2, pads with 0
     padded = np.array([[1, 3, 2, 0, 0], [1, 5, 4, 3, 2]])
-    with pytest.raises(ValueError, match=r"target row 0 ends with 2 pad tokens .*target_mask="):
+    with raises_naming(ValueError, "target row 0", "2 pad tokens", "target_mask="):
         rs.score(model, SOURCE, padded)
     ragged = rs.score(model, SOURCE, [[1, 3, 2], [1, 5, 4, 3, 2]])
     masked = rs.score(model, SOURCE, padded, target_mask=padded != 0)
@@ -98,13 +99,15 @@ def test_padding_must_be_told():
     # an end token within a target, or the pad token as the first end, is no padding
     assert rs.score(model, SOURCE, [[1, 2, 3], [1, 0, 0]]).lengths.tolist() == [2, 2]
     same = tiny(0, 7, eos_ids=(0,))
-    with pytest.raises(ValueError, match="target row 1 ends with 1 pad tokens"):
+    with raises_naming(ValueError, "target row 1", "1 pad tokens"):
         rs.score(same, SOURCE, [[1, 2, 3], [1, 0, 0]])
+    with raises_naming(ValueError, "target row 0", "2 pad tokens"):  # an end token in the prefix
+        rs.score(model, [[3]], [[1, 2, 4, 2, 0, 0]], prefix=[[1, 2]])
 
 
 @pytest.mark.parametrize("mask", [[[True, False, True]], [[False, True, True]]])
-def test_padding_is_at_the_end(mask):
-    with pytest.raises(ValueError, match="target_mask must be False at the end of a row only"):
+def test_a_target_mask_with_padding_before_tokens_raises(mask):
+    with raises_naming(ValueError, "target_mask"):
         rs.score(tiny(0, 7), [[3]], [[1, 4, 5]], target_mask=np.array(mask))
 
 
@@ -130,7 +133,7 @@ def test_the_processors_of_a_search_give_its_score(processors, kind, seed):
     assert banned.total[1] == -np.inf
 
 
-def test_a_processor_cannot_change_what_is_scored():
+def test_the_state_is_read_only():
     def write(scores, state):
         for x in (state.tokens, state.emitted, state.n_new, state.source_index, state.source):
             with pytest.raises(ValueError, match="read-only"):
@@ -141,9 +144,3 @@ def test_a_processor_cannot_change_what_is_scored():
     plain = rs.score(model, SOURCE, [[1, 3, 4], [1, 5, 2]])
     watched = rs.score(model, SOURCE, [[1, 3, 4], [1, 5, 2]], processors=[write])
     assert np.array_equal(watched.log_probs, plain.log_probs)
-
-
-def test_an_end_token_of_the_prefix_hides_no_padding():
-    model = tiny(0, 7)
-    with pytest.raises(ValueError, match="target row 0 ends with 2 pad tokens"):
-        rs.score(model, [[3]], [[1, 2, 4, 2, 0, 0]], prefix=[[1, 2]])

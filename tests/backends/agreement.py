@@ -57,7 +57,7 @@ def assert_agree(actual: HostResults, expected: HostResults, tolerance: HostResu
 def tolerance_of(
     dtype: str, expected: HostResults, units: HostResults, factor: float = 8
 ) -> HostResults:
-    """``factor`` times the spread at the dtype's unit, and some units of a row's greatest."""
+    """``factor`` times the spread at the dtype's unit, and some units of a row's largest number."""
     unit = float(np.finfo(dtype).eps) / 2
     return {
         name: factor * unit * (units[name] + _row_sizes(x))

@@ -9,7 +9,7 @@ It knows the functions in `rules` and refuses all others. It refuses what CuPy r
 the host among those of the device, conversion without ``get``. It refuses too what CuPy lets
 pass and should not: indices from the host (a hidden copy in each step), duplicate targets of an
 assignment (any may win), NumPy's functions on the device's arrays. Out-of-range indices wrap,
-as CuPy's do, and memory that nobody wrote is NaN.
+as CuPy's do, and memory that was not written is NaN.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ class Device:
     ----------
     jitter : float
         A unit of rounding. Results get random errors of this size, products more, as a sum of
-        their terms in another order would: what still comes out leans on no equal bits.
+        their terms in another order would: results that stay the same need no equal bits.
     seed : int
         Of those errors.
     records : bool

@@ -4,7 +4,7 @@ A program: it reads a pickled list of `calls.Call`, and writes a list of what is
 (empty if nothing is) as JSON. Where there is a device it makes no call.
 
 CuPy builds an array over any address, and looks at its arguments before it asks for a device. So
-each call is made with arrays over memory of the host, which nobody reads: a call that CuPy takes
+each call is made with arrays over memory of the host, which is not read: a call that CuPy takes
 ends at the missing device, any other in a TypeError or its like.
 """
 

@@ -36,26 +36,30 @@ _T2T = config.SinusoidalPositions(layout="tensor2tensor", offset=0, scale=1.0)
 _CONCATENATED = config.SinusoidalPositions(layout="concatenated", offset=2, scale=1.0)
 _ROTARY = config.RotaryPositions(d_rotary=2, base=9.0, pairing="interleaved")
 
-CONFIGS: dict[str, rs.ModelConfig] = arrangements.ALL | {
-    "no positions": _with_positions(),
-    "tensor2tensor": _with_positions(positions=_T2T),
-    "concatenated, rotary": _with_positions(positions=_CONCATENATED, relative_positions=_ROTARY),
-    "small": dataclasses.replace(
-        _with_positions(),
+
+def _small() -> rs.ModelConfig:
+    """One layer, and tokens that are forced or suppressed."""
+    c = _with_positions()
+    relu = config.FeedForwardConfig(
+        d_ff=17, activation="relu", gated=False, biases=(), hidden_norm=None
+    )
+    norm = config.NormConfig(kind="l2_norm", eps=1e-6, gain="vector", bias=True)
+    return dataclasses.replace(
+        c,
+        encoder=dataclasses.replace(c.encoder, n_layers=1, feed_forward=relu, norm=norm),
+        decoder=dataclasses.replace(c.decoder, n_layers=1, positions=_T2T),
         forced_bos_id=5,
         forced_eos_id=2,
         suppressed_ids=(6,),
         begin_suppressed_ids=(7,),
-        decoder=dataclasses.replace(_with_positions(positions=_T2T).decoder, n_layers=1),
-        encoder=dataclasses.replace(
-            _with_positions().encoder,
-            n_layers=1,
-            feed_forward=config.FeedForwardConfig(
-                d_ff=17, activation="relu", gated=False, biases=(), hidden_norm=None
-            ),
-            norm=config.NormConfig(kind="l2_norm", eps=1e-6, gain="vector", bias=True),
-        ),
-    ),
+    )
+
+
+CONFIGS: dict[str, rs.ModelConfig] = arrangements.ALL | {
+    "no positions": _with_positions(),
+    "tensor2tensor": _with_positions(positions=_T2T),
+    "concatenated, rotary": _with_positions(positions=_CONCATENATED, relative_positions=_ROTARY),
+    "small": _small(),
 }
 
 
@@ -87,9 +91,8 @@ def in_pieces(model: rs.Model) -> Results:
 
 
 def greedily(model: rs.Model) -> Results:
-    return of_steps(
-        rs.decode_steps(model, SOURCE, prefix=PREFIX, min_new_tokens=2, max_new_tokens=4)
-    )
+    how = {"prefix": PREFIX, "min_new_tokens": 2, "max_new_tokens": 4}
+    return of_steps(rs.decode_steps(model, SOURCE, **how))
 
 
 def without_cache(model: rs.Model) -> Results:
@@ -143,16 +146,8 @@ def sampled(chooser: rs.Chooser) -> Callable[[rs.Model], Results]:
 def sampled_twice(model: rs.Model) -> Results:
     """Two samples a source, at uniform numbers that are given."""
     uniforms = model.xp.asarray(np.random.default_rng(0).random((4, 3)))
-    return of_steps(
-        rs.decode_steps(
-            model,
-            SOURCE,
-            max_new_tokens=3,
-            choose=rs.sample(),
-            num_return_sequences=2,
-            uniforms=uniforms,
-        )
-    )
+    how = {"choose": rs.sample(), "num_return_sequences": 2, "uniforms": uniforms}
+    return of_steps(rs.decode_steps(model, SOURCE, max_new_tokens=3, **how))
 
 
 def raced(model: rs.Model) -> Results:
@@ -173,10 +168,8 @@ def constrained(model: rs.Model) -> Results:
 
 def beams(**options: Any) -> Callable[[rs.Model], Results]:
     def journey(model: rs.Model) -> Results:
-        found = rs.beam_search(
-            model, SOURCE, prefix=PREFIX, max_new_tokens=4, beams=3, n_best=3, **options
-        )
-        return dataclasses.asdict(found)
+        how = {"prefix": PREFIX, "max_new_tokens": 4, "beams": 3, "n_best": 3} | options
+        return dataclasses.asdict(rs.beam_search(model, SOURCE, **how))
 
     return journey
 
@@ -205,19 +198,14 @@ def operations(model: rs.Model) -> Results:
     from refseq2seq import erf, ops
 
     x = model.xp.asarray(np.linspace(-6, 6, 39).reshape(3, 13), dtype=model.dtype)
-    functions = [erf.erf, erf.erfc, erf.normal_cdf, ops.logsumexp]
-    functions += [*ops.ACTIVATIONS.values()]
+    functions = [erf.erf, erf.erfc, erf.normal_cdf, ops.logsumexp, *ops.ACTIVATIONS.values()]
     norms = {name: norm(x, None, None, 1e-5) for name, norm in ops.NORMS.items()}
     assert array_namespace(x) is model.xp
     return {function.__name__: function(x) for function in functions} | norms
 
 
 TEACHER_FORCED = {"forward": forward, "in pieces": in_pieces}
-DECODING = {
-    "greedy": greedily,
-    "without cache": without_cache,
-    "beams": beams(),
-}
+DECODING = {"greedy": greedily, "without cache": without_cache, "beams": beams()}
 CHOOSING = {
     "operations": operations,
     "contrastive": contrasted(True),

@@ -45,18 +45,8 @@ ATTRIBUTES = {
 EXACT = {
     *("asarray", "array", "arange", "zeros", "ones", "full", "zeros_like", "ones_like", "empty"),
     *("concat", "stack", "repeat", "tile", "where", "take", "take_along_axis", "clip"),
-    *(
-        "sort",
-        "partition",
-        "max",
-        "min",
-        "maximum",
-        "minimum",
-        "astype",
-        "copy",
-        "reshape",
-        "ravel",
-    ),
+    *("sort", "partition", "max", "min", "maximum", "minimum"),
+    *("astype", "copy", "reshape", "ravel"),
     *("abs", "negative", "copysign", "rint", "sign"),
 }
 """Functions that move or choose numbers, and round none."""

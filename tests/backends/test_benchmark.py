@@ -1,4 +1,4 @@
-"""The benchmark of the device says what it lacks, where it lacks it."""
+"""Errors of the benchmark of a device."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def run(*options):
     )
 
 
-def test_without_a_device_it_says_so():
+def test_without_a_device_it_exits_with_the_reason():
     if find_spec("cupy") is not None and __import__("cupy").is_available():
         pytest.skip("there is a CUDA device")
     done = run("--size", "d128", "d256", "--batch", "1", "16", "--new", "8")
@@ -33,7 +33,7 @@ def test_without_a_device_it_says_so():
     assert done.stdout == ""
 
 
-def test_a_size_that_it_does_not_know():
+def test_an_unknown_size_is_named():
     done = run("--size", "d1")
     assert done.returncode == 2
-    assert "invalid choice: 'd1'" in done.stderr
+    assert "'d1'" in done.stderr

@@ -96,12 +96,12 @@ def test_cupy_takes_every_call_of_the_package(recorded, answers):
 
 
 @pytest.mark.parametrize("defect", DEFECTS.values(), ids=DEFECTS)
-def test_a_call_that_cupy_does_not_take_is_found(answers, defect):
+def test_calls_that_cupy_does_not_take_are_found(answers, defect):
     assert answers[0][written_down(defect)]
 
 
 @pytest.mark.parametrize("defect", DEFECTS.values(), ids=DEFECTS)
-def test_numpy_takes_it_and_the_double_does_not(defect):
+def test_calls_that_cupy_does_not_take_numpy_takes_and_the_double_not(defect):
     name, args, kwargs = defect
     getattr(np, name)(*args, **kwargs)
     cupy = Device().cupy
@@ -113,18 +113,18 @@ def test_numpy_takes_it_and_the_double_does_not(defect):
         getattr(cupy, name)(*map(there, args), **{k: there(x) for k, x in kwargs.items()})
 
 
-def test_the_package_has_kernels(recorded):
+def test_journeys_call_fused_functions(recorded):
     made = {call.name for call in recorded.calls if call.how == "fused"}
     assert {"refseq2seq.ops:silu", "refseq2seq.erf:gelu_erf"} < made
 
 
 @pytest.mark.parametrize("name", unfit.NAMES)
-def test_what_cannot_be_one_kernel_is_found(answers, name):
+def test_functions_that_cannot_be_fused_are_found(answers, name):
     assert answers[0][fused(name)]
 
 
 @pytest.mark.parametrize("name", unfit.NAMES)
-def test_what_cannot_be_one_kernel_numpy_computes_and_the_double_does_not(double, name):
+def test_functions_that_cannot_be_fused_numpy_computes_and_the_double_not(double, name):
     function = getattr(unfit, name)
     function(np.eye(3))
     with double.installed(), pytest.raises((NotImplementedError, TypeError)):

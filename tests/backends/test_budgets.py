@@ -18,16 +18,7 @@ SOURCE = [[3, 4, 5, 6], [7, 8, 9, 10]]
 
 def pre_norm(n_layers):
     """The layer that is usually counted: pre-norm, biases, ReLU."""
-    config = rs.presets.vaswani(
-        d_model=14,
-        vocab_size=29,
-        n_layers=n_layers,
-        n_heads=2,
-        d_ff=31,
-        decoder_start_id=1,
-        eos_ids=(2,),
-        pad_id=0,
-    )
+    config = arrangements.small_vaswani(d_model=14, vocab_size=29, n_layers=n_layers, d_ff=31)
     norms = {"norm_positions": ("before",), "final_norm": True}
     return dataclasses.replace(
         config,

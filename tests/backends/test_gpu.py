@@ -126,7 +126,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("width", [29, 1000])
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-def test_the_double_knows_what_an_operation_launches(launches_of, operation, width):
+def test_the_double_counts_what_an_operation_launches(launches_of, operation, width):
     import cupy
 
     x, device = np.random.default_rng(0).normal(size=(2, width)), Device()
@@ -142,7 +142,7 @@ def test_the_double_knows_what_an_operation_launches(launches_of, operation, wid
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("shape", [(1, 1, 7), (3, 1, 509), (67, 127, 251)], ids=str)
 @pytest.mark.parametrize("name", [*ops.ACTIVATIONS, *ops.NORMS, "softmax"])
-def test_a_kernel_computes_what_its_formula_says(real_cupy, name, shape, dtype):
+def test_fused_functions_agree_with_numpy(real_cupy, name, shape, dtype):
     """Of few numbers and of many, in rows that broadcast; where all of a row is masked too."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=shape).astype(dtype)

@@ -1,4 +1,4 @@
-"""Functions that no kernel for each number by itself can be made of: for the guards to find.
+"""Functions that cannot be fused into one elementwise kernel: for the guards to find.
 
 NumPy takes them all; `ghosts.py` asks CuPy by their names.
 """

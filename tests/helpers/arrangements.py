@@ -16,31 +16,39 @@ from refseq2seq.config import (
     StackConfig,
 )
 
-x_transformers = presets.x_transformers(
-    d_model=13,
-    source_vocab_size=29,
-    target_vocab_size=23,
-    n_source_positions=19,
-    n_target_positions=17,
-    encoder_layers=2,
-    decoder_layers=3,
-    n_heads=3,
-    d_k=7,
-    decoder_start_id=1,
-    eos_ids=(2,),
-    pad_id=0,
-)
+SPECIAL = {"decoder_start_id": 1, "eos_ids": (2,), "pad_id": 0}
+FREE = {  # no token is forced or suppressed
+    "forced_bos_id": None,
+    "forced_eos_id": None,
+    "suppressed_ids": (),
+    "begin_suppressed_ids": (),
+}
 
-vaswani = presets.vaswani(
-    d_model=14,
-    vocab_size=29,
-    n_layers=2,
-    n_heads=2,
-    d_ff=31,
-    decoder_start_id=1,
-    eos_ids=(2,),
-    pad_id=0,
-)
+
+def small_x_transformers(d_model, vocab_sizes, n_positions, n_layers, n_heads, d_k, **special):
+    """The preset; vocabularies, positions and layers are pairs: of the encoder, of the decoder."""
+    return presets.x_transformers(
+        d_model=d_model,
+        source_vocab_size=vocab_sizes[0],
+        target_vocab_size=vocab_sizes[1],
+        n_source_positions=n_positions[0],
+        n_target_positions=n_positions[1],
+        encoder_layers=n_layers[0],
+        decoder_layers=n_layers[1],
+        n_heads=n_heads,
+        d_k=d_k,
+        **SPECIAL | special,
+    )
+
+
+def small_vaswani(d_model, vocab_size, n_layers, d_ff):
+    """The preset, with two heads."""
+    sizes = {"d_model": d_model, "vocab_size": vocab_size, "n_layers": n_layers, "d_ff": d_ff}
+    return presets.vaswani(n_heads=2, **sizes, **SPECIAL)
+
+
+x_transformers = small_x_transformers(13, (29, 23), (19, 17), (2, 3), n_heads=3, d_k=7)
+vaswani = small_vaswani(d_model=14, vocab_size=29, n_layers=2, d_ff=31)
 
 
 def _norm(kind, gain="vector"):
@@ -114,30 +122,29 @@ rich = ModelConfig(
     tied_logits=False,
     logits_scale=0.5,
     logits_bias=True,
-    decoder_start_id=1,
-    eos_ids=(2,),
-    pad_id=0,
-    forced_bos_id=None,
-    forced_eos_id=None,
-    suppressed_ids=(),
-    begin_suppressed_ids=(),
+    **SPECIAL,
+    **FREE,
 )
+
+_t5_stack = {
+    "vocab_size": 29,
+    "d_model": 11,
+    "embedding_scale": 1.0,
+    "embedding_norm": "none",
+    "positions": None,
+    "n_register_tokens": 0,
+    "norm": NormConfig(kind="rms_norm", eps=1e-6, gain="vector", bias=False),
+    "norm_positions": ("before",),
+    "final_norm": True,
+}
 
 t5_like = ModelConfig(
     encoder=StackConfig(
-        vocab_size=29,
-        d_model=11,
+        **_t5_stack,
         n_layers=2,
-        embedding_scale=1.0,
-        embedding_norm="none",
-        positions=None,
         relative_positions=BucketedPositions(
             n_buckets=8, max_distance=5, bidirectional=True, per_layer=False, scale=1.0
         ),
-        n_register_tokens=0,
-        norm=NormConfig(kind="rms_norm", eps=1e-6, gain="vector", bias=False),
-        norm_positions=("before",),
-        final_norm=True,
         self_attention=presets.plain_attention(n_heads=3, d_k=5),
         cross_attention=None,
         feed_forward=FeedForwardConfig(
@@ -145,17 +152,9 @@ t5_like = ModelConfig(
         ),
     ),
     decoder=StackConfig(
-        vocab_size=29,
-        d_model=11,
+        **_t5_stack,
         n_layers=3,
-        embedding_scale=1.0,
-        embedding_norm="none",
-        positions=None,
         relative_positions=AlibiPositions(slopes=(0.5, 0.25, 0.125)),
-        n_register_tokens=0,
-        norm=NormConfig(kind="rms_norm", eps=1e-6, gain="vector", bias=False),
-        norm_positions=("before",),
-        final_norm=True,
         self_attention=presets.plain_attention(n_heads=3, d_k=7),
         cross_attention=presets.plain_attention(n_heads=2, d_k=5),
         feed_forward=FeedForwardConfig(
@@ -166,13 +165,8 @@ t5_like = ModelConfig(
     tied_logits=True,
     logits_scale=11**-0.5,
     logits_bias=False,
-    decoder_start_id=0,
-    eos_ids=(2,),
-    pad_id=0,
-    forced_bos_id=None,
-    forced_eos_id=None,
-    suppressed_ids=(),
-    begin_suppressed_ids=(),
+    **SPECIAL | {"decoder_start_id": 0},
+    **FREE,
 )
 
 ALL = {"x_transformers": x_transformers, "vaswani": vaswani, "rich": rich, "t5_like": t5_like}

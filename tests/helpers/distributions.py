@@ -1,4 +1,4 @@
-"""Rows of scores to filter and to choose from, and the slow ways that the tests share."""
+"""Rows of scores to filter and to choose from, and slow implementations that tests share."""
 
 import math
 from fractions import Fraction
@@ -86,7 +86,7 @@ def exact_probs(row):
 
 
 def best_first(weights):
-    """Ids, the greatest weight first, the lowest id first among equals."""
+    """Ids, the largest weight first, the lowest id first among equals."""
     return sorted(range(len(weights)), key=lambda i: (-weights[i], i))
 
 

@@ -1,7 +1,7 @@
-"""What must not matter: pairs of computations that give the same numbers.
+"""Relations: pairs of computations that give the same numbers.
 
-Each relation draws what it needs and returns two arrays. `test_model.py` holds them equal
-up to rounding, `test_exact.py` to the last bit.
+Each relation draws what it needs and returns two arrays. They are equal
+up to rounding in `test_model.py`, to the last bit in `test_exact.py`.
 """
 
 from itertools import pairwise
@@ -25,7 +25,7 @@ def chunks(data, model):
 
 
 def later_tokens(data, model):
-    """Logits before a place, whatever follows it, and if nothing does."""
+    """Logits before a position, with other tokens after it, and with none."""
     source, target = _batch(data, model)
     place = data.draw(st.integers(1, target.shape[1]))
     other = data.draw(strategies.targets(model, source.batch))
@@ -36,7 +36,7 @@ def later_tokens(data, model):
 
 
 def masked_tokens(data, model):
-    """Any numbers at all in the masked places."""
+    """Other numbers in the masked positions."""
     source, target = _batch(data, model)
     n = max(len(row) for row in source.rows) + 3
     real = np.arange(n) < np.array([[len(row)] for row in source.rows])
@@ -59,12 +59,12 @@ def padding(data, model):
     return rs.forward(model, tokens, target, mask), np.concatenate(unpadded)
 
 
-def company(data, model):
-    """A row alone, and the row with others."""
+def alone(data, model):
+    """A row alone, and in a batch."""
     source, target = _batch(data, model)
     row = data.draw(st.integers(0, source.batch - 1))
-    alone = rs.forward(model, [source.rows[row]], target[row : row + 1])
-    return alone[0], rs.forward(model, source.tokens, target, source.mask)[row]
+    by_itself = rs.forward(model, [source.rows[row]], target[row : row + 1])
+    return by_itself[0], rs.forward(model, source.tokens, target, source.mask)[row]
 
 
 def order(data, model):
@@ -75,7 +75,7 @@ def order(data, model):
     return shuffled, rs.forward(model, source.tokens, target, source.mask)[order]
 
 
-ALL = [chunks, later_tokens, masked_tokens, padding, company, order]
+ALL = [chunks, later_tokens, masked_tokens, padding, alone, order]
 
 
 def _batch(data, model):

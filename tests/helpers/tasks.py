@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from arrangements import small_x_transformers
 from hypothesis import strategies as st
 
 import refseq2seq as rs
@@ -17,25 +18,31 @@ GREEDY, SAMPLE = rs.greedy(), rs.sample(rs.temperature(1.5), rs.top_k(4))
 every_chooser = pytest.mark.parametrize("choose", [GREEDY, SAMPLE], ids=["greedy", "sample"])
 
 
+def greedily(model, source, processors=(), **how):
+    return rs.generate(model, source, choose=rs.greedy(*processors), **how)
+
+
+def at_random(model, source, processors=(), **how):
+    return rs.generate(model, source, choose=rs.sample(*processors), **how)
+
+
+def by_beams(model, source, processors=(), **how):
+    return rs.beam_search(model, source, beams=3, processors=processors, **how)
+
+
+SEARCHES = [greedily, at_random, by_beams]
+every_search = pytest.mark.parametrize("search", SEARCHES)
+
+
 # Models whose logits are known -------------------------------------------------------------------
 
 
 def table_model(table, *, start=0, eos_ids=(), pad_id=1):
     """The logits after a token are its row of the table, exactly: its layers add zeros."""
     vocab_size = len(table)
-    config = rs.presets.x_transformers(
-        d_model=vocab_size,
-        source_vocab_size=vocab_size,
-        target_vocab_size=vocab_size,
-        n_source_positions=1,
-        n_target_positions=1,
-        encoder_layers=1,
-        decoder_layers=1,
-        n_heads=1,
-        d_k=1,
-        decoder_start_id=start,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
+    special = {"decoder_start_id": start, "eos_ids": eos_ids, "pad_id": pad_id}
+    config = small_x_transformers(
+        vocab_size, (vocab_size, vocab_size), (1, 1), (1, 1), n_heads=1, d_k=1, **special
     )
     plain = {"positions": None, "final_norm": False}
     config = dataclasses.replace(
@@ -71,37 +78,14 @@ def path(model, prefix=None, **options):
 
 def learned_model(dtype="float64"):
     """Prime sizes, and position tables: 5 for the source, 7 for the target."""
-    config = rs.presets.x_transformers(
-        d_model=6,
-        source_vocab_size=11,
-        target_vocab_size=13,
-        n_source_positions=5,
-        n_target_positions=7,
-        encoder_layers=1,
-        decoder_layers=2,
-        n_heads=3,
-        d_k=2,
-        decoder_start_id=1,
-        eos_ids=(2,),
-        pad_id=0,
-    )
+    config = small_x_transformers(6, (11, 13), (5, 7), (1, 2), n_heads=3, d_k=2)
     return rs.Model.random(config, seed=0, dtype=dtype)
 
 
 def tiny(seed, vocab_size=5, eos_ids=(2,), dtype="float64"):
-    config = rs.presets.x_transformers(
-        d_model=12,
-        source_vocab_size=7,
-        target_vocab_size=vocab_size,
-        n_source_positions=9,
-        n_target_positions=11,
-        encoder_layers=1,
-        decoder_layers=2,
-        n_heads=2,
-        d_k=5,
-        decoder_start_id=1,
-        eos_ids=eos_ids,
-        pad_id=0,
+    """Of few tokens, so that all targets can be enumerated."""
+    config = small_x_transformers(
+        12, (7, vocab_size), (9, 11), (1, 2), n_heads=2, d_k=5, eos_ids=eos_ids
     )
     return rs.Model.random(config, seed, dtype)
 
@@ -158,17 +142,9 @@ class Task(NamedTuple):
         )
 
     def steps(self, **options):
-        return rs.decode_steps(
-            self.model,
-            self.source.tokens,
-            **{
-                "source_mask": self.source.mask,
-                "prefix": self.prefix,
-                "choose": self.choose,
-                "max_new_tokens": NEW,
-            }
-            | options,
-        )
+        how = {"source_mask": self.source.mask, "prefix": self.prefix, "choose": self.choose}
+        how |= {"max_new_tokens": NEW} | options
+        return rs.decode_steps(self.model, self.source.tokens, **how)
 
     def generated(self, **options):
         """Per row: new tokens, their log-probabilities, and whether it ended."""
