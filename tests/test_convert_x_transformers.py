@@ -1,4 +1,4 @@
-"""The arrays of an XTransformer become ours, without torch. tests/peers compares live."""
+"""Conversion of the arrays of an XTransformer, without torch. tests/peers compares live."""
 
 import subprocess
 import sys
@@ -11,19 +11,10 @@ from refseq2seq.convert import UnsupportedFeature, from_x_transformers
 
 CONVENTIONS = {"decoder_start_id": 1, "eos_ids": [2]}
 OPTIONS = {
-    "dim": 7,
-    "enc_num_tokens": 11,
-    "enc_max_seq_len": 13,
-    "enc_depth": 1,
-    "enc_heads": 3,
-    "enc_attn_dim_head": 5,
-    "dec_num_tokens": 17,
-    "dec_max_seq_len": 19,
-    "dec_depth": 1,
-    "dec_heads": 2,
-    "dec_attn_dim_head": 3,
-    "dec_ff_glu": True,
-}
+    "dim": 7, "enc_num_tokens": 11, "enc_max_seq_len": 13, "enc_depth": 1, "enc_heads": 3,
+    "enc_attn_dim_head": 5, "dec_num_tokens": 17, "dec_max_seq_len": 19, "dec_depth": 1,
+    "dec_heads": 2, "dec_attn_dim_head": 3, "dec_ff_glu": True,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -37,16 +28,14 @@ def arrays():
         "decoder.net.attn_layers.final_norm.gamma": (7,),
         "decoder.net.to_logits.weight": (17, 7),
     }
-    for layer, width in (("encoder.attn_layers.layers.0", 15), *decoder_attentions()):
+    decoder = "decoder.net.attn_layers.layers"
+    attentions = {"encoder.attn_layers.layers.0": 15, f"{decoder}.0": 6, f"{decoder}.1": 6}
+    for layer, width in attentions.items():
         shapes[f"{layer}.0.0.gamma"] = (7,)
         shapes |= {f"{layer}.1.to_{name}.weight": (width, 7) for name in "qkv"}
         shapes[f"{layer}.1.to_out.weight"] = (7, width)
-    feed_forwards = {
-        "encoder.attn_layers.layers.1": "0.0",
-        "decoder.net.attn_layers.layers.2": "0.proj",
-    }
-    for layer, name in feed_forwards.items():
-        width = 56 if name == "0.proj" else 28
+    feed_forwards = [("encoder.attn_layers.layers.1", "0.0", 28), (f"{decoder}.2", "0.proj", 56)]
+    for layer, name, width in feed_forwards:
         shapes[f"{layer}.0.0.gamma"] = (7,)
         shapes |= {f"{layer}.1.ff.{name}.weight": (width, 7), f"{layer}.1.ff.{name}.bias": (width,)}
         shapes |= {f"{layer}.1.ff.2.weight": (7, 28), f"{layer}.1.ff.2.bias": (7,)}
@@ -54,11 +43,7 @@ def arrays():
     return {name: rng.standard_normal(shape) for name, shape in shapes.items()}
 
 
-def decoder_attentions():
-    return [(f"decoder.net.attn_layers.layers.{i}", 6) for i in (0, 1)]
-
-
-def test_each_array_takes_its_place(arrays):
+def test_each_array_is_converted(arrays):
     model = from_x_transformers(arrays, OPTIONS, **CONVENTIONS)
     encoder, decoder = model.params.encoder, model.params.decoder
     at = "decoder.net.attn_layers.layers"
@@ -79,21 +64,26 @@ def test_each_array_takes_its_place(arrays):
     assert np.isfinite(rs.forward(model, [[3, 10]], [[1, 16]])).all()
 
 
-def test_an_option_that_is_not_implemented_is_named(arrays):
-    with pytest.raises(UnsupportedFeature, match="dec_macaron = True is not implemented"):
-        from_x_transformers(arrays, OPTIONS | {"dec_macaron": True}, **CONVENTIONS)
+@pytest.mark.parametrize(
+    ("options", "changes", "kind", "message"),
+    [
+        ({"dec_macaron": True}, {}, UnsupportedFeature, "dec_macaron = True"),
+        ({}, {"encoder.stray": np.ones(3)}, ValueError, r"encoder\.stray"),
+        (
+            {},
+            {"decoder.net.to_logits.weight": None},
+            ValueError,
+            r"decoder\.net\.to_logits\.weight",
+        ),
+    ],
+)
+def test_options_and_arrays_that_cannot_be_converted_raise(options, changes, kind, message, arrays):
+    changed = {name: x for name, x in (arrays | changes).items() if x is not None}
+    with pytest.raises(kind, match=message):
+        from_x_transformers(changed, OPTIONS | options, **CONVENTIONS)
 
 
-def test_missing_and_left_over_arrays_are_named(arrays):
-    stray = arrays | {"encoder.stray": np.ones(3)}
-    with pytest.raises(ValueError, match=r"do not account for: encoder\.stray"):
-        from_x_transformers(stray, OPTIONS, **CONVENTIONS)
-    del arrays["decoder.net.to_logits.weight"]
-    with pytest.raises(ValueError, match=r"no array decoder\.net\.to_logits\.weight"):
-        from_x_transformers(arrays, OPTIONS, **CONVENTIONS)
-
-
-def test_a_live_module_without_its_library_is_an_error_that_names_the_extra():
+def test_a_live_module_without_torch_raises():
     code = """
 import sys
 sys.modules["torch"] = None
@@ -107,6 +97,6 @@ except ImportError as error:
     assert "refseq2seq[peers]" in done.stdout
 
 
-def test_a_single_end_token_is_not_a_sequence_of_them():
-    with pytest.raises(TypeError, match=r"eos_ids must be a sequence of token ids, .* got 2"):
+def test_eos_ids_that_are_one_id_raise():
+    with pytest.raises(TypeError, match=r"eos_ids .*got 2"):
         rs.convert.table.token_ids("eos_ids", 2)

@@ -1,4 +1,4 @@
-"""What the pinned peers computed, recorded by tests/vectors/record.py: the same numbers here."""
+"""Numbers of the pinned peers, recorded by tests/vectors/record.py, are computed here."""
 
 import json
 import tomllib
@@ -31,9 +31,8 @@ def converted(about, arrays):
         return rs.convert.from_x_transformers(arrays, options, decoder_start_id=1, eos_ids=(2,))
     if about["peer"] == "transformers":
         return rs.convert.from_huggingface(arrays, options)
-    around = {
-        name: arrays.pop(f"around.{name}", None) for name in ("source", "target", "positions")
-    }
+    names = ("source", "target", "positions")
+    around = {name: arrays.pop(f"around.{name}", None) for name in names}
     unembedding, bias = arrays.pop("around.unembedding"), arrays.pop("around.bias", None)
     return rs.convert.from_pytorch(
         arrays,
