@@ -227,7 +227,10 @@ class Killed(BaseException):
 
 @pytest.fixture
 def begun(corpus, given, output, call, monkeypatch):
-    """The arguments of a run of 20 lines that was ended after its first window of 6."""
+    """The arguments of a run of 20 lines that was ended after its first window of 6.
+
+    tests/test_terminal.py ends one by Ctrl-C.
+    """
     write(corpus, words(20))
     given = [*given, "--window", 6, *SAMPLING]
 
@@ -243,15 +246,6 @@ def begun(corpus, given, output, call, monkeypatch):
             call(*given)
     assert kept(output) == 6
     return given
-
-
-def test_an_interrupted_run_has_status_130_and_continues(begun, output, call, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(bulk, "answers", interrupt)
-        assert call(*begun) == (130, "", "")
-    assert kept(output) == 6
-    assert call(*begun) == (0, "", "")
-    assert len(read(output)) == 20
 
 
 def interrupt(*_arguments):

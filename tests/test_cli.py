@@ -67,8 +67,7 @@ def test_a_sample_depends_on_the_seed_and_its_line_only(call):
 
 
 @pytest.mark.parametrize(
-    "given",
-    ["--top-k 1", "--top-p 1e-9", "--min-p 1", "--top-a 1 --temperature 0.01"],
+    "given", ["--top-k 1", "--top-p 1e-9", "--min-p 1", "--top-a 1 --temperature 0.01"]
 )
 def test_filters_reach_the_sampler(given, call):
     assert call("generate", "colonel", *given.split())[1] == call("generate", "colonel")[1]

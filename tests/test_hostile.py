@@ -60,12 +60,13 @@ def with_arrays(path, arrays):
     safetensors.write(path, safetensors.read(path) | arrays)
 
 
-# A hundred of the cases that `python tests/helpers/hostile.py` tries
+# Every hostile file in the place of a sound one, and some of the other cases that
+# `python tests/helpers/hostile.py` tries
 
 SAMPLES = {
     "edits": lambda root: hostile.edits(root, n=40, seed=1),
-    "files": lambda root: hostile.files(root, every=37),
-    "native": lambda root: hostile.native(root, n=20, seed=1, every=7),
+    "files": hostile.files,
+    "native": lambda root: hostile.native(root, n=20, seed=1),
     "traces": lambda root: hostile.traces(root, n=30, seed=1),
     "vectors": lambda root: hostile.hostile_vectors(root, n=10, seed=1, every=29),
 }
@@ -150,14 +151,6 @@ def test_bad_config_fields_raise(directories, family, field, value, told):
     assert re.search(told, refusal(rs.load, directories[family], kind))
 
 
-@pytest.mark.parametrize("value", [10**9, -1, True, 5.0, "5", None])
-def test_bad_ids_of_pieces_raise(directories, value):
-    pytest.importorskip("sentencepiece")
-    changed(directories["Marian"] / "vocab.json", cat=value)
-    told = refusal(rs.load, directories["Marian"])
-    assert f"vocab.json: 'cat' has id {value!r}" in told
-
-
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -166,34 +159,10 @@ def test_bad_ids_of_pieces_raise(directories, value):
         ({"model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}, "no tokens"),
     ],
 )
-def test_a_bad_tokenizer(directories, content, told):
+def test_bad_tokenizers_raise(directories, content, told):
     pytest.importorskip("tokenizers")
     write_json(directories["BART"] / "tokenizer.json", content)
     assert re.search(f"tokenizer.json: .*{told}", refusal(rs.load, directories["BART"]))
-
-
-@pytest.mark.parametrize(
-    ("family", "name"),
-    [("T5", "spiece.model"), ("Marian", "source.spm"), ("Marian", "target.spm")],
-)
-@pytest.mark.parametrize("content", [b"", b"\0" * 99, b"no model", "pieces that are no text"])
-def test_bad_sentencepiece_models_raise(directories, family, name, content):
-    pytest.importorskip("sentencepiece")
-    path = directories[family] / name
-    if isinstance(content, str):
-        content = path.read_bytes().replace(b"<unk>", b"<un\xff>")
-    path.write_bytes(content)
-    assert f"{name}: " in refusal(rs.load, directories[family])
-
-
-@pytest.mark.parametrize("shard", [3, None, ["a"], "..", "", "../x", "x" * 9999])
-def test_an_index_with_a_bad_file_name_raises(directories, shard):
-    index = directories["M2M100"] / INDEX
-    weight_map = json.loads(index.read_text())["weight_map"]
-    changed(index, weight_map=weight_map | {"final_logits_bias": shard})
-    told = refusal(rs.load, directories["M2M100"])
-    assert f"{INDEX}: final_logits_bias " in told
-    assert f"{shard!r:.300}" in told
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "vocab.json", INDEX])
@@ -289,52 +258,6 @@ def test_a_compressed_trace_is_not_unpacked(tmp_path):
     assert "x.npy" in refusal(rs.Trace.load, tmp_path / "x.npz")
 
 
-# Pipes, devices, links
-
-
-LOADERS = {
-    "weights": (f"BART/{WEIGHTS}", "BART", rs.load),
-    "config": ("T5/config.json", "T5", rs.load),
-    "settings": ("T5/generation_config.json", "T5", rs.load),
-    "a shard": (f"M2M100/{SHARDS[1]}", "M2M100", rs.load),
-    "a checkpoint": ("model.npz", "model.npz", rs.load),
-    "a trace": ("trace.npz", "trace.npz", rs.Trace.load),
-}
-
-
-@pytest.fixture(params=LOADERS)
-def loader(request, directories, tmp_path):
-    """The path of a sound file, and a function that loads it."""
-    (tmp_path / "model.npz").write_bytes(hostile.checkpoint())
-    np.savez(tmp_path / "trace.npz", x=np.arange(3.0))
-    path, loaded, load = LOADERS[request.param]
-    return tmp_path / path, lambda _: load(tmp_path / loaded)
-
-
-def test_a_pipe_or_a_device_is_refused_unopened(loader, tmp_path):
-    path, load = loader
-    os.mkfifo(tmp_path / "pipe")
-    for target in ("/dev/zero", tmp_path / "pipe"):
-        path.unlink()
-        path.symlink_to(target)
-        assert f"{path}: not a regular file" in refusal(load, path)
-    path.unlink()
-    os.mkfifo(path)
-    assert f"{path}: not a regular file" in refusal(load, path)
-
-
-@pytest.mark.parametrize("target", [None, "itself", "nowhere"])
-def test_a_directory_or_a_link_that_leads_nowhere_raises(loader, target):
-    """It is not taken for an absent file."""
-    path, load = loader
-    path.unlink()
-    if target is None:
-        path.mkdir()
-    else:
-        path.symlink_to(path if target == "itself" else target)
-    assert str(path) in refusal(load, path, OSError if target else (FileError, OSError))
-
-
 def test_a_directory_of_links_is_loaded(directories, tmp_path):
     """As a cache has them: each file a link to another whose name is its digest."""
     blobs = tmp_path / "blobs"
@@ -346,14 +269,6 @@ def test_a_directory_of_links_is_loaded(directories, tmp_path):
     assert model.config.encoder.d_model == 6
     table = hostile.arrays_of(hostile.CONFIGS["BART"])["model.shared.weight"]
     np.testing.assert_array_equal(model.params.decoder.embedding, table)
-
-
-def test_a_link_to_a_file_is_loaded(loader, tmp_path):
-    path, load = loader
-    shutil.move(path, tmp_path / "blob")
-    path.symlink_to(tmp_path / "link")
-    (tmp_path / "link").symlink_to("blob")
-    load(path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

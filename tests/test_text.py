@@ -17,10 +17,7 @@ LETTERS = rs.Vocabulary(
     replacements=(("A", "a"), ("2", "ab"), ("-", "")),
 )
 WORDS = rs.Vocabulary(
-    symbols=("<s>", "AH", "B", "</s>", "K"),
-    separator=" ",
-    special=("<s>", "</s>"),
-    replacements=(),
+    symbols=("<s>", "AH", "B", "</s>", "K"), separator=" ", special=("<s>", "</s>"), replacements=()
 )
 
 

@@ -450,8 +450,11 @@ def lies(content: bytes) -> dict[str, bytes]:
     }
 
 
+NO_TEXT = {"a piece that is no text": of_bytes(lambda x: x.replace(b"<unk>", b"<un\xff>"))}
 GROUPS: tuple[tuple[str, bool | None, dict[str, Maker]], ...] = (
     ("*", False, UNREADABLE),
+    ("*.spm", False, NO_TEXT),
+    ("spiece.model", False, NO_TEXT),
     ("*", True, SOUND),
     ("*", None, EITHER),
     ("*.json", False, JSON_UNREADABLE),

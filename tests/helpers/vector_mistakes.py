@@ -191,14 +191,8 @@ MISTAKES = {
         of_case(source_mask=lambda case: case.source != case.model.config.pad_id),
         "encoder.positions",
     ),
-    "PositionAfterPadding": (
-        replaced(model, "real_positions", from_the_edge),
-        "encoder.positions",
-    ),
-    "ScatteredMask": (
-        replaced(model, "real_positions", from_the_first_token),
-        "encoder.positions",
-    ),
+    "PositionAfterPadding": (replaced(model, "real_positions", from_the_edge), "encoder.positions"),
+    "ScatteredMask": (replaced(model, "real_positions", from_the_first_token), "encoder.positions"),
     "CachePosition": (lambda case, patch: (case, StalePosition()), "step.1.decoder.positions"),
     "LastPosition": (of_quantity(short_table), "encoder.positions"),
     "RaggedPrefix": (
@@ -241,10 +235,7 @@ MISTAKES = {
         of_config(inside("feed_forward", activation=gelu)),
         "encoder.layers.0.feed_forward.hidden",
     ),
-    "PositionScale": (
-        of_config(inside("positions", scale=lambda scale: 1.0)),
-        "encoder.positions",
-    ),
+    "PositionScale": (of_config(inside("positions", scale=lambda scale: 1.0)), "encoder.positions"),
     "RelativeBuckets": (of_config(both_ways), f"decoder{SELF}scores"),
     "AttentionScale": (
         of_config(inside("self_attention", scale=lambda scale: 1 / math.sqrt(5))),
