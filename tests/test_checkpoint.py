@@ -460,17 +460,10 @@ def test_random_mutations(path, tiny):
 
 
 CENTRAL_FIELDS = {  # place in a record of the central directory, and size
-    "extract version": (6, 2),
-    "flags": (8, 2),
-    "method": (10, 2),
-    "checksum": (16, 4),
-    "compressed size": (20, 4),
-    "size": (24, 4),
-    "name length": (28, 2),
-    "extra length": (30, 2),
-    "comment length": (32, 2),
-    "offset": (42, 4),
-}
+    "extract version": (6, 2), "flags": (8, 2), "method": (10, 2), "checksum": (16, 4),
+    "compressed size": (20, 4), "size": (24, 4), "name length": (28, 2), "extra length": (30, 2),
+    "comment length": (32, 2), "offset": (42, 4),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("field", CENTRAL_FIELDS)
@@ -522,9 +515,8 @@ def test_a_file_that_is_no_zip(path, content):
 def test_another_zip_file(path):
     file = io.BytesIO()
     np.savez(file, a=np.ones(3))
-    assert "not a refseq2seq checkpoint" in refusal(path, file.getvalue())
-    assert "not a refseq2seq checkpoint" in refusal(path, packed({}))
-    assert "must contain a JSON object, got list" in refusal(path, packed({HEADER: b"[1]"}))
+    for content in (file.getvalue(), packed({})):
+        assert "not a refseq2seq checkpoint" in refusal(path, content)
 
 
 # Hostile headers
@@ -594,23 +586,18 @@ def test_every_key_of_the_header_left_out(path, tiny):
         ("config more", 1, "'more'"),
         ("config pad_id", 7, "pad_id .*0 to 6, got 7"),
         ("config eos_ids", [[2]], "eos_ids .*list"),
-        ("config encoder", None, "encoder .*NoneType"),
         ("config encoder n_layers", 10**9, "more layers"),
         ("config decoder n_layers", 2**31 - 1, "more layers"),
         ("config decoder n_layers", 10**30, r"n_layers .*2\*\*31"),
         ("config encoder vocab_size", 10**9, "encoder.embedding .*shape"),
         ("config decoder d_model", 10**9, "shape"),
-        ("config encoder norm", {}, r"norm .*'bias', 'eps'"),
         ("config encoder norm eps", 1, "eps .*int"),
         ("config encoder norm kind", "batch_norm", "kind .*'batch_norm'"),
         ("config encoder positions", {"type": "absolute"}, "type .*'absolute'"),
         ("config encoder relative_positions", {"type": "alibi", "slopes": []}, "slopes"),
         ("source_vocabulary symbols", ["<pad>"], "1 symbols, .*5"),
-        ("source_vocabulary symbols", ["a", "b", "a", "c", "d"], "symbols"),
-        ("source_vocabulary symbols", [1, 2, 3, 4, 5], "symbols .*int"),
         ("source_vocabulary special", ["b", "x"], "special .*'x'"),
         ("source_vocabulary replacements", [["a"]], "replacements"),
-        ("target_vocabulary separator", None, "separator .*NoneType"),
     ],
 )
 def test_a_header_that_does_not_hold(path, tiny, keys, value, message):
@@ -626,13 +613,15 @@ def test_a_header_that_does_not_hold(path, tiny, keys, value, message):
 
 @pytest.mark.parametrize(
     "header",
-    [b"", b"{", b"\xff\xfe\0", b"\x80", b"null", b'""']
-    + [text * 10**5 for text in (b"[", b'{"":', b"9")],
-    ids=["empty", "cut", "utf-16", "bytes", "null", "string", "lists", "objects", "digits"],
+    [b"", b"{", b"\xff\xfe\0", b"\x80", b"null", b'""', b"[1]"]
+    + [text * 10**5 for text in (b"[" * 10, b'{"":', b"9")],
+    ids=["empty", "cut", "utf-16", "bytes", "null", "string", "list", "lists", "objects", "digits"],
 )
 def test_a_header_that_is_no_json_object(path, tiny, header):
+    recursion_limit = sys.getrecursionlimit()
     with cheap(megabytes=20):
         assert HEADER in refusal(path, packed(entries(tiny) | {HEADER: header}))
+    assert sys.getrecursionlimit() == recursion_limit
 
 
 def test_a_deeply_nested_value_in_the_config(path, tiny):
@@ -795,9 +784,3 @@ def test_overlapping_entries(path, tiny):
         offset = struct.unpack_from("<L", tiny, record.start() + 42)[0]
         struct.pack_into("<LL", lie, record.start() + 20, *[len(tiny) - offset] * 2)
     assert "overlap" in refusal(path, bytes(lie))
-
-
-def test_the_recursion_limit_is_not_touched(path, tiny):
-    before = sys.getrecursionlimit()
-    refusal(path, packed(entries(tiny) | {HEADER: b"[" * 10**6}))
-    assert sys.getrecursionlimit() == before

@@ -20,7 +20,7 @@ pytest.importorskip("resource", reason="limits and named pipes are those of Unix
 import resource
 
 import hostile
-from hostile import INDEX, SHARDS, WEIGHTS, Case, judge, write_json, write_sums
+from hostile import SHARDS, WEIGHTS, Case, judge, write_json, write_sums
 
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, from_huggingface
@@ -165,7 +165,6 @@ def test_bad_tokenizers_raise(directories, content, told):
     assert re.search(f"tokenizer.json: .*{told}", refusal(rs.load, directories["BART"]))
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "vocab.json", INDEX])
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -178,13 +177,11 @@ def test_bad_tokenizers_raise(directories, content, told):
     ],
     ids=["deep", "values", "list", "bytes", "digits", "long"],
 )
-def test_json_that_is_bad_or_too_large_raises(directories, name, content, told):
-    if name == "vocab.json":
-        pytest.importorskip("sentencepiece")
-    family = {INDEX: "M2M100"}.get(name, "Marian")
-    (directories[family] / name).write_bytes(content)
-    found = refusal(rs.load, directories[family], megabytes=200)
-    assert re.search(f"{name}: .*{told}", found)
+def test_json_that_is_bad_or_too_large_raises(directories, content, told):
+    """`hostile.files` has more of it in each file; here memory is measured."""
+    (directories["T5"] / "config.json").write_bytes(content)
+    found = refusal(rs.load, directories["T5"], megabytes=200)
+    assert re.search(f"config.json: .*{told}", found)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -205,11 +202,9 @@ def test_an_array_in_two_shards_raises(directories):
 
 def test_two_names_of_one_array_raise(directories):
     """One of them that of a compiled module."""
-    names = "final_logits_bias and _orig_mod.final_logits_bias"
-    with_arrays(
-        directories["BART"] / WEIGHTS, {"_orig_mod.final_logits_bias": np.ones((1, 31), "f4")}
-    )
-    assert names in refusal(rs.load, directories["BART"])
+    name = "_orig_mod.final_logits_bias"
+    with_arrays(directories["BART"] / WEIGHTS, {name: np.ones((1, 31), "f4")})
+    assert f"final_logits_bias and {name}" in refusal(rs.load, directories["BART"])
     with pytest.raises(ValueError, match=r"a and _orig_mod\.a"):
         from_huggingface({"a": np.ones(1), "_orig_mod.a": np.ones(1)}, hostile.CONFIGS["BART"])
 
@@ -219,11 +214,6 @@ def test_names_with_escapes_of_a_terminal_are_printed_with_backslashes(directori
     assert r"a\x1b[2J b c" in refusal(rs.load, directories["BART"])
 
 
-def with_header(fields, data=b""):
-    text = json.dumps(fields).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
 @pytest.mark.parametrize(
     "shape", [[0, 10**12], [10**12, 0], [2**23] * 40 + [0], [10**4000] * 200 + [0], [1] * 65]
 )
@@ -231,12 +221,12 @@ def test_axes_longer_than_the_file_raise(tmp_path, shape):
     """A sum along the other axes of an empty array would be an array of this length."""
     n = 0 if 0 in shape else 4
     entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, n]}
-    (tmp_path / "x.safetensors").write_bytes(with_header({"x": entry}, bytes(n)))
+    text = json.dumps({"x": entry}).encode()
+    content = struct.pack("<Q", len(text)) + text + bytes(n)
+    (tmp_path / "x.safetensors").write_bytes(content)
     assert "x.safetensors: x of shape" in refusal(safetensors.read, tmp_path / "x.safetensors")
     if len(str(shape)) < 999:
-        text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {tuple(shape)}, }}\n"
-        start = b"\x93NUMPY\1\0" + struct.pack("<H", len(text))
-        member = start + text.encode() + bytes(n)
+        member = hostile.array_that_says("'<f4'", str(tuple(shape)), n)
         (tmp_path / "x.npz").write_bytes(packed({"x.npy": member}))
         assert "x.npz: x has" in refusal(rs.Trace.load, tmp_path / "x.npz")
 

@@ -545,10 +545,10 @@ def native(root: Path, n: int = 60_000, seed: int = 0, every: int = 1) -> Iterat
 # Traces
 
 
-def array_that_says(descr: str, shape: str) -> bytes:
-    """Six numbers behind a header of NumPy that says this of them."""
+def array_that_says(descr: str, shape: str, n_bytes: int = 48) -> bytes:
+    """Zeros behind a header of NumPy that says this of them."""
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(48)
+    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(n_bytes)
 
 
 @cache
