@@ -687,12 +687,11 @@ def main() -> int:
     """Run each kind in a process of its own, whose memory is limited and measured."""
     if len(sys.argv) > 1:
         return run(sys.argv[1])
-    print(f"{'kind':10}" + "".join(f"{name:>9}" for name in COLUMNS), flush=True)
+    columns = ("tried", "loaded", "refused", "fault", "slowest s", "peak MB")
+    print(f"{'kind':10}" + "".join(f"{name:>9}" for name in columns), flush=True)
     runs = [subprocess.run([sys.executable, __file__, kind], check=False) for kind in KINDS]
     return int(any(run.returncode for run in runs))
 
-
-COLUMNS = ("tried", "loaded", "refused", "fault", "slowest s", "peak MB")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ from refseq2seq.testing import assert_agrees, assert_tokens_agree, rounded, spre
 
 CONFIG = arrangements.x_transformers
 MODEL = rounded(rs.Model.random(CONFIG, 1, "float64"), "bfloat16")
-SOURCE, TARGET = [[3, 4, 7, 9, 5], [5, 6, 11]], [[1, 5, 8], [1, 7, 3]]
+SOURCE, TARGET = [[3, 4, 7, 9, 18], [5, 6, 11]], [[1, 5, 8], [1, 7, 3]]
 
 
 def test_assert_agrees_takes_one_quantity_or_many():
@@ -196,18 +196,11 @@ def test_a_port_that_forgets_a_processor_fails(processor):
     found = assert_tokens_agree(tokens, within, eos_ids=(), processors=[processor])
     assert found.compared == found.total == 12
     forgetful = generated_by()[0]
-    if np.array_equal(forgetful, tokens):
-        pytest.skip("it changes nothing here")
+    assert not np.array_equal(forgetful, tokens)
     with pytest.raises(AssertionError, match=rf"({processor.name}|spreads)"):
         assert_tokens_agree(forgetful, within, eos_ids=(), processors=[processor])
     with pytest.raises(ValueError, match="processors"):
         assert_tokens_agree(tokens, within, eos_ids=())
-
-
-def test_processors_change_something_here():
-    free = generated_by()[0]
-    changed = [name for name, p in PROCESSORS.items() if (generated_by(p)[0] != free).any()]
-    assert len(changed) >= 4
 
 
 @pytest.mark.parametrize("prefix", [[[1, 4], [1, 7]], [[1, 4, 9], [1]]])
