@@ -596,7 +596,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def test_every_module_and_a_bulk_run_work_without_what_only_unix_has(given, output, checkpoint):
+def test_every_module_and_a_bulk_run_work_without_modules_of_unix(given, output, checkpoint):
     found = process(sys.executable, "-c", WITHOUT, "generate", "--model", checkpoint, *given)
     assert (found.returncode, found.stderr) == (0, "")
     assert_complete(output)
@@ -645,22 +645,20 @@ class Words:
 
     def encode(self, text):
         if "!" in text:
-            raise ValueError("it cries")
+            raise ValueError("no exclamations")
         return [int(word) for word in text.split() if word.isdecimal()]
 
     def decode(self, ids):
         return " ".join(map(str, ids))
 
 
-def test_a_line_that_a_tokenizer_cannot_read_or_of_which_it_leaves_nothing(
-    corpus, given, output, call_with
-):
+def test_lines_without_tokens_have_an_error(corpus, given, output, call_with):
     content = ["3 4", "5 !", "6 11", "...", "7 \u2028 8"]
     write(corpus, content)
     assert call_with(dataclasses.replace(MODEL, source_vocabulary=Words()), *given)[0] == 3
     found = read(output)
     assert [line["input"] for line in found] == content
-    errors = {1: "line 2: it cries", 2: "token id 11 at row 0, position 1", 3: "'...'"}
+    errors = {1: "line 2: no exclamations", 2: "token id 11 at row 0, position 1", 3: "'...'"}
     for i, line in enumerate(found):
         assert ("error" in line) == (i in errors)
         assert errors.get(i, "") in line.get("error", "")

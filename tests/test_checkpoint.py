@@ -389,7 +389,7 @@ def test_paths_without_a_file_raise(path, kind, message, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["t5", "G2P", "google/mt5-small"])
-def test_a_name_that_is_not_known(name):
+def test_an_unknown_name_raises(name):
     """The command line prints the two parts of the error."""
     with pytest.raises(FileNotFoundError, match="'g2p'") as caught:
         rs.load(name)
@@ -402,7 +402,7 @@ def test_a_name_that_is_not_known(name):
     + [(f"model{suffix}", "refseq2seq.convert") for suffix in (".bin", ".pt", ".PTH", ".ckpt")],
 )
 @pytest.mark.parametrize("content", [b"\x80\x02", packed({"model/data.pkl": b""})])
-def test_a_file_of_another_program(tmp_path, name, cure, content):
+def test_files_of_other_programs_raise(tmp_path, name, cure, content):
     assert cure in refusal(tmp_path / name, content)
 
 
@@ -413,10 +413,10 @@ def test_a_checkpoint_may_have_the_name_of_any_file(tmp_path):
             assert bits(rs.load(path)) == bits(TINY)
 
 
-# Damage: refused, or without effect
+# Damage raises, or has no effect
 
 
-def test_flipped_bits_all_over(path, tiny):
+def test_flipped_bits(path, tiny):
     """What may be flipped without effect is dates, versions, and what the zip says twice."""
     n_unnoticed, places = 0, range(0, len(tiny), 11)  # 11: each bit of a byte has its turn
     for i in places:
@@ -467,7 +467,7 @@ CENTRAL_FIELDS = {  # place in a record of the central directory, and size
 
 
 @pytest.mark.parametrize("field", CENTRAL_FIELDS)
-def test_lies_in_the_central_directory(path, content, field):
+def test_wrong_fields_of_the_central_directory(path, content, field):
     start, size = CENTRAL_FIELDS[field]
     values = [0, 1, 2, 8, 2**11, 2**15, 2**16 - 1, len(content), 2**31 - 1, 2**31, 2**32 - 1]
     with cheap(megabytes=2):
@@ -480,7 +480,7 @@ def test_lies_in_the_central_directory(path, content, field):
 
 @pytest.mark.parametrize("field", ["size_cd", "offset_cd"])
 @pytest.mark.parametrize("value", [0, 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63, 2**64 - 1])
-def test_lies_in_the_end_records(path, tiny, field, value):
+def test_wrong_fields_of_the_end_records(path, tiny, field, value):
     """Of a zip64 file, whose numbers have 64 bits."""
     end = len(tiny) - 22
     size_cd, offset_cd = struct.unpack("<LL", tiny[end + 12 : end + 20])
@@ -519,7 +519,7 @@ def test_another_zip_file(path):
         assert "not a refseq2seq checkpoint" in refusal(path, content)
 
 
-# Hostile headers
+# Headers
 
 
 def nodes(tree, place=()):
@@ -600,7 +600,7 @@ def test_every_key_of_the_header_left_out(path, tiny):
         ("source_vocabulary replacements", [["a"]], "replacements"),
     ],
 )
-def test_a_header_that_does_not_hold(path, tiny, keys, value, message):
+def test_wrong_fields_of_the_header_raise(path, tiny, keys, value, message):
     def change(header):
         *places, last = keys.split()
         for key in places:
@@ -639,7 +639,7 @@ def test_a_vocabulary_is_checked_in_linear_time(path, tiny):
         assert "has 20000 symbols" in refusal(path, with_header(tiny, change))
 
 
-# Hostile arrays
+# Arrays
 
 
 def test_missing_extra_and_repeated_arrays(path, tiny):
@@ -695,7 +695,7 @@ ARRAY = np.arange(15, dtype="float32").reshape(5, 3)  # the encoder's embedding
         (npy(ARRAY).replace(b"False", b"1==2 "), "no .npy header"),
     ],
 )
-def test_an_array_that_does_not_hold(path, tiny, member, message):
+def test_wrong_arrays_raise(path, tiny, member, message):
     with cheap(megabytes=2):
         found = refusal(path, packed(entries(tiny) | {"encoder.embedding.npy": member}))
     assert re.search(message, found)
@@ -771,7 +771,7 @@ def test_compressed_entries_are_refused_unread(path, tiny, compression):
             assert "compressed" in refusal(path, bomb)
 
 
-def test_an_array_of_honest_but_absurd_size_is_not_read(path, tiny):
+def test_an_array_larger_than_its_shape_is_not_read(path, tiny):
     bomb = packed(entries(tiny) | {"encoder.embedding.npy": npy(ARRAY)[:128] + bytes(2**23)})
     with cheap(megabytes=2):
         assert "8388608 bytes" in refusal(path, bomb)

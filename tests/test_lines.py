@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from refseq2seq import cli
-from refseq2seq.cli import bulk, generate, lines, options
+from refseq2seq.cli import options
 from refseq2seq.cli.lines import Line, read_lines
 
 MODEL = any_text()
@@ -122,10 +122,6 @@ def test_read_lines_by_an_example():
     assert [line.text for line in found] == ["cat", "\ufeffa\rb\r", "", "\ufffdz", " "]
     assert [line.error is None for line in found] == [True, True, True, False, True]
     assert found[0] == Line(0, "cat")
-
-
-def test_bulk_and_generate_share_read_lines():
-    assert bulk.read_lines is generate.read_lines is lines.read_lines
 
 
 @pytest.mark.parametrize("text", ["", "\r", "\ufeff"])

@@ -198,7 +198,7 @@ def test_importing_it_is_quick():
 # The page ---------------------------------------------------------------------------------------
 
 
-def test_the_page_shows_what_was_measured():
+def test_the_page_has_the_table_of_performance():
     figures = json.loads(peers.FIGURES.read_text())
     assert peers.measured(figures) in peers.PAGE.read_text(encoding="utf-8")
     for row in figures["figures"].values():  # engines of the same weights give the same tokens

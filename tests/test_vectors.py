@@ -50,7 +50,7 @@ def converted(about, arrays):
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
-def test_logits_and_greedy_tokens_are_the_peers(path):
+def test_logits_and_greedy_tokens_are_those_of_the_peers(path):
     about, arrays, values = read(path)
     model = converted(about, arrays)
     logits = rs.forward(model, values["source"], values["target"], values["mask"])

@@ -38,7 +38,7 @@ def test_assert_agrees_takes_one_quantity_or_many():
         assert told in str(caught.value)
 
 
-def test_z_scales_what_is_allowed():
+def test_z_scales_the_allowed_error():
     within = spread(MODEL, SOURCE, TARGET, dtype="bfloat16")
     e = within["logits"]
     off = e.value.copy()

@@ -58,7 +58,7 @@ def test_exact_operations_do_not_round():
 
 @pytest.mark.parametrize("n", [17, 64, 500])
 @pytest.mark.parametrize("mean", [0.0, 0.5, 3.0])
-def test_products_and_sums_err_as_float32_does_term_after_term(n, mean):
+def test_errors_of_products_and_sums_are_those_of_float32(n, mean):
     """The simulation has sqrt(2) of the spread of sums in order, whatever the signs of terms."""
     rng, by = np.random.default_rng(n), arithmetic()
     a, b = (rng.standard_normal(shape) + mean for shape in ((200, n), (n, 50)))

@@ -108,7 +108,7 @@ def test_shapes_must_be_equal():
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_must_be_so_in_both(wrong):
+def test_nan_and_infinities_must_be_in_both(wrong):
     value = SOUND["logits"].copy()
     value[1, 0, 3] = wrong
     for reference, other in ((SOUND["logits"], value), (value, SOUND["logits"])):

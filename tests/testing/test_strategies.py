@@ -64,7 +64,7 @@ def test_every_convention_is_drawn():
 
 @settings(max_examples=30)
 @given(data=st.data())
-def test_what_is_drawn_fits_the_model(data):
+def test_drawn_inputs_fit_the_model(data):
     model = data.draw(strategies.models(dtype="float32"))
     source = data.draw(strategies.sources(model))
     c = model.config
@@ -102,7 +102,7 @@ def test_the_simplest_model_is_simple():
     assert len(repr(MODEL)) < 80
 
 
-def test_failures_shrink_to_what_makes_them():
+def test_attentions_shrink_to_the_condition():
     simplest = find(strategies.attentions(), lambda c: True, settings=first_found)
     found = find(strategies.attentions(), lambda c: c.n_learned_kv and c.head_scale)
     assert found == dataclasses.replace(simplest, n_learned_kv=1, head_scale=True)
@@ -273,7 +273,7 @@ def large_uniform(case):
         (large_uniform, "Case(uniforms=[[0.5]])"),
     ],
 )
-def test_cases_shrink_to_what_matters(condition, smallest):
+def test_cases_shrink_to_the_condition(condition, smallest):
     """Nothing else is left in the printed case."""
     kinds = st.sampled_from(("layer_norm", "rms_norm"))
     configs = kinds.map(lambda kind: conventions(**{"encoder.norm.kind": kind}))

@@ -49,7 +49,7 @@ def test_errors_of_rounding_to_nearest_are_0_7_of_the_spread(dtype):
             e = within["logits"]
             ratios.append(np.mean((right["logits"] - e.value) ** 2) / np.mean(e.sigma**2))
     ratio = np.mean(ratios) ** 0.5
-    # In float32 the insides of operations round too, which rounding what is tapped leaves out.
+    # In float32 the steps inside an operation round too; here only its result is rounded.
     assert 0.6 < ratio < 0.85 if dtype != "float32" else 0.2 < ratio < 0.5
 
 
@@ -86,7 +86,7 @@ def test_spreads_are_in_proportion_to_the_steps_of_the_format():
         for dtype in ("bfloat16", "float16", "float32")
     }
     assert sigma["bfloat16"] / sigma["float16"] == pytest.approx(8, rel=0.2)
-    # In float32 the insides of operations round no finer than tensors: a little more.
+    # In float32 the steps inside an operation round as its result does: a little more.
     assert 2**13 / 4 < sigma["float16"] / sigma["float32"] < 2**13
 
 
