@@ -1,4 +1,4 @@
-"""The native format: what was saved comes back bit for bit, and nothing else comes back."""
+"""The native format: a saved model comes back bit for bit, and all else is refused."""
 
 import dataclasses
 import io
@@ -11,14 +11,14 @@ import struct
 import sys
 import threading
 import time
-import tracemalloc
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import arrangements
 import numpy as np
 import pytest
+from bad_files import cheap, npy, packed, spoiled
+from bad_files import unpacked as entries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,19 +33,10 @@ DTYPES = ("float16", "float32", "float64")
 def small_model():
     """Of few and prime sizes, an array of each kind: 14 kB."""
     config = rs.presets.x_transformers(
-        d_model=3,
-        source_vocab_size=5,
-        target_vocab_size=7,
-        n_source_positions=11,
-        n_target_positions=2,
-        encoder_layers=1,
-        decoder_layers=1,
-        n_heads=2,
-        d_k=2,
-        decoder_start_id=1,
-        eos_ids=(2, 3),
-        pad_id=0,
-    )
+        d_model=3, source_vocab_size=5, target_vocab_size=7, n_source_positions=11,
+        n_target_positions=2, encoder_layers=1, decoder_layers=1, n_heads=2, d_k=2,
+        decoder_start_id=1, eos_ids=(2, 3), pad_id=0,
+    )  # fmt: skip
     source = rs.Vocabulary(
         symbols=("<pad>", "a", "b", "é", "\N{PILE OF POO}"),
         separator="",
@@ -102,26 +93,6 @@ def saved(model, path, **options):
     return path.read_bytes()
 
 
-def entries(content):
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def packed(members, compression=zipfile.ZIP_STORED):
-    """A zip file with right checksums, written without the package."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file.getvalue()
-
-
-def npy(array, **options):
-    file = io.BytesIO()
-    np.save(file, array, **options)
-    return file.getvalue()
-
-
 def with_header(content, change):
     """The checkpoint after ``change`` has worked on its parsed header."""
     members = entries(content)
@@ -153,6 +124,7 @@ def refusal(path, content):
         rs.load(path)
     message = str(caught.value)
     assert message.startswith(str(path))
+    assert message.isprintable()
     assert len(str(path)) + 10 < len(message) < len(str(path)) + 1000
     return message
 
@@ -166,19 +138,6 @@ def refused_or(path, content, model):
         return True
     assert bits(loaded) == bits(model)
     return False
-
-
-@contextmanager
-def cheap(megabytes, seconds=2.0):
-    """Fails if what is inside allocates more than this, or computes longer."""
-    tracemalloc.start()
-    start = time.process_time()
-    try:
-        yield
-        assert time.process_time() - start < seconds
-        assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
-    finally:
-        tracemalloc.stop()
 
 
 # What was saved comes back
@@ -201,32 +160,11 @@ def test_round_trip_of_any_finite_value(path, data):
 
 
 def test_loaded_arrays_can_be_written_and_tied_ones_are_shared(path):
-    config = rs.presets.vaswani(
-        d_model=6,
-        vocab_size=7,
-        n_layers=1,
-        n_heads=2,
-        d_ff=5,
-        decoder_start_id=1,
-        eos_ids=(2,),
-        pad_id=0,
-    )
-    rs.save(rs.Model.random(config, seed=3), path)
+    rs.save(rs.Model.random(arrangements.vaswani, seed=3), path)
     loaded = rs.load(path)
     loaded.params.decoder.embedding[2, 3] = 11
-    assert loaded.params.encoder.embedding[2, 3] == 11
-    assert loaded.params.unembedding[3, 2] == 11
+    assert loaded.params.encoder.embedding[2, 3] == loaded.params.unembedding[3, 2] == 11
     assert "unembedding.npy" not in entries(path.read_bytes())
-
-
-def test_vocabularies_are_kept(path):
-    rs.save(MODEL, path)
-    loaded = rs.load(path)
-    assert loaded.source_vocabulary.encode("Aé2") == [1, 3, 1, 2]
-    assert loaded.target_vocabulary.decode([1, 3, 4, 2]) == "AH B"
-    rs.save(dataclasses.replace(MODEL, source_vocabulary=None, target_vocabulary=None), path)
-    assert rs.load(path).source_vocabulary is None
-    assert rs.load(path).target_vocabulary is None
 
 
 def test_the_same_model_gives_the_same_bytes(path, monkeypatch):
@@ -236,41 +174,37 @@ def test_the_same_model_gives_the_same_bytes(path, monkeypatch):
     assert saved(rs.load(path), path) == first
 
 
+def header_of(model):
+    texts = {name: getattr(model, name) for name in ("source_vocabulary", "target_vocabulary")}
+    return {
+        "format": "refseq2seq",
+        "version": 2,
+        "dtype": str(model.dtype),
+        "config": model.config.to_dict(),
+        **{name: text and text.to_dict() for name, text in texts.items()},
+    }
+
+
 def test_numpy_and_json_read_the_file(path):
     rs.save(MODEL, path)
     with np.load(path) as file:
-        header = json.loads(file[HEADER])
+        assert json.loads(file[HEADER]) == header_of(MODEL)
         arrays = {name: file[name] for name in file.files if name != HEADER}
     assert arrays.keys() == param_shapes(MODEL.config).keys()
     for name, array in arrays.items():
         expected = dict(named_arrays(MODEL.params))[name]
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, expected, strict=True)
-    assert header == {
-        "format": "refseq2seq",
-        "version": 2,
-        "dtype": "float32",
-        "config": MODEL.config.to_dict(),
-        "source_vocabulary": MODEL.source_vocabulary.to_dict(),
-        "target_vocabulary": MODEL.target_vocabulary.to_dict(),
-    }
 
 
 def test_a_file_written_by_others_is_read(path):
     """By numpy.save and zipfile, in another order, with today's date and other spacing."""
-    header = {
-        "target_vocabulary": None,
-        "source_vocabulary": None,
-        "config": MODEL.config.to_dict(),
-        "dtype": "float64",
-        "version": 2,
-        "format": "refseq2seq",
-    }
-    arrays = dict(named_arrays(MODEL.astype("float64").params))
-    members = {f"{name}.npy": npy(arrays[name]) for name in reversed(param_shapes(MODEL.config))}
+    model = dataclasses.replace(MODEL, source_vocabulary=None, target_vocabulary=None)
+    model = model.astype("float64")
+    header, arrays = dict(reversed(header_of(model).items())), dict(named_arrays(model.params))
+    members = {f"{name}.npy": npy(arrays[name]) for name in reversed(param_shapes(model.config))}
     path.write_bytes(packed(members | {HEADER: json.dumps(header).encode()}))
-    expected = dataclasses.replace(MODEL, source_vocabulary=None, target_vocabulary=None)
-    assert bits(rs.load(path)) == bits(expected.astype("float64"))
+    assert bits(rs.load(path)) == bits(model)
 
 
 def test_a_file_of_version_1_is_read():
@@ -292,8 +226,7 @@ def test_a_file_of_version_1_with_names_of_version_2_is_refused(path):
             stack = header["config"][side]
             stack["n_register_tokens"] = stack.pop("n_memory_tokens")
 
-    said = refusal(path, with_header(version_1, rename))
-    assert "it has version 1, which does not have 'n_register_tokens'" in said
+    assert "'n_register_tokens'" in refusal(path, with_header(version_1, rename))
 
 
 @pytest.mark.parametrize(("stored", "code"), [("float16", "<e"), ("float32", "<f")])
@@ -306,11 +239,6 @@ def test_a_narrower_stored_dtype_rounds_once(path, stored, code, values):
     assert bits(rs.load(path)) == bits(filled(TINY, np.array(rounded)))
 
 
-def test_a_wider_stored_dtype_changes_nothing(path):
-    rs.save(MODEL, path, stored_dtype="float64")
-    assert bits(rs.load(path)) == bits(MODEL)
-
-
 def test_an_array_longer_than_a_plain_zip_can_hold(path, monkeypatch):
     """Beyond 2 GiB an entry needs zip64; here, beyond 100 bytes."""
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
@@ -320,6 +248,7 @@ def test_an_array_longer_than_a_plain_zip_can_hold(path, monkeypatch):
 
 def test_stored_dtype_is_what_the_file_holds(path):
     sizes = [len(saved(MODEL, path, stored_dtype=dtype)) for dtype in DTYPES]
+    assert bits(rs.load(path)) == bits(MODEL)  # the last, and wider one, has the same numbers
     n = sum(np.prod(shape, dtype=int) for shape in param_shapes(MODEL.config).values())
     assert [sizes[1] - sizes[0], sizes[2] - sizes[1]] == [2 * n, 4 * n]
 
@@ -327,55 +256,39 @@ def test_stored_dtype_is_what_the_file_holds(path):
 # What cannot be saved
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_parameter_that_is_not_finite_is_refused(tmp_path, value):
-    with pytest.raises(ValueError, match=r"decoder\.embedding is not finite as float32"):
-        rs.save(filled(TINY, np.array([0, value], dtype="float32")), tmp_path / "model.npz")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_parameter_beyond_the_stored_dtype_is_refused(tmp_path):
     """float16 ends at 65504; from 65520 on, the nearest is infinity."""
     path = tmp_path / "model.npz"
     rs.save(filled(TINY, np.array([65519.0])), path, stored_dtype="float16")
     before = path.read_bytes()
-    with np.errstate(all="raise"), pytest.raises(ValueError, match="is not finite as float16"):
+    with np.errstate(all="raise"), pytest.raises(ValueError, match="float16"):
         rs.save(filled(TINY, np.array([65520.0])), path, stored_dtype="float16")
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
 
 
-@pytest.mark.parametrize("dtype", ["int8", "complex64", "S4"])
-def test_other_stored_dtypes_are_refused(tmp_path, dtype):
-    with pytest.raises(ValueError, match=f"stored_dtype must be one of .*{dtype}"):
-        rs.save(TINY, tmp_path / "model.npz", stored_dtype=dtype)
-    assert list(tmp_path.iterdir()) == []
+def with_source(vocabulary):
+    return dataclasses.replace(TINY, source_vocabulary=vocabulary)
 
 
-def test_parameters_that_do_not_fit_the_config_are_refused(tmp_path):
-    def changed(**changes):
-        return dataclasses.replace(MODEL, params=dataclasses.replace(MODEL.params, **changes))
-
-    path = tmp_path / "model.npz"
-    with pytest.raises(ValueError, match=r"unembedding must have shape \(3, 7\) .* got \(7, 3\)"):
-        rs.save(changed(unembedding=MODEL.params.unembedding.T), path)
-    with pytest.raises(ValueError, match=r"params has logits_bias, of shape \(7,\)"):
-        rs.save(changed(logits_bias=np.ones(7, dtype="float32")), path)
-    with pytest.raises(ValueError, match=r"params lacks encoder.final_norm.gain, of shape \(3,\)"):
-        rs.save(changed(encoder=dataclasses.replace(MODEL.params.encoder, final_norm=None)), path)
-    with pytest.raises(ValueError, match=r"one dtype, got \['float32', 'float64'\]"):
-        rs.save(changed(unembedding=MODEL.params.unembedding.astype("float64")), path)
-    assert list(tmp_path.iterdir()) == []
+EMPTY = dataclasses.replace(TINY.source_vocabulary, symbols=(), special=())
 
 
-def test_a_vocabulary_that_does_not_fit_the_config_is_refused(tmp_path):
-    swapped = dataclasses.replace(TINY, source_vocabulary=TINY.target_vocabulary)
-    with pytest.raises(ValueError, match="source vocabulary has 7 symbols, the config 5"):
-        rs.save(swapped, tmp_path / "model.npz")
-    nothing = dataclasses.replace(TINY.source_vocabulary, symbols=(), special=())
-    with pytest.raises(ValueError, match="source vocabulary has 0 symbols, the config 5"):
-        rs.save(dataclasses.replace(TINY, source_vocabulary=nothing), tmp_path / "model.npz")
-    with pytest.raises(TypeError, match="source tokenizer is a object"):
-        rs.save(dataclasses.replace(TINY, source_vocabulary=object()), tmp_path / "model.npz")
+@pytest.mark.parametrize(
+    ("model", "stored_dtype", "kind", "message"),
+    [
+        (filled(TINY, np.float32([0, x])), None, ValueError, r"decoder\.embedding .* float32")
+        for x in (np.nan, np.inf, -np.inf)
+    ]
+    + [(TINY, name, ValueError, f"stored_dtype .*{name}") for name in ("int8", "complex64", "S4")]
+    + [
+        (with_source(TINY.target_vocabulary), None, ValueError, "source .*7 .*5"),
+        (with_source(EMPTY), None, ValueError, "source .*0 .*5"),
+        (with_source(object()), None, TypeError, "source .*object"),
+    ],
+)
+def test_models_that_cannot_be_saved_raise(tmp_path, model, stored_dtype, kind, message):
+    with pytest.raises(kind, match=message):
+        rs.save(model, tmp_path / "model.npz", stored_dtype=stored_dtype)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -401,16 +314,13 @@ def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path, monkeypatch, erro
     assert path.read_bytes() == before
 
 
-def test_a_directory_is_not_replaced(tmp_path):
+def test_save_neither_replaces_nor_makes_a_directory(tmp_path):
     target = tmp_path / "model.npz"
     target.mkdir()
     with pytest.raises(OSError):  # noqa: PT011 - which one is the system's business
         rs.save(TINY, target)
     assert list(tmp_path.iterdir()) == [target]
     assert list(target.iterdir()) == []
-
-
-def test_no_directory_is_made_up(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         rs.save(TINY, tmp_path / "nowhere" / "model.npz")
 
@@ -434,12 +344,6 @@ def test_a_link_stays_a_link(tmp_path):
     rs.save(TINY, link)
     assert link.is_symlink()
     assert bits(rs.load(target)) == bits(TINY)
-
-
-def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
-    path = tmp_path / ("m" * 251 + ".npz")
-    rs.save(TINY, path)
-    assert bits(rs.load(path)) == bits(TINY)
 
 
 def test_concurrent_writers_and_readers_see_whole_files(tmp_path):
@@ -467,57 +371,52 @@ def test_concurrent_writers_and_readers_see_whole_files(tmp_path):
 # Paths
 
 
-def test_what_is_no_path_to_a_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent"):
-        rs.load(tmp_path / "absent.npz")
-    with pytest.raises(FileNotFoundError, match=r"save_pretrained.*config\.json"):
-        rs.load(tmp_path)
-    for path in (3, None, b"model.npz"):
-        with pytest.raises(TypeError, match=f"path must be a str .* {type(path).__name__}"):
-            rs.load(path)
-    with pytest.raises(ValueError, match="path is empty: give"):
-        rs.load("")
+@pytest.mark.parametrize(
+    ("path", "kind", "message"),
+    [
+        ("absent.npz", FileNotFoundError, "absent"),
+        (".", FileNotFoundError, r"config\.json"),
+        (3, TypeError, "path .*int"),
+        (None, TypeError, "path .*NoneType"),
+        (b"model.npz", TypeError, "path .*bytes"),
+        ("", ValueError, "path is empty"),
+    ],
+)
+def test_paths_without_a_file_raise(path, kind, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kind, match=message):
+        rs.load(path)
 
 
 @pytest.mark.parametrize("name", ["t5", "G2P", "google/mt5-small"])
-def test_a_name_that_is_not_known(name):
+def test_an_unknown_name_raises(name):
     """The command line prints the two parts of the error."""
-    with pytest.raises(FileNotFoundError, match=r"No such file.*'g2p'.*give the path") as caught:
+    with pytest.raises(FileNotFoundError, match="'g2p'") as caught:
         rs.load(name)
     assert caught.value.filename == name
 
 
 @pytest.mark.parametrize(
     ("name", "cure"),
-    [
-        ("model.safetensors", "directory that contains it and its config.json"),
-        *(
-            (f"model{suffix}", "Pickles .* refseq2seq.convert")
-            for suffix in (".bin", ".pt", ".PTH")
-        ),
-        ("model.ckpt", "Pickles .* refseq2seq.convert"),
-    ],
+    [("model.safetensors", "config.json")]
+    + [(f"model{suffix}", "refseq2seq.convert") for suffix in (".bin", ".pt", ".PTH", ".ckpt")],
 )
 @pytest.mark.parametrize("content", [b"\x80\x02", packed({"model/data.pkl": b""})])
-def test_a_file_of_another_program(tmp_path, name, cure, content):
-    assert re.search(cure, refusal(tmp_path / name, content))
+def test_files_of_other_programs_raise(tmp_path, name, cure, content):
+    assert cure in refusal(tmp_path / name, content)
 
 
 def test_a_checkpoint_may_have_the_name_of_any_file(tmp_path):
-    for name in ("model.bin", "model.safetensors", "g2p"):
-        rs.save(TINY, tmp_path / name)
-        assert bits(rs.load(tmp_path / name)) == bits(TINY)
+    for name in ("model.bin", "model.safetensors", "g2p", "m" * 251 + ".npz"):
+        for path in (tmp_path / name, str(tmp_path / name)):
+            rs.save(TINY, path)
+            assert bits(rs.load(path)) == bits(TINY)
 
 
-def test_a_path_may_be_a_string(tmp_path):
-    rs.save(TINY, str(tmp_path / "model.npz"))
-    assert bits(rs.load(str(tmp_path / "model.npz"))) == bits(TINY)
+# Damage raises, or has no effect
 
 
-# Damage: refused, or without effect
-
-
-def test_flipped_bits_all_over(path, tiny):
+def test_flipped_bits(path, tiny):
     """What may be flipped without effect is dates, versions, and what the zip says twice."""
     n_unnoticed, places = 0, range(0, len(tiny), 11)  # 11: each bit of a byte has its turn
     for i in places:
@@ -546,46 +445,29 @@ def test_added_bytes(path, tiny, tail, before):
     refused_or(path, tail + tiny if before else tiny + tail, TINY)
 
 
-@pytest.mark.parametrize("n", [1, 22, 65535, 65536, 10**6])
-def test_an_appended_tail_of_zeros(path, tiny, n):
-    refused_or(path, tiny + bytes(n), TINY)
+def test_appended_zeros(path, tiny):
+    for n in (1, 22, 65535, 65536, 10**6):  # a comment has at most 65535 bytes
+        refused_or(path, tiny + bytes(n), TINY)
 
 
 def test_random_mutations(path, tiny):
-    """Bytes set to telling values, cut out, doubled, moved, overwritten by other parts."""
-    rng = random.Random(7)
-    telling = [b"", b"\0", b"\xff", b"\xff\xff", bytes(4), b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f"]
-    telling += [b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7", b"\x80", b"\x93NUMPY", b"|O"]
-    records = [m.start() for m in re.finditer(b"PK[\1\3\5]", tiny)]
-
-    def place():
-        return min(rng.choice(records) + rng.randrange(50), rng.randrange(len(tiny)))
-
-    for _ in range(1000):
-        mutant = bytearray(tiny)
-        for _ in range(rng.choice([1, 1, 2, 4])):
-            i, j, n = place(), place(), rng.randrange(1, 60)
-            part = rng.choice([rng.choice(telling), mutant[j : j + n], rng.randbytes(n)])
-            mutant[i : i + rng.choice([0, n, len(part), len(part)])] = part
-        refused_or(path, bytes(mutant), TINY)
+    """Bytes set to telling values, cut out, doubled; half of them in the records of the zip."""
+    rng, size = random.Random(7), len(tiny)
+    records = [(m.start(), m.start() + 50) for m in re.finditer(b"PK[\1\3\5]", tiny)]
+    for i in range(1000):
+        start, end = (rng.randrange(size), size) if i % 2 else rng.choice(records)
+        refused_or(path, spoiled(tiny[:end], rng, start) + tiny[end:], TINY)
 
 
 CENTRAL_FIELDS = {  # place in a record of the central directory, and size
-    "extract version": (6, 2),
-    "flags": (8, 2),
-    "method": (10, 2),
-    "checksum": (16, 4),
-    "compressed size": (20, 4),
-    "size": (24, 4),
-    "name length": (28, 2),
-    "extra length": (30, 2),
-    "comment length": (32, 2),
-    "offset": (42, 4),
-}
+    "extract version": (6, 2), "flags": (8, 2), "method": (10, 2), "checksum": (16, 4),
+    "compressed size": (20, 4), "size": (24, 4), "name length": (28, 2), "extra length": (30, 2),
+    "comment length": (32, 2), "offset": (42, 4),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("field", CENTRAL_FIELDS)
-def test_lies_in_the_central_directory(path, content, field):
+def test_wrong_fields_of_the_central_directory(path, content, field):
     start, size = CENTRAL_FIELDS[field]
     values = [0, 1, 2, 8, 2**11, 2**15, 2**16 - 1, len(content), 2**31 - 1, 2**31, 2**32 - 1]
     with cheap(megabytes=2):
@@ -598,9 +480,9 @@ def test_lies_in_the_central_directory(path, content, field):
 
 @pytest.mark.parametrize("field", ["size_cd", "offset_cd"])
 @pytest.mark.parametrize("value", [0, 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63, 2**64 - 1])
-def test_lies_in_the_end_records(path, tiny, field, value):
+def test_wrong_fields_of_the_end_records(path, tiny, field, value):
     """Of a zip64 file, whose numbers have 64 bits."""
-    end, size = len(tiny) - 22, len(tiny)
+    end = len(tiny) - 22
     size_cd, offset_cd = struct.unpack("<LL", tiny[end + 12 : end + 20])
     fields = {"size_cd": size_cd, "offset_cd": offset_cd}
     record = {"n": tiny.count(b"PK\1\2"), **fields, field: value}
@@ -610,7 +492,6 @@ def test_lies_in_the_end_records(path, tiny, field, value):
     with cheap(megabytes=2):
         assert not refused_or(path, tiny, TINY)
         refused_or(path, tiny[:end] + zip64 + locator + tiny[end:], TINY)
-    assert size == len(tiny)
 
 
 def test_a_name_that_is_not_utf8(path, tiny):
@@ -626,7 +507,6 @@ def test_a_name_that_is_not_utf8(path, tiny):
 @pytest.mark.parametrize(
     "content",
     [b"", b"\0", b"PK", b"Once upon a time\n" * 99, b"\x89PNG\r\n", npy(np.ones(3)), b"PK\5\6"],
-    ids=["empty", "zero", "PK", "text", "png", "npy", "end"],
 )
 def test_a_file_that_is_no_zip(path, content):
     assert "not a complete zip file" in refusal(path, content)
@@ -635,12 +515,11 @@ def test_a_file_that_is_no_zip(path, content):
 def test_another_zip_file(path):
     file = io.BytesIO()
     np.savez(file, a=np.ones(3))
-    assert "not a refseq2seq checkpoint" in refusal(path, file.getvalue())
-    assert "not a refseq2seq checkpoint" in refusal(path, packed({}))
-    assert "must contain a JSON object, got list" in refusal(path, packed({HEADER: b"[1]"}))
+    for content in (file.getvalue(), packed({})):
+        assert "not a refseq2seq checkpoint" in refusal(path, content)
 
 
-# Hostile headers
+# Headers
 
 
 def nodes(tree, place=()):
@@ -658,7 +537,7 @@ def test_every_value_of_the_header_replaced_by_others(path, tiny):
     """What is not refused is a model of exactly the config that stands in the file."""
     members = entries(tiny)
     header = json.loads(members[HEADER])
-    n_accepted = 0
+    n_accepted, told = 0, []
     for *parents, last in filter(None, nodes(header)):
         if parents[:2] == ["config", "decoder"]:
             continue  # its fields are the encoder's
@@ -671,7 +550,8 @@ def test_every_value_of_the_header_replaced_by_others(path, tiny):
             path.write_bytes(packed(members | {HEADER: json.dumps(header).encode()}))
             try:
                 loaded = rs.load(path)
-            except rs.CheckpointError:
+            except rs.CheckpointError as error:
+                told.append(str(error))
                 continue
             n_accepted += 1
             assert json.dumps(loaded.config.to_dict()) == json.dumps(header["config"])
@@ -679,6 +559,7 @@ def test_every_value_of_the_header_replaced_by_others(path, tiny):
             assert (loaded.source_vocabulary is None) == (header["source_vocabulary"] is None)
         inside[last] = before
     assert n_accepted < 60
+    assert all(message.startswith(str(path)) for message in told)
 
 
 def test_every_key_of_the_header_left_out(path, tiny):
@@ -690,56 +571,41 @@ def test_every_key_of_the_header_left_out(path, tiny):
                     header = header[key]
                 del header[last]
 
-            assert "must have" in (message := refusal(path, with_header(tiny, leave_out))) or (
-                "lacks" in message or "not that of" in message or "version None" in message
-            )
+            assert last in refusal(path, with_header(tiny, leave_out)) or last == "format"
 
 
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (["format"], "other", "is not that of a refseq2seq checkpoint"),
-        (["version"], 3, "has version 3; this package reads 1 to 2"),
-        (["version"], "1", "has version '1'"),
-        (["dtype"], "int8", "dtype must be one of .* got 'int8'"),
-        (["dtype"], ["float32"], "dtype must be one of"),
-        (["more"], 1, "must have the entries"),
-        (["config"], None, "config"),
-        (["config"], "x", "config"),
-        (["config"], [], "config"),
-        (["config", "more"], 1, r"unknown fields \['more'\]"),
-        (["config", "pad_id"], 7, "pad_id must be in the decoder's vocabulary, 0 to 6, got 7"),
-        (["config", "pad_id"], {}, "pad_id must be an int, got dict"),
-        (["config", "eos_ids"], {}, "eos_ids must be a tuple, got dict"),
-        (["config", "eos_ids"], [[2]], "eos_ids must be an int, got list"),
-        (["config", "encoder"], None, "encoder must be StackConfig, got NoneType"),
-        (["config", "encoder", "n_layers"], 10**9, "more layers than the file has arrays"),
-        (["config", "decoder", "n_layers"], 2**31 - 1, "more layers than the file has arrays"),
-        (["config", "decoder", "n_layers"], 10**30, r"n_layers must not be 2\*\*31 or more"),
-        (["config", "encoder", "vocab_size"], 10**9, "encoder.embedding must have shape"),
-        (["config", "encoder", "vocab_size"], 10**30, "config"),
-        (["config", "decoder", "d_model"], 10**9, "must have shape"),
-        (["config", "encoder", "norm"], {}, r"norm lacks the fields \['bias', 'eps'"),
-        (["config", "encoder", "norm", "eps"], 1, "eps must be a Python float, got int"),
-        (["config", "encoder", "norm", "kind"], "batch_norm", "kind must be one of"),
-        (["config", "encoder", "norm", "kind"], {}, "kind must be one of"),
-        (["config", "encoder", "positions"], {"type": "absolute"}, "type must be one of"),
-        (["config", "encoder", "positions"], {"type": []}, "type must be one of"),
-        (["config", "encoder", "relative_positions"], {"type": "alibi", "slopes": []}, "slopes"),
-        (["source_vocabulary"], "x", "source_vocabulary"),
-        (["source_vocabulary", "symbols"], ["<pad>"], "vocabulary has 1 symbols, its config 5"),
-        (["source_vocabulary", "symbols"], ["a", "b", "a", "c", "d"], "must all be different"),
-        (["source_vocabulary", "symbols"], [1, 2, 3, 4, 5], "symbols must be str, got int"),
-        (["source_vocabulary", "special"], ["b", "x"], r"special must be among the symbols"),
-        (["source_vocabulary", "replacements"], [["a"]], "replacements must be pairs"),
-        (["target_vocabulary", "separator"], None, "separator must be str, got NoneType"),
+        ("format", "other", "refseq2seq checkpoint"),
+        ("version", 3, "version 3; .*1 to 2"),
+        ("version", "1", "version '1'"),
+        ("dtype", "int8", "dtype .*'int8'"),
+        ("dtype", ["float32"], "dtype"),
+        ("more", 1, "must have the entries"),
+        ("config more", 1, "'more'"),
+        ("config pad_id", 7, "pad_id .*0 to 6, got 7"),
+        ("config eos_ids", [[2]], "eos_ids .*list"),
+        ("config encoder n_layers", 10**9, "more layers"),
+        ("config decoder n_layers", 2**31 - 1, "more layers"),
+        ("config decoder n_layers", 10**30, r"n_layers .*2\*\*31"),
+        ("config encoder vocab_size", 10**9, "encoder.embedding .*shape"),
+        ("config decoder d_model", 10**9, "shape"),
+        ("config encoder norm eps", 1, "eps .*int"),
+        ("config encoder norm kind", "batch_norm", "kind .*'batch_norm'"),
+        ("config encoder positions", {"type": "absolute"}, "type .*'absolute'"),
+        ("config encoder relative_positions", {"type": "alibi", "slopes": []}, "slopes"),
+        ("source_vocabulary symbols", ["<pad>"], "1 symbols, .*5"),
+        ("source_vocabulary special", ["b", "x"], "special .*'x'"),
+        ("source_vocabulary replacements", [["a"]], "replacements"),
     ],
 )
-def test_a_header_that_does_not_hold(path, tiny, keys, value, message):
+def test_wrong_fields_of_the_header_raise(path, tiny, keys, value, message):
     def change(header):
-        for key in keys[:-1]:
+        *places, last = keys.split()
+        for key in places:
             header = header[key]
-        header[keys[-1]] = value
+        header[last] = value
 
     with cheap(megabytes=2):
         assert re.search(message, refusal(path, with_header(tiny, change)))
@@ -747,22 +613,15 @@ def test_a_header_that_does_not_hold(path, tiny, keys, value, message):
 
 @pytest.mark.parametrize(
     "header",
-    [
-        b"",
-        b"{",
-        b"\xff\xfe\0",
-        b"\x80",
-        b"[" * 10**5,
-        b'{"":' * 10**5,
-        b"9" * 10**5,
-        b"null",
-        b'""',
-    ],
-    ids=["empty", "cut", "utf-16", "bytes", "lists", "objects", "digits", "null", "string"],
+    [b"", b"{", b"\xff\xfe\0", b"\x80", b"null", b'""', b"[1]"]
+    + [text * 10**5 for text in (b"[" * 10, b'{"":', b"9")],
+    ids=["empty", "cut", "utf-16", "bytes", "null", "string", "list", "lists", "objects", "digits"],
 )
 def test_a_header_that_is_no_json_object(path, tiny, header):
+    recursion_limit = sys.getrecursionlimit()
     with cheap(megabytes=20):
         assert HEADER in refusal(path, packed(entries(tiny) | {HEADER: header}))
+    assert sys.getrecursionlimit() == recursion_limit
 
 
 def test_a_deeply_nested_value_in_the_config(path, tiny):
@@ -780,7 +639,7 @@ def test_a_vocabulary_is_checked_in_linear_time(path, tiny):
         assert "has 20000 symbols" in refusal(path, with_header(tiny, change))
 
 
-# Hostile arrays
+# Arrays
 
 
 def test_missing_extra_and_repeated_arrays(path, tiny):
@@ -806,22 +665,22 @@ ARRAY = np.arange(15, dtype="float32").reshape(5, 3)  # the encoder's embedding
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        (npy(ARRAY.T.copy()), r"must have shape \(5, 3\), got \(3, 5\)"),
-        (npy(ARRAY.ravel()), r"must have shape \(5, 3\), got \(15,\)"),
-        (npy(ARRAY[None]), r"must have shape \(5, 3\), got \(1, 5, 3\)"),
-        (npy(np.float32(1)), r"must have shape \(5, 3\), got \(\)"),
-        (npy(np.asfortranarray(ARRAY)), "must be little-endian float in C order"),
-        (npy(ARRAY.astype(">f4")), "must be little-endian float in C order, got >f4"),
-        (npy(ARRAY.astype("int32")), "must be little-endian float in C order, got <i4"),
-        (npy(ARRAY.astype(bool)), r"must be little-endian float in C order, got \|b1"),
-        (npy(ARRAY.astype(complex)), "must be little-endian float in C order, got <c16"),
-        (npy(ARRAY.astype("S4")), r"must contain numbers, got dtype"),
+        (npy(ARRAY.T.copy()), r"shape .*got \(3, 5\)"),
+        (npy(ARRAY.ravel()), r"shape .*got \(15,\)"),
+        (npy(ARRAY[None]), r"shape .*got \(1, 5, 3\)"),
+        (npy(np.float32(1)), r"shape .*got \(\)"),
+        (npy(np.asfortranarray(ARRAY)), "C order"),
+        (npy(ARRAY.astype(">f4")), "little-endian float in C order, got >f4"),
+        (npy(ARRAY.astype("int32")), "little-endian float in C order, got <i4"),
+        (npy(ARRAY.astype(bool)), r"little-endian float in C order, got \|b1"),
+        (npy(ARRAY.astype(complex)), "little-endian float in C order, got <c16"),
+        (npy(ARRAY.astype("S4")), "must contain numbers"),
         (npy(ARRAY.astype([("a", "<f4")])), "no .npy header"),
-        (npy(ARRAY.astype(object), allow_pickle=True), r"must contain numbers, got dtype"),
-        (npy(ARRAY * np.float32(np.nan)), "is not finite as float32"),
-        (npy(ARRAY + np.float32(np.inf)), "is not finite as float32"),
-        (npy(ARRAY)[:-4], "has 56 bytes, which do not fit shape"),
-        (npy(ARRAY) + b"\0", "has 61 bytes, which do not fit shape"),
+        (npy(ARRAY.astype(object)), "must contain numbers"),
+        (npy(ARRAY * np.float32(np.nan)), "float32"),
+        (npy(ARRAY + np.float32(np.inf)), "float32"),
+        (npy(ARRAY)[:-4], "56 bytes"),
+        (npy(ARRAY) + b"\0", "61 bytes"),
         (npy(ARRAY)[:127], "no .npy header"),
         (npy(ARRAY)[:9], "no .npy header"),
         (b"", "no .npy header"),
@@ -832,14 +691,11 @@ ARRAY = np.arange(15, dtype="float32").reshape(5, 3)  # the encoder's embedding
         (npy(ARRAY).replace(b"'descr'", b"'''desc"), "no .npy header"),
         (npy(ARRAY).replace(b"(5, 3)", b"(5, -3)"), "no .npy header"),
         (npy(ARRAY).replace(b"(5, 3)", b"[5, 3]"), "no .npy header"),
-        (
-            npy(ARRAY).replace(b"(5, 3), }" + b" " * 9, b"(5, 3000000000), }"),
-            "has 60 bytes, which do not fit shape",
-        ),
+        (npy(ARRAY).replace(b"(5, 3), }" + b" " * 9, b"(5, 3000000000), }"), "60 bytes"),
         (npy(ARRAY).replace(b"False", b"1==2 "), "no .npy header"),
     ],
 )
-def test_an_array_that_does_not_hold(path, tiny, member, message):
+def test_wrong_arrays_raise(path, tiny, member, message):
     with cheap(megabytes=2):
         found = refusal(path, packed(entries(tiny) | {"encoder.embedding.npy": member}))
     assert re.search(message, found)
@@ -879,7 +735,7 @@ class Bomb:
 def test_nothing_is_ever_unpickled(tmp_path, tiny):
     path, trace, members = tmp_path / "model.npz", tmp_path / "trace", entries(tiny)
     pickled, array = pickle.dumps(Bomb(trace)), np.full((5, 3), Bomb(trace), dtype=object)
-    objects = npy(array, allow_pickle=True)
+    objects = npy(array)
     float_objects = objects.replace(b"'|O', ", b"'<f4',")
     for bad in [
         pickled,
@@ -915,11 +771,10 @@ def test_compressed_entries_are_refused_unread(path, tiny, compression):
             assert "compressed" in refusal(path, bomb)
 
 
-def test_an_array_of_honest_but_absurd_size_is_not_read(path, tiny):
+def test_an_array_larger_than_its_shape_is_not_read(path, tiny):
     bomb = packed(entries(tiny) | {"encoder.embedding.npy": npy(ARRAY)[:128] + bytes(2**23)})
-    path.write_bytes(bomb)
-    with cheap(megabytes=2), pytest.raises(rs.CheckpointError, match="has 8388608 bytes"):
-        rs.load(path)
+    with cheap(megabytes=2):
+        assert "8388608 bytes" in refusal(path, bomb)
 
 
 def test_overlapping_entries(path, tiny):
@@ -929,9 +784,3 @@ def test_overlapping_entries(path, tiny):
         offset = struct.unpack_from("<L", tiny, record.start() + 42)[0]
         struct.pack_into("<LL", lie, record.start() + 20, *[len(tiny) - offset] * 2)
     assert "overlap" in refusal(path, bytes(lie))
-
-
-def test_the_recursion_limit_is_not_touched(path, tiny):
-    before = sys.getrecursionlimit()
-    refusal(path, packed(entries(tiny) | {HEADER: b"[" * 10**6}))
-    assert sys.getrecursionlimit() == before

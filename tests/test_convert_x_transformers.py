@@ -1,7 +1,9 @@
-"""The arrays of an XTransformer become ours, without torch. tests/peers compares live."""
+"""Conversion of an XTransformer without torch: errors. The numbers: tests/test_vectors.py."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,91 +11,49 @@ import pytest
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, from_x_transformers
 
+RECORDED = Path(__file__).parent / "vectors" / "x-transformers-swiglu.npz"
 CONVENTIONS = {"decoder_start_id": 1, "eos_ids": [2]}
-OPTIONS = {
-    "dim": 7,
-    "enc_num_tokens": 11,
-    "enc_max_seq_len": 13,
-    "enc_depth": 1,
-    "enc_heads": 3,
-    "enc_attn_dim_head": 5,
-    "dec_num_tokens": 17,
-    "dec_max_seq_len": 19,
-    "dec_depth": 1,
-    "dec_heads": 2,
-    "dec_attn_dim_head": 3,
-    "dec_ff_glu": True,
-}
 
 
 @pytest.fixture
-def arrays():
-    shapes = {
-        "encoder.token_emb.emb.weight": (11, 7),
-        "encoder.pos_emb.emb.weight": (13, 7),
-        "encoder.attn_layers.final_norm.gamma": (7,),
-        "decoder.net.token_emb.emb.weight": (17, 7),
-        "decoder.net.pos_emb.emb.weight": (19, 7),
-        "decoder.net.attn_layers.final_norm.gamma": (7,),
-        "decoder.net.to_logits.weight": (17, 7),
-    }
-    for layer, width in (("encoder.attn_layers.layers.0", 15), *decoder_attentions()):
-        shapes[f"{layer}.0.0.gamma"] = (7,)
-        shapes |= {f"{layer}.1.to_{name}.weight": (width, 7) for name in "qkv"}
-        shapes[f"{layer}.1.to_out.weight"] = (7, width)
-    feed_forwards = {
-        "encoder.attn_layers.layers.1": "0.0",
-        "decoder.net.attn_layers.layers.2": "0.proj",
-    }
-    for layer, name in feed_forwards.items():
-        width = 56 if name == "0.proj" else 28
-        shapes[f"{layer}.0.0.gamma"] = (7,)
-        shapes |= {f"{layer}.1.ff.{name}.weight": (width, 7), f"{layer}.1.ff.{name}.bias": (width,)}
-        shapes |= {f"{layer}.1.ff.2.weight": (7, 28), f"{layer}.1.ff.2.bias": (7,)}
-    rng = np.random.default_rng(0)
-    return {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+def recorded():
+    """The options of a network, and its arrays."""
+    with np.load(RECORDED) as file:
+        names = [name for name in file.files if name.startswith("array.")]
+        arrays = {name.removeprefix("array."): file[name].astype("float64") for name in names}
+        return json.loads(file["about"].item())["options"], arrays
 
 
-def decoder_attentions():
-    return [(f"decoder.net.attn_layers.layers.{i}", 6) for i in (0, 1)]
-
-
-def test_each_array_takes_its_place(arrays):
-    model = from_x_transformers(arrays, OPTIONS, **CONVENTIONS)
-    encoder, decoder = model.params.encoder, model.params.decoder
-    at = "decoder.net.attn_layers.layers"
+def test_arrays_are_transposed_and_norms_have_a_unit_offset(recorded):
+    options, arrays = recorded
+    model = from_x_transformers(arrays, options, **CONVENTIONS)
+    decoder, at = model.params.decoder, "decoder.net.attn_layers"
     for ours, theirs in (
-        (encoder.embedding, arrays["encoder.token_emb.emb.weight"]),
-        (decoder.positions, arrays["decoder.net.pos_emb.emb.weight"]),
-        (decoder.final_norm.gain, arrays["decoder.net.attn_layers.final_norm.gamma"] + 1),
-        (decoder.layers[0].self_attention.w_q, arrays[f"{at}.0.1.to_q.weight"].T),
-        (decoder.layers[0].cross_attention.w_o, arrays[f"{at}.1.1.to_out.weight"].T),
-        (decoder.layers[0].cross_norms.before.gain, arrays[f"{at}.1.0.0.gamma"] + 1),
-        (decoder.layers[0].feed_forward.w_in, arrays[f"{at}.2.1.ff.0.proj.weight"][:28].T),
-        (decoder.layers[0].feed_forward.b_gate, arrays[f"{at}.2.1.ff.0.proj.bias"][28:]),
-        (encoder.layers[0].feed_forward.b_in, arrays["encoder.attn_layers.layers.1.1.ff.0.0.bias"]),
-        (model.params.unembedding, arrays["decoder.net.to_logits.weight"].T),
+        (decoder.final_norm.gain, arrays[f"{at}.final_norm.gamma"] + 1),
+        (decoder.layers[0].cross_attention.w_o, arrays[f"{at}.layers.1.1.to_out.weight"].T),
     ):
         np.testing.assert_array_equal(ours, theirs)
     assert model.dtype == "float64"
-    assert np.isfinite(rs.forward(model, [[3, 10]], [[1, 16]])).all()
 
 
-def test_an_option_that_is_not_implemented_is_named(arrays):
-    with pytest.raises(UnsupportedFeature, match="dec_macaron = True is not implemented"):
-        from_x_transformers(arrays, OPTIONS | {"dec_macaron": True}, **CONVENTIONS)
+@pytest.mark.parametrize(
+    ("options", "changes", "kind", "message"),
+    [
+        ({"dec_macaron": True}, {}, UnsupportedFeature, "dec_macaron = True"),
+        ({}, {"encoder.stray": np.ones(3)}, ValueError, r"encoder\.stray"),
+        ({}, {"decoder.net.to_logits.weight": None}, ValueError, "decoder.net.to_logits.weight"),
+    ],
+)
+def test_options_and_arrays_that_cannot_be_converted_raise(
+    options, changes, kind, message, recorded
+):
+    given, arrays = recorded
+    changed = {name: x for name, x in (arrays | changes).items() if x is not None}
+    with pytest.raises(kind, match=message):
+        from_x_transformers(changed, given | options, **CONVENTIONS)
 
 
-def test_missing_and_left_over_arrays_are_named(arrays):
-    stray = arrays | {"encoder.stray": np.ones(3)}
-    with pytest.raises(ValueError, match=r"do not account for: encoder\.stray"):
-        from_x_transformers(stray, OPTIONS, **CONVENTIONS)
-    del arrays["decoder.net.to_logits.weight"]
-    with pytest.raises(ValueError, match=r"no array decoder\.net\.to_logits\.weight"):
-        from_x_transformers(arrays, OPTIONS, **CONVENTIONS)
-
-
-def test_a_live_module_without_its_library_is_an_error_that_names_the_extra():
+def test_a_live_module_without_torch_raises():
     code = """
 import sys
 sys.modules["torch"] = None
@@ -107,6 +67,6 @@ except ImportError as error:
     assert "refseq2seq[peers]" in done.stdout
 
 
-def test_a_single_end_token_is_not_a_sequence_of_them():
-    with pytest.raises(TypeError, match=r"eos_ids must be a sequence of token ids, .* got 2"):
+def test_eos_ids_that_are_one_id_raise():
+    with pytest.raises(TypeError, match=r"eos_ids .*got 2"):
         rs.convert.table.token_ids("eos_ids", 2)

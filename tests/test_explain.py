@@ -1,4 +1,4 @@
-"""The record of a decoding: the numbers of the loop, the filters, attention and the search."""
+"""`refseq2seq.explain`: its record has the numbers of the loop, the filters and the search."""
 
 import json
 import math
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tasks
 
 import refseq2seq as rs
 from refseq2seq import cli, explain
@@ -28,9 +29,8 @@ def test_steps_are_those_of_the_loop():
 def test_candidates_have_the_probabilities_before_and_after_each_filter():
     filters = {"temperature 2": rs.temperature(2.0), "top-k 3": rs.top_k(3)}
     recorded = explain.record(MODEL, "oracle", processors=filters, draws=True, seed=4)
-    steps = list(
-        rs.decode_steps(MODEL, SOURCE, choose=rs.sample(rs.temperature(2.0), rs.top_k(3)), seed=4)
-    )
+    choose = rs.sample(*filters.values())
+    steps = list(rs.decode_steps(MODEL, SOURCE, choose=choose, seed=4))
     assert [s["token"] for s in recorded["steps"]] == [int(s.tokens[0]) for s in steps]
     for found, step in zip(recorded["steps"], steps, strict=True):
         assert [stage["label"] for stage in found["stages"]] == ["the model", *filters]
@@ -50,7 +50,7 @@ def test_candidates_have_the_probabilities_before_and_after_each_filter():
         np.testing.assert_allclose(kept, expected, rtol=1e-5, equal_nan=False)
 
 
-def test_attention_is_what_passes_the_taps():
+def test_attention_is_that_of_a_trace():
     recorded, trace = explain.record(MODEL, "cat"), rs.Trace("*weights")
     source = [MODEL.source_vocabulary.encode("cat")]
     steps = list(rs.decode_steps(MODEL, source, tap=trace))
@@ -66,7 +66,7 @@ def test_attention_is_what_passes_the_taps():
     assert np.shape(recorded["encoder_attention"][0])[1:] == (3, 3)
 
 
-def test_with_beams_the_steps_follow_the_best_hypothesis_and_the_tree_is_the_search():
+def test_with_beams_the_steps_are_those_of_the_best_hypothesis():
     recorded = explain.record(MODEL, "read", beams=4)
     tree = recorded["tree"]
     source = [MODEL.source_vocabulary.encode("read")]
@@ -87,13 +87,13 @@ def test_with_beams_the_steps_follow_the_best_hypothesis_and_the_tree_is_the_sea
     assert len(ended) == sum(int(s.finishing[0].sum()) for s in steps)
 
 
-def test_a_beam_search_that_is_cut_off_ends_with_what_it_has():
+def test_a_beam_search_that_reaches_max_new_tokens():
     recorded = explain.record(MODEL, "transformer", beams=2, max_new_tokens=3)
     assert len(recorded["steps"]) == 3
     assert len(recorded["tree"]["path"]) == 3
 
 
-def test_rules_of_the_model_are_a_stage_of_their_own():
+def test_suppressed_ids_are_a_stage():
     config = replace(MODEL.config, suppressed_ids=(int(rs.generate(MODEL, SOURCE).tokens[0, 0]),))
     recorded = explain.record(replace(MODEL, config=config), "oracle")
     labels = [stage["label"] for stage in recorded["steps"][0]["stages"]]
@@ -101,26 +101,19 @@ def test_rules_of_the_model_are_a_stage_of_their_own():
     assert recorded["steps"][0]["stages"][1]["probs"][0] == 0
 
 
-def test_a_page_stands_alone_and_cannot_be_broken_by_its_text():
+def test_a_page_stands_alone_and_escapes_its_text():
     page = explain.page(MODEL, "oracle")
     data = page.split('id="decoding">')[1].split("</script>")[0]
     assert json.loads(data) == explain.record(MODEL, "oracle")
     for word in ("src=", "href=", "http:", "@import", "url("):
         assert word not in page.replace("http://www.w3.org/2000/svg", "")
-    vocabulary = rs.Vocabulary(
-        symbols=("<pad>", "<s>", "</s>", "</script>", "@data@", "<b>&"),
-        separator=" ",
-        special=("<pad>", "<s>", "</s>"),
-        replacements=(),
-    )
-    config = rs.presets.vaswani(
-        d_model=6, vocab_size=6, n_layers=1, n_heads=2, d_ff=5, decoder_start_id=1, eos_ids=(2,),
-        pad_id=0,
-    )  # fmt: skip
-    model = replace(
-        rs.Model.random(config, 3), source_vocabulary=vocabulary, target_vocabulary=vocabulary
-    )
     text = "</script> @data@ <b>&"
+    special = ("<pad>", "<s>", "</s>")
+    vocabulary = rs.Vocabulary(
+        symbols=(*special, *text.split()), separator=" ", special=special, replacements=()
+    )
+    texts = {f"{side}_vocabulary": vocabulary for side in ("source", "target")}
+    model = replace(tasks.tiny(3, vocab_size=6), **texts)
     page = explain.page(model, text, max_new_tokens=4)
     assert page.count("</script>") == explain.page(MODEL, "cat").count("</script>")
     data = page.split('id="decoding">')[1].split("</script>")[0]
@@ -128,22 +121,23 @@ def test_a_page_stands_alone_and_cannot_be_broken_by_its_text():
     assert "<title>&lt;/script&gt; @data@ &lt;b&gt;&amp;" in page
 
 
-def test_requests_that_cannot_be_met_say_why():
-    with pytest.raises(ValueError, match="text is empty"):
-        explain.record(MODEL, "")
-    with pytest.raises(ValueError, match="no vocabularies"):
-        explain.record(replace(MODEL, source_vocabulary=None), "cat")
-    with pytest.raises(rs.UnknownSymbolError, match="'é'"):
-        explain.record(MODEL, "é")
+@pytest.mark.parametrize(
+    ("model", "text", "kind", "message"),
+    [
+        (MODEL, "", ValueError, "text is empty"),
+        (replace(MODEL, source_vocabulary=None), "cat", ValueError, "no vocabularies"),
+        (MODEL, "é", rs.UnknownSymbolError, "'é'"),
+    ],
+)
+def test_texts_that_cannot_be_explained_raise(model, text, kind, message):
+    with pytest.raises(kind, match=message):
+        explain.record(model, text)
 
 
 def test_the_command_writes_the_page(tmp_path, capsys):
+    """Its mistakes: tests/test_cli.py."""
     path = tmp_path / "cat.html"
     assert cli.main(["explain", "cat", "--html", str(path), "--top-k", "3", "--seed", "2"]) == 0
     assert capsys.readouterr() == ("", "")
     expected = explain.page(MODEL, "cat", processors={"top-k 3": rs.top_k(3)}, draws=True, seed=2)
     assert path.read_text(encoding="utf-8") == expected
-    assert cli.main(["explain", "cat", "--html", str(tmp_path / "no" / "x.html")]) == 1
-    assert "No such file" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        cli.main(["explain", "cat", "--html", str(path), "--beams", "2", "--top-k", "3"])

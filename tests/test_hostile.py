@@ -1,4 +1,4 @@
-"""Files of strangers: each is loaded or refused, in one line, in no time, with no memory."""
+"""Hostile files: each is loaded, or refused in one line, in little time and memory."""
 
 import errno
 import json
@@ -7,21 +7,20 @@ import re
 import shutil
 import struct
 import threading
-import tracemalloc
 import zipfile
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_files import cheap, npy, packed
 
 pytest.importorskip("resource", reason="limits and named pipes are those of Unix")
 
 import resource
 
 import hostile
-from hostile import INDEX, SHARDS, WEIGHTS, Case, judge, write_json, write_sums
+from hostile import SHARDS, WEIGHTS, Case, judge, write_json, write_sums
 
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, from_huggingface
@@ -43,42 +42,38 @@ def directories(made, tmp_path):
     return {d.name: shutil.copytree(d, tmp_path / d.name) for d in made.iterdir()}
 
 
-@contextmanager
-def cheap(megabytes):
-    """Fails if what is inside allocates more than this."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
-    finally:
-        tracemalloc.stop()
-
-
 def refusal(load, path, kind=FileError, megabytes=50):
     """What is said of a bad file."""
-    with cheap(megabytes), pytest.raises(kind) as caught:
+    with cheap(megabytes, seconds=20), pytest.raises(kind) as caught:
         load(path)
     assert str(caught.value).isprintable()
     return str(caught.value)
 
 
 def changed(path, **fields):
+    """Change some fields of a JSON file."""
     write_json(path, json.loads(path.read_text()) | fields)
 
 
-# A hundred of the cases that `python tests/helpers/hostile.py` tries
+def with_arrays(path, arrays):
+    """Add arrays to a safetensors file, or replace those of the same name."""
+    safetensors.write(path, safetensors.read(path) | arrays)
+
+
+# Every hostile file in the place of a sound one, and some of the other cases that
+# `python tests/helpers/hostile.py` tries
 
 SAMPLES = {
     "edits": lambda root: hostile.edits(root, n=40, seed=1),
-    "files": lambda root: hostile.files(root, every=37),
-    "native": lambda root: hostile.native(root, n=20, seed=1, every=7),
-    "traces": lambda root: islice(hostile.traces(root, n=30, seed=1), 0, None, 3),
+    "files": hostile.files,
+    "native": lambda root: hostile.native(root, n=20, seed=1),
+    "traces": lambda root: hostile.traces(root, n=30, seed=1),
     "vectors": lambda root: hostile.hostile_vectors(root, n=10, seed=1, every=29),
 }
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
-def test_what_a_stranger_hands_over_is_loaded_or_refused(kind, tmp_path):
+def test_hostile_files_are_loaded_or_refused(kind, tmp_path):
     outcomes = set()
     for case in SAMPLES[kind](tmp_path):
         verdict = judge(case)
@@ -111,12 +106,12 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("load", FAULTS.values(), ids=FAULTS)
-def test_the_judge_sees_faults(load, monkeypatch):
+def test_judge_finds_faults(load, monkeypatch):
     monkeypatch.setattr(hostile, "SECONDS", 0.1)
     assert judge(Case("", load, Path("x.npz"), "x.npz")).outcome == "fault"
 
 
-def test_the_judge_sees_what_is_wrongly_loaded_or_refused():
+def test_judge_finds_files_that_are_wrongly_loaded_or_refused():
     bad, good = raising(FileError("x.npz: bad")), str
     for load, loads, outcome in [
         (bad, None, "refused"),
@@ -135,155 +130,104 @@ def test_the_judge_sees_what_is_wrongly_loaded_or_refused():
 @pytest.mark.parametrize(
     ("family", "field", "value", "told"),
     [
-        ("BART", "encoder_layers", 10**9, "more layers than there are arrays"),
-        ("BART", "decoder_layers", 2**31 - 1, "more layers than there are arrays"),
-        ("BART", "vocab_size", 10**9, r"shape \(31, 6\).*ask for \(1000000000, 6\)"),
-        ("T5", "relative_attention_max_distance", 10**15, r"max_distance must not be 2\*\*31"),
-        ("BART", "d_model", None, "d_model must be int, got NoneType|d_model must be an int"),
-        ("BART", "encoder_attention_heads", 0, "encoder_attention_heads must divide"),
-        ("T5", "num_heads", "2", "num_heads must be an int, got str"),
-        ("M2M100", "pad_token_id", [], "pad_token_id must be an int, got list"),
-        ("BART", "eos_token_id", [[2]], "eos_token_id must be an int, got list"),
-        ("T5", "feed_forward_proj", {}, "feed_forward_proj must be str, got dict"),
-        ("BART", "scale_embedding", 1, "scale_embedding must be bool, got int"),
-        ("BART", "activation_function", "\x1b[2J", r"activation_function = '\\x1b"),
+        ("BART", "encoder_layers", 10**9, "more layers"),
+        ("BART", "decoder_layers", 2**31 - 1, "more layers"),
+        ("BART", "vocab_size", 10**9, r"\(31, 6\).*\(1000000000, 6\)"),
+        ("T5", "relative_attention_max_distance", 10**15, r"max_distance .*2\*\*31"),
+        ("BART", "d_model", None, "d_model .*(int, got NoneType|an int)"),
+        ("BART", "encoder_attention_heads", 0, "encoder_attention_heads"),
+        ("T5", "num_heads", "2", "num_heads .*str"),
+        ("M2M100", "pad_token_id", [], "pad_token_id .*list"),
+        ("BART", "eos_token_id", [[2]], "eos_token_id .*list"),
+        ("T5", "feed_forward_proj", {}, "feed_forward_proj .*dict"),
+        ("BART", "scale_embedding", 1, "scale_embedding .*int"),
+        ("BART", "activation_function", "\x1b[2J", r"activation_function .*'\\x1b"),
     ],
 )
-def test_a_config_that_does_not_hold(directories, family, field, value, told):
+def test_bad_config_fields_raise(directories, family, field, value, told):
     (directories[family] / "generation_config.json").unlink()
     changed(directories[family] / "config.json", **{field: value})
     kind = UnsupportedFeature if field == "activation_function" else FileError
     assert re.search(told, refusal(rs.load, directories[family], kind))
 
 
-@pytest.mark.parametrize("value", [10**9, -1, True, 5.0, "5", None])
-def test_an_id_of_a_piece_that_is_none(directories, value):
-    pytest.importorskip("sentencepiece")
-    changed(directories["Marian"] / "vocab.json", cat=value)
-    told = refusal(rs.load, directories["Marian"])
-    assert f"vocab.json: 'cat' has id {value!r}; expected an integer" in told
-
-
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ({}, "the package tokenizers cannot process it"),
+        ({}, "tokenizers"),
         ({"model": {"type": "BPE", "vocab": {"a": 10**9}, "merges": []}}, "'a' has id 1000000000"),
-        ({"model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}, "it has no tokens"),
+        ({"model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}, "no tokens"),
     ],
 )
-def test_a_bad_tokenizer(directories, content, told):
+def test_bad_tokenizers_raise(directories, content, told):
     pytest.importorskip("tokenizers")
     write_json(directories["BART"] / "tokenizer.json", content)
-    assert f"tokenizer.json: {told}" in refusal(rs.load, directories["BART"])
+    assert re.search(f"tokenizer.json: .*{told}", refusal(rs.load, directories["BART"]))
 
 
-@pytest.mark.parametrize("name", ["source.spm", "target.spm"])
-@pytest.mark.parametrize("content", [b"", b"\0" * 99, b"no model"])
-def test_a_bad_sentencepiece_model(directories, name, content):
-    pytest.importorskip("sentencepiece")
-    (directories["Marian"] / name).write_bytes(content)
-    assert f"{name}: " in refusal(rs.load, directories["Marian"])
-
-
-@pytest.mark.parametrize(("family", "name"), [("T5", "spiece.model"), ("Marian", "target.spm")])
-def test_a_piece_that_is_no_text(directories, family, name):
-    pytest.importorskip("sentencepiece")
-    path = directories[family] / name
-    path.write_bytes(path.read_bytes().replace(b"<unk>", b"<un\xff>"))
-    assert f"{name}: the package sentencepiece cannot process it" in refusal(
-        rs.load, directories[family]
-    )
-
-
-@pytest.mark.parametrize("shard", [3, None, ["a"], "..", "", "../x", "x" * 9999])
-def test_an_index_that_names_no_file(directories, shard):
-    index = directories["M2M100"] / INDEX
-    weight_map = json.loads(index.read_text())["weight_map"]
-    changed(index, weight_map=weight_map | {"final_logits_bias": shard})
-    told = refusal(rs.load, directories["M2M100"])
-    assert f"{INDEX}: final_logits_bias is in {shard!r:.300}" in told
-
-
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "vocab.json", INDEX])
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b'{"a":' * 10**5, "not JSON: nested too deeply"),
-        (b"[" + b"0," * 2**22 + b"0]", "more than 4,194,304 values"),
-        (b"[]", "must contain a JSON object, got list"),
+        (b'{"a":' * 10**5, "nested too deeply"),
+        (b"[" + b"0," * 2**22 + b"0]", "4,194,304"),
+        (b"[]", "list"),
         (b'{"a": "\xff"}', "not JSON"),
         (b'{"a": %s}' % (b"9" * 5000), "not JSON"),
-        (b" " * 2**26 + b"{}", "larger than 67,108,864 bytes"),
+        (b" " * 2**26 + b"{}", "67,108,864"),
     ],
     ids=["deep", "values", "list", "bytes", "digits", "long"],
 )
-def test_json_that_is_none_or_too_large(directories, name, content, told):
-    if name == "vocab.json":
-        pytest.importorskip("sentencepiece")
-    family = {INDEX: "M2M100"}.get(name, "Marian")
-    (directories[family] / name).write_bytes(content)
-    with cheap(megabytes=200), pytest.raises(FileError) as caught:
-        rs.load(directories[family])
-    assert f"{name}: {told}" in str(caught.value)
+def test_json_that_is_bad_or_too_large_raises(directories, content, told):
+    """`hostile.files` has more of it in each file; here memory is measured."""
+    (directories["T5"] / "config.json").write_bytes(content)
+    found = refusal(rs.load, directories["T5"], megabytes=200)
+    assert re.search(f"config.json: .*{told}", found)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_weights_that_are_no_numbers(directories, value, dtype):
-    arrays = {
-        x: y.astype(dtype) for x, y in safetensors.read(directories["BART"] / WEIGHTS).items()
-    }
-    arrays["final_logits_bias"] = np.full((1, 31), value, dtype)
-    safetensors.write(directories["BART"] / WEIGHTS, arrays)
-    told = refusal(rs.load, directories["BART"])
-    assert f"{WEIGHTS}: final_logits_bias contains numbers that are NaN or infinite" in told
+def test_weights_that_are_not_finite_raise(directories, value, dtype):
+    path = directories["BART"] / WEIGHTS
+    arrays = {name: x.astype(dtype) for name, x in safetensors.read(path).items()}
+    safetensors.write(path, arrays | {"final_logits_bias": np.full((1, 31), value, dtype)})
+    assert f"{WEIGHTS}: final_logits_bias " in refusal(rs.load, directories["BART"])
 
 
-def test_an_array_in_two_shards(directories):
-    first, second = (directories["M2M100"] / name for name in SHARDS)
-    x = {"final_logits_bias": np.ones((1, 31), "float32")}
-    for path in (first, second):
-        safetensors.write(path, {**safetensors.read(path), **x})
+def test_an_array_in_two_shards_raises(directories):
+    for name in SHARDS:
+        with_arrays(directories["M2M100"] / name, {"final_logits_bias": np.ones((1, 31), "f4")})
     told = refusal(rs.load, directories["M2M100"])
-    assert f"{SHARDS[1]} contains final_logits_bias, which another" in told
+    assert f"{SHARDS[1]} contains final_logits_bias" in told
 
 
-def test_an_array_under_two_names_of_one_file(directories):
+def test_two_names_of_one_array_raise(directories):
     """One of them that of a compiled module."""
-    path = directories["BART"] / WEIGHTS
-    arrays = safetensors.read(path)
-    other = {"_orig_mod.final_logits_bias": 1 + arrays["final_logits_bias"]}
-    safetensors.write(path, arrays | other)
-    told = refusal(rs.load, directories["BART"])
-    assert "final_logits_bias and _orig_mod.final_logits_bias name the same array" in told
+    name = "_orig_mod.final_logits_bias"
+    with_arrays(directories["BART"] / WEIGHTS, {name: np.ones((1, 31), "f4")})
+    assert f"final_logits_bias and {name}" in refusal(rs.load, directories["BART"])
+    with pytest.raises(ValueError, match=r"a and _orig_mod\.a"):
+        from_huggingface({"a": np.ones(1), "_orig_mod.a": np.ones(1)}, hostile.CONFIGS["BART"])
 
 
-def test_a_name_cannot_write_on_the_terminal(directories):
-    path = directories["BART"] / WEIGHTS
-    safetensors.write(path, safetensors.read(path) | {"a\x1b[2J\nb\u2028c": np.zeros(1)})
+def test_names_with_escapes_of_a_terminal_are_printed_with_backslashes(directories):
+    with_arrays(directories["BART"] / WEIGHTS, {"a\x1b[2J\nb\u2028c": np.zeros(1)})
     assert r"a\x1b[2J b c" in refusal(rs.load, directories["BART"])
-
-
-def with_header(fields, data=b""):
-    text = json.dumps(fields).encode()
-    return struct.pack("<Q", len(text)) + text + data
 
 
 @pytest.mark.parametrize(
     "shape", [[0, 10**12], [10**12, 0], [2**23] * 40 + [0], [10**4000] * 200 + [0], [1] * 65]
 )
-def test_axes_without_end_of_an_array_that_is_empty_or_not(tmp_path, shape):
-    """Whoever sums along the other axes would build what no file holds."""
+def test_axes_longer_than_the_file_raise(tmp_path, shape):
+    """A sum along the other axes of an empty array would be an array of this length."""
     n = 0 if 0 in shape else 4
     entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, n]}
-    (tmp_path / "x.safetensors").write_bytes(with_header({"x": entry}, bytes(n)))
+    text = json.dumps({"x": entry}).encode()
+    content = struct.pack("<Q", len(text)) + text + bytes(n)
+    (tmp_path / "x.safetensors").write_bytes(content)
     assert "x.safetensors: x of shape" in refusal(safetensors.read, tmp_path / "x.safetensors")
     if len(str(shape)) < 999:
-        text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {tuple(shape)}, }}\n"
-        start = b"\x93NUMPY\1\0" + struct.pack("<H", len(text))
-        member = start + text.encode() + bytes(n)
-        (tmp_path / "x.npz").write_bytes(hostile.packed({"x.npy": member}))
+        member = hostile.array_that_says("'<f4'", str(tuple(shape)), n)
+        (tmp_path / "x.npz").write_bytes(packed({"x.npy": member}))
         assert "x.npz: x has" in refusal(rs.Trace.load, tmp_path / "x.npz")
 
 
@@ -292,81 +236,16 @@ def test_empty_arrays_of_modest_shapes_are_read(tmp_path):
     safetensors.write(tmp_path / "x.safetensors", arrays)
     np.savez(tmp_path / "x.npz", **arrays)
     for read in (safetensors.read(tmp_path / "x.safetensors"), rs.Trace.load(tmp_path / "x.npz")):
-        assert {name: x.shape for name, x in read.items()} == {
-            "a": (0, 4096),
-            "b": (2, 0, 64),
-            "c": (0,),
-        }
+        shapes = {"a": (0, 4096), "b": (2, 0, 64), "c": (0,)}
+        assert {name: x.shape for name, x in read.items()} == shapes
 
 
-def test_a_small_file_does_not_unfold(tmp_path):
+def test_a_compressed_trace_is_not_unpacked(tmp_path):
     """1.4 MB that once took 1.5 GB."""
-    zeros = hostile.npy(np.zeros(2**27, "u1"))
-    (tmp_path / "x.npz").write_bytes(hostile.packed({"x.npy": zeros}, zipfile.ZIP_DEFLATED))
+    zeros = npy(np.zeros(2**27, "u1"))
+    (tmp_path / "x.npz").write_bytes(packed({"x.npy": zeros}, zipfile.ZIP_DEFLATED))
     del zeros
-    assert "x.npy is compressed" in refusal(rs.Trace.load, tmp_path / "x.npz")
-
-
-@pytest.mark.parametrize("name", hostile.bad_traces())
-def test_a_bad_trace(tmp_path, name):
-    path = tmp_path / "trace.npz"
-    path.write_bytes(hostile.bad_traces()[name])
-    assert refusal(rs.Trace.load, path).startswith(f"{path}: ")
-
-
-# Pipes, devices, links
-
-
-LOADERS = {
-    "weights": (lambda d: d["BART"] / WEIGHTS, lambda d: rs.load(d["BART"])),
-    "config": (lambda d: d["T5"] / "config.json", lambda d: rs.load(d["T5"])),
-    "settings": (lambda d: d["T5"] / "generation_config.json", lambda d: rs.load(d["T5"])),
-    "a shard": (lambda d: d["M2M100"] / SHARDS[1], lambda d: rs.load(d["M2M100"])),
-    "a checkpoint": (
-        lambda d: d["T5"].parent / "model.npz",
-        lambda d: rs.load(d["T5"].parent / "model.npz"),
-    ),
-    "a trace": (
-        lambda d: d["T5"].parent / "trace.npz",
-        lambda d: rs.Trace.load(d["T5"].parent / "trace.npz"),
-    ),
-}
-
-
-@pytest.fixture(params=LOADERS)
-def loader(request, directories, tmp_path):
-    """The path of a sound file, and a function that loads it."""
-    (tmp_path / "model.npz").write_bytes(hostile.checkpoint())
-    np.savez(tmp_path / "trace.npz", x=np.arange(3.0))
-    path, load = LOADERS[request.param]
-    return path(directories), lambda _: load(directories)
-
-
-def test_a_pipe_or_a_device_is_refused_unopened(loader, tmp_path):
-    path, load = loader
-    os.mkfifo(tmp_path / "pipe")
-    for target in ("/dev/zero", tmp_path / "pipe"):
-        path.unlink()
-        path.symlink_to(target)
-        assert f"{path}: not a regular file" in refusal(load, path)
-    path.unlink()
-    os.mkfifo(path)
-    assert f"{path}: not a regular file" in refusal(load, path)
-
-
-def test_a_directory_in_the_place_of_a_file(loader):
-    path, load = loader
-    path.unlink()
-    path.mkdir()
-    assert str(path) in refusal(load, path, (FileError, OSError))
-
-
-@pytest.mark.parametrize("target", ["itself", "nowhere"])
-def test_a_link_that_leads_nowhere_is_not_taken_for_an_absent_file(loader, target):
-    path, load = loader
-    path.unlink()
-    path.symlink_to(path if target == "itself" else "nowhere")
-    assert str(path) in refusal(load, path, OSError)
+    assert "x.npy" in refusal(rs.Trace.load, tmp_path / "x.npz")
 
 
 def test_a_directory_of_links_is_loaded(directories, tmp_path):
@@ -380,14 +259,6 @@ def test_a_directory_of_links_is_loaded(directories, tmp_path):
     assert model.config.encoder.d_model == 6
     table = hostile.arrays_of(hostile.CONFIGS["BART"])["model.shared.weight"]
     np.testing.assert_array_equal(model.params.decoder.embedding, table)
-
-
-def test_a_link_to_a_file_is_loaded(loader, tmp_path):
-    path, load = loader
-    shutil.move(path, tmp_path / "blob")
-    path.symlink_to(tmp_path / "link")
-    (tmp_path / "link").symlink_to("blob")
-    load(path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -408,10 +279,8 @@ def reference(tmp_path):
     return tmp_path / "ours", name
 
 
-def redone(reference, file, name, x):
-    root, case = reference
-    path = root / case / f"{file}.safetensors"
-    safetensors.write(path, safetensors.read(path) | {name: x})
+def check_refusal(root):
+    """What `vectors.check` says of changed files with right checksums."""
     write_sums(root)
     return refusal(lambda _: vectors.check(root, root.with_name("theirs")), root)
 
@@ -432,22 +301,20 @@ def redone(reference, file, name, x):
         ("forward", "x", np.zeros(1)),
     ],
 )
-def test_vectors_that_do_not_belong_together(reference, file, name, x):
+def test_vectors_that_do_not_belong_together_raise(reference, file, name, x):
     root, case = reference
-    told = redone(reference, file, name, x)
-    assert f"{root / case}: its files do not belong together" in told
+    with_arrays(root / case / f"{file}.safetensors", {name: x})
+    assert f"{root / case}: " in check_refusal(root)
 
 
 @pytest.mark.parametrize("method", [None, 1, [], {}, "greedy"])
-def test_a_case_without_its_method(reference, method):
+def test_a_case_without_its_method_raises(reference, method):
     root, case = reference
     changed(root / case / "case.json", method=method)
-    write_sums(root)
-    told = refusal(lambda _: vectors.check(root, root.with_name("theirs")), root)
-    assert f"{root / case}: its files do not belong together" in told
+    assert f"{root / case}: " in check_refusal(root)
 
 
-def test_their_integers_in_the_place_of_numbers_are_a_difference(reference, tmp_path):
+def test_integers_of_the_other_program_are_a_difference(reference, tmp_path):
     """Scores are minus infinity where a token is masked, which no integer is: no warning."""
     root, case = reference
     path = tmp_path / "theirs" / case / "generation.safetensors"
@@ -493,7 +360,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 4000])
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_a_full_disk_costs_no_file(write, n_bytes, tmp_path):
+def test_a_full_disk_leaves_the_old_file(write, n_bytes, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with full_disk(n_bytes):
@@ -524,7 +391,7 @@ def test_a_device_stays_a_device(write):
     assert os.stat("/dev/null")[:3] == before[:3]
 
 
-def test_a_pipe_is_written_to(tmp_path):
+def test_a_pipe_is_written_to_by_any_of_its_names(tmp_path):
     path, read = tmp_path / "pipe", []
     os.mkfifo(path)
     reader = threading.Thread(target=lambda: read.append(path.read_bytes()))
@@ -533,6 +400,14 @@ def test_a_pipe_is_written_to(tmp_path):
     reader.join(timeout=10)
     assert read == [b"<!doctype html>" * 999]
     assert path.is_fifo()
+    reading, writing = os.pipe()
+    try:
+        with replacing(f"/dev/fd/{writing}") as file:
+            file.write(b"through")
+        assert os.read(reading, 100) == b"through"
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def test_a_link_to_itself_is_replaced(tmp_path):
@@ -541,12 +416,7 @@ def test_a_link_to_itself_is_replaced(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"<!doctype html>" * 999
 
 
-def test_arrays_of_a_mapping_may_not_share_a_name():
-    with pytest.raises(ValueError, match=r"a and _orig_mod\.a name the same array"):
-        from_huggingface({"a": np.ones(1), "_orig_mod.a": np.ones(1)}, hostile.CONFIGS["BART"])
-
-
-# Small files that stand for much: each bound is reached before it costs anything
+# Bounds
 
 
 @pytest.mark.parametrize("field", ["suppress_tokens", "eos_token_id", "bad_words_ids"])
@@ -554,15 +424,15 @@ def test_a_list_of_ids_is_bounded(directories, field):
     entry = [3] if field == "bad_words_ids" else 3
     changed(directories["BART"] / "generation_config.json", **{field: [entry] * (2**19 + 1)})
     told = refusal(rs.load, directories["BART"], megabytes=200)
-    assert f"{field} must have at most 524,288 entries, got 524,289" in told
+    assert f"{field} must have at most 524,288" in told
 
 
 def test_layers_are_bounded_by_arrays_that_hold_nothing(directories):
-    empty = {f"x{i}": np.zeros(0, "f4") for i in range(100)}
-    arrays = safetensors.read(directories["BART"] / WEIGHTS) | empty
-    safetensors.write(directories["BART"] / WEIGHTS, arrays)
-    changed(directories["BART"] / "config.json", encoder_layers=len(arrays) // 6 + 1)
-    assert "more layers than there are arrays for" in refusal(rs.load, directories["BART"])
+    path = directories["BART"] / WEIGHTS
+    with_arrays(path, {f"x{i}": np.zeros(0, "f4") for i in range(100)})
+    n_layers = len(safetensors.read(path)) // 6 + 1
+    changed(directories["BART"] / "config.json", encoder_layers=n_layers)
+    assert "more layers" in refusal(rs.load, directories["BART"])
 
 
 def test_entries_of_a_zip_are_bounded(tmp_path):
@@ -570,22 +440,19 @@ def test_entries_of_a_zip_are_bounded(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(2**16 + 1):
             archive.writestr(str(i), b"")
-    assert "more than 65,536 entries" in refusal(rs.Trace.load, path, megabytes=200)
+    assert "65,536" in refusal(rs.Trace.load, path, megabytes=200)
 
 
 @pytest.mark.parametrize("shape", [(11, 0), (0, 0), (11, 1), (11, 7), (6,), (), (2, 2, 6)])
-def test_stored_sinusoids_of_another_shape(directories, shape):
-    arrays = safetensors.read(directories["Marian"] / WEIGHTS)
+def test_sinusoids_of_another_shape_raise(directories, shape):
     name = "model.encoder.embed_positions.weight"
-    safetensors.write(directories["Marian"] / WEIGHTS, arrays | {name: np.zeros(shape, "f4")})
+    with_arrays(directories["Marian"] / WEIGHTS, {name: np.zeros(shape, "f4")})
     told = refusal(rs.load, directories["Marian"])
-    assert re.search(
-        rf"{name} must have shape \(n, d_model = \d+\), got {re.escape(str(shape))}", told
-    )
+    assert re.search(rf"{name} .*shape .*got {re.escape(str(shape))}", told)
 
 
-def test_a_replacement_cannot_unfold_a_text():
-    with pytest.raises(ValueError, match="a text of at most 100"):
+def test_a_long_replacement_raises():
+    with pytest.raises(ValueError, match="at most 100"):
         rs.Vocabulary(symbols=("a",), separator="", special=(), replacements=(("b", "a" * 101),))
 
 
@@ -599,17 +466,6 @@ def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
     with replacing(path) as file:
         file.write(b"new")
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o640)
-
-
-def test_a_pipe_is_written_to_by_any_of_its_names(tmp_path):
-    reading, writing = os.pipe()
-    try:
-        with replacing(f"/dev/fd/{writing}") as file:
-            file.write(b"through")
-        assert os.read(reading, 100) == b"through"
-    finally:
-        os.close(reading)
-        os.close(writing)
 
 
 def test_an_error_names_the_file_and_not_its_temporary_one(tmp_path):

@@ -1,4 +1,4 @@
-"""What generation costs, counted rather than timed: work, rows, memory, imports.
+"""What generation costs, as counts and not as times: work, rows, memory, imports.
 
 Seconds are in docs/performance.md, measured by tests/benchmarks.
 """
@@ -21,19 +21,11 @@ from refseq2seq.params import map_arrays, named_arrays
 
 def network(vocab_size=101, d_model=128, n_layers=2, dtype="float32"):
     config = rs.presets.x_transformers(
-        d_model=d_model,
-        source_vocab_size=vocab_size,
-        target_vocab_size=vocab_size,
-        n_source_positions=64,
-        n_target_positions=256,
-        encoder_layers=n_layers,
-        decoder_layers=n_layers,
-        n_heads=4,
-        d_k=d_model // 4,
-        decoder_start_id=1,
-        eos_ids=(2,),
+        d_model=d_model, source_vocab_size=vocab_size, target_vocab_size=vocab_size,
+        n_source_positions=64, n_target_positions=256, encoder_layers=n_layers,
+        decoder_layers=n_layers, n_heads=4, d_k=d_model // 4, decoder_start_id=1, eos_ids=(2,),
         pad_id=0,
-    )
+    )  # fmt: skip
     return rs.Model.random(config, 0, dtype)
 
 
@@ -79,7 +71,7 @@ def work_of_steps(steps):
     return work
 
 
-def test_the_work_of_a_step_grows_linearly_and_slowly():
+def test_the_work_of_a_step_grows_linearly():
     n = 100
     steps = rs.decode_steps(counting(network()), source(2), eos_ids=(), max_new_tokens=n)
     work = np.array(work_of_steps(steps)[1:])  # the first one has the encoder's
@@ -91,12 +83,10 @@ def test_the_work_of_a_step_grows_linearly_and_slowly():
     assert n * more[0] < 0.2 * work[0]
 
 
-def test_without_a_cache_it_is_quadratic():
+def test_without_a_cache_the_work_is_quadratic():
     """The test above can fail."""
-    steps = rs.decode_steps(
-        counting(network()), source(2), eos_ids=(), max_new_tokens=20, use_cache=False
-    )
-    work = work_of_steps(steps)
+    options = {"eos_ids": (), "max_new_tokens": 20, "use_cache": False}
+    work = work_of_steps(rs.decode_steps(counting(network()), source(2), **options))
     assert work[-1] > 10 * work[1]
 
 
@@ -122,8 +112,8 @@ def watching(name, x):
 
 @settings(max_examples=15)
 @given(task=tasks())
-def test_rows_that_have_ended_leave_and_nobody_notices(task: Task):
-    """Rows that are watched stay; the arithmetic is exact."""
+def test_rows_that_have_ended_leave_the_batch(task: Task):
+    """The result is that of rows that stay, since a tap keeps them; the arithmetic is exact."""
     watched = task.generated(tap=rs.FunctionTap(watching))
     assert task.generated() == watched
     assert task.generated(use_cache=False) == watched
@@ -144,7 +134,7 @@ def test_rows_that_have_ended_cost_nothing(batches):
     assert all(k <= n <= 4 / 3 * k for n, k in zip(batches, going_on, strict=True))
 
 
-def test_rows_that_are_watched_stay(batches):
+def test_rows_with_a_tap_stay(batches):
     model, rows = ends_early(16)
     rs.generate(model, rows, max_new_tokens=40, tap=rs.FunctionTap(watching))
     assert set(batches) == {16}
@@ -152,7 +142,7 @@ def test_rows_that_are_watched_stay(batches):
 
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
-def test_searches_that_are_done_leave_and_nobody_notices(batches, early_stopping, use_cache):
+def test_searches_that_have_ended_leave_the_batch(batches, early_stopping, use_cache):
     model, rows = ends_early(7)
     options = {"beams": 3, "max_new_tokens": 30, "early_stopping": early_stopping, "n_best": 3}
     found = rs.beam_search(model, rows, use_cache=use_cache, **options)
@@ -163,14 +153,13 @@ def test_searches_that_are_done_leave_and_nobody_notices(batches, early_stopping
         np.testing.assert_array_equal(getattr(found, name), getattr(watched, name))
 
 
-def test_amateurs_lose_their_rows_too(batches):
+def test_rows_of_amateurs_leave_the_batch(batches):
     model, rows = ends_early(7)
     amateurs = [rs.amateur(rs.Model.random(model.config, 9, "float64").exact())]
-    out = rs.generate(model, rows, amateurs=amateurs, max_new_tokens=30)
+    options = {"amateurs": amateurs, "max_new_tokens": 30}
+    out = rs.generate(model, rows, **options)
     assert len(set(batches)) > 1
-    watched = rs.generate(
-        model, rows, amateurs=amateurs, max_new_tokens=30, tap=rs.FunctionTap(watching)
-    )
+    watched = rs.generate(model, rows, tap=rs.FunctionTap(watching), **options)
     assert out.tokens.tolist() == watched.tokens.tolist()
     assert out.log_probs.tolist() == watched.log_probs.tolist()
 
@@ -179,7 +168,7 @@ def test_amateurs_lose_their_rows_too(batches):
 
 
 @pytest.mark.parametrize(("batch", "vocab_size"), [(1, 101), (4, 4001), (32, 101)])
-def test_the_peak_is_weights_and_caches_and_a_fifth(batch, vocab_size):
+def test_the_peak_of_memory_is_weights_and_caches_and_a_fifth(batch, vocab_size):
     model, n_source, n_new = network(vocab_size, d_model=256, n_layers=3), 31, 60
     arrays = {id(x): x.nbytes for _, x in named_arrays(model.params)}
     weights = sum(arrays.values())
@@ -201,31 +190,29 @@ def test_importing_it_is_quick():
         "import numpy, time; t = time.process_time(); import refseq2seq; "
         "print(time.process_time() - t)"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
-        for _ in range(3)
-    ]
-    assert min(float(run.stdout) for run in runs) < 0.3
+    command = [sys.executable, "-c", program]
+    seconds = [float(subprocess.check_output(command, text=True)) for _ in range(3)]
+    assert min(seconds) < 0.3
 
 
 # The page ---------------------------------------------------------------------------------------
 
 
-def test_the_page_shows_what_was_measured():
+def test_the_page_has_the_table_of_performance():
     figures = json.loads(peers.FIGURES.read_text())
     assert peers.measured(figures) in peers.PAGE.read_text(encoding="utf-8")
     for row in figures["figures"].values():  # engines of the same weights give the same tokens
         assert all(of_engine["tokens_equal"] > 0.99 for of_engine in row.values())
 
 
-def test_what_the_page_says_of_the_quickest_runs():
+def test_the_page_has_the_quickest_runs():
     known, page = json.loads(peers.FIGURES.read_text()), peers.PAGE.read_text(encoding="utf-8")
 
     def quickest(size, theirs, ours):
         row = known["figures"][size]
         return f"{row[theirs]['fastest'] / row[ours]['fastest']:.2f}"
 
-    one, four = (quickest(f"d128 {n} 64", "CTranslate2", "ours, BART") for n in (1, 4))
-    said = f"CTranslate2 comes to {one} there and to {four} with 4 rows, Hugging Face to "
-    said += f"{quickest('d256 32 64', 'Hugging Face', 'ours, BART')} for d256 with 32 rows"
-    assert said in " ".join(page.split())
+    for size, theirs in (
+        ("d128 1 64", "CTranslate2"), ("d128 4 64", "CTranslate2"), ("d256 32 64", "Hugging Face"),
+    ):  # fmt: skip
+        assert f" to {quickest(size, theirs, 'ours, BART')} " in " ".join(page.split())

@@ -1,4 +1,4 @@
-"""Vocabularies: what a text's symbols are, and what is refused by name."""
+"""Vocabularies: texts to ids and back, and errors."""
 
 import dataclasses
 
@@ -17,14 +17,11 @@ LETTERS = rs.Vocabulary(
     replacements=(("A", "a"), ("2", "ab"), ("-", "")),
 )
 WORDS = rs.Vocabulary(
-    symbols=("<s>", "AH", "B", "</s>", "K"),
-    separator=" ",
-    special=("<s>", "</s>"),
-    replacements=(),
+    symbols=("<s>", "AH", "B", "</s>", "K"), separator=" ", special=("<s>", "</s>"), replacements=()
 )
 
 
-def test_the_id_of_a_symbol_is_its_place():
+def test_the_id_of_a_symbol_is_its_index():
     assert LETTERS.encode("a'bé\N{PILE OF POO}") == [1, 3, 2, 4, 5]
     assert LETTERS.decode([1, 3, 2, 4, 5]) == "a'bé\N{PILE OF POO}"
     assert WORDS.encode("B AH K") == [2, 1, 4]
@@ -62,39 +59,32 @@ def test_ids_may_be_an_array_of_any_integers():
         assert WORDS.decode(np.array([2, 1], dtype=dtype)) == "B AH"
 
 
-def test_unknown_symbols_are_named_each_once_beside_the_known_ones():
-    with pytest.raises(
-        rs.UnknownSymbolError,
-        match=r"^'xaBx' has unknown symbols: 'B', 'x'\. "
-        r"""Known are: 'a', 'b', "'", 'é', '\N{PILE OF POO}'$""",
-    ):
+def test_the_error_of_unknown_symbols_names_each_once_and_the_known_ones():
+    with pytest.raises(rs.UnknownSymbolError, match=r"^'xaBx' .*'B', 'x'.*'a', 'b', .*'é'"):
         LETTERS.encode("xaBx")
-    with pytest.raises(rs.UnknownSymbolError, match=r": ''\. Known are: 'AH', 'B', 'K'$"):
+    with pytest.raises(rs.UnknownSymbolError, match=r"''.*'AH', 'B', 'K'$"):
         WORDS.encode("B  AH")  # nothing stands between the two spaces
     assert issubclass(rs.UnknownSymbolError, ValueError)
-
-
-def test_a_long_vocabulary_is_not_listed_in_the_error():
     symbols = tuple(chr(0x4E00 + i) for i in range(61))
     many = rs.Vocabulary(symbols=symbols, separator="", special=(), replacements=())
-    with pytest.raises(rs.UnknownSymbolError, match=r"Known are: 61 symbols$"):
+    with pytest.raises(rs.UnknownSymbolError, match=r"61 symbols$"):
         many.encode("x")
 
 
 @pytest.mark.parametrize("text", [None, 3, b"ab", ["a"]])
-def test_what_is_no_text_is_refused(text):
-    with pytest.raises(TypeError, match=f"a text must be a string, got {type(text).__name__}"):
+def test_texts_of_another_type_raise(text):
+    with pytest.raises(TypeError, match=type(text).__name__):
         LETTERS.encode(text)
 
 
 @pytest.mark.parametrize("ids", [[5], [1, -1], np.array([2**40])])
-def test_an_id_out_of_range_is_refused(ids):
-    with pytest.raises(ValueError, match=f"the vocabulary has ids 0 to 4, got {ids[-1]}"):
+def test_ids_out_of_range_raise(ids):
+    with pytest.raises(ValueError, match=f"0 to 4, got {ids[-1]}"):
         WORDS.decode(ids)
 
 
 @pytest.mark.parametrize("ids", [[1.0], ["1"], [None], np.array([1.5]), np.array([[1, 2]])])
-def test_an_id_that_is_no_integer_is_refused(ids):
+def test_ids_of_another_type_raise(ids):
     with pytest.raises(TypeError):
         WORDS.decode(ids)
 
@@ -102,17 +92,17 @@ def test_an_id_that_is_no_integer_is_refused(ids):
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"symbols": ("a", "b", "a")}, ValueError, "symbols must all be different"),
-        ({"special": ("<eos>",)}, ValueError, r"special must be among the symbols, got .*<eos>"),
-        ({"replacements": (("ab", "c"),)}, ValueError, "pairs of a character and a text"),
-        ({"replacements": (("a",),)}, ValueError, "pairs of a character and a text"),
-        ({"replacements": (("a", "b", "c"),)}, ValueError, "pairs of a character and a text"),
-        ({"symbols": ["a"]}, TypeError, "Vocabulary.symbols must be a tuple, got list"),
-        ({"symbols": ("<s>", "</s>", 3)}, TypeError, "Vocabulary.symbols must be str, got int"),
-        ({"separator": None}, TypeError, "Vocabulary.separator must be str"),
+        ({"symbols": ("a", "b", "a")}, ValueError, "symbols"),
+        ({"special": ("<eos>",)}, ValueError, "special .*<eos>"),
+        ({"replacements": (("ab", "c"),)}, ValueError, "a character and a text"),
+        ({"replacements": (("a",),)}, ValueError, "a character and a text"),
+        ({"replacements": (("a", "b", "c"),)}, ValueError, "a character and a text"),
+        ({"symbols": ["a"]}, TypeError, "symbols .*list"),
+        ({"symbols": ("<s>", "</s>", 3)}, TypeError, "symbols .*int"),
+        ({"separator": None}, TypeError, "separator"),
     ],
 )
-def test_a_vocabulary_that_makes_no_sense_is_refused(changes, kind, message):
+def test_wrong_fields_raise(changes, kind, message):
     with pytest.raises(kind, match=message):
         dataclasses.replace(WORDS, **changes)
 

@@ -1,4 +1,4 @@
-"""What the pinned peers computed, recorded by tests/vectors/record.py: the same numbers here."""
+"""Numbers of the pinned peers, recorded by tests/vectors/record.py, are computed here."""
 
 import json
 import tomllib
@@ -31,9 +31,8 @@ def converted(about, arrays):
         return rs.convert.from_x_transformers(arrays, options, decoder_start_id=1, eos_ids=(2,))
     if about["peer"] == "transformers":
         return rs.convert.from_huggingface(arrays, options)
-    around = {
-        name: arrays.pop(f"around.{name}", None) for name in ("source", "target", "positions")
-    }
+    names = ("source", "target", "positions")
+    around = {name: arrays.pop(f"around.{name}", None) for name in names}
     unembedding, bias = arrays.pop("around.unembedding"), arrays.pop("around.bias", None)
     return rs.convert.from_pytorch(
         arrays,
@@ -51,7 +50,7 @@ def converted(about, arrays):
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
-def test_logits_and_greedy_tokens_are_the_peers(path):
+def test_logits_and_greedy_tokens_are_those_of_the_peers(path):
     about, arrays, values = read(path)
     model = converted(about, arrays)
     logits = rs.forward(model, values["source"], values["target"], values["mask"])

@@ -5,12 +5,12 @@
 
 Each engine has a process of its own, because two thread pools in one process spin against each
 other. All processes live at the same time and one works at a time: run 1 of every engine, then
-run 2, and so on, so that a slow moment of the machine meets all. There are two models of a
+run 2, and so on, so that a slow moment of the machine affects all. There are two models of a
 size, and each engine runs the one that it can take the weights of: x-transformers the first,
 Hugging Face and CTranslate2 the second (BART), refseq2seq both. A figure is the median time of
 a whole call, encoding included, over the number of new tokens. EOS is switched off.
 
-Figures are added to docs/performance.json, and the table of docs/performance.md is made anew.
+Figures are added to docs/performance.json, and the table of docs/performance.md is written again.
 """
 
 import argparse

@@ -135,7 +135,7 @@ def test_the_tree_grows_with_the_steps(open_page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_what_is_behind_it(open_page, scheme):
+def test_text_has_a_contrast_of_4_5(open_page, scheme):
     """A contrast of 4.5 at least, as WCAG AA asks, in every cell, in both schemes."""
     page = open_page("transformer", scheme=scheme, processors={"top-k 3": rs.top_k(3)})
     page.keyboard.press("End")

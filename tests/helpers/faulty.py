@@ -136,17 +136,14 @@ def positions_by(place_of):
         if mask is None:
             return rs.encode(MODEL, source)
         places = np.maximum(place_of(mask), 0)
-        return rs.encode(
-            MODEL, source, mask,
-            tap=tap_of(lambda x: positions_of("encoder", places), "encoder.positions"),
-        )  # fmt: skip
+        tap = tap_of(lambda x: positions_of("encoder", places), "encoder.positions")
+        return rs.encode(MODEL, source, mask, tap=tap)
 
     return ours(encode=encode)
 
 
 def mask_only_across(source, mask):
-    memory = rs.encode(MODEL, source)
-    return dataclasses.replace(memory, mask=mask)
+    return dataclasses.replace(rs.encode(MODEL, source), mask=mask)
 
 
 def shifted(target):
@@ -156,9 +153,8 @@ def shifted(target):
 def one_layer_without_positions():
     decoder = dataclasses.replace(MODEL.config.decoder, n_layers=1)
     config = dataclasses.replace(MODEL.config, decoder=decoder)
-    return ours(
-        rs.Model.random(config, 0, "float64"), tap=tap_of(lambda x: 0 * x, r".*decoder\.positions")
-    )
+    tap = tap_of(lambda x: 0 * x, r".*decoder\.positions")
+    return ours(rs.Model.random(config, 0, "float64"), tap=tap)
 
 
 def begin_with(feed_of):
@@ -172,9 +168,8 @@ def begin_with(feed_of):
 
 
 def always_at_place_0(memory, cache, tokens):
-    at_0 = tap_of(
-        lambda x: positions_of("decoder", np.zeros(len(x), dtype=int)), "decoder.positions"
-    )
+    first = np.zeros(len(tokens), dtype=int)
+    at_0 = tap_of(lambda x: positions_of("decoder", first[: len(x)]), "decoder.positions")
     tap = at_0 if tokens.shape[1] == 1 else rs.no_tap
     return rs.decode(MODEL, tokens, memory, cache=cache, tap=tap)
 

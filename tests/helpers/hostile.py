@@ -1,12 +1,12 @@
-"""Files that a stranger may hand over, and how a loader takes them.
+"""Hostile files, and whether a loader loads or refuses them.
 
     OMP_NUM_THREADS=1 python tests/helpers/hostile.py           every kind, in some minutes
     OMP_NUM_THREADS=1 python tests/helpers/hostile.py traces    one kind
 
 A kind is a generator of cases. It prepares the files of a case, yields it, and restores them
-when it is asked for the next one. `judge` loads a case: its model may load, or be refused by
-an error of ours, of one line, that names the file. All else is a fault: an exception or a warning
-of another library, a hang, a gigabyte. Each case follows from the seed of its kind.
+when it is asked for the next one. `judge` loads a case: its model may load, or be refused by an
+error of one line that names the file. All else is a fault: an exception or a warning of another
+library, a hang, a gigabyte. Each case follows from the seed of its kind.
 """
 
 import faulthandler
@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bad_files import npy, packed, spoiled, unpacked
 
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, numbered
@@ -449,8 +450,11 @@ def lies(content: bytes) -> dict[str, bytes]:
     }
 
 
+NO_TEXT = {"a piece that is no text": of_bytes(lambda x: x.replace(b"<unk>", b"<un\xff>"))}
 GROUPS: tuple[tuple[str, bool | None, dict[str, Maker]], ...] = (
     ("*", False, UNREADABLE),
+    ("*.spm", False, NO_TEXT),
+    ("spiece.model", False, NO_TEXT),
     ("*", True, SOUND),
     ("*", None, EITHER),
     ("*.json", False, JSON_UNREADABLE),
@@ -511,8 +515,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     """A checkpoint with a few bytes changed, cut out or put in, or with other entries."""
     kind = rng.choice(["header", "entry", "zip", "bytes", "bytes", "bytes"])
     if kind in ("header", "entry"):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = {name: archive.read(name) for name in archive.namelist()}
+        entries = unpacked(content)
         name = min(entries) if kind == "header" else rng.choice(sorted(entries))  # checkpoint.json
         is_json = kind == "header" and name.endswith(".json")
         change = edited(entries[name], rng)[1] if is_json else spoiled(entries[name], rng)
@@ -525,26 +528,6 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
 
 
 ZIP_RECORDS = (b"PK\1\2", b"PK\3\4", b"PK\5\6")
-
-
-def spoiled(content: bytes, rng: random.Random, start: int = 0) -> bytes:
-    """Bytes with one to three changes, from ``start`` on."""
-    new = bytearray(content)
-    for _ in range(rng.randint(1, 3)):
-        place, length = rng.randint(start, len(new)), rng.choice([1, 1, 2, 4, 8, 30, 300])
-        telling = rng.choice([b"", b"\0", b"\xff", b"\x7f", b"\x80", b"PK\3\4", b"{", b"9"])
-        chunk = rng.choice([telling * length, rng.randbytes(length), bytes(new[:length])])
-        new[place : place + rng.choice([0, length, len(chunk), len(chunk)])] = chunk
-    return bytes(new)
-
-
-def packed(entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A zip file with right checksums."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-    return file.getvalue()
 
 
 def native(root: Path, n: int = 60_000, seed: int = 0, every: int = 1) -> Iterator[Case]:
@@ -562,22 +545,15 @@ def native(root: Path, n: int = 60_000, seed: int = 0, every: int = 1) -> Iterat
 # Traces
 
 
-def npy(array: Any) -> bytes:
-    """As numpy.save writes it."""
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-def said(descr: str, shape: str) -> bytes:
-    """Six numbers behind a header of NumPy that says this of them."""
+def array_that_says(descr: str, shape: str, n_bytes: int = 48) -> bytes:
+    """Zeros behind a header of NumPy that says this of them."""
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(48)
+    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(n_bytes)
 
 
 @cache
 def bad_traces() -> dict[str, bytes]:
-    """What is no trace, although much of it is called one by NumPy."""
+    """Files that are no traces, although NumPy reads some of them."""
     x = npy(np.arange(6.0).reshape(2, 3))
     sound = packed({"x.npy": x})
     return {
@@ -597,12 +573,12 @@ def bad_traces() -> dict[str, bytes]:
         "encrypted": sound.replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"),
         "a checksum that lies": sound.replace(x[-8:], x[:8]),
         **{
-            f"shape {shape!r:.20}": packed({"x.npy": said("'<f8'", shape)})
+            f"shape {shape!r:.20}": packed({"x.npy": array_that_says("'<f8'", shape)})
             for shape in ("(9, 3)", "(-2, -3)", "(999999999999, 9)", f"({2**32}, {2**32})",
                           "exit()", "(0, 999999999999999999)", "(" + "1, " * 65 + ")", "6", "()")
         },
         **{
-            f"dtype {descr}": packed({"x.npy": said(descr, "(6,)")})
+            f"dtype {descr}": packed({"x.npy": array_that_says(descr, "(6,)")})
             for descr in ("'|O8'", "'|V8'", "'<f9'", "'<U2'", "exit()", "[('a', '<f8')]", "'<f4'")
         },
     }  # fmt: skip
@@ -711,12 +687,11 @@ def main() -> int:
     """Run each kind in a process of its own, whose memory is limited and measured."""
     if len(sys.argv) > 1:
         return run(sys.argv[1])
-    print(f"{'kind':10}" + "".join(f"{name:>9}" for name in COLUMNS), flush=True)
+    columns = ("tried", "loaded", "refused", "fault", "slowest s", "peak MB")
+    print(f"{'kind':10}" + "".join(f"{name:>9}" for name in columns), flush=True)
     runs = [subprocess.run([sys.executable, __file__, kind], check=False) for kind in KINDS]
     return int(any(run.returncode for run in runs))
 
-
-COLUMNS = ("tried", "loaded", "refused", "fault", "slowest s", "peak MB")
 
 if __name__ == "__main__":
     sys.exit(main())

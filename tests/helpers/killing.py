@@ -3,10 +3,9 @@
     python tests/helpers/killing.py MODEL DIRECTORY [SECOND ...]
 
 Every file that is made, linked or deleted, and every change of the database (once for many rows
-of a table), is a moment. A
-copy of this process runs up to the moment and is killed with SIGKILL; another is started with the
-same command, and killed at its moment number SECOND, if it gets there; a last one may end. A row
-of JSON per try says what was found beside the input.
+of a table), is a step. A copy of this process runs up to the step and is killed with SIGKILL;
+another is started with the same command, and killed at its step number SECOND, if it gets there;
+a last one may end. A row of JSON per try says what was found beside the input.
 """
 
 import json
@@ -22,21 +21,12 @@ from refseq2seq.cli import options
 
 EVENTS = ("os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir", "sqlite3.connect")
 SAMPLING = [
-    "--temperature",
-    "1.2",
-    "--top-k",
-    "5",
-    "--seed",
-    "7",
-    "--window",
-    "3",
-    "--max-new-tokens",
-    "2",
-]
+    "--temperature", "1.2", "--top-k", "5", "--seed", "7", "--window", "3", "--max-new-tokens", "2",
+]  # fmt: skip
 CHANGES = ("BEGIN", "CREATE", "INSERT", "DELETE", "COMMIT")
 
 
-def moments(told, last):
+def steps_of(told, last):
     """Call ``told`` before each step, and be killed before step number ``last``."""
     count, before = 0, ""
 
@@ -80,7 +70,7 @@ def run(model, directory, last=None, log=os.devnull):
     if child == 0:
         os.dup2(os.open(directory / "errors", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         with open(log, "w") as file:
-            moments(lambda name: print(name, file=file, flush=True), last)
+            steps_of(lambda name: print(name, file=file, flush=True), last)
             os._exit(cli.main(command(model, directory)))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

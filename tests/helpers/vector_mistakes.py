@@ -21,24 +21,23 @@ from refseq2seq.testing.vectors import cases
 SELF, CROSS = ".layers.0.self_attention.", ".layers.0.cross_attention."
 
 
-def of_config(change, **fields):
+def of_config(change, rename=lambda name: name, **fields):
     """The same arrays under other conventions of both stacks, or of the whole model."""
 
     def mistake(case, patch):
-        c = case.model.config
+        c, arrays = case.model.config, dict(named_arrays(case.model.params))
         stacks = {name: change(getattr(c, name)) for name in ("encoder", "decoder")}
         config = dataclasses.replace(c, **stacks, **fields)
-        return with_config(case, config), None
+        params = build_params(config, lambda name, shape: arrays[rename(name)])
+        model = dataclasses.replace(case.model, config=config, params=params)
+        return dataclasses.replace(case, model=model), None
 
     return mistake
 
 
-def with_config(case, config, rename=lambda name: name):
-    arrays = dict(named_arrays(case.model.params))
-    params = build_params(config, lambda name, shape: arrays[rename(name)])
-    return dataclasses.replace(
-        case, model=dataclasses.replace(case.model, config=config, params=params)
-    )
+def of_stack(**fields):
+    """A change of fields of both stacks."""
+    return lambda stack: dataclasses.replace(stack, **fields)
 
 
 def inside(part, **fields):
@@ -115,11 +114,6 @@ def without_crossing(p):
     return process
 
 
-def reversed_filters(case, patch):
-    patch.setattr(cases, "FILTERS", dict(reversed(cases.FILTERS.items())))
-    return case, None
-
-
 def naive_softmax(x, mask=None):
     with np.errstate(all="ignore"):
         e = np.exp(x) if mask is None else np.where(mask, np.exp(x), 0)
@@ -131,14 +125,8 @@ def biased(x, gain, bias, eps):
     return centred / (np.sqrt((centred**2).mean(axis=-1, keepdims=True)) + eps) * gain + bias
 
 
-def before(case, patch):
-    c = case.model.config
-    stacks = {
-        name: dataclasses.replace(getattr(c, name), norm_positions=("before",))
-        for name in ("encoder", "decoder")
-    }
-    config = dataclasses.replace(c, **stacks)
-    return with_config(case, config, lambda name: name.replace(".before.", ".after.")), None
+def to_after(name):
+    return name.replace(".before.", ".after.")
 
 
 def sees_the_next(q, k):
@@ -154,23 +142,10 @@ def from_the_first_token(mask):
     return np.maximum(np.arange(mask.shape[1]) - n_before[:, None], 0)
 
 
-def both_ways(stack):
-    how = stack.relative_positions
-    return dataclasses.replace(
-        stack, relative_positions=dataclasses.replace(how, bidirectional=True)
-    )
-
-
-def gelu(other):
-    return {"gelu_erf": "gelu_tanh", "gelu_tanh": "gelu_erf"}[other]
-
-
-def order(other):
-    return {"grouped": "tiled", "tiled": "grouped"}[other]
-
-
-def pairing(other):
-    return {"halves": "interleaved", "interleaved": "halves"}[other]
+SWAPPED = {}
+for pair in (("gelu_erf", "gelu_tanh"), ("grouped", "tiled"), ("halves", "interleaved")):
+    SWAPPED |= {pair[0]: pair[1], pair[1]: pair[0]}
+REVERSED = dict(reversed(cases.FILTERS.items()))
 
 
 def ended_by_its_prefix(case, patch):
@@ -191,14 +166,8 @@ MISTAKES = {
         of_case(source_mask=lambda case: case.source != case.model.config.pad_id),
         "encoder.positions",
     ),
-    "PositionAfterPadding": (
-        replaced(model, "real_positions", from_the_edge),
-        "encoder.positions",
-    ),
-    "ScatteredMask": (
-        replaced(model, "real_positions", from_the_first_token),
-        "encoder.positions",
-    ),
+    "PositionAfterPadding": (replaced(model, "real_positions", from_the_edge), "encoder.positions"),
+    "ScatteredMask": (replaced(model, "real_positions", from_the_first_token), "encoder.positions"),
     "CachePosition": (lambda case, patch: (case, StalePosition()), "step.1.decoder.positions"),
     "LastPosition": (of_quantity(short_table), "encoder.positions"),
     "RaggedPrefix": (
@@ -215,7 +184,7 @@ MISTAKES = {
         replaced(cases.FILTERS, "top_k", partial(rs.top_k, keep_ties=True)),
         "step.0.scores",
     ),
-    "FilterOrder": (reversed_filters, "step.0.scores"),
+    "FilterOrder": (replaced(cases, "FILTERS", REVERSED), "step.0.scores"),
     "TopPCrossing": (replaced(cases.FILTERS, "top_p", without_crossing), "step.0.scores"),
     "UniformEdge": (of_quantity(first_of_all), "step.0.chosen"),
     "BeamReorder": (
@@ -228,9 +197,9 @@ MISTAKES = {
     ),
     "SoftmaxOverflow": (replaced(attention, "softmax", naive_softmax), f"encoder{SELF}weights"),
     "NormEps": (of_config(inside("norm", eps=lambda eps: eps / 10)), f"encoder{SELF}input"),
-    "NormPlace": (before, f"encoder{SELF}input"),
+    "NormPlace": (of_config(of_stack(norm_positions=("before",)), to_after), f"encoder{SELF}input"),
     "EmbeddingScale": (
-        of_config(lambda stack: dataclasses.replace(stack, embedding_scale=1.0)),
+        of_config(of_stack(embedding_scale=1.0)),
         "encoder.tokens",
     ),
     "SinusoidLayout": (
@@ -238,22 +207,25 @@ MISTAKES = {
         "encoder.positions",
     ),
     "GeluForm": (
-        of_config(inside("feed_forward", activation=gelu)),
+        of_config(inside("feed_forward", activation=SWAPPED.get)),
         "encoder.layers.0.feed_forward.hidden",
     ),
-    "PositionScale": (
-        of_config(inside("positions", scale=lambda scale: 1.0)),
-        "encoder.positions",
+    "PositionScale": (of_config(inside("positions", scale=lambda scale: 1.0)), "encoder.positions"),
+    "RelativeBuckets": (
+        of_config(inside("relative_positions", bidirectional=lambda _: True)),
+        f"decoder{SELF}scores",
     ),
-    "RelativeBuckets": (of_config(both_ways), f"decoder{SELF}scores"),
     "AttentionScale": (
         of_config(inside("self_attention", scale=lambda scale: 1 / math.sqrt(5))),
         f"encoder{SELF}scores",
     ),
-    "LogitsScale": (of_config(lambda stack: stack, logits_scale=1.0), "logits"),
-    "RotaryPairing": (of_config(inside("relative_positions", pairing=pairing)), f"encoder{SELF}q"),
+    "LogitsScale": (of_config(of_stack(), logits_scale=1.0), "logits"),
+    "RotaryPairing": (
+        of_config(inside("relative_positions", pairing=SWAPPED.get)),
+        f"encoder{SELF}q",
+    ),
     "KeyValueHeads": (
-        of_config(inside("self_attention", kv_head_order=order)),
+        of_config(inside("self_attention", kv_head_order=SWAPPED.get)),
         f"encoder{SELF}scores",
     ),
     "BiasedDeviation": (replaced(ops.NORMS, "std_norm", biased), "decoder.embed"),

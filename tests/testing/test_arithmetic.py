@@ -1,4 +1,4 @@
-"""`refseq2seq.testing.arithmetic`: which operations round, to what, and how far."""
+"""`refseq2seq.testing.arithmetic`: which operations round, to which format, and how far."""
 
 import numpy as np
 import pytest
@@ -19,17 +19,11 @@ def of_the_format(x, dtype):
 @pytest.mark.parametrize(
     "operation",
     [
-        lambda x: x + 1.7,
-        lambda x: 1 - x,
-        lambda x: x * x[:1],
-        lambda x: x / 3.0,
-        lambda x: np.sqrt(np.abs(x)),
-        np.exp,
-        np.tanh,
-        lambda x: x**2,
+        *(lambda x: x + 1.7, lambda x: 1 - x, lambda x: x * x[:1], lambda x: x / 3.0),
+        *(lambda x: np.sqrt(np.abs(x)), np.exp, np.tanh, lambda x: x**2),
     ],
 )
-def test_operations_on_elements_round_to_what_is_computed_in(operation):
+def test_elementwise_operations_round_to_the_computed_format(operation):
     x = round_to(np.random.default_rng(1).standard_normal((5, 7)), "bfloat16")
     found = operation(low_precision(x, arithmetic("bfloat16", computed="float16")))
     assert isinstance(found, LowPrecisionArray)
@@ -41,20 +35,20 @@ def test_operations_on_elements_round_to_what_is_computed_in(operation):
     assert near.any()
 
 
-def test_a_sum_of_two_tensors_is_a_tensor():
+def test_a_sum_of_two_tensors_is_rounded_to_the_stored_format():
     rng = np.random.default_rng(1)
     x, y = (low_precision(rng.standard_normal((5, 7)), arithmetic("bfloat16")) for _ in range(2))
     assert of_the_format(np.asarray(x + y), "bfloat16")
     assert not of_the_format(np.asarray(x + y[0]), "bfloat16")  # a bias
 
 
-def test_constants_are_those_of_the_format():
+def test_constants_are_rounded_to_the_format():
     ones = low_precision(np.ones((2, 3)), arithmetic())
     for constant in (0.1, np.full(3, 0.1)):
         assert (np.asarray(ones * constant) == np.float64(np.float32(0.1))).all()
 
 
-def test_what_is_exact_stays_exact():
+def test_exact_operations_do_not_round():
     x = low_precision(np.array([[1.0, -2.0, 0.5]]), arithmetic())
     for found, expected in ((-x, [-1, 2, -0.5]), (np.maximum(x, 0), [1, 0, 0.5]), (x.T.T, x[0])):
         assert np.asarray(found).tolist() == [list(expected)]
@@ -64,7 +58,7 @@ def test_what_is_exact_stays_exact():
 
 @pytest.mark.parametrize("n", [17, 64, 500])
 @pytest.mark.parametrize("mean", [0.0, 0.5, 3.0])
-def test_products_and_sums_err_as_float32_does_term_after_term(n, mean):
+def test_errors_of_products_and_sums_are_those_of_float32(n, mean):
     """The simulation has sqrt(2) of the spread of sums in order, whatever the signs of terms."""
     rng, by = np.random.default_rng(n), arithmetic()
     a, b = (rng.standard_normal(shape) + mean for shape in ((200, n), (n, 50)))
@@ -91,7 +85,7 @@ def test_tf32_rounds_the_operands_of_products():
     assert np.asarray(low_precision(x, by) + 0.0).max() == 1 + 2.0**-13
 
 
-def test_far_finer_insides_are_not_simulated():
+def test_operations_inside_are_exact_if_far_finer_than_the_format():
     x = np.random.default_rng(0).standard_normal((3, 5))
     by = arithmetic("bfloat16")
     found = low_precision(x, by)

@@ -1,4 +1,4 @@
-"""The properties hold of right implementations, ours and another, and each finds its faults."""
+"""The properties hold for correct implementations, ours and another; each finds its faults."""
 
 import dataclasses
 import re
@@ -90,29 +90,27 @@ class Recurrent:
         )
 
 
-# Right implementations. -------------------------------------------------------------------------
+# Correct implementations. -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_they_hold_of_a_recurrent_network(dtype):
+def test_properties_hold_for_a_recurrent_network(dtype):
     report = properties.check(Recurrent(dtype).implementation())
-    outcomes = {o.property.name: o.status for o in report.outcomes}
-    assert {name for name, status in outcomes.items() if status == "not applicable"} == {
-        "longest_source", "longest_target", "padding_after_end",
-    }  # fmt: skip
-    assert set(report.passed) == NAMES - {"longest_source", "longest_target", "padding_after_end"}
+    without = {o.property.name for o in report.outcomes if o.status == "not applicable"}
+    assert without == {"longest_source", "longest_target", "padding_after_end"}
+    assert set(report.passed) == NAMES - without
     assert max(o.worst for o in report.outcomes) < 50 * np.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("config", arrangements.ALL.values(), ids=arrangements.ALL)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_they_hold_of_ours(config, dtype):
+def test_properties_hold_for_the_package(config, dtype):
     report = properties.check(ours(rs.Model.random(config, 1, dtype)), trials=2)
     assert len(report.passed) >= len(NAMES) - 3
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_order_of_the_source_counts_where_only_distances_do(seed):
+def test_source_order_passes_where_only_distances_count(seed):
     """Symmetric ALiBi and nothing else: a reversed source gives the same logits."""
     fields = {"positions": None, "relative_positions": AlibiPositions(slopes=(0.5, 0.25))}
     encoder = dataclasses.replace(CONFIG.encoder, **fields)
@@ -129,7 +127,7 @@ def test_the_order_of_the_source_counts_where_only_distances_do(seed):
     assert properties.examine(ours(model), only=["source_order"]).failed == ["source_order"]
 
 
-def test_all_are_tried_on_ours():
+def test_all_properties_are_tried():
     report = properties.check(ours())
     assert report.passed == [p.name for p in properties.ALL]
     assert 0 < max(o.worst for o in report.outcomes) < 50 * np.finfo("float64").eps
@@ -162,39 +160,34 @@ def scaled(part, factor):
     ],
     ids=["scale", "sign", "no self-attention of the source", "bias", "heads in another order"],
 )
-def test_they_do_not_know_the_values(fault):
+def test_properties_pass_where_only_the_numbers_are_wrong(fault):
     properties.check(fault, trials=2)
 
 
-# What is said of it. ----------------------------------------------------------------------------
+# Reports. ----------------------------------------------------------------------------
 
 
-def test_the_failure_is_a_story_with_a_small_counterexample():
+def test_the_report_of_a_failure_has_a_small_counterexample():
     implementation, _ = FAULTS["the future is seen"]
     with pytest.raises(properties.PropertyError) as caught:
         properties.check(implementation, only=["causality", "row_alone"])
     assert isinstance(caught.value, AssertionError)
     assert caught.value.report.failed == ["causality"]
     assert caught.value.report.passed == ["row_alone"]
-    lines = str(caught.value).splitlines()
-    assert lines[0] == "1 of 2 properties failed"
-    assert re.match("failed +causality +Logits do not depend on later target", lines[1])
-    place = re.fullmatch(
-        r"    trial 0: \S+ and \S+ at \((\d), (\d), (\d+)\), difference (\S+) relative to the row; "
-        r"the limit is 5\.7e-14", lines[2],
-    )  # fmt: skip
-    assert place
+    head, name, where, *inputs, again = str(caught.value).splitlines()
+    assert head == "1 of 2 properties failed"
+    assert re.match("failed +causality ", name)
+    place = re.search(r"trial 0: .* at \((\d), \d, \d+\), difference (\S+) .*5\.7e-14", where)
     assert int(place[1]) < 2
-    assert float(place[4]) > 1e-3
-    inputs = dict(line.strip().split(" = ") for line in lines[3:-1])
+    assert float(place[2]) > 1e-3
+    inputs = dict(line.strip().split(" = ") for line in inputs)
     assert list(inputs) == ["source", "target", "changed target"]
     assert len(eval(inputs["source"])) == 2
     assert len(eval(inputs["target"])[0]) == 3
-    assert lines[-1].endswith("properties.examine(implementation, only=['causality'], seed=0)")
+    assert again.endswith("properties.examine(implementation, only=['causality'], seed=0)")
 
 
-def test_the_counterexample_is_one():
-    """What the report shows, tried again by hand."""
+def test_the_counterexample_of_the_report_fails_again():
     fault = tap_of(seeing_everything, r"decoder.*self_attention\.weights")
     outcome = properties.examine(ours(tap=fault), only=["causality"]).outcomes[8]
     shown = dict(line.strip().split(" = ") for line in outcome.story.splitlines()[1:])
@@ -205,16 +198,13 @@ def test_the_counterexample_is_one():
     assert abs(a - b).max() > 1e-3
 
 
-def test_what_is_raised_is_a_failure_with_its_message():
+def test_an_exception_of_the_implementation_is_a_failure():
     implementation, _ = FAULTS["positions end early in the source"]
     report = properties.examine(implementation, only=["longest_source", "longest_target"])
     assert report.failed == ["longest_source"]
-    assert "raises IndexError('place 10 of a table of 10')" in str(report)
-
-
-def test_no_difference_is_a_failure_that_says_of_what():
+    assert "IndexError('place 10 of a table of 10')" in str(report)
     report = properties.examine(FAULTS["no source positions"][0], only=["source_order"])
-    assert "the order of the source makes no difference in 8 trials" in str(report)
+    assert "no difference in 8 trials" in str(report)
 
 
 def test_the_report_lists_what_was_tried():
@@ -223,8 +213,9 @@ def test_the_report_lists_what_was_tried():
     statuses = {o.property.name: (o.status, o.story) for o in report.outcomes}
     assert list(statuses) == [p.name for p in properties.ALL]
     assert statuses["finite"][0] == "skipped"
-    assert statuses["padding_left"] == ("not applicable", "it needs left")
-    assert statuses["greedy"] == ("not applicable", "it needs generate")
+    assert statuses["padding_left"][0] == statuses["greedy"][0] == "not applicable"
+    assert "left" in statuses["padding_left"][1]
+    assert "generate" in statuses["greedy"][1]
     assert statuses["padding_right"] == ("passed", "")
     assert "finite" not in str(report)
     assert re.search(r"^passed +cached +Tokens fed one", str(report), re.MULTILINE)
@@ -265,18 +256,18 @@ def test_an_almost_equal_token_may_be_generated():
     assert properties.examine(other, only=["greedy"]).passed == ["greedy"]
 
 
-# What is refused. -------------------------------------------------------------------------------
+# Wrong arguments. -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"only": ["casuality"]}, r"must name properties, got \['casuality'\]: .*causality"),
-        ({"skip": ["all"]}, r"must name properties, got \['all'\]"),
-        ({"trials": 0}, "trials must be at least 1, got 0"),
+        ({"only": ["casuality"]}, r"'casuality'.*causality"),
+        ({"skip": ["all"]}, "'all'"),
+        ({"trials": 0}, r"trials .*got 0"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options, message):
+def test_wrong_options_of_examine_raise(options, message):
     with pytest.raises(ValueError, match=message):
         properties.examine(ours(), **options)
 
@@ -284,15 +275,12 @@ def test_options_that_make_no_sense_are_refused(options, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (
-            {"padding": ("top",)},
-            r"padding must be some of \('right', 'left', 'between'\), got \['top'\]",
-        ),
-        ({"source_vocab_size": 1}, "source_vocab_size must be at least 2, got 1"),
-        ({"max_target_length": 2}, "max_target_length must be at least 3, got 2"),
+        ({"padding": ("top",)}, r"padding .*'top'"),
+        ({"source_vocab_size": 1}, r"source_vocab_size .*got 1"),
+        ({"max_target_length": 2}, r"max_target_length .*got 2"),
     ],
 )
-def test_fields_that_make_no_sense_are_refused(fields, message):
+def test_wrong_fields_of_an_implementation_raise(fields, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(ours(), **fields)
 
@@ -300,25 +288,17 @@ def test_fields_that_make_no_sense_are_refused(fields, message):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (
-            lambda x: x[:, :-1],
-            ValueError,
-            r"logits must have the shape \(2, 3, 13\), got \(2, 2, 13\)",
-        ),
-        (
-            lambda x: x.astype(int),
-            TypeError,
-            "logits must be float16, float32 or float64, got int64",
-        ),
+        (lambda x: x[:, :-1], ValueError, r"logits .*\(2, 3, 13\), got \(2, 2, 13\)"),
+        (lambda x: x.astype(int), TypeError, r"logits .*got int64"),
     ],
 )
-def test_functions_that_do_not_fit_are_told_at_once(change, error, message):
+def test_logits_of_a_wrong_shape_or_dtype_raise(change, error, message):
     implementation = ours(logits=lambda memory, target: change(rs.decode(MODEL, target, memory)))
     with pytest.raises(error, match=message):
         properties.examine(implementation)
 
 
-def test_an_error_of_the_first_call_is_the_users():
+def test_an_exception_of_the_first_call_is_raised():
     with pytest.raises(KeyError, match="typo"):
         properties.examine(ours(encode=lambda source, mask: {}["typo"]))
 
@@ -328,7 +308,7 @@ def test_the_page_has_the_table():
     assert f"\n\n{properties.table()}\n\n" in page
 
 
-def test_the_table_says_something_without_docstrings():
+def test_the_table_without_docstrings_has_the_names():
     """`python -OO` takes the statements away, and their names are left."""
     code = "from refseq2seq.testing import properties; print(properties.table())"
     command = [sys.executable, "-OO", "-W", "ignore", "-c", code]

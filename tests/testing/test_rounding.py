@@ -1,4 +1,4 @@
-"""`refseq2seq.testing.rounding`: against NumPy's casts, exact rational numbers and chance."""
+"""`refseq2seq.testing.rounding`, compared with NumPy's casts, exact fractions and chance."""
 
 from fractions import Fraction
 
@@ -39,13 +39,13 @@ def neighbours(x, dtype):
 @given(x=numbers)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_to_nearest_is_what_a_cast_gives(dtype, x):
+def test_round_to_is_a_cast(dtype, x):
     expected = np.float64(np.dtype(dtype).type(x))
     assert round_to(np.array([x]), dtype).tobytes() == expected.tobytes()
 
 
 @given(x=st.floats(-1e38, 1e38), dtype=st.sampled_from(SMALL))
-def test_to_nearest_takes_the_nearer_neighbour_and_the_even_one_of_two(x, dtype):
+def test_round_to_takes_the_nearest_or_the_even_neighbour(x, dtype):
     below, above = neighbours(x, dtype)
     if max(abs(below), abs(above)) > Fraction(FORMATS[dtype].max):
         return
@@ -56,17 +56,15 @@ def test_to_nearest_takes_the_nearer_neighbour_and_the_even_one_of_two(x, dtype)
         assert found / (above - below) % 2 == 0
 
 
-@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("dtype", SMALL)
 def test_ties_go_to_the_even_neighbour(dtype):
     eps = FORMATS[dtype].eps
-    if dtype == "float64":
-        return
     ties = np.array([1 + eps / 2, 1 + 3 * eps / 2, -1 - eps / 2])
     assert round_to(ties, dtype).tolist() == [1, 1 + 2 * eps, -1]
 
 
 @given(x=st.floats(-60000, 60000), dtype=st.sampled_from(SMALL), seed=st.integers(0, 99))
-def test_at_random_it_is_one_of_the_neighbours(x, dtype, seed):
+def test_stochastic_rounding_gives_one_of_the_neighbours(x, dtype, seed):
     below, above = (float(y) for y in neighbours(x, dtype))
     found = stochastically_rounded(np.full(20, x), dtype, np.random.default_rng(seed))
     assert set(found.tolist()) <= {below, above}
@@ -76,7 +74,7 @@ def test_at_random_it_is_one_of_the_neighbours(x, dtype, seed):
 
 @pytest.mark.parametrize("dtype", SMALL)
 @pytest.mark.parametrize("magnitude", [1.0, -3.0, 2.0**-20, "below the least normal number"])
-def test_at_random_the_mean_is_right(dtype, magnitude):
+def test_stochastic_rounding_has_the_right_mean(dtype, magnitude):
     if isinstance(magnitude, str):
         magnitude = 2.0 ** (FORMATS[dtype].min_exponent - 2)
     below, above = (float(y) for y in neighbours(magnitude * (1 + 1e-12), dtype))
@@ -89,7 +87,7 @@ def test_at_random_the_mean_is_right(dtype, magnitude):
 
 
 @pytest.mark.parametrize("dtype", SMALL)
-def test_what_is_not_finite_stays_and_what_is_too_great_becomes_infinite(dtype):
+def test_nan_and_infinities_stay_and_overflow_is_infinite(dtype):
     top = FORMATS[dtype].max
     x = np.array([np.inf, -np.inf, np.nan, top, -top, 2.01 * top, -2.01 * top])
     for found in (round_to(x, dtype), stochastically_rounded(x, dtype, np.random.default_rng(0))):
@@ -107,7 +105,7 @@ def test_the_formats_are_those_that_numpy_knows():
     bfloat16 = FORMATS["bfloat16"]  # float32 cut off after 16 bits
     assert bfloat16.eps == 2**-7
     assert bfloat16.max == np.uint32(0x7F7F0000).view(np.float32)
-    with pytest.raises(ValueError, match="one of float16, bfloat16, tf32, float32, float64"):
+    with pytest.raises(ValueError, match="float8"):
         format_of("float8")
 
 
@@ -117,15 +115,14 @@ def test_a_step_is_the_distance_to_the_next_number():
         assert step_at(x, dtype).tolist() == np.spacing(x).tolist()
 
 
-def test_rounded_rounds_every_array_and_says_what_is_not():
+def test_rounded_rounds_every_array_and_check_rounded_names_the_first():
     model = rs.load("g2p")
-    with pytest.raises(ValueError, match=r"holds .* finite value of bfloat16 .*rounded"):
+    with pytest.raises(ValueError, match="bfloat16"):
         check_rounded(model, "bfloat16")
     near = rounded(model, "bfloat16")
     assert near.dtype == "float64"
-    for (name, x), (_, y) in zip(
-        named_arrays(model.params), named_arrays(near.params), strict=True
-    ):
+    pairs = zip(named_arrays(model.params), named_arrays(near.params), strict=True)
+    for (name, x), (_, y) in pairs:
         assert np.abs(x - y).max() <= 2.0**-8 * np.abs(x).max(), name
     for dtype in ("bfloat16", "tf32", "float32", "float64"):
         check_rounded(near, dtype)

@@ -1,4 +1,4 @@
-"""`refseq2seq.testing.spread` and the assertions that stand on it."""
+"""`refseq2seq.testing.spread`: errors of rounding, measured and pooled."""
 
 import dataclasses
 
@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 
 import refseq2seq as rs
 from refseq2seq.config import RotaryPositions
-from refseq2seq.testing import (
-    assert_agrees,
-    first_difference,
-    rounded,
-    spread,
-    strategies,
-)
+from refseq2seq.testing import assert_agrees, first_difference, rounded, spread, strategies
 from refseq2seq.testing.expected import Errors, participants
 from refseq2seq.testing.rounding import round_to
 
@@ -44,7 +38,7 @@ def rounding_everywhere(model, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_rounding_to_nearest_stays_at_0_7_of_the_spread(dtype):
+def test_errors_of_rounding_to_nearest_are_0_7_of_the_spread(dtype):
     ratios = []
     for config in CONFIGS.values():
         for seed in range(2):
@@ -55,13 +49,13 @@ def test_rounding_to_nearest_stays_at_0_7_of_the_spread(dtype):
             e = within["logits"]
             ratios.append(np.mean((right["logits"] - e.value) ** 2) / np.mean(e.sigma**2))
     ratio = np.mean(ratios) ** 0.5
-    # In float32 the insides of operations round too, which rounding what is tapped leaves out.
+    # In float32 the steps inside an operation round too; here only its result is rounded.
     assert 0.6 < ratio < 0.85 if dtype != "float32" else 0.2 < ratio < 0.5
 
 
 @settings(max_examples=12)
 @given(data=st.data())
-def test_our_own_float32_is_accepted_in_every_quantity(data):
+def test_float32_agrees_in_every_quantity(data):
     model = data.draw(strategies.models(dtype="float32"))
     source = data.draw(strategies.sources(model))
     target = data.draw(strategies.targets(model, source.batch))
@@ -70,7 +64,7 @@ def test_our_own_float32_is_accepted_in_every_quantity(data):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_value_is_the_float64_oracle(name):
+def test_the_value_is_that_of_float64(name):
     model = MODELS[name]
     within, trace = spread(model, SOURCE, TARGET, dtype="float64", runs=1), traced(model)
     assert list(within) == list(trace)
@@ -80,10 +74,9 @@ def test_the_value_is_the_float64_oracle(name):
         assert e.sigma.shape == (*x.shape[:-1], 1)
         assert e.own_sigma.shape == e.where.shape == e.element_sigma.shape == x.shape
         assert (e.element_sigma >= e.sigma).all()
-        assert (
-            e.sigma[e.where.any(axis=-1, keepdims=True) & (x != 0).any(-1, keepdims=True)] > 0
-        ).all()
-    assert repr(within) == f"<Spread of {len(trace)} quantities under rounding to float64>"
+        rounds = e.where.any(axis=-1, keepdims=True) & (x != 0).any(-1, keepdims=True)
+        assert (e.sigma[rounds] > 0).all()
+    assert f"{len(trace)} quantities" in repr(within)
 
 
 def test_spreads_are_in_proportion_to_the_steps_of_the_format():
@@ -93,7 +86,7 @@ def test_spreads_are_in_proportion_to_the_steps_of_the_format():
         for dtype in ("bfloat16", "float16", "float32")
     }
     assert sigma["bfloat16"] / sigma["float16"] == pytest.approx(8, rel=0.2)
-    # In float32 the insides of operations round no finer than tensors: a little more.
+    # In float32 the steps inside an operation round as its result does: a little more.
     assert 2**13 / 4 < sigma["float16"] / sigma["float32"] < 2**13
 
 
@@ -129,37 +122,37 @@ def test_runs_that_do_not_fit_at_once_are_computed_in_parts(monkeypatch):
         assert 0.6 < ratio < 1.6, name
 
 
-def test_an_exact_model_has_the_same_oracle():
+def test_an_exact_model_has_the_same_value():
     model = rounded(MODELS["rich"], "float16")
     within = spread(model.exact(), SOURCE, TARGET, dtype="float16", runs=1)
     assert type(within["logits"].value) is np.ndarray
     assert np.array_equal(within["logits"].value, rs.forward(model, SOURCE, TARGET))
 
 
-def test_arguments_are_checked():
-    model = MODELS["vaswani"]
-    with pytest.raises(ValueError, match=r"decoder\.embedding holds|encoder\.embedding holds"):
-        spread(model, SOURCE, TARGET, dtype="float16")
-    with pytest.raises(ValueError, match=r"dtype must be one of .* got 'half'"):
-        spread(model, SOURCE, TARGET, dtype="half")
-    with pytest.raises(ValueError, match=r"dtype must be one of .* got 'half'"):
-        spread(model, SOURCE, TARGET, dtype="float64", accumulate="half")
-    with pytest.raises(ValueError, match="runs must be at least 1, got 0"):
-        spread(model, SOURCE, TARGET, dtype="float64", runs=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float16"}, r"(de|en)coder\.embedding"),  # it is not rounded
+        ({"dtype": "half"}, "dtype .*'half'"),
+        ({"dtype": "float64", "accumulate": "half"}, "'half'"),
+        ({"dtype": "float64", "runs": 0}, "runs .*got 0"),
+    ],
+)
+def test_wrong_arguments_of_spread_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        spread(MODELS["vaswani"], SOURCE, TARGET, **options)
 
 
 def test_an_overflow_is_named():
-    config = dataclasses.replace(
-        CONFIGS["x-transformers"],
-        encoder=dataclasses.replace(CONFIGS["x-transformers"].encoder, embedding_scale=1e5),
-    )
-    model = rounded(rs.Model.random(config, 0), "float16")
-    with pytest.raises(ValueError, match=r"encoder\.tokens overflows in float16"):
+    config = CONFIGS["x-transformers"]
+    encoder = dataclasses.replace(config.encoder, embedding_scale=1e5)
+    model = rounded(rs.Model.random(dataclasses.replace(config, encoder=encoder), 0), "float16")
+    with pytest.raises(ValueError, match=r"encoder\.tokens .*float16"):
         spread(model, SOURCE, TARGET, dtype="float16")
     spread(rounded(model, "bfloat16"), SOURCE, TARGET, dtype="bfloat16", runs=1)
 
 
-def test_places_without_meaning_are_left_out():
+def test_places_of_padding_are_left_out():
     mask = np.array([[False, True, True, True], [True, True, False, False]])
     source, target = np.array([[0, 3, 4, 5], [6, 7, 0, 0]]), [[1, 5, 8], [1, 7]]
     model = rounded(MODELS["rich"], "float32")
@@ -190,8 +183,8 @@ def test_places_without_meaning_are_left_out():
         assert np.array_equal(e.where, np.broadcast_to(where, e.value.shape)), name
 
 
-def test_what_padding_holds_does_not_matter():
-    """An implementation may have anything there, and the spread is that of the real tokens."""
+def test_values_at_padding_are_not_compared():
+    """The spread is that of the real tokens."""
     model = rounded(MODELS["x-transformers"], "float32")
     within = spread(model, SOURCE, TARGET, dtype="float32")
     trace = dict(traced(model.astype("float32")))
@@ -205,15 +198,14 @@ def test_what_padding_holds_does_not_matter():
 
 
 @pytest.mark.parametrize("what", ["sinusoids", "rotations"])
-def test_angles_are_less_certain_the_further_the_position(what):
+def test_the_spread_of_angles_grows_with_the_position(what):
     """In float32 p omega is off by half a step of p, which is far more than that of a sine."""
     config = CONFIGS["vaswani"]
     if what == "rotations":
         rotary = RotaryPositions(d_rotary=6, base=1e4, pairing="halves")
+        fields = {"positions": None, "relative_positions": rotary}
         stacks = {
-            side: dataclasses.replace(
-                getattr(config, side), positions=None, relative_positions=rotary
-            )
+            side: dataclasses.replace(getattr(config, side), **fields)
             for side in ("encoder", "decoder")
         }
         config = dataclasses.replace(config, **stacks)
@@ -221,13 +213,8 @@ def test_angles_are_less_certain_the_further_the_position(what):
     source = np.full((1, 101), 5)
     within = spread(model, source, [[1]], dtype="float32")
     name = "positions" if what == "sinusoids" else "layers.0.self_attention.q"
-    sigma = (
-        within[f"encoder.{name}"]
-        .element_sigma.reshape(
-            -1, 101, model.config.encoder.d_model // (1 if what == "sinusoids" else 2)
-        )
-        .mean((0, 2))
-    )
+    sigma = within[f"encoder.{name}"].element_sigma
+    sigma = sigma.reshape(-1, 101, sigma.shape[-1]).mean((0, 2))
     assert sigma[90:].mean() > 5 * sigma[:3].mean()
 
 
@@ -245,7 +232,7 @@ def test_errors_of_a_row_are_pooled_and_counted():
     assert (e.rms_limit(6) == 2).all()
 
 
-def test_places_without_meaning_have_no_errors():
+def test_errors_outside_where_are_not_pooled():
     where = np.arange(4) < 2
     errors = Errors(np.zeros((1, 4)), np.broadcast_to(where, (1, 4)))
     errors.add(np.array([[[1.0, -1, 100, 7]], [[3.0, 3, -100, 7]]]))
@@ -254,7 +241,7 @@ def test_places_without_meaning_have_no_errors():
     assert e.independent.item() <= 2
 
 
-def test_errors_that_go_together_count_as_one():
+def test_correlated_errors_count_as_one():
     rng = np.random.default_rng(0)
     value = np.zeros((50, 20))
     together = Errors(value, np.ones(value.shape, bool))
@@ -265,7 +252,7 @@ def test_errors_that_go_together_count_as_one():
     assert np.median(pairs.expected("float32").independent) == pytest.approx(10, rel=0.25)
 
 
-def test_nothing_is_expected_nearer_than_one_rounding():
+def test_the_spread_is_at_least_that_of_one_rounding():
     value = np.array([[1.0, -1.0], [0.0, 0.0]])
     errors = Errors(value, np.ones(value.shape, bool))
     errors.add(value[None])

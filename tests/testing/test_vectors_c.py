@@ -1,4 +1,4 @@
-"""The example in C, built with the system's compiler: it finds the same bits, and what is wrong."""
+"""The example in C, built with the system's compiler: the same bits, and errors it finds."""
 
 import shutil
 import subprocess
@@ -49,11 +49,10 @@ def run(example, tmp_path):
 
 
 def test_the_bits_are_the_same(run):
-    assert run() == (
-        0,
-        "layer norm: OK, 195 numbers, the same bits\nlinear: OK, 780 numbers, the same bits\n",
-        "",
-    )
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0].startswith("layer norm: OK, 195 numbers")
+    assert out.splitlines()[1].startswith("linear: OK, 780 numbers")
 
 
 def last_bit_off(x):
@@ -70,7 +69,7 @@ def last_bit_off(x):
         ("weights", "encoder.layers.0.feed_forward.w_in", "linear: row 0, column 51"),
     ],
 )
-def test_one_bit_that_is_wrong_is_found(file, name, wrong, run):
+def test_one_wrong_bit_is_found(file, name, wrong, run):
     status, out, _ = run(file, **{name: last_bit_off})
     assert status == 1
     assert wrong in out
@@ -84,7 +83,7 @@ def test_another_gain_or_input_is_found(run):
     assert run("forward", **{"encoder.embed": lambda x: x[..., ::-1]})[0] == 1
 
 
-def test_files_that_are_not_whole_are_status_2(run):
+def test_files_that_are_cut_off_give_status_2(run):
     path = run.case / "forward.safetensors"
     whole = path.read_bytes()
     for n in (0, 7, 100, 12000):
