@@ -148,7 +148,7 @@ def given(module: nn.Module, **changes: Any) -> None:
 # T5: relative positions.
 
 
-@t5("encoder's buckets of one direction", "encoder.layers.0.self_attention.weights")
+@t5("encoder buckets unidirectional", "encoder.layers.0.self_attention.weights")
 def _(s, patch):
     attention = layer(s, "encoder", 0)[0].SelfAttention
     right = attention._relative_position_bucket
@@ -157,24 +157,24 @@ def _(s, patch):
     )
 
 
-@t5("decoder's buckets of both directions", "decoder.layers.0.self_attention.weights")
+@t5("decoder buckets bidirectional", "decoder.layers.0.self_attention.weights")
 def _(s, patch):
     layer(s, "decoder", 0)[0].SelfAttention.is_decoder = False
 
 
-@t5("buckets up to distance 16, not 8", "encoder.layers.0.self_attention.weights")
+@t5("bucket maximum distance 16 instead of 8", "encoder.layers.0.self_attention.weights")
 def _(s, patch):
     layer(s, "encoder", 0)[0].SelfAttention.relative_attention_max_distance = 16
 
 
-@t5("buckets of query minus key", "encoder.layers.0.self_attention.weights")
+@t5("buckets of query minus key position", "encoder.layers.0.self_attention.weights")
 def _(s, patch):
     attention = layer(s, "encoder", 0)[0].SelfAttention
     right = attention._relative_position_bucket
     attention._relative_position_bucket = lambda distance, **how: right(-distance, **how)
 
 
-@t5("buckets one position off", "decoder.layers.0.self_attention.weights")
+@t5("buckets off by one position", "decoder.layers.0.self_attention.weights")
 def _(s, patch):
     attention = layer(s, "decoder", 0)[0].SelfAttention
     right = attention._relative_position_bucket
@@ -198,7 +198,11 @@ def _(s, patch):
     layer(s, "encoder", 0)[0].SelfAttention.scaling = 5**-0.5
 
 
-@t5("positions restart with a cache", "step.1.*.0.self_attention.weights", max_new_tokens=4)
+@t5(
+    "relative positions restart at 0 with a cache",
+    "step.1.*.0.self_attention.weights",
+    max_new_tokens=4,
+)
 def _(s, patch):
     attention = layer(s, "decoder", 0)[0].SelfAttention
     right = attention.compute_bias
@@ -208,14 +212,14 @@ def _(s, patch):
 # T5: norms, activations, logits.
 
 
-@t5("layer norm for RMS norm", "decoder.layers.0.self_attention.input")
+@t5("layer norm instead of RMS norm", "decoder.layers.0.self_attention.input")
 def _(s, patch):
     norm = layer(s, "decoder", 0)[0].layer_norm
     right = norm.forward
     norm.forward = lambda x: right(x - x.mean(-1, keepdim=True))
 
 
-@t5("RMS norm's eps 1e-5 for 1e-6", "encoder.layers.0.feed_forward.input")
+@t5("RMS norm eps 1e-5 instead of 1e-6", "encoder.layers.0.feed_forward.input")
 def _(s, patch):
     layer(s, "encoder", 0)[1].layer_norm.variance_epsilon = 1e-5
 
@@ -236,12 +240,12 @@ def _(s, patch):
     inner.wi_0, inner.wi_1 = inner.wi_1, inner.wi_0
 
 
-@t5_gated("GELU by erf for GELU by tanh", "decoder.layers.1.feed_forward.hidden")
+@t5_gated("erf GELU instead of tanh GELU", "decoder.layers.1.feed_forward.hidden")
 def _(s, patch):
     layer(s, "decoder", 1)[2].DenseReluDense.act = nn.GELU()
 
 
-@t5_gated("logits of an untied head scaled", "logits")
+@t5_gated("untied logits scaled", "logits")
 def _(s, patch):
     s.module.config.scale_decoder_outputs = True
 
@@ -249,7 +253,7 @@ def _(s, patch):
 # BART and its descendants.
 
 
-@bart("positions without the offset 2", "encoder.positions")
+@bart("positions without the offset of 2", "encoder.positions")
 def _(s, patch):
     s.module.model.encoder.embed_positions.offset = 0
 
@@ -259,32 +263,32 @@ def _(s, patch):
     s.module.model.decoder.embed_tokens.embed_scale = 1.0
 
 
-@bart("no norm of the embedding", "encoder.embed")
+@bart("no embedding norm", "encoder.embed")
 def _(s, patch):
     s.module.model.encoder.layernorm_embedding = nn.Identity()
 
 
-@bart("no bias of logits", "logits")
+@bart("no logits bias", "logits")
 def _(s, patch):
     s.module.final_logits_bias = torch.zeros_like(s.module.final_logits_bias)
 
 
-@bart("no bias of queries", "encoder.layers.1.self_attention.q")
+@bart("no query bias", "encoder.layers.1.self_attention.q")
 def _(s, patch):
     layer(s, "encoder", 1).self_attn.q_proj.bias = None
 
 
-@bart("no bias of keys", "decoder.layers.0.self_attention.k")
+@bart("no key bias", "decoder.layers.0.self_attention.k")
 def _(s, patch):
     layer(s, "decoder", 0).self_attn.k_proj.bias = None
 
 
-@bart("no bias of values", "decoder.layers.1.cross_attention.v")
+@bart("no value bias", "decoder.layers.1.cross_attention.v")
 def _(s, patch):
     layer(s, "decoder", 1).encoder_attn.v_proj.bias = None
 
 
-@bart("no bias after the heads", "decoder.layers.1.self_attention.out")
+@bart("no output projection bias", "decoder.layers.1.self_attention.out")
 def _(s, patch):
     layer(s, "decoder", 1).self_attn.out_proj.bias = None
 
@@ -295,12 +299,12 @@ def _(s, patch):
     attention.scaling **= 2
 
 
-@bart("ReLU for GELU", "encoder.layers.1.feed_forward.hidden")
+@bart("ReLU instead of GELU", "encoder.layers.1.feed_forward.hidden")
 def _(s, patch):
     layer(s, "encoder", 1).activation_fn = nn.ReLU()
 
 
-@bart("norm's eps ten times too great", "encoder.layers.0.after_self_attention")
+@bart("norm eps ten times too large", "encoder.layers.0.after_self_attention")
 def _(s, patch):
     layer(s, "encoder", 0).self_attn_layer_norm.eps = 1e-4
 
@@ -319,12 +323,12 @@ def _(s, patch):
     given(layer(s, "encoder", 0).self_attn, attention_mask=lambda mask: None)
 
 
-@bart("decoder sees the whole target", "decoder.layers.0.self_attention.weights")
+@bart("no causal mask", "decoder.layers.0.self_attention.weights")
 def _(s, patch):
     given(layer(s, "decoder", 0).self_attn, attention_mask=lambda mask: None)
 
 
-@bart("cross-attention to the embedding of the source", "decoder.layers.0.cross_attention.k")
+@bart("cross-attention to the source embedding", "decoder.layers.0.cross_attention.k")
 def _(s, patch):
     seen = []
     first = layer(s, "encoder", 0)
@@ -346,7 +350,7 @@ def _(s, patch):
     s.module.model.decoder.layer_norm = nn.Identity()
 
 
-@mbart("residual from the normed input", "encoder.layers.0.after_self_attention")
+@mbart("residual adds the normalised input", "encoder.layers.0.after_self_attention")
 def _(s, patch):
     """The layer adds what the norm was given: let it be given what the norm gives."""
     norm = layer(s, "encoder", 0).self_attn_layer_norm
@@ -358,13 +362,13 @@ def _(s, patch):
     norm.forward = in_place
 
 
-@marian("sines and cosines in turns", "decoder.positions")
+@marian("sines and cosines interleaved", "decoder.positions")
 def _(s, patch):
     table = s.module.model.decoder.embed_positions
     table.weight = nn.Parameter(table.weight.unflatten(-1, (2, -1)).mT.flatten(-2))
 
 
-@marian("wavelengths by half - 1", "encoder.positions")
+@marian("sinusoid exponents divided by d/2 - 1 instead of d/2", "encoder.positions")
 def _(s, patch):
     table = s.module.model.encoder.embed_positions
     n, d = table.weight.shape
@@ -374,6 +378,6 @@ def _(s, patch):
     table.weight = nn.Parameter(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
 
-@marian("GELU for SiLU", "decoder.layers.0.feed_forward.hidden")
+@marian("GELU instead of SiLU", "decoder.layers.0.feed_forward.hidden")
 def _(s, patch):
     layer(s, "decoder", 0).activation_fn = nn.GELU()

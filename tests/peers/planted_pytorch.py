@@ -136,7 +136,7 @@ def _(s, patch):
     s.parts["net"].causal = lambda n: None
 
 
-@post_norm("causal mask off by one: the next token is seen", "decoder.layers.0.self_attention.out")
+@post_norm("causal mask off by one: next token visible", "decoder.layers.0.self_attention.out")
 def _(s, patch):
     s.parts["net"].causal = lambda n: torch.ones(n, n, dtype=torch.bool).triu(2)
 
@@ -152,7 +152,7 @@ def _(s, patch):
     s.parts["net"].memory_padding = lambda mask: None
 
 
-@post_norm("mask of the opposite polarity", "encoder.layers.0.self_attention.out")
+@post_norm("inverted mask", "encoder.layers.0.self_attention.out")
 def _(s, patch):
     s.parts["net"].padding = lambda mask: mask
 
@@ -162,24 +162,24 @@ def _(s, patch):
     s.parts["net"].scale = 1.0
 
 
-@post_norm("positions from 1", "encoder.embed")
+@post_norm("positions start at 1", "encoder.embed")
 def _(s, patch):
     s.parts["net"].first = 1
 
 
-@post_norm("sines and cosines one after the other", "encoder.embed")
+@post_norm("sines and cosines concatenated", "encoder.embed")
 def _(s, patch):
     net = s.parts["net"]
     net.sinusoids = torch.cat([net.sinusoids[:, 0::2], net.sinusoids[:, 1::2]], dim=-1)
 
 
-@post_norm("three heads taken for four", "encoder.layers.1.self_attention.out")
+@post_norm("four heads instead of three", "encoder.layers.1.self_attention.out")
 def _(s, patch):
     attention = layer(s, "encoder", 1).self_attn
     attention.num_heads, attention.head_dim = 4, D_MODEL // 4
 
 
-@post_norm("batch and positions exchanged", "encoder.layers.0.self_attention.out")
+@post_norm("batch and position axes swapped", "encoder.layers.0.self_attention.out")
 def _(s, patch):
     attention = layer(s, "encoder", 0).self_attn
     right = attention.forward
@@ -191,17 +191,17 @@ def _(s, patch):
     attention.forward = forward
 
 
-@post_norm("pre-norm for post-norm", "decoder.layers.1.self_attention.input")
+@post_norm("pre-norm instead of post-norm", "decoder.layers.1.self_attention.input")
 def _(s, patch):
     layer(s, "decoder", 1).norm_first = True
 
 
-@pre_norm("post-norm for pre-norm", "encoder.layers.0.self_attention.input")
+@pre_norm("post-norm instead of pre-norm", "encoder.layers.0.self_attention.input")
 def _(s, patch):
     layer(s, "encoder", 0).norm_first = False
 
 
-@post_norm("eps beside the root, unbiased deviation", "encoder.layers.0.after_self_attention")
+@post_norm("eps added to an unbiased standard deviation", "encoder.layers.0.after_self_attention")
 def _(s, patch):
     """The layer norm of The Annotated Transformer."""
     norm = layer(s, "encoder", 0).norm1
@@ -210,29 +210,31 @@ def _(s, patch):
     )
 
 
-@post_norm("no final norm of the memory", "encoder.final")
+@post_norm("no final encoder norm", "encoder.final")
 def _(s, patch):
     s.module.encoder.norm = nn.Identity()
 
 
-@post_norm("GELU for ReLU", "decoder.layers.0.feed_forward.hidden")
+@post_norm("GELU instead of ReLU", "decoder.layers.0.feed_forward.hidden")
 def _(s, patch):
     layer(s, "decoder", 0).activation = nn.functional.gelu
 
 
-@post_norm("no bias of queries, keys and values", "decoder.layers.1.cross_attention.out")
+@post_norm("no query, key and value biases", "decoder.layers.1.cross_attention.out")
 def _(s, patch):
     layer(s, "decoder", 1).multihead_attn.in_proj_bias.data.zero_()
 
 
-@post_norm("cross-attention reads the memory in reverse", "decoder.layers.0.cross_attention.out")
+@post_norm(
+    "cross-attention reads the memory in reverse order", "decoder.layers.0.cross_attention.out"
+)
 def _(s, patch):
     attention = layer(s, "decoder", 0).multihead_attn
     right = attention.forward
     attention.forward = lambda q, k, v, **options: right(q, k.flip(1), v.flip(1), **options)
 
 
-@pre_norm("residual from the normed input", "encoder.layers.1.after_self_attention")
+@pre_norm("residual adds the normalised input", "encoder.layers.1.after_self_attention")
 def _(s, patch):
     norm = layer(s, "encoder", 1).norm1
     right = norm.forward
@@ -243,6 +245,6 @@ def _(s, patch):
     norm.forward = in_place
 
 
-@pre_norm("no bias of logits", "logits")
+@pre_norm("no logits bias", "logits")
 def _(s, patch):
     s.parts["net"].unembedding.bias.data.zero_()

@@ -118,7 +118,7 @@ other = FAULTS.on(
         **both(scaled_sinu_pos_emb=True, attn_qk_norm=True, attn_num_mem_kv=2),
         dec_tie_embedding=True,
     ),
-    "sinusoids, normalised queries and keys, learned pairs, tied logits",
+    "sinusoids, normalised queries and keys, learned key-value pairs, tied logits",
 )
 
 
@@ -175,9 +175,7 @@ def _(s, patch):
     block(s, "decoder", 1, "a").attend.scale = 1.01 * 6**-0.5
 
 
-@pre_norm(
-    "causal mask off by one: the next token is seen", "decoder.layers.0.self_attention.weights"
-)
+@pre_norm("causal mask off by one: next token visible", "decoder.layers.0.self_attention.weights")
 def _(s, patch):
     block(s, "decoder", 0, "a").attend.create_causal_mask = lambda i, j, device: torch.ones(
         (i, j), dtype=torch.bool
@@ -199,7 +197,7 @@ def _(s, patch):
     given(block(s, "decoder", 0, "c"), context_mask=nothing)
 
 
-@pre_norm("mask of the opposite polarity", "decoder.layers.1.cross_attention.weights")
+@pre_norm("inverted mask", "decoder.layers.1.cross_attention.weights")
 def _(s, patch):
     def opposite(*args, context_mask, **_):
         return None if context_mask is None else ~context_mask
@@ -236,7 +234,10 @@ def _(s, patch):
     attention.to_k, attention.to_v = attention.to_v, attention.to_k
 
 
-@modern("key-value heads shared in groups, not in turn", "encoder.layers.0.self_attention.scores")
+@modern(
+    "key-value heads repeated in groups instead of in turn",
+    "encoder.layers.0.self_attention.scores",
+)
 def _(s, patch):
     repeat = xt_attend.repeat
     patch.setattr(
@@ -247,7 +248,7 @@ def _(s, patch):
 # What cross-attention reads.
 
 
-@pre_norm("cross-attention to the decoder's own states", "decoder.layers.0.cross_attention.k")
+@pre_norm("cross-attention to the decoder states", "decoder.layers.0.cross_attention.k")
 def _(s, patch):
     attention = block(s, "decoder", 0, "c")
     given(attention, context=lambda x, **_: x, context_mask=nothing)
@@ -271,7 +272,7 @@ def _(s, patch):
 # Norms and residuals.
 
 
-@pre_norm("post-norm for pre-norm", "encoder.layers.0.self_attention.input")
+@pre_norm("post-norm instead of pre-norm", "encoder.layers.0.self_attention.input")
 def _(s, patch):
     norms = sublayer(s, "encoder", 0, "a")[0]
     norms[0], norms[2] = None, norms[0]
@@ -283,17 +284,19 @@ def _(s, patch):
     norms[1], norms[2] = norms[2], None
 
 
-@pre_norm("norm's eps ten times too great", "encoder.layers.1.feed_forward.input")
+@pre_norm("norm eps ten times too large", "encoder.layers.1.feed_forward.input")
 def _(s, patch):
     sublayer(s, "encoder", 1, "f")[0][0].ln.eps = 1e-4
 
 
-@pre_norm("norm's eps 1e-6 for 1e-5", "encoder.layers.0.self_attention.input")
+@pre_norm("norm eps 1e-6 instead of 1e-5", "encoder.layers.0.self_attention.input")
 def _(s, patch):
     sublayer(s, "encoder", 0, "a")[0][0].ln.eps = 1e-6
 
 
-@pre_norm("gain stored minus one, used as it is", "decoder.layers.0.cross_attention.input")
+@pre_norm(
+    "gain stored as gain - 1, used without adding 1", "decoder.layers.0.cross_attention.input"
+)
 def _(s, patch):
     sublayer(s, "decoder", 0, "c")[0][0].unit_offset = False
 
@@ -314,14 +317,14 @@ def _(s, patch):
     sublayer(s, "decoder", 0, "a")[0][0].scale = 1.0
 
 
-@modern("layer norm for RMS norm", "encoder.layers.1.self_attention.input")
+@modern("layer norm instead of RMS norm", "encoder.layers.1.self_attention.input")
 def _(s, patch):
     norm = sublayer(s, "encoder", 1, "a")[0][0]
     right = norm.forward
     norm.forward = lambda x: right(x - x.mean(-1, keepdim=True))
 
 
-@pre_norm("residual from the normed input", "encoder.layers.0.after_self_attention")
+@pre_norm("residual adds the normalised input", "encoder.layers.0.after_self_attention")
 def _(s, patch):
     (norm, _, _), _, residual = sublayer(s, "encoder", 0, "a")
     residual.forward = lambda x, given, **_: x + norm(given)
@@ -335,27 +338,27 @@ def _(s, patch):
 # Feed-forward.
 
 
-@pre_norm("GELU by tanh for GELU by erf", "encoder.layers.0.feed_forward.hidden")
+@pre_norm("tanh GELU instead of erf GELU", "encoder.layers.0.feed_forward.hidden")
 def _(s, patch):
     block(s, "encoder", 0, "f").ff[0][-1] = nn.GELU(approximate="tanh")
 
 
-@pre_norm("ReLU for GELU", "decoder.layers.1.feed_forward.hidden")
+@pre_norm("ReLU instead of GELU", "decoder.layers.1.feed_forward.hidden")
 def _(s, patch):
     block(s, "decoder", 1, "f").ff[0][-1] = nn.ReLU()
 
 
-@pre_norm("no bias before the activation", "decoder.layers.0.feed_forward.projected")
+@pre_norm("no bias in the first feed-forward layer", "decoder.layers.0.feed_forward.projected")
 def _(s, patch):
     block(s, "decoder", 0, "f").ff[0][0].bias = None
 
 
-@pre_norm("no bias after the activation", "encoder.layers.1.feed_forward.out")
+@pre_norm("no bias in the second feed-forward layer", "encoder.layers.1.feed_forward.out")
 def _(s, patch):
     block(s, "encoder", 1, "f").ff[-1].bias = None
 
 
-@modern("GELU for SiLU in a gate", "encoder.layers.0.feed_forward.hidden")
+@modern("GELU instead of SiLU in the gate", "encoder.layers.0.feed_forward.hidden")
 def _(s, patch):
     block(s, "encoder", 0, "f").ff[0].act = nn.GELU()
 
@@ -374,7 +377,7 @@ def _(s, patch):
 # Positions.
 
 
-@pre_norm("positions from 1", "encoder.positions")
+@pre_norm("positions start at 1", "encoder.positions")
 def _(s, patch):
     table = wrapper(s, "encoder").pos_emb
     right = table.forward
@@ -386,14 +389,16 @@ def _(s, patch):
     wrapper(s, "decoder").pos_emb.scale = 1.0
 
 
-@other("sines and cosines in turns, not one after the other", "encoder.positions")
+@other("sines and cosines interleaved instead of concatenated", "encoder.positions")
 def _(s, patch):
     table = wrapper(s, "encoder").pos_emb
     right = table.forward
     table.forward = lambda x, **options: right(x, **options).unflatten(-1, (2, -1)).mT.flatten(-2)
 
 
-@modern("rotary pairs of halves, not of neighbours", "encoder.layers.0.self_attention.q")
+@modern(
+    "rotary pairs from the two halves instead of neighbours", "encoder.layers.0.self_attention.q"
+)
 def _(s, patch):
     def rotate_half(x):
         a, b = x.chunk(2, dim=-1)
@@ -425,7 +430,7 @@ def _(s, patch):
     layers(s, "encoder").rel_pos.scale = 1.0
 
 
-@bucketed("relative bias one position off", "decoder.layers.0.self_attention.scores")
+@bucketed("relative bias off by one position", "decoder.layers.0.self_attention.scores")
 def _(s, patch):
     bias = layers(s, "decoder").rel_pos
     right = bias.forward
@@ -441,12 +446,12 @@ def _(s, patch):
 # Other conventions.
 
 
-@other("queries and keys normalised, not scaled by 10", "decoder.layers.0.self_attention.scores")
+@other("normalised queries and keys not scaled by 10", "decoder.layers.0.self_attention.scores")
 def _(s, patch):
     block(s, "decoder", 0, "a").attend.scale = 6**-0.5
 
 
-@other("learned key-value pairs swapped", "encoder.layers.0.self_attention.scores")
+@other("learned keys and values swapped", "encoder.layers.0.self_attention.scores")
 def _(s, patch):
     attention = block(s, "encoder", 0, "a")
     attention.mem_k, attention.mem_v = attention.mem_v, attention.mem_k
@@ -468,7 +473,7 @@ def _(s, patch):
 
 
 @modern(
-    "query not turned by its position, with a cache",
+    "query not rotated by its position with a cache",
     "step.1.*.0.self_attention.q",
     max_new_tokens=4,
 )
@@ -493,7 +498,7 @@ def cached(attention: nn.Module, change: Any) -> None:
 
 
 @pre_norm(
-    "cache does not receive the second token", "step.2.*.1.self_attention.scores", max_new_tokens=4
+    "second token missing from the cache", "step.2.*.1.self_attention.scores", max_new_tokens=4
 )
 def _(s, patch):
     def overlooked(x):
@@ -509,7 +514,9 @@ def _(s, patch):
 
 
 @pre_norm(
-    "cached source of the batch before", "step.1.*.1.cross_attention.scores", max_new_tokens=4
+    "cached source keys and values in reverse order",
+    "step.1.*.1.cross_attention.scores",
+    max_new_tokens=4,
 )
 def _(s, patch):
     cached(block(s, "decoder", 1, "c"), lambda x: x.flip(2))
