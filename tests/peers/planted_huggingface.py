@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import transformers
 from hf_models import randomize
-from planted import Faults, Subject
+from planted import Faults, Subject, assign
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -149,7 +149,7 @@ def given(module: nn.Module, **changes: Any) -> None:
 
 
 @t5("encoder buckets unidirectional", "encoder.layers.0.self_attention.weights")
-def _(s, patch):
+def _(s):
     attention = layer(s, "encoder", 0)[0].SelfAttention
     right = attention._relative_position_bucket
     attention._relative_position_bucket = lambda *args, bidirectional, **how: right(
@@ -157,45 +157,43 @@ def _(s, patch):
     )
 
 
-@t5("decoder buckets bidirectional", "decoder.layers.0.self_attention.weights")
-def _(s, patch):
-    layer(s, "decoder", 0)[0].SelfAttention.is_decoder = False
-
-
-@t5("bucket maximum distance 16 instead of 8", "encoder.layers.0.self_attention.weights")
-def _(s, patch):
-    layer(s, "encoder", 0)[0].SelfAttention.relative_attention_max_distance = 16
+t5("decoder buckets bidirectional", "decoder.layers.0.self_attention.weights")(
+    lambda s: assign(layer(s, "decoder", 0)[0].SelfAttention, is_decoder=False)
+)
+t5("bucket maximum distance 16 instead of 8", "encoder.layers.0.self_attention.weights")(
+    lambda s: assign(layer(s, "encoder", 0)[0].SelfAttention, relative_attention_max_distance=16)
+)
 
 
 @t5("buckets of query minus key position", "encoder.layers.0.self_attention.weights")
-def _(s, patch):
+def _(s):
     attention = layer(s, "encoder", 0)[0].SelfAttention
     right = attention._relative_position_bucket
     attention._relative_position_bucket = lambda distance, **how: right(-distance, **how)
 
 
 @t5("buckets off by one position", "decoder.layers.0.self_attention.weights")
-def _(s, patch):
+def _(s):
     attention = layer(s, "decoder", 0)[0].SelfAttention
     right = attention._relative_position_bucket
     attention._relative_position_bucket = lambda distance, **how: right(distance + 1, **how)
 
 
-@t5("relative bias in the first layer only", "encoder.layers.1.self_attention.weights")
-def _(s, patch):
-    given(layer(s, "encoder", 1)[0].SelfAttention, position_bias=torch.zeros_like)
+t5("relative bias in the first layer only", "encoder.layers.1.self_attention.weights")(
+    lambda s: given(layer(s, "encoder", 1)[0].SelfAttention, position_bias=torch.zeros_like)
+)
 
 
 @t5("relative bias in cross-attention too", "decoder.layers.0.cross_attention.weights")
-def _(s, patch):
+def _(s):
     layer(s, "decoder", 0)[1].EncDecAttention.has_relative_attention_bias = True
     bias = layer(s, "decoder", 0)[0].SelfAttention.relative_attention_bias
     layer(s, "decoder", 0)[1].EncDecAttention.relative_attention_bias = bias
 
 
-@t5("scores scaled by 1/sqrt(d_k)", "encoder.layers.0.self_attention.weights")
-def _(s, patch):
-    layer(s, "encoder", 0)[0].SelfAttention.scaling = 5**-0.5
+t5("scores scaled by 1/sqrt(d_k)", "encoder.layers.0.self_attention.weights")(
+    lambda s: assign(layer(s, "encoder", 0)[0].SelfAttention, scaling=5**-0.5)
+)
 
 
 @t5(
@@ -203,7 +201,7 @@ def _(s, patch):
     "step.1.*.0.self_attention.weights",
     max_new_tokens=4,
 )
-def _(s, patch):
+def _(s):
     attention = layer(s, "decoder", 0)[0].SelfAttention
     right = attention.compute_bias
     attention.compute_bias = lambda *n, past_seen_tokens, device: right(*n, device=device)
@@ -213,104 +211,82 @@ def _(s, patch):
 
 
 @t5("layer norm instead of RMS norm", "decoder.layers.0.self_attention.input")
-def _(s, patch):
+def _(s):
     norm = layer(s, "decoder", 0)[0].layer_norm
     right = norm.forward
     norm.forward = lambda x: right(x - x.mean(-1, keepdim=True))
 
 
-@t5("RMS norm eps 1e-5 instead of 1e-6", "encoder.layers.0.feed_forward.input")
-def _(s, patch):
-    layer(s, "encoder", 0)[1].layer_norm.variance_epsilon = 1e-5
-
-
-@t5("tied logits not scaled", "logits")
-def _(s, patch):
-    s.module.config.scale_decoder_outputs = False
-
-
-@t5("no final norm", "encoder.final")
-def _(s, patch):
-    s.module.encoder.final_layer_norm = nn.Identity()
+t5("RMS norm eps 1e-5 instead of 1e-6", "encoder.layers.0.feed_forward.input")(
+    lambda s: assign(layer(s, "encoder", 0)[1].layer_norm, variance_epsilon=1e-5)
+)
+t5("tied logits not scaled", "logits")(
+    lambda s: assign(s.module.config, scale_decoder_outputs=False)
+)
+t5("no final norm", "encoder.final")(
+    lambda s: assign(s.module.encoder, final_layer_norm=nn.Identity())
+)
 
 
 @t5_gated("gate and up swapped", "encoder.layers.0.feed_forward.gate or *.projected")
-def _(s, patch):
+def _(s):
     inner = layer(s, "encoder", 0)[1].DenseReluDense
     inner.wi_0, inner.wi_1 = inner.wi_1, inner.wi_0
 
 
-@t5_gated("erf GELU instead of tanh GELU", "decoder.layers.1.feed_forward.hidden")
-def _(s, patch):
-    layer(s, "decoder", 1)[2].DenseReluDense.act = nn.GELU()
-
-
-@t5_gated("untied logits scaled", "logits")
-def _(s, patch):
-    s.module.config.scale_decoder_outputs = True
+t5_gated("erf GELU instead of tanh GELU", "decoder.layers.1.feed_forward.hidden")(
+    lambda s: assign(layer(s, "decoder", 1)[2].DenseReluDense, act=nn.GELU())
+)
+t5_gated("untied logits scaled", "logits")(
+    lambda s: assign(s.module.config, scale_decoder_outputs=True)
+)
 
 
 # BART and its descendants.
 
 
-@bart("positions without the offset of 2", "encoder.positions")
-def _(s, patch):
-    s.module.model.encoder.embed_positions.offset = 0
-
-
-@bart("embedding not scaled", "decoder.tokens")
-def _(s, patch):
-    s.module.model.decoder.embed_tokens.embed_scale = 1.0
-
-
-@bart("no embedding norm", "encoder.embed")
-def _(s, patch):
-    s.module.model.encoder.layernorm_embedding = nn.Identity()
-
-
-@bart("no logits bias", "logits")
-def _(s, patch):
-    s.module.final_logits_bias = torch.zeros_like(s.module.final_logits_bias)
-
-
-@bart("no query bias", "encoder.layers.1.self_attention.q")
-def _(s, patch):
-    layer(s, "encoder", 1).self_attn.q_proj.bias = None
-
-
-@bart("no key bias", "decoder.layers.0.self_attention.k")
-def _(s, patch):
-    layer(s, "decoder", 0).self_attn.k_proj.bias = None
-
-
-@bart("no value bias", "decoder.layers.1.cross_attention.v")
-def _(s, patch):
-    layer(s, "decoder", 1).encoder_attn.v_proj.bias = None
-
-
-@bart("no output projection bias", "decoder.layers.1.self_attention.out")
-def _(s, patch):
-    layer(s, "decoder", 1).self_attn.out_proj.bias = None
+bart("positions without the offset of 2", "encoder.positions")(
+    lambda s: assign(s.module.model.encoder.embed_positions, offset=0)
+)
+bart("embedding not scaled", "decoder.tokens")(
+    lambda s: assign(s.module.model.decoder.embed_tokens, embed_scale=1.0)
+)
+bart("no embedding norm", "encoder.embed")(
+    lambda s: assign(s.module.model.encoder, layernorm_embedding=nn.Identity())
+)
+bart("no logits bias", "logits")(
+    lambda s: assign(s.module, final_logits_bias=torch.zeros_like(s.module.final_logits_bias))
+)
+bart("no query bias", "encoder.layers.1.self_attention.q")(
+    lambda s: assign(layer(s, "encoder", 1).self_attn.q_proj, bias=None)
+)
+bart("no key bias", "decoder.layers.0.self_attention.k")(
+    lambda s: assign(layer(s, "decoder", 0).self_attn.k_proj, bias=None)
+)
+bart("no value bias", "decoder.layers.1.cross_attention.v")(
+    lambda s: assign(layer(s, "decoder", 1).encoder_attn.v_proj, bias=None)
+)
+bart("no output projection bias", "decoder.layers.1.self_attention.out")(
+    lambda s: assign(layer(s, "decoder", 1).self_attn.out_proj, bias=None)
+)
 
 
 @bart("queries scaled twice", "decoder.layers.0.cross_attention.weights")
-def _(s, patch):
+def _(s):
     attention = layer(s, "decoder", 0).encoder_attn
     attention.scaling **= 2
 
 
-@bart("ReLU instead of GELU", "encoder.layers.1.feed_forward.hidden")
-def _(s, patch):
-    layer(s, "encoder", 1).activation_fn = nn.ReLU()
-
-
-@bart("norm eps ten times too large", "encoder.layers.0.after_self_attention")
-def _(s, patch):
-    layer(s, "encoder", 0).self_attn_layer_norm.eps = 1e-4
+bart("ReLU instead of GELU", "encoder.layers.1.feed_forward.hidden")(
+    lambda s: assign(layer(s, "encoder", 1), activation_fn=nn.ReLU())
+)
+bart("norm eps ten times too large", "encoder.layers.0.after_self_attention")(
+    lambda s: assign(layer(s, "encoder", 0).self_attn_layer_norm, eps=1e-4)
+)
 
 
 @bart("norms of two sublayers swapped", "decoder.layers.1.after_self_attention")
-def _(s, patch):
+def _(s):
     inner = layer(s, "decoder", 1)
     inner.self_attn_layer_norm, inner.encoder_attn_layer_norm = (
         inner.encoder_attn_layer_norm,
@@ -318,18 +294,16 @@ def _(s, patch):
     )
 
 
-@bart("encoder attends to padding", "encoder.layers.0.self_attention.weights")
-def _(s, patch):
-    given(layer(s, "encoder", 0).self_attn, attention_mask=lambda mask: None)
-
-
-@bart("no causal mask", "decoder.layers.0.self_attention.weights")
-def _(s, patch):
-    given(layer(s, "decoder", 0).self_attn, attention_mask=lambda mask: None)
+bart("encoder attends to padding", "encoder.layers.0.self_attention.weights")(
+    lambda s: given(layer(s, "encoder", 0).self_attn, attention_mask=lambda mask: None)
+)
+bart("no causal mask", "decoder.layers.0.self_attention.weights")(
+    lambda s: given(layer(s, "decoder", 0).self_attn, attention_mask=lambda mask: None)
+)
 
 
 @bart("cross-attention to the source embedding", "decoder.layers.0.cross_attention.k")
-def _(s, patch):
+def _(s):
     seen = []
     first = layer(s, "encoder", 0)
     first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -337,7 +311,7 @@ def _(s, patch):
 
 
 @bart("position off by one with a cache", "step.1.decoder.positions", max_new_tokens=4)
-def _(s, patch):
+def _(s):
     table = s.module.model.decoder.embed_positions
     right = table.forward
     table.forward = lambda ids, n=0, position_ids=None: right(
@@ -345,13 +319,13 @@ def _(s, patch):
     )
 
 
-@mbart("no final norm", "decoder.final")
-def _(s, patch):
-    s.module.model.decoder.layer_norm = nn.Identity()
+mbart("no final norm", "decoder.final")(
+    lambda s: assign(s.module.model.decoder, layer_norm=nn.Identity())
+)
 
 
 @mbart("residual adds the normalised input", "encoder.layers.0.after_self_attention")
-def _(s, patch):
+def _(s):
     """The layer adds what the norm was given: let it be given what the norm gives."""
     norm = layer(s, "encoder", 0).self_attn_layer_norm
     right = norm.forward
@@ -363,13 +337,13 @@ def _(s, patch):
 
 
 @marian("sines and cosines interleaved", "decoder.positions")
-def _(s, patch):
+def _(s):
     table = s.module.model.decoder.embed_positions
     table.weight = nn.Parameter(table.weight.unflatten(-1, (2, -1)).mT.flatten(-2))
 
 
 @marian("sinusoid exponents divided by d/2 - 1 instead of d/2", "encoder.positions")
-def _(s, patch):
+def _(s):
     table = s.module.model.encoder.embed_positions
     n, d = table.weight.shape
     angles = torch.arange(n)[:, None] * torch.exp(
@@ -378,6 +352,6 @@ def _(s, patch):
     table.weight = nn.Parameter(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
 
-@marian("GELU instead of SiLU", "decoder.layers.0.feed_forward.hidden")
-def _(s, patch):
-    layer(s, "decoder", 0).activation_fn = nn.GELU()
+marian("GELU instead of SiLU", "decoder.layers.0.feed_forward.hidden")(
+    lambda s: assign(layer(s, "decoder", 0), activation_fn=nn.GELU())
+)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from planted import Faults, Subject
+from planted import Faults, Subject, assign
 from torch import nn
 
 import refseq2seq as rs
@@ -89,7 +89,7 @@ def subject(seed: int, **options: Any) -> Subject:
         eos_ids=(),
         pad_id=0,
     )
-    return Subject(net.transformer, model, implementation(net), net.run, {"net": net})
+    return Subject(net.transformer, model, implementation(net), net.run, net)
 
 
 def implementation(net: Translator) -> properties.Implementation:
@@ -132,55 +132,48 @@ def layer(s: Subject, side: str, i: int) -> Any:
 
 
 @post_norm("no causal mask", "decoder.layers.0.self_attention.out")
-def _(s, patch):
-    s.parts["net"].causal = lambda n: None
+def _(s):
+    s.net.causal = lambda n: None
 
 
 @post_norm("causal mask off by one: next token visible", "decoder.layers.0.self_attention.out")
-def _(s, patch):
-    s.parts["net"].causal = lambda n: torch.ones(n, n, dtype=torch.bool).triu(2)
+def _(s):
+    s.net.causal = lambda n: torch.ones(n, n, dtype=torch.bool).triu(2)
 
 
 @post_norm("encoder attends to padding", "encoder.layers.0.self_attention.out")
-def _(s, patch):
-    net = s.parts["net"]
-    net.memory_padding, net.padding = net.padding, lambda mask: None
+def _(s):
+    s.net.memory_padding, s.net.padding = s.net.padding, lambda mask: None
 
 
 @post_norm("cross-attention attends to padding", "decoder.layers.0.cross_attention.out")
-def _(s, patch):
-    s.parts["net"].memory_padding = lambda mask: None
+def _(s):
+    s.net.memory_padding = lambda mask: None
 
 
 @post_norm("inverted mask", "encoder.layers.0.self_attention.out")
-def _(s, patch):
-    s.parts["net"].padding = lambda mask: mask
+def _(s):
+    s.net.padding = lambda mask: mask
 
 
-@post_norm("embedding not scaled", "encoder.embed")
-def _(s, patch):
-    s.parts["net"].scale = 1.0
-
-
-@post_norm("positions start at 1", "encoder.embed")
-def _(s, patch):
-    s.parts["net"].first = 1
+post_norm("embedding not scaled", "encoder.embed")(lambda s: assign(s.net, scale=1.0))
+post_norm("positions start at 1", "encoder.embed")(lambda s: assign(s.net, first=1))
 
 
 @post_norm("sines and cosines concatenated", "encoder.embed")
-def _(s, patch):
-    net = s.parts["net"]
+def _(s):
+    net = s.net
     net.sinusoids = torch.cat([net.sinusoids[:, 0::2], net.sinusoids[:, 1::2]], dim=-1)
 
 
 @post_norm("four heads instead of three", "encoder.layers.1.self_attention.out")
-def _(s, patch):
+def _(s):
     attention = layer(s, "encoder", 1).self_attn
     attention.num_heads, attention.head_dim = 4, D_MODEL // 4
 
 
 @post_norm("batch and position axes swapped", "encoder.layers.0.self_attention.out")
-def _(s, patch):
+def _(s):
     attention = layer(s, "encoder", 0).self_attn
     right = attention.forward
 
@@ -191,18 +184,16 @@ def _(s, patch):
     attention.forward = forward
 
 
-@post_norm("pre-norm instead of post-norm", "decoder.layers.1.self_attention.input")
-def _(s, patch):
-    layer(s, "decoder", 1).norm_first = True
-
-
-@pre_norm("post-norm instead of pre-norm", "encoder.layers.0.self_attention.input")
-def _(s, patch):
-    layer(s, "encoder", 0).norm_first = False
+post_norm("pre-norm instead of post-norm", "decoder.layers.1.self_attention.input")(
+    lambda s: assign(layer(s, "decoder", 1), norm_first=True)
+)
+pre_norm("post-norm instead of pre-norm", "encoder.layers.0.self_attention.input")(
+    lambda s: assign(layer(s, "encoder", 0), norm_first=False)
+)
 
 
 @post_norm("eps added to an unbiased standard deviation", "encoder.layers.0.after_self_attention")
-def _(s, patch):
+def _(s):
     """The layer norm of The Annotated Transformer."""
     norm = layer(s, "encoder", 0).norm1
     norm.forward = lambda x: (
@@ -210,32 +201,28 @@ def _(s, patch):
     )
 
 
-@post_norm("no final encoder norm", "encoder.final")
-def _(s, patch):
-    s.module.encoder.norm = nn.Identity()
-
-
-@post_norm("GELU instead of ReLU", "decoder.layers.0.feed_forward.hidden")
-def _(s, patch):
-    layer(s, "decoder", 0).activation = nn.functional.gelu
-
-
-@post_norm("no query, key and value biases", "decoder.layers.1.cross_attention.out")
-def _(s, patch):
-    layer(s, "decoder", 1).multihead_attn.in_proj_bias.data.zero_()
+post_norm("no final encoder norm", "encoder.final")(
+    lambda s: assign(s.module.encoder, norm=nn.Identity())
+)
+post_norm("GELU instead of ReLU", "decoder.layers.0.feed_forward.hidden")(
+    lambda s: assign(layer(s, "decoder", 0), activation=nn.functional.gelu)
+)
+post_norm("no query, key and value biases", "decoder.layers.1.cross_attention.out")(
+    lambda s: layer(s, "decoder", 1).multihead_attn.in_proj_bias.data.zero_()
+)
 
 
 @post_norm(
     "cross-attention reads the memory in reverse order", "decoder.layers.0.cross_attention.out"
 )
-def _(s, patch):
+def _(s):
     attention = layer(s, "decoder", 0).multihead_attn
     right = attention.forward
     attention.forward = lambda q, k, v, **options: right(q, k.flip(1), v.flip(1), **options)
 
 
 @pre_norm("residual adds the normalised input", "encoder.layers.1.after_self_attention")
-def _(s, patch):
+def _(s):
     norm = layer(s, "encoder", 1).norm1
     right = norm.forward
 
@@ -245,6 +232,4 @@ def _(s, patch):
     norm.forward = in_place
 
 
-@pre_norm("no logits bias", "logits")
-def _(s, patch):
-    s.parts["net"].unembedding.bias.data.zero_()
+pre_norm("no logits bias", "logits")(lambda s: s.net.unembedding.bias.data.zero_())

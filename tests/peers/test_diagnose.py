@@ -488,9 +488,7 @@ def test_the_report():
         for fault in planted_x_transformers.FAULTS.all
         if fault.name == "attention scale 1/sqrt(d_model)"
     )
-    subject = fault.make()
-    fault.plant(subject, None)
-    found = subject.diagnose()
+    found = fault.planted().diagnose()
     report = found.report()
     first = "decoder.layers.0.cross_attention.scores"
     assert report.startswith(f"{first} is the first of 84 compared quantities that deviates.")
@@ -506,7 +504,7 @@ def test_the_report():
 
 def test_the_report_leads_through_what_cannot_be_seen():
     subject = planted_pytorch.FAULTS.all[0].make()
-    subject.parts["net"].causal = lambda n: None
+    subject.net.causal = lambda n: None
     report = subject.diagnose().report()
     for name in ("q", "k", "v", "scores", "weights", "heads"):
         assert f"intermediate, not compared: decoder.layers.0.self_attention.{name}" in report
@@ -549,7 +547,7 @@ def test_dynamic_quantisation(library, first):
     subject = library.FAULTS.all[0].make()
     quantised = torch.ao.quantization.quantize_dynamic(subject.module, {torch.nn.Linear})
     if library is planted_pytorch:
-        subject.parts["net"].transformer = quantised
+        subject.net.transformer = quantised
     else:
         with pytest.raises(UnsupportedFeature, match=r"quantized.*Linear.*model="):
             diagnose(quantised, SOURCE, TARGET, MASK)
