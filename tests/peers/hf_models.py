@@ -170,7 +170,7 @@ def _sinusoids(n: int, d: int, steps: int) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """Sources of different lengths with their padding, and targets."""
 
@@ -207,14 +207,17 @@ def logits(model: Any, batch: Batch) -> np.ndarray:
     return tensor_of_logits(model, batch).numpy()
 
 
-def generated(model: Any, batch: Batch, **options: Any) -> np.ndarray:
-    """New tokens, of transformers, without the settings that some families bring along."""
-    return outcome(model, batch, **options).sequences[:, 1:].numpy()
+def generated(model: Any, batch: Batch, prefix: Any = None, **options: Any) -> np.ndarray:
+    """New tokens, of transformers."""
+    n = 1 if prefix is None else len(prefix[0])
+    return outcome(model, batch, prefix, **options).sequences[:, n:].numpy()
 
 
-def outcome(model: Any, batch: Batch, **options: Any) -> Any:
-    """What transformers' ``generate`` returns, with scores."""
+def outcome(model: Any, batch: Batch, prefix: Any = None, **options: Any) -> Any:
+    """What ``generate`` returns, without the settings that some families bring along."""
     neutral = {"encoder_no_repeat_ngram_size": None, "do_sample": False}
+    if prefix is not None:
+        options["decoder_input_ids"] = torch.tensor(prefix)
     return model.generate(
         torch.tensor(batch.source),
         attention_mask=torch.tensor(batch.mask, dtype=torch.long),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,22 @@ def assign(module: Any, **values: Any) -> None:
     """Set attributes."""
     for name, value in values.items():
         setattr(module, name, value)
+
+
+def swap(module: Any, a: str, b: str) -> None:
+    """Exchange two attributes."""
+    assign(module, **{a: getattr(module, b), b: getattr(module, a)})
+
+
+def wrap(module: Any, change: Callable[..., Any], name: str = "forward") -> None:
+    """Replace a method by ``change``, whose first argument is the method that was there."""
+    assign(module, **{name: partial(change, getattr(module, name))})
+
+
+def implementation(**functions: Any) -> properties.Implementation:
+    """A module as functions, with the tokens of `SOURCE` and `TARGET`."""
+    vocabulary = {"source_vocab_size": 11, "target_vocab_size": 11, "start_id": 1}
+    return properties.Implementation(**vocabulary, **functions)
 
 
 class Faults:

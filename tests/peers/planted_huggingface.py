@@ -6,10 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import planted
 import torch
 import transformers
 from hf_models import randomize
-from planted import Faults, Subject, assign
+from planted import Faults, Subject, assign, swap, wrap
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -100,14 +101,11 @@ def implementation(model: Any, padding: tuple[str, ...]) -> properties.Implement
         )
         return out[:, 1:].numpy()
 
-    return properties.Implementation(
+    return planted.implementation(
         encode=encode,
         logits=logits,
         begin=begin,
         generate=generate,
-        source_vocab_size=11,
-        target_vocab_size=11,
-        start_id=1,
         max_source_length=17,
         max_target_length=17,
         padding=padding,
@@ -147,14 +145,15 @@ def given(module: nn.Module, **changes: Any) -> None:
 
 # T5: relative positions.
 
+BUCKET = "_relative_position_bucket"
+
 
 @t5("encoder buckets unidirectional", "encoder.layers.0.self_attention.weights")
 def _(s):
-    attention = layer(s, "encoder", 0)[0].SelfAttention
-    right = attention._relative_position_bucket
-    attention._relative_position_bucket = lambda *args, bidirectional, **how: right(
-        *args, bidirectional=False, **how
-    )
+    def bucket(right, *args, bidirectional, **how):
+        return right(*args, bidirectional=False, **how)
+
+    wrap(layer(s, "encoder", 0)[0].SelfAttention, bucket, BUCKET)
 
 
 t5("decoder buckets bidirectional", "decoder.layers.0.self_attention.weights")(
@@ -165,20 +164,16 @@ t5("bucket maximum distance 16 instead of 8", "encoder.layers.0.self_attention.w
 )
 
 
-@t5("buckets of query minus key position", "encoder.layers.0.self_attention.weights")
-def _(s):
-    attention = layer(s, "encoder", 0)[0].SelfAttention
-    right = attention._relative_position_bucket
-    attention._relative_position_bucket = lambda distance, **how: right(-distance, **how)
-
-
-@t5("buckets off by one position", "decoder.layers.0.self_attention.weights")
-def _(s):
-    attention = layer(s, "decoder", 0)[0].SelfAttention
-    right = attention._relative_position_bucket
-    attention._relative_position_bucket = lambda distance, **how: right(distance + 1, **how)
-
-
+t5("buckets of query minus key position", "encoder.layers.0.self_attention.weights")(
+    lambda s: wrap(
+        layer(s, "encoder", 0)[0].SelfAttention, lambda right, x, **how: right(-x, **how), BUCKET
+    )
+)
+t5("buckets off by one position", "decoder.layers.0.self_attention.weights")(
+    lambda s: wrap(
+        layer(s, "decoder", 0)[0].SelfAttention, lambda right, x, **how: right(x + 1, **how), BUCKET
+    )
+)
 t5("relative bias in the first layer only", "encoder.layers.1.self_attention.weights")(
     lambda s: given(layer(s, "encoder", 1)[0].SelfAttention, position_bias=torch.zeros_like)
 )
@@ -202,21 +197,20 @@ t5("scores scaled by 1/sqrt(d_k)", "encoder.layers.0.self_attention.weights")(
     max_new_tokens=4,
 )
 def _(s):
-    attention = layer(s, "decoder", 0)[0].SelfAttention
-    right = attention.compute_bias
-    attention.compute_bias = lambda *n, past_seen_tokens, device: right(*n, device=device)
+    def compute_bias(right, *n, past_seen_tokens, device):
+        return right(*n, device=device)
+
+    wrap(layer(s, "decoder", 0)[0].SelfAttention, compute_bias, "compute_bias")
 
 
 # T5: norms, activations, logits.
 
 
-@t5("layer norm instead of RMS norm", "decoder.layers.0.self_attention.input")
-def _(s):
-    norm = layer(s, "decoder", 0)[0].layer_norm
-    right = norm.forward
-    norm.forward = lambda x: right(x - x.mean(-1, keepdim=True))
-
-
+t5("layer norm instead of RMS norm", "decoder.layers.0.self_attention.input")(
+    lambda s: wrap(
+        layer(s, "decoder", 0)[0].layer_norm, lambda right, x: right(x - x.mean(-1, True))
+    )
+)
 t5("RMS norm eps 1e-5 instead of 1e-6", "encoder.layers.0.feed_forward.input")(
     lambda s: assign(layer(s, "encoder", 0)[1].layer_norm, variance_epsilon=1e-5)
 )
@@ -226,14 +220,9 @@ t5("tied logits not scaled", "logits")(
 t5("no final norm", "encoder.final")(
     lambda s: assign(s.module.encoder, final_layer_norm=nn.Identity())
 )
-
-
-@t5_gated("gate and up swapped", "encoder.layers.0.feed_forward.gate or *.projected")
-def _(s):
-    inner = layer(s, "encoder", 0)[1].DenseReluDense
-    inner.wi_0, inner.wi_1 = inner.wi_1, inner.wi_0
-
-
+t5_gated("gate and up swapped", "encoder.layers.0.feed_forward.gate or *.projected")(
+    lambda s: swap(layer(s, "encoder", 0)[1].DenseReluDense, "wi_0", "wi_1")
+)
 t5_gated("erf GELU instead of tanh GELU", "decoder.layers.1.feed_forward.hidden")(
     lambda s: assign(layer(s, "decoder", 1)[2].DenseReluDense, act=nn.GELU())
 )
@@ -269,31 +258,18 @@ bart("no value bias", "decoder.layers.1.cross_attention.v")(
 bart("no output projection bias", "decoder.layers.1.self_attention.out")(
     lambda s: assign(layer(s, "decoder", 1).self_attn.out_proj, bias=None)
 )
-
-
-@bart("queries scaled twice", "decoder.layers.0.cross_attention.weights")
-def _(s):
-    attention = layer(s, "decoder", 0).encoder_attn
-    attention.scaling **= 2
-
-
+bart("queries scaled twice", "decoder.layers.0.cross_attention.weights")(
+    lambda s: assign(layer(s, "decoder", 0).encoder_attn, scaling=1 / 6)
+)
 bart("ReLU instead of GELU", "encoder.layers.1.feed_forward.hidden")(
     lambda s: assign(layer(s, "encoder", 1), activation_fn=nn.ReLU())
 )
 bart("norm eps ten times too large", "encoder.layers.0.after_self_attention")(
     lambda s: assign(layer(s, "encoder", 0).self_attn_layer_norm, eps=1e-4)
 )
-
-
-@bart("norms of two sublayers swapped", "decoder.layers.1.after_self_attention")
-def _(s):
-    inner = layer(s, "decoder", 1)
-    inner.self_attn_layer_norm, inner.encoder_attn_layer_norm = (
-        inner.encoder_attn_layer_norm,
-        inner.self_attn_layer_norm,
-    )
-
-
+bart("norms of two sublayers swapped", "decoder.layers.1.after_self_attention")(
+    lambda s: swap(layer(s, "decoder", 1), "self_attn_layer_norm", "encoder_attn_layer_norm")
+)
 bart("encoder attends to padding", "encoder.layers.0.self_attention.weights")(
     lambda s: given(layer(s, "encoder", 0).self_attn, attention_mask=lambda mask: None)
 )
@@ -326,14 +302,8 @@ mbart("no final norm", "decoder.final")(
 
 @mbart("residual adds the normalised input", "encoder.layers.0.after_self_attention")
 def _(s):
-    """The layer adds what the norm was given: let it be given what the norm gives."""
-    norm = layer(s, "encoder", 0).self_attn_layer_norm
-    right = norm.forward
-
-    def in_place(x):
-        return x.copy_(right(x))
-
-    norm.forward = in_place
+    """The layer adds the norm's input: the norm overwrites it with its output."""
+    wrap(layer(s, "encoder", 0).self_attn_layer_norm, lambda right, x: x.copy_(right(x)))
 
 
 @marian("sines and cosines interleaved", "decoder.positions")

@@ -5,8 +5,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import planted
 import torch
-from planted import Faults, Subject, assign
+from planted import Faults, Subject, assign, wrap
 from torch import nn
 
 import refseq2seq as rs
@@ -109,13 +110,10 @@ def implementation(net: Translator) -> properties.Implementation:
             target = np.concatenate([target, best[:, None]], axis=1)
         return target[:, 1:]
 
-    return properties.Implementation(
+    return planted.implementation(
         encode=encode,
         logits=logits,
         generate=generate,
-        source_vocab_size=11,
-        target_vocab_size=11,
-        start_id=1,
         max_source_length=ROOM - 1,
         max_target_length=ROOM - 1,
         padding=("right",),
@@ -131,14 +129,12 @@ def layer(s: Subject, side: str, i: int) -> Any:
     return getattr(s.module, side).layers[i]
 
 
-@post_norm("no causal mask", "decoder.layers.0.self_attention.out")
-def _(s):
-    s.net.causal = lambda n: None
-
-
-@post_norm("causal mask off by one: next token visible", "decoder.layers.0.self_attention.out")
-def _(s):
-    s.net.causal = lambda n: torch.ones(n, n, dtype=torch.bool).triu(2)
+post_norm("no causal mask", "decoder.layers.0.self_attention.out")(
+    lambda s: assign(s.net, causal=lambda n: None)
+)
+post_norm("causal mask off by one: next token visible", "decoder.layers.0.self_attention.out")(
+    lambda s: assign(s.net, causal=lambda n: torch.ones(n, n, dtype=torch.bool).triu(2))
+)
 
 
 @post_norm("encoder attends to padding", "encoder.layers.0.self_attention.out")
@@ -146,16 +142,12 @@ def _(s):
     s.net.memory_padding, s.net.padding = s.net.padding, lambda mask: None
 
 
-@post_norm("cross-attention attends to padding", "decoder.layers.0.cross_attention.out")
-def _(s):
-    s.net.memory_padding = lambda mask: None
-
-
-@post_norm("inverted mask", "encoder.layers.0.self_attention.out")
-def _(s):
-    s.net.padding = lambda mask: mask
-
-
+post_norm("cross-attention attends to padding", "decoder.layers.0.cross_attention.out")(
+    lambda s: assign(s.net, memory_padding=lambda mask: None)
+)
+post_norm("inverted mask", "encoder.layers.0.self_attention.out")(
+    lambda s: assign(s.net, padding=lambda mask: mask)
+)
 post_norm("embedding not scaled", "encoder.embed")(lambda s: assign(s.net, scale=1.0))
 post_norm("positions start at 1", "encoder.embed")(lambda s: assign(s.net, first=1))
 
@@ -166,22 +158,18 @@ def _(s):
     net.sinusoids = torch.cat([net.sinusoids[:, 0::2], net.sinusoids[:, 1::2]], dim=-1)
 
 
-@post_norm("four heads instead of three", "encoder.layers.1.self_attention.out")
-def _(s):
-    attention = layer(s, "encoder", 1).self_attn
-    attention.num_heads, attention.head_dim = 4, D_MODEL // 4
+post_norm("four heads instead of three", "encoder.layers.1.self_attention.out")(
+    lambda s: assign(layer(s, "encoder", 1).self_attn, num_heads=4, head_dim=D_MODEL // 4)
+)
 
 
 @post_norm("batch and position axes swapped", "encoder.layers.0.self_attention.out")
 def _(s):
-    attention = layer(s, "encoder", 0).self_attn
-    right = attention.forward
-
-    def forward(x, *args, **options):
+    def forward(right, x, *args, **options):
         x = x.transpose(0, 1)
         return right(x, x, x, need_weights=False)[0].transpose(0, 1), None
 
-    attention.forward = forward
+    wrap(layer(s, "encoder", 0).self_attn, forward)
 
 
 post_norm("pre-norm instead of post-norm", "decoder.layers.1.self_attention.input")(
@@ -216,20 +204,13 @@ post_norm("no query, key and value biases", "decoder.layers.1.cross_attention.ou
     "cross-attention reads the memory in reverse order", "decoder.layers.0.cross_attention.out"
 )
 def _(s):
-    attention = layer(s, "decoder", 0).multihead_attn
-    right = attention.forward
-    attention.forward = lambda q, k, v, **options: right(q, k.flip(1), v.flip(1), **options)
+    def forward(right, q, k, v, **options):
+        return right(q, k.flip(1), v.flip(1), **options)
+
+    wrap(layer(s, "decoder", 0).multihead_attn, forward)
 
 
-@pre_norm("residual adds the normalised input", "encoder.layers.1.after_self_attention")
-def _(s):
-    norm = layer(s, "encoder", 1).norm1
-    right = norm.forward
-
-    def in_place(x):
-        return x.copy_(right(x))
-
-    norm.forward = in_place
-
-
+pre_norm("residual adds the normalised input", "encoder.layers.1.after_self_attention")(
+    lambda s: wrap(layer(s, "encoder", 1).norm1, lambda right, x: x.copy_(right(x)))
+)
 pre_norm("no logits bias", "logits")(lambda s: s.net.unembedding.bias.data.zero_())

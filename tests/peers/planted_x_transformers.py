@@ -8,9 +8,10 @@ import pytest
 
 pytest.importorskip("x_transformers", reason="needs x-transformers: pip install '.[peers]'")
 
+import planted
 import torch
 from einops.layers.torch import Rearrange
-from planted import Faults, Subject, assign
+from planted import Faults, Subject, assign, swap, wrap
 from torch import nn
 from x_transformers import attend as xt_attend
 from x_transformers import x_transformers as xt
@@ -31,12 +32,6 @@ def subject(seed: int, padding: tuple[str, ...], **options: Any) -> Subject:
 
 def implementation(network: Network, padding: tuple[str, ...]) -> properties.Implementation:
     """The network as functions; with absolute positions it takes padding on the right only."""
-
-    @torch.no_grad()
-    def encode(source: np.ndarray, mask: np.ndarray | None) -> Any:
-        mask = None if mask is None else torch.as_tensor(mask)
-        memory = network.encoder(torch.as_tensor(source), mask=mask, return_embeddings=True)
-        return {"context": memory, "context_mask": mask}
 
     @torch.no_grad()
     def logits(memory: Any, target: np.ndarray) -> np.ndarray:
@@ -64,14 +59,11 @@ def implementation(network: Network, padding: tuple[str, ...]) -> properties.Imp
         prompts = np.ones((len(source), 1), dtype=np.int64)
         return network.generate(source, mask, prompts, n, temperature=0.0, eos_token=None)
 
-    return properties.Implementation(
-        encode=encode,
+    return planted.implementation(
+        encode=network.encode,
         logits=logits,
         begin=begin,
         generate=generate,
-        source_vocab_size=11,
-        target_vocab_size=11,
-        start_id=1,
         max_source_length=16,
         max_target_length=16,
         padding=padding,
@@ -191,39 +183,33 @@ pre_norm("cross-attention attends to padding", "decoder.layers.0.cross_attention
 
 @pre_norm("inverted mask", "decoder.layers.1.cross_attention.weights")
 def _(s):
-    def opposite(*args, context_mask, **_):
+    def inverted(*args, context_mask, **_):
         return None if context_mask is None else ~context_mask
 
-    given(block(s, "decoder", 1, "c"), context_mask=opposite)
+    given(block(s, "decoder", 1, "c"), context_mask=inverted)
 
 
-@pre_norm("softmax over the queries", "encoder.layers.1.self_attention.weights")
-def _(s):
-    block(s, "encoder", 1, "a").attend.attn_fn = partial(nn.functional.softmax, dim=-2)
-
-
-@pre_norm("softmax at temperature 1.05", "decoder.layers.1.cross_attention.weights")
-def _(s):
-    block(s, "decoder", 1, "c").attend.attn_fn = lambda x: (x / 1.05).softmax(-1)
+pre_norm("softmax over the queries", "encoder.layers.1.self_attention.weights")(
+    lambda s: assign(block(s, "encoder", 1, "a").attend, attn_fn=lambda x: x.softmax(-2))
+)
+pre_norm("softmax at temperature 1.05", "decoder.layers.1.cross_attention.weights")(
+    lambda s: assign(block(s, "decoder", 1, "c").attend, attn_fn=lambda x: (x / 1.05).softmax(-1))
+)
 
 
 # Heads and projections.
 
 
-@pre_norm("heads split in the wrong order", "encoder.layers.0.self_attention.q")
-def _(s):
-    block(s, "encoder", 0, "a").split_q_heads = Rearrange("b n (d h) -> b h n d", h=4)
-
-
+HEADS_LAST = Rearrange("b n (d h) -> b h n d", h=4)
+pre_norm("heads split in the wrong order", "encoder.layers.0.self_attention.q")(
+    lambda s: assign(block(s, "encoder", 0, "a"), split_q_heads=HEADS_LAST)
+)
 pre_norm("heads merged in the wrong order", "decoder.layers.0.self_attention.out")(
     lambda s: assign(block(s, "decoder", 0, "a"), merge_heads=Rearrange("b h n d -> b n (d h)"))
 )
-
-
-@pre_norm("keys and values swapped", "encoder.layers.0.self_attention.k")
-def _(s):
-    attention = block(s, "encoder", 0, "a")
-    attention.to_k, attention.to_v = attention.to_v, attention.to_k
+pre_norm("keys and values swapped", "encoder.layers.0.self_attention.k")(
+    lambda s: swap(block(s, "encoder", 0, "a"), "to_k", "to_v")
+)
 
 
 @modern(
@@ -240,10 +226,9 @@ def _(s):
 # What cross-attention reads.
 
 
-@pre_norm("cross-attention to the decoder states", "decoder.layers.0.cross_attention.k")
-def _(s):
-    attention = block(s, "decoder", 0, "c")
-    given(attention, context=lambda x, **_: x, context_mask=nothing)
+pre_norm("cross-attention to the decoder states", "decoder.layers.0.cross_attention.k")(
+    lambda s: given(block(s, "decoder", 0, "c"), context=lambda x, **_: x, context_mask=nothing)
+)
 
 
 @pre_norm(
@@ -289,8 +274,10 @@ pre_norm(
 
 @pre_norm("unbiased variance", "decoder.layers.1.feed_forward.input")
 def _(s):
-    norm = sublayer(s, "decoder", 1, "f")[0][0]
-    norm.ln.forward = lambda x: (x - x.mean(-1, True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()
+    def forward(x):
+        return (x - x.mean(-1, True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()
+
+    assign(sublayer(s, "decoder", 1, "f")[0][0].ln, forward=forward)
 
 
 pre_norm("no final norm", "decoder.final")(
@@ -299,13 +286,11 @@ pre_norm("no final norm", "decoder.final")(
 modern("RMS norm without sqrt(d)", "decoder.layers.0.self_attention.input")(
     lambda s: assign(sublayer(s, "decoder", 0, "a")[0][0], scale=1.0)
 )
-
-
-@modern("layer norm instead of RMS norm", "encoder.layers.1.self_attention.input")
-def _(s):
-    norm = sublayer(s, "encoder", 1, "a")[0][0]
-    right = norm.forward
-    norm.forward = lambda x: right(x - x.mean(-1, keepdim=True))
+modern("layer norm instead of RMS norm", "encoder.layers.1.self_attention.input")(
+    lambda s: wrap(
+        sublayer(s, "encoder", 1, "a")[0][0], lambda right, x: right(x - x.mean(-1, True))
+    )
+)
 
 
 @pre_norm("residual adds the normalised input", "encoder.layers.0.after_self_attention")
@@ -314,24 +299,20 @@ def _(s):
     residual.forward = lambda x, given, **_: x + norm(given)
 
 
-@pre_norm("no residual", "decoder.layers.1.after_feed_forward")
-def _(s):
-    sublayer(s, "decoder", 1, "f")[2].forward = lambda x, given, **_: x
+pre_norm("no residual", "decoder.layers.1.after_feed_forward")(
+    lambda s: assign(sublayer(s, "decoder", 1, "f")[2], forward=lambda x, given, **_: x)
+)
 
 
 # Feed-forward.
 
 
-@pre_norm("tanh GELU instead of erf GELU", "encoder.layers.0.feed_forward.hidden")
-def _(s):
-    block(s, "encoder", 0, "f").ff[0][-1] = nn.GELU(approximate="tanh")
-
-
-@pre_norm("ReLU instead of GELU", "decoder.layers.1.feed_forward.hidden")
-def _(s):
-    block(s, "decoder", 1, "f").ff[0][-1] = nn.ReLU()
-
-
+pre_norm("tanh GELU instead of erf GELU", "encoder.layers.0.feed_forward.hidden")(
+    lambda s: assign(block(s, "encoder", 0, "f").ff[0][-1], approximate="tanh")
+)
+pre_norm("ReLU instead of GELU", "decoder.layers.1.feed_forward.hidden")(
+    lambda s: assign(block(s, "decoder", 1, "f").ff[0][-1], forward=nn.functional.relu)
+)
 pre_norm("no bias in the first feed-forward layer", "decoder.layers.0.feed_forward.projected")(
     lambda s: assign(block(s, "decoder", 0, "f").ff[0][0], bias=None)
 )
@@ -357,13 +338,11 @@ def _(s):
 # Positions.
 
 
-@pre_norm("positions start at 1", "encoder.positions")
-def _(s):
-    table = wrapper(s, "encoder").pos_emb
-    right = table.forward
-    table.forward = lambda x, **options: right(x, **options | {"offset": 1})
-
-
+pre_norm("positions start at 1", "encoder.positions")(
+    lambda s: wrap(
+        wrapper(s, "encoder").pos_emb, lambda right, x, **how: right(x, **how | {"offset": 1})
+    )
+)
 pre_norm("positions not scaled", "decoder.positions")(
     lambda s: assign(wrapper(s, "decoder").pos_emb, scale=1.0)
 )
@@ -371,9 +350,10 @@ pre_norm("positions not scaled", "decoder.positions")(
 
 @other("sines and cosines interleaved instead of concatenated", "encoder.positions")
 def _(s):
-    table = wrapper(s, "encoder").pos_emb
-    right = table.forward
-    table.forward = lambda x, **options: right(x, **options).unflatten(-1, (2, -1)).mT.flatten(-2)
+    def forward(right, x, **options):
+        return right(x, **options).unflatten(-1, (2, -1)).mT.flatten(-2)
+
+    wrap(wrapper(s, "encoder").pos_emb, forward)
 
 
 @modern(
@@ -408,19 +388,14 @@ def _(s):
 bucketed("relative bias not scaled", "encoder.layers.0.self_attention.scores")(
     lambda s: assign(layers(s, "encoder").rel_pos, scale=1.0)
 )
-
-
-@bucketed("relative bias off by one position", "decoder.layers.0.self_attention.scores")
-def _(s):
-    bias = layers(s, "decoder").rel_pos
-    right = bias.forward
-    bias.forward = lambda i, j: right(i + 1, j + 1)[:, 1:, :-1]
-
-
-@alibi("ALiBi slopes squared", "encoder.layers.0.self_attention.scores")
-def _(s):
-    bias = layers(s, "encoder").rel_pos
-    bias.slopes = bias.slopes**2
+bucketed("relative bias off by one position", "decoder.layers.0.self_attention.scores")(
+    lambda s: wrap(
+        layers(s, "decoder").rel_pos, lambda right, i, j: right(i + 1, j + 1)[:, 1:, :-1]
+    )
+)
+alibi("ALiBi slopes squared", "encoder.layers.0.self_attention.scores")(
+    lambda s: layers(s, "encoder").rel_pos.slopes.pow_(2)
+)
 
 
 # Other conventions.
@@ -429,14 +404,9 @@ def _(s):
 other("normalised queries and keys not scaled by 10", "decoder.layers.0.self_attention.scores")(
     lambda s: assign(block(s, "decoder", 0, "a").attend, scale=6**-0.5)
 )
-
-
-@other("learned keys and values swapped", "encoder.layers.0.self_attention.scores")
-def _(s):
-    attention = block(s, "encoder", 0, "a")
-    attention.mem_k, attention.mem_v = attention.mem_v, attention.mem_k
-
-
+other("learned keys and values swapped", "encoder.layers.0.self_attention.scores")(
+    lambda s: swap(block(s, "encoder", 0, "a"), "mem_k", "mem_v")
+)
 other("tied logits not scaled", "logits")(
     lambda s: assign(wrapper(s, "decoder"), tie_embedding_scale=1.0)
 )
@@ -445,11 +415,11 @@ other("tied logits not scaled", "logits")(
 # The cache.
 
 
-@pre_norm("position off by one with a cache", "step.1.decoder.positions", max_new_tokens=4)
-def _(s):
-    table = wrapper(s, "decoder").pos_emb
-    right = table.forward
-    table.forward = lambda x, **options: right(x, offset=1 if x.shape[1] > 1 else 0)
+pre_norm("position off by one with a cache", "step.1.decoder.positions", max_new_tokens=4)(
+    lambda s: wrap(
+        wrapper(s, "decoder").pos_emb, lambda right, x, **_: right(x, offset=int(x.shape[1] > 1))
+    )
+)
 
 
 @modern(

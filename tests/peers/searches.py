@@ -41,18 +41,19 @@ class Counts:
                 self.near += 1
 
 
-def huggingface_beams(model, batch, beams, n_best, n_prefix=1, **options):
+def huggingface_beams(model, batch, beams, n_best, prefix=None, **options):
     """New tokens (batch, n_best, n) and scores (batch, n_best), of transformers."""
     out = outcome(
         model,
         batch,
+        prefix,
         num_beams=beams,
         num_return_sequences=n_best,
         max_new_tokens=N_NEW,
         **options,
     )
-    rows = len(batch.source)
-    tokens = out.sequences[:, n_prefix:].numpy().reshape(rows, n_best, -1)
+    rows, n = len(batch.source), 1 if prefix is None else len(prefix[0])
+    tokens = out.sequences[:, n:].numpy().reshape(rows, n_best, -1)
     return tokens, out.sequences_scores.numpy().reshape(rows, n_best)
 
 

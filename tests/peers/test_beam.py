@@ -140,9 +140,7 @@ def test_beams_of_x_transformers(stochastic, monkeypatch):
             return drawn[-1]
 
         monkeypatch.setattr(autoregressive_wrapper, "gumbel_noise", gumbel_noise)
-        source = torch.as_tensor(batch.source[:1])
         with torch.no_grad():
-            memory = network.encoder(source, return_embeddings=True)
             found, scores = network.decoder.beam_search(
                 torch.full((1, 1), START),
                 N_NEW,
@@ -151,7 +149,7 @@ def test_beams_of_x_transformers(stochastic, monkeypatch):
                 temperature=0.7,
                 filter_logits_fn="top_k",
                 filter_kwargs={"k": 6},
-                context=memory,
+                **network.encode(batch.source[:1], None),
                 return_beams_and_scores=True,
             )
         proposed = []

@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
 pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
 
-import torch
 from hf_models import EOS, generated, random_batch, random_model
 from searches import (
     CT2_FAMILIES,
@@ -134,15 +133,14 @@ def test_rules_processors_and_prefixes_together_as_in_huggingface(beams, capsys)
             without_token += 1  # transformers takes token 0 then
             continue
         compared += 1
-        settings["decoder_input_ids"] = torch.tensor(prefix)
         if beams == 1:
-            tokens = generated(theirs, batch, max_new_tokens=N_NEW, **settings)[:, n_prefix - 1 :]
+            tokens = generated(theirs, batch, prefix, max_new_tokens=N_NEW, **settings)
             for row, n in enumerate(ours.lengths):
                 same = ours.tokens[row, :n].tolist() == tokens[row, :n].tolist()
                 assert same, (seed, settings)
                 counts.equal += 1
         else:
-            counts.compare(ours, *huggingface_beams(theirs, batch, beams, 2, n_prefix, **settings))
+            counts.compare(ours, *huggingface_beams(theirs, batch, beams, 2, prefix, **settings))
     with capsys.disabled():
         print(
             f"\n{beams} beams, {compared} combinations: {counts}; "

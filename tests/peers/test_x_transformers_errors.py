@@ -82,85 +82,59 @@ def test_combinations_that_are_not_implemented_raise(options, named):
         from_x_transformers(network.arrays(), network.options | options, **CONVENTIONS)
 
 
-def compile_module(network):
-    network.module = compiled(network.module)
-
-
-def compile_layers(network):
-    network.encoder.attn_layers = compiled(network.encoder.attn_layers)
+ROTARY = both(rotary_pos_emb=True)
 
 
 def hook(module):
     module.register_forward_hook(lambda *_: None)
 
 
-def compile_with_hook(network):
-    encoder = compiled(network.encoder)
-    hook(encoder)
-    network.module = (encoder, network.decoder)
+def replace_block(layers, i):
+    layers[i][1] = torch.nn.Identity()
 
 
-def set_attribute(name, value):
-    return lambda network: setattr(attention(network), name, value)
+def compile_and_scale(network):
+    network.module = compiled(network.module)
+    attention(network).scale = 0.3
+
+
+def compile_layers_and_hook(network):
+    network.encoder.attn_layers = compiled(network.encoder.attn_layers)
+    hook(network.encoder.attn_layers)
+
+
+def compile_encoder_and_hook(network):
+    network.module = (compiled(network.encoder), network.decoder)
+    hook(network.module[0])
 
 
 def copy_module(network):
     network.module = copy.deepcopy(network.module)
 
 
-ROTARY = both(rotary_pos_emb=True)
-ALTERED = {
-    "hook": ({}, [lambda n: hook(attention(n))], "_forward_hooks"),
-    "softmax": (
-        {},
-        [lambda n: setattr(attention(n).attend, "attn_fn", torch.nn.functional.softmax)],
-        "attn_fn",
-    ),
-    "scale": ({}, [set_attribute("scale", 0.3)], r"layers\.0\.1\.scale"),
-    "frequencies": (
-        ROTARY,
-        [lambda n: n.encoder.attn_layers.rotary_pos_emb.inv_freq.mul_(0.9)],
-        r"rotary_pos_emb\.inv_freq",
-    ),
-    "a later layer": (
-        {"enc_depth": 2},
-        [lambda n: n.encoder.attn_layers.layers[3].__setitem__(1, torch.nn.Identity())],
-        r"layers\.3\.1\.class",
-    ),
-    "the first attention": (
-        {},
-        [lambda n: n.encoder.attn_layers.layers[0].__setitem__(1, torch.nn.Identity())],
-        "no Attention",
-    ),
-    "scale, compiled": (
-        {},
-        [compile_module, set_attribute("scale", 0.3)],
-        r"encoder\.attn_layers\.layers\.0\.1\.scale",
-    ),
-    "hook on compiled layers": (
-        {},
-        [compile_layers, lambda n: hook(n.encoder.attn_layers)],
-        r"encoder\.attn_layers\..*_forward_hooks",
-    ),
-    "hook on a compiled encoder": ({}, [compile_with_hook], r"encoder\..*_forward_hooks"),
-    "subclass": (
-        {},
-        [lambda n: setattr(n.encoder, "__class__", type("Mine", (TransformerWrapper,), {}))],
-        "encoder is a Mine",
-    ),
-    "copy with tied logits": (
-        {"dec_tie_embedding": True},
-        [copy_module],
-        "embedding of its original",
-    ),
-}
+class Mine(TransformerWrapper):
+    """Another class."""
 
 
-@pytest.mark.parametrize(("options", "changes", "message"), ALTERED.values(), ids=ALTERED)
-def test_altered_modules_raise(options, changes, message):
+@pytest.mark.parametrize(
+    ("options", "change", "message"),
+    [
+        ({}, lambda n: hook(attention(n)), "_forward_hooks"),
+        ({}, lambda n: setattr(attention(n).attend, "attn_fn", torch.softmax), "attn_fn"),
+        ({}, lambda n: setattr(attention(n), "scale", 0.3), r"layers\.0\.1\.scale"),
+        (ROTARY, lambda n: n.encoder.attn_layers.rotary_pos_emb.inv_freq.mul_(0.9), "inv_freq"),
+        ({"enc_depth": 2}, lambda n: replace_block(n.encoder.attn_layers.layers, 3), "3.1.class"),
+        ({}, lambda n: replace_block(n.encoder.attn_layers.layers, 0), "no Attention"),
+        ({}, compile_and_scale, r"encoder\.attn_layers\.layers\.0\.1\.scale"),
+        ({}, compile_layers_and_hook, r"encoder\.attn_layers\..*_forward_hooks"),
+        ({}, compile_encoder_and_hook, r"encoder\..*_forward_hooks"),
+        ({}, lambda n: setattr(n.encoder, "__class__", Mine), "encoder is a Mine"),
+        ({"dec_tie_embedding": True}, copy_module, "embedding of its original"),
+    ],
+)
+def test_altered_modules_raise(options, change, message):
     network = network_with(**options)
-    for change in changes:
-        change(network)
+    change(network)
     with pytest.raises(UnsupportedFeature, match=message):
         network.convert()
 
