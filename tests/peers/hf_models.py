@@ -10,9 +10,6 @@ import torch
 import transformers
 from torch import nn
 
-import refseq2seq as rs
-from refseq2seq.params import named_arrays
-
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
@@ -173,17 +170,7 @@ def _sinusoids(n: int, d: int, steps: int) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def assert_same_model(a: rs.Model, b: rs.Model) -> None:
-    """The same conventions and, to the last bit, the same arrays."""
-    assert a.config == b.config
-    found, expected = dict(named_arrays(a.params)), dict(named_arrays(b.params))
-    assert found.keys() == expected.keys()
-    for path, x in found.items():
-        assert x.dtype == expected[path].dtype
-        assert np.array_equal(x, expected[path]), path
-
-
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """Sources of different lengths with their padding, and targets."""
 
@@ -205,22 +192,36 @@ def random_batch(model: Any, seed: int, left: bool = False) -> Batch:
     return Batch(np.where(mask, source, PAD), mask, target)
 
 
-def logits(model: Any, batch: Batch) -> np.ndarray:
-    """Teacher forced, of transformers."""
+def tensor_of_logits(model: Any, batch: Batch) -> torch.Tensor:
+    """Teacher forced, of transformers, in any dtype."""
     with torch.no_grad():
         return model(
             input_ids=torch.tensor(batch.source),
             attention_mask=torch.tensor(batch.mask, dtype=torch.long),
             decoder_input_ids=torch.tensor(batch.target),
-        ).logits.numpy()
+        ).logits
 
 
-def generated(model: Any, batch: Batch, **options: Any) -> np.ndarray:
-    """New tokens, of transformers, without the settings that some families bring along."""
-    neutral = {"encoder_no_repeat_ngram_size": None}
-    out = model.generate(
+def logits(model: Any, batch: Batch) -> np.ndarray:
+    """Teacher forced, of transformers."""
+    return tensor_of_logits(model, batch).numpy()
+
+
+def generated(model: Any, batch: Batch, prefix: Any = None, **options: Any) -> np.ndarray:
+    """New tokens, of transformers."""
+    n = 1 if prefix is None else len(prefix[0])
+    return outcome(model, batch, prefix, **options).sequences[:, n:].numpy()
+
+
+def outcome(model: Any, batch: Batch, prefix: Any = None, **options: Any) -> Any:
+    """What ``generate`` returns, without the settings that some families bring along."""
+    neutral = {"encoder_no_repeat_ngram_size": None, "do_sample": False}
+    if prefix is not None:
+        options["decoder_input_ids"] = torch.tensor(prefix)
+    return model.generate(
         torch.tensor(batch.source),
         attention_mask=torch.tensor(batch.mask, dtype=torch.long),
+        return_dict_in_generate=True,
+        output_scores=True,
         **neutral | options,
     )
-    return out[:, 1:].numpy()

@@ -1,14 +1,15 @@
-"""Faults that are planted in live PyTorch modules, for the tests and the table of them.
+"""Faults that are planted in live PyTorch modules, for the tests and docs/planted-bugs.md.
 
-Each is the mistake of a programmer: a function that changes one module, which was right,
-and the places at which it must be found. The modules are in `planted_x_transformers`,
+Each is a mistake that programmers make: a function that changes a correct module, and the
+names at which `diagnose` must find it. The faults are in `planted_x_transformers`,
 `planted_huggingface` and `planted_pytorch`.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class Subject:
     model: rs.Model  # converted before anything was planted
     implementation: properties.Implementation  # the same module, for the properties
     run: Callable[..., Any] | None = None  # for nn.Transformer
-    parts: dict[str, Any] = field(default_factory=dict)  # what the faults are planted in
+    net: Any = None  # what the user of an nn.Transformer puts around it
+    patch: pytest.MonkeyPatch | None = None  # for faults in functions of a library
 
     def diagnose(self, max_new_tokens: int | None = None, runs: int = 16) -> Diagnosis:
         """What deviates first, forced to the target or generating."""
@@ -61,18 +63,47 @@ class Subject:
 
 @dataclass(frozen=True)
 class Fault:
-    """A mistake, the module it is made in, and where it is to be found."""
+    """A mistake, the module it is made in, and where it must be found."""
 
     name: str
     make: Callable[[], Subject]
     where: str  # the module, in words
-    plant: Callable[[Subject, pytest.MonkeyPatch], None]
+    plant: Callable[[Subject], None]
     expected: tuple[str, ...]  # patterns of names, one of which the first deviation must match
     max_new_tokens: int | None
+
+    def planted(self, patch: pytest.MonkeyPatch | None = None) -> Subject:
+        """A module with this fault."""
+        subject = self.make()
+        subject.patch = patch
+        self.plant(subject)
+        return subject
 
     def is_found(self, first: str | None) -> bool:
         """Whether ``first`` is a place of this fault."""
         return first is not None and any(fnmatchcase(first, pattern) for pattern in self.expected)
+
+
+def assign(module: Any, **values: Any) -> None:
+    """Set attributes."""
+    for name, value in values.items():
+        setattr(module, name, value)
+
+
+def swap(module: Any, a: str, b: str) -> None:
+    """Exchange two attributes."""
+    assign(module, **{a: getattr(module, b), b: getattr(module, a)})
+
+
+def wrap(module: Any, change: Callable[..., Any], name: str = "forward") -> None:
+    """Replace a method by ``change``, whose first argument is the method that was there."""
+    assign(module, **{name: partial(change, getattr(module, name))})
+
+
+def implementation(**functions: Any) -> properties.Implementation:
+    """A module as functions, with the tokens of `SOURCE` and `TARGET`."""
+    vocabulary = {"source_vocab_size": 11, "target_vocab_size": 11, "start_id": 1}
+    return properties.Implementation(**vocabulary, **functions)
 
 
 class Faults:
@@ -82,7 +113,7 @@ class Faults:
         self.all: list[Fault] = []
 
     def on(self, make: Callable[[], Subject], where: str) -> Callable[..., Any]:
-        """The decorator for faults in one module: @it("the mistake", "a place or another")."""
+        """The decorator for faults in one module: @it("the mistake", "a name or another name")."""
 
         def plant(name: str, expected: str, max_new_tokens: int | None = None) -> Any:
             def add(function: Any) -> Any:

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import planted
 import torch
 import transformers
 from hf_models import randomize
-from planted import Faults, Subject
+from planted import Faults, Subject, assign, swap, wrap
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -100,14 +101,11 @@ def implementation(model: Any, padding: tuple[str, ...]) -> properties.Implement
         )
         return out[:, 1:].numpy()
 
-    return properties.Implementation(
+    return planted.implementation(
         encode=encode,
         logits=logits,
         begin=begin,
         generate=generate,
-        source_vocab_size=11,
-        target_vocab_size=11,
-        start_id=1,
         max_source_length=17,
         max_target_length=17,
         padding=padding,
@@ -147,185 +145,141 @@ def given(module: nn.Module, **changes: Any) -> None:
 
 # T5: relative positions.
 
+BUCKET = "_relative_position_bucket"
 
-@t5("encoder's buckets of one direction", "encoder.layers.0.self_attention.weights")
-def _(s, patch):
-    attention = layer(s, "encoder", 0)[0].SelfAttention
-    right = attention._relative_position_bucket
-    attention._relative_position_bucket = lambda *args, bidirectional, **how: right(
-        *args, bidirectional=False, **how
+
+@t5("encoder buckets unidirectional", "encoder.layers.0.self_attention.weights")
+def _(s):
+    def bucket(right, *args, bidirectional, **how):
+        return right(*args, bidirectional=False, **how)
+
+    wrap(layer(s, "encoder", 0)[0].SelfAttention, bucket, BUCKET)
+
+
+t5("decoder buckets bidirectional", "decoder.layers.0.self_attention.weights")(
+    lambda s: assign(layer(s, "decoder", 0)[0].SelfAttention, is_decoder=False)
+)
+t5("bucket maximum distance 16 instead of 8", "encoder.layers.0.self_attention.weights")(
+    lambda s: assign(layer(s, "encoder", 0)[0].SelfAttention, relative_attention_max_distance=16)
+)
+
+
+t5("buckets of query minus key position", "encoder.layers.0.self_attention.weights")(
+    lambda s: wrap(
+        layer(s, "encoder", 0)[0].SelfAttention, lambda right, x, **how: right(-x, **how), BUCKET
     )
-
-
-@t5("decoder's buckets of both directions", "decoder.layers.0.self_attention.weights")
-def _(s, patch):
-    layer(s, "decoder", 0)[0].SelfAttention.is_decoder = False
-
-
-@t5("buckets up to distance 16, not 8", "encoder.layers.0.self_attention.weights")
-def _(s, patch):
-    layer(s, "encoder", 0)[0].SelfAttention.relative_attention_max_distance = 16
-
-
-@t5("buckets of query minus key", "encoder.layers.0.self_attention.weights")
-def _(s, patch):
-    attention = layer(s, "encoder", 0)[0].SelfAttention
-    right = attention._relative_position_bucket
-    attention._relative_position_bucket = lambda distance, **how: right(-distance, **how)
-
-
-@t5("buckets one position off", "decoder.layers.0.self_attention.weights")
-def _(s, patch):
-    attention = layer(s, "decoder", 0)[0].SelfAttention
-    right = attention._relative_position_bucket
-    attention._relative_position_bucket = lambda distance, **how: right(distance + 1, **how)
-
-
-@t5("relative bias in the first layer only", "encoder.layers.1.self_attention.weights")
-def _(s, patch):
-    given(layer(s, "encoder", 1)[0].SelfAttention, position_bias=torch.zeros_like)
+)
+t5("buckets off by one position", "decoder.layers.0.self_attention.weights")(
+    lambda s: wrap(
+        layer(s, "decoder", 0)[0].SelfAttention, lambda right, x, **how: right(x + 1, **how), BUCKET
+    )
+)
+t5("relative bias in the first layer only", "encoder.layers.1.self_attention.weights")(
+    lambda s: given(layer(s, "encoder", 1)[0].SelfAttention, position_bias=torch.zeros_like)
+)
 
 
 @t5("relative bias in cross-attention too", "decoder.layers.0.cross_attention.weights")
-def _(s, patch):
+def _(s):
     layer(s, "decoder", 0)[1].EncDecAttention.has_relative_attention_bias = True
     bias = layer(s, "decoder", 0)[0].SelfAttention.relative_attention_bias
     layer(s, "decoder", 0)[1].EncDecAttention.relative_attention_bias = bias
 
 
-@t5("scores scaled by 1/sqrt(d_k)", "encoder.layers.0.self_attention.weights")
-def _(s, patch):
-    layer(s, "encoder", 0)[0].SelfAttention.scaling = 5**-0.5
+t5("scores scaled by 1/sqrt(d_k)", "encoder.layers.0.self_attention.weights")(
+    lambda s: assign(layer(s, "encoder", 0)[0].SelfAttention, scaling=5**-0.5)
+)
 
 
-@t5("positions restart with a cache", "step.1.*.0.self_attention.weights", max_new_tokens=4)
-def _(s, patch):
-    attention = layer(s, "decoder", 0)[0].SelfAttention
-    right = attention.compute_bias
-    attention.compute_bias = lambda *n, past_seen_tokens, device: right(*n, device=device)
+@t5(
+    "relative positions restart at 0 with a cache",
+    "step.1.*.0.self_attention.weights",
+    max_new_tokens=4,
+)
+def _(s):
+    def compute_bias(right, *n, past_seen_tokens, device):
+        return right(*n, device=device)
+
+    wrap(layer(s, "decoder", 0)[0].SelfAttention, compute_bias, "compute_bias")
 
 
 # T5: norms, activations, logits.
 
 
-@t5("layer norm for RMS norm", "decoder.layers.0.self_attention.input")
-def _(s, patch):
-    norm = layer(s, "decoder", 0)[0].layer_norm
-    right = norm.forward
-    norm.forward = lambda x: right(x - x.mean(-1, keepdim=True))
-
-
-@t5("RMS norm's eps 1e-5 for 1e-6", "encoder.layers.0.feed_forward.input")
-def _(s, patch):
-    layer(s, "encoder", 0)[1].layer_norm.variance_epsilon = 1e-5
-
-
-@t5("tied logits not scaled", "logits")
-def _(s, patch):
-    s.module.config.scale_decoder_outputs = False
-
-
-@t5("no final norm", "encoder.final")
-def _(s, patch):
-    s.module.encoder.final_layer_norm = nn.Identity()
-
-
-@t5_gated("gate and up swapped", "encoder.layers.0.feed_forward.gate or *.projected")
-def _(s, patch):
-    inner = layer(s, "encoder", 0)[1].DenseReluDense
-    inner.wi_0, inner.wi_1 = inner.wi_1, inner.wi_0
-
-
-@t5_gated("GELU by erf for GELU by tanh", "decoder.layers.1.feed_forward.hidden")
-def _(s, patch):
-    layer(s, "decoder", 1)[2].DenseReluDense.act = nn.GELU()
-
-
-@t5_gated("logits of an untied head scaled", "logits")
-def _(s, patch):
-    s.module.config.scale_decoder_outputs = True
+t5("layer norm instead of RMS norm", "decoder.layers.0.self_attention.input")(
+    lambda s: wrap(
+        layer(s, "decoder", 0)[0].layer_norm, lambda right, x: right(x - x.mean(-1, True))
+    )
+)
+t5("RMS norm eps 1e-5 instead of 1e-6", "encoder.layers.0.feed_forward.input")(
+    lambda s: assign(layer(s, "encoder", 0)[1].layer_norm, variance_epsilon=1e-5)
+)
+t5("tied logits not scaled", "logits")(
+    lambda s: assign(s.module.config, scale_decoder_outputs=False)
+)
+t5("no final norm", "encoder.final")(
+    lambda s: assign(s.module.encoder, final_layer_norm=nn.Identity())
+)
+t5_gated("gate and up swapped", "encoder.layers.0.feed_forward.gate or *.projected")(
+    lambda s: swap(layer(s, "encoder", 0)[1].DenseReluDense, "wi_0", "wi_1")
+)
+t5_gated("erf GELU instead of tanh GELU", "decoder.layers.1.feed_forward.hidden")(
+    lambda s: assign(layer(s, "decoder", 1)[2].DenseReluDense, act=nn.GELU())
+)
+t5_gated("untied logits scaled", "logits")(
+    lambda s: assign(s.module.config, scale_decoder_outputs=True)
+)
 
 
 # BART and its descendants.
 
 
-@bart("positions without the offset 2", "encoder.positions")
-def _(s, patch):
-    s.module.model.encoder.embed_positions.offset = 0
+bart("positions without the offset of 2", "encoder.positions")(
+    lambda s: assign(s.module.model.encoder.embed_positions, offset=0)
+)
+bart("embedding not scaled", "decoder.tokens")(
+    lambda s: assign(s.module.model.decoder.embed_tokens, embed_scale=1.0)
+)
+bart("no embedding norm", "encoder.embed")(
+    lambda s: assign(s.module.model.encoder, layernorm_embedding=nn.Identity())
+)
+bart("no logits bias", "logits")(
+    lambda s: assign(s.module, final_logits_bias=torch.zeros_like(s.module.final_logits_bias))
+)
+bart("no query bias", "encoder.layers.1.self_attention.q")(
+    lambda s: assign(layer(s, "encoder", 1).self_attn.q_proj, bias=None)
+)
+bart("no key bias", "decoder.layers.0.self_attention.k")(
+    lambda s: assign(layer(s, "decoder", 0).self_attn.k_proj, bias=None)
+)
+bart("no value bias", "decoder.layers.1.cross_attention.v")(
+    lambda s: assign(layer(s, "decoder", 1).encoder_attn.v_proj, bias=None)
+)
+bart("no output projection bias", "decoder.layers.1.self_attention.out")(
+    lambda s: assign(layer(s, "decoder", 1).self_attn.out_proj, bias=None)
+)
+bart("queries scaled twice", "decoder.layers.0.cross_attention.weights")(
+    lambda s: assign(layer(s, "decoder", 0).encoder_attn, scaling=1 / 6)
+)
+bart("ReLU instead of GELU", "encoder.layers.1.feed_forward.hidden")(
+    lambda s: assign(layer(s, "encoder", 1), activation_fn=nn.ReLU())
+)
+bart("norm eps ten times too large", "encoder.layers.0.after_self_attention")(
+    lambda s: assign(layer(s, "encoder", 0).self_attn_layer_norm, eps=1e-4)
+)
+bart("norms of two sublayers swapped", "decoder.layers.1.after_self_attention")(
+    lambda s: swap(layer(s, "decoder", 1), "self_attn_layer_norm", "encoder_attn_layer_norm")
+)
+bart("encoder attends to padding", "encoder.layers.0.self_attention.weights")(
+    lambda s: given(layer(s, "encoder", 0).self_attn, attention_mask=lambda mask: None)
+)
+bart("no causal mask", "decoder.layers.0.self_attention.weights")(
+    lambda s: given(layer(s, "decoder", 0).self_attn, attention_mask=lambda mask: None)
+)
 
 
-@bart("embedding not scaled", "decoder.tokens")
-def _(s, patch):
-    s.module.model.decoder.embed_tokens.embed_scale = 1.0
-
-
-@bart("no norm of the embedding", "encoder.embed")
-def _(s, patch):
-    s.module.model.encoder.layernorm_embedding = nn.Identity()
-
-
-@bart("no bias of logits", "logits")
-def _(s, patch):
-    s.module.final_logits_bias = torch.zeros_like(s.module.final_logits_bias)
-
-
-@bart("no bias of queries", "encoder.layers.1.self_attention.q")
-def _(s, patch):
-    layer(s, "encoder", 1).self_attn.q_proj.bias = None
-
-
-@bart("no bias of keys", "decoder.layers.0.self_attention.k")
-def _(s, patch):
-    layer(s, "decoder", 0).self_attn.k_proj.bias = None
-
-
-@bart("no bias of values", "decoder.layers.1.cross_attention.v")
-def _(s, patch):
-    layer(s, "decoder", 1).encoder_attn.v_proj.bias = None
-
-
-@bart("no bias after the heads", "decoder.layers.1.self_attention.out")
-def _(s, patch):
-    layer(s, "decoder", 1).self_attn.out_proj.bias = None
-
-
-@bart("queries scaled twice", "decoder.layers.0.cross_attention.weights")
-def _(s, patch):
-    attention = layer(s, "decoder", 0).encoder_attn
-    attention.scaling **= 2
-
-
-@bart("ReLU for GELU", "encoder.layers.1.feed_forward.hidden")
-def _(s, patch):
-    layer(s, "encoder", 1).activation_fn = nn.ReLU()
-
-
-@bart("norm's eps ten times too great", "encoder.layers.0.after_self_attention")
-def _(s, patch):
-    layer(s, "encoder", 0).self_attn_layer_norm.eps = 1e-4
-
-
-@bart("norms of two sublayers swapped", "decoder.layers.1.after_self_attention")
-def _(s, patch):
-    inner = layer(s, "decoder", 1)
-    inner.self_attn_layer_norm, inner.encoder_attn_layer_norm = (
-        inner.encoder_attn_layer_norm,
-        inner.self_attn_layer_norm,
-    )
-
-
-@bart("encoder attends to padding", "encoder.layers.0.self_attention.weights")
-def _(s, patch):
-    given(layer(s, "encoder", 0).self_attn, attention_mask=lambda mask: None)
-
-
-@bart("decoder sees the whole target", "decoder.layers.0.self_attention.weights")
-def _(s, patch):
-    given(layer(s, "decoder", 0).self_attn, attention_mask=lambda mask: None)
-
-
-@bart("cross-attention to the embedding of the source", "decoder.layers.0.cross_attention.k")
-def _(s, patch):
+@bart("cross-attention to the source embedding", "decoder.layers.0.cross_attention.k")
+def _(s):
     seen = []
     first = layer(s, "encoder", 0)
     first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -333,7 +287,7 @@ def _(s, patch):
 
 
 @bart("position off by one with a cache", "step.1.decoder.positions", max_new_tokens=4)
-def _(s, patch):
+def _(s):
     table = s.module.model.decoder.embed_positions
     right = table.forward
     table.forward = lambda ids, n=0, position_ids=None: right(
@@ -341,31 +295,25 @@ def _(s, patch):
     )
 
 
-@mbart("no final norm", "decoder.final")
-def _(s, patch):
-    s.module.model.decoder.layer_norm = nn.Identity()
+mbart("no final norm", "decoder.final")(
+    lambda s: assign(s.module.model.decoder, layer_norm=nn.Identity())
+)
 
 
-@mbart("residual from the normed input", "encoder.layers.0.after_self_attention")
-def _(s, patch):
-    """The layer adds what the norm was given: let it be given what the norm gives."""
-    norm = layer(s, "encoder", 0).self_attn_layer_norm
-    right = norm.forward
-
-    def in_place(x):
-        return x.copy_(right(x))
-
-    norm.forward = in_place
+@mbart("residual adds the normalised input", "encoder.layers.0.after_self_attention")
+def _(s):
+    """The layer adds the norm's input: the norm overwrites it with its output."""
+    wrap(layer(s, "encoder", 0).self_attn_layer_norm, lambda right, x: x.copy_(right(x)))
 
 
-@marian("sines and cosines in turns", "decoder.positions")
-def _(s, patch):
+@marian("sines and cosines interleaved", "decoder.positions")
+def _(s):
     table = s.module.model.decoder.embed_positions
     table.weight = nn.Parameter(table.weight.unflatten(-1, (2, -1)).mT.flatten(-2))
 
 
-@marian("wavelengths by half - 1", "encoder.positions")
-def _(s, patch):
+@marian("sinusoid exponents divided by d/2 - 1 instead of d/2", "encoder.positions")
+def _(s):
     table = s.module.model.encoder.embed_positions
     n, d = table.weight.shape
     angles = torch.arange(n)[:, None] * torch.exp(
@@ -374,6 +322,6 @@ def _(s, patch):
     table.weight = nn.Parameter(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
 
-@marian("GELU for SiLU", "decoder.layers.0.feed_forward.hidden")
-def _(s, patch):
-    layer(s, "decoder", 0).activation_fn = nn.GELU()
+marian("GELU instead of SiLU", "decoder.layers.0.feed_forward.hidden")(
+    lambda s: assign(layer(s, "decoder", 0), activation_fn=nn.GELU())
+)

@@ -1,7 +1,7 @@
-"""The page of planted faults: ``python tests/peers/planted_page.py`` computes it anew.
+"""``python tests/peers/planted_page.py`` writes docs/planted-bugs.md, in some twenty minutes.
 
-That tries the properties on every faulty module too, which takes minutes. The tests compute
-only what `diagnose` finds, and hold the page to it.
+It tests the properties of every faulty module too. The tests compute only the results of
+`diagnose`, and compare the page with them.
 """
 
 import re
@@ -73,20 +73,16 @@ HEAD = str(Row("bug", "model", "first deviation", "spreads", "expected", "proper
 
 @cache
 def diagnosis(i: int) -> Diagnosis:
-    """What is said of fault number i."""
+    """The result for fault number i."""
     fault = FAULTS[i]
     with pytest.MonkeyPatch.context() as patch:
-        subject = fault.make()
-        fault.plant(subject, patch)
-        return subject.diagnose(fault.max_new_tokens)
+        return fault.planted(patch).diagnose(fault.max_new_tokens)
 
 
 def broken(fault: Fault | None, where: str) -> list[str]:
     """The properties that fail, of the module with the fault or without one."""
     with pytest.MonkeyPatch.context() as patch:
-        subject = RIGHT[where]()
-        if fault is not None:
-            fault.plant(subject, patch)
+        subject = RIGHT[where]() if fault is None else fault.planted(patch)
         return properties.examine(subject.implementation).failed
 
 

@@ -5,8 +5,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import planted
 import torch
-from planted import Faults, Subject
+from planted import Faults, Subject, assign, wrap
 from torch import nn
 
 import refseq2seq as rs
@@ -89,7 +90,7 @@ def subject(seed: int, **options: Any) -> Subject:
         eos_ids=(),
         pad_id=0,
     )
-    return Subject(net.transformer, model, implementation(net), net.run, {"net": net})
+    return Subject(net.transformer, model, implementation(net), net.run, net)
 
 
 def implementation(net: Translator) -> properties.Implementation:
@@ -109,13 +110,10 @@ def implementation(net: Translator) -> properties.Implementation:
             target = np.concatenate([target, best[:, None]], axis=1)
         return target[:, 1:]
 
-    return properties.Implementation(
+    return planted.implementation(
         encode=encode,
         logits=logits,
         generate=generate,
-        source_vocab_size=11,
-        target_vocab_size=11,
-        start_id=1,
         max_source_length=ROOM - 1,
         max_target_length=ROOM - 1,
         padding=("right",),
@@ -131,78 +129,59 @@ def layer(s: Subject, side: str, i: int) -> Any:
     return getattr(s.module, side).layers[i]
 
 
-@post_norm("no causal mask", "decoder.layers.0.self_attention.out")
-def _(s, patch):
-    s.parts["net"].causal = lambda n: None
-
-
-@post_norm("causal mask off by one: the next token is seen", "decoder.layers.0.self_attention.out")
-def _(s, patch):
-    s.parts["net"].causal = lambda n: torch.ones(n, n, dtype=torch.bool).triu(2)
+post_norm("no causal mask", "decoder.layers.0.self_attention.out")(
+    lambda s: assign(s.net, causal=lambda n: None)
+)
+post_norm("causal mask off by one: next token visible", "decoder.layers.0.self_attention.out")(
+    lambda s: assign(s.net, causal=lambda n: torch.ones(n, n, dtype=torch.bool).triu(2))
+)
 
 
 @post_norm("encoder attends to padding", "encoder.layers.0.self_attention.out")
-def _(s, patch):
-    net = s.parts["net"]
-    net.memory_padding, net.padding = net.padding, lambda mask: None
+def _(s):
+    s.net.memory_padding, s.net.padding = s.net.padding, lambda mask: None
 
 
-@post_norm("cross-attention attends to padding", "decoder.layers.0.cross_attention.out")
-def _(s, patch):
-    s.parts["net"].memory_padding = lambda mask: None
+post_norm("cross-attention attends to padding", "decoder.layers.0.cross_attention.out")(
+    lambda s: assign(s.net, memory_padding=lambda mask: None)
+)
+post_norm("inverted mask", "encoder.layers.0.self_attention.out")(
+    lambda s: assign(s.net, padding=lambda mask: mask)
+)
+post_norm("embedding not scaled", "encoder.embed")(lambda s: assign(s.net, scale=1.0))
+post_norm("positions start at 1", "encoder.embed")(lambda s: assign(s.net, first=1))
 
 
-@post_norm("mask of the opposite polarity", "encoder.layers.0.self_attention.out")
-def _(s, patch):
-    s.parts["net"].padding = lambda mask: mask
-
-
-@post_norm("embedding not scaled", "encoder.embed")
-def _(s, patch):
-    s.parts["net"].scale = 1.0
-
-
-@post_norm("positions from 1", "encoder.embed")
-def _(s, patch):
-    s.parts["net"].first = 1
-
-
-@post_norm("sines and cosines one after the other", "encoder.embed")
-def _(s, patch):
-    net = s.parts["net"]
+@post_norm("sines and cosines concatenated", "encoder.embed")
+def _(s):
+    net = s.net
     net.sinusoids = torch.cat([net.sinusoids[:, 0::2], net.sinusoids[:, 1::2]], dim=-1)
 
 
-@post_norm("three heads taken for four", "encoder.layers.1.self_attention.out")
-def _(s, patch):
-    attention = layer(s, "encoder", 1).self_attn
-    attention.num_heads, attention.head_dim = 4, D_MODEL // 4
+post_norm("four heads instead of three", "encoder.layers.1.self_attention.out")(
+    lambda s: assign(layer(s, "encoder", 1).self_attn, num_heads=4, head_dim=D_MODEL // 4)
+)
 
 
-@post_norm("batch and positions exchanged", "encoder.layers.0.self_attention.out")
-def _(s, patch):
-    attention = layer(s, "encoder", 0).self_attn
-    right = attention.forward
-
-    def forward(x, *args, **options):
+@post_norm("batch and position axes swapped", "encoder.layers.0.self_attention.out")
+def _(s):
+    def forward(right, x, *args, **options):
         x = x.transpose(0, 1)
         return right(x, x, x, need_weights=False)[0].transpose(0, 1), None
 
-    attention.forward = forward
+    wrap(layer(s, "encoder", 0).self_attn, forward)
 
 
-@post_norm("pre-norm for post-norm", "decoder.layers.1.self_attention.input")
-def _(s, patch):
-    layer(s, "decoder", 1).norm_first = True
+post_norm("pre-norm instead of post-norm", "decoder.layers.1.self_attention.input")(
+    lambda s: assign(layer(s, "decoder", 1), norm_first=True)
+)
+pre_norm("post-norm instead of pre-norm", "encoder.layers.0.self_attention.input")(
+    lambda s: assign(layer(s, "encoder", 0), norm_first=False)
+)
 
 
-@pre_norm("post-norm for pre-norm", "encoder.layers.0.self_attention.input")
-def _(s, patch):
-    layer(s, "encoder", 0).norm_first = False
-
-
-@post_norm("eps beside the root, unbiased deviation", "encoder.layers.0.after_self_attention")
-def _(s, patch):
+@post_norm("eps added to an unbiased standard deviation", "encoder.layers.0.after_self_attention")
+def _(s):
     """The layer norm of The Annotated Transformer."""
     norm = layer(s, "encoder", 0).norm1
     norm.forward = lambda x: (
@@ -210,39 +189,28 @@ def _(s, patch):
     )
 
 
-@post_norm("no final norm of the memory", "encoder.final")
-def _(s, patch):
-    s.module.encoder.norm = nn.Identity()
+post_norm("no final encoder norm", "encoder.final")(
+    lambda s: assign(s.module.encoder, norm=nn.Identity())
+)
+post_norm("GELU instead of ReLU", "decoder.layers.0.feed_forward.hidden")(
+    lambda s: assign(layer(s, "decoder", 0), activation=nn.functional.gelu)
+)
+post_norm("no query, key and value biases", "decoder.layers.1.cross_attention.out")(
+    lambda s: layer(s, "decoder", 1).multihead_attn.in_proj_bias.data.zero_()
+)
 
 
-@post_norm("GELU for ReLU", "decoder.layers.0.feed_forward.hidden")
-def _(s, patch):
-    layer(s, "decoder", 0).activation = nn.functional.gelu
+@post_norm(
+    "cross-attention reads the memory in reverse order", "decoder.layers.0.cross_attention.out"
+)
+def _(s):
+    def forward(right, q, k, v, **options):
+        return right(q, k.flip(1), v.flip(1), **options)
+
+    wrap(layer(s, "decoder", 0).multihead_attn, forward)
 
 
-@post_norm("no bias of queries, keys and values", "decoder.layers.1.cross_attention.out")
-def _(s, patch):
-    layer(s, "decoder", 1).multihead_attn.in_proj_bias.data.zero_()
-
-
-@post_norm("cross-attention reads the memory in reverse", "decoder.layers.0.cross_attention.out")
-def _(s, patch):
-    attention = layer(s, "decoder", 0).multihead_attn
-    right = attention.forward
-    attention.forward = lambda q, k, v, **options: right(q, k.flip(1), v.flip(1), **options)
-
-
-@pre_norm("residual from the normed input", "encoder.layers.1.after_self_attention")
-def _(s, patch):
-    norm = layer(s, "encoder", 1).norm1
-    right = norm.forward
-
-    def in_place(x):
-        return x.copy_(right(x))
-
-    norm.forward = in_place
-
-
-@pre_norm("no bias of logits", "logits")
-def _(s, patch):
-    s.parts["net"].unembedding.bias.data.zero_()
+pre_norm("residual adds the normalised input", "encoder.layers.1.after_self_attention")(
+    lambda s: wrap(layer(s, "encoder", 1).norm1, lambda right, x: x.copy_(right(x)))
+)
+pre_norm("no logits bias", "logits")(lambda s: s.net.unembedding.bias.data.zero_())

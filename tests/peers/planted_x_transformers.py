@@ -8,9 +8,10 @@ import pytest
 
 pytest.importorskip("x_transformers", reason="needs x-transformers: pip install '.[peers]'")
 
+import planted
 import torch
 from einops.layers.torch import Rearrange
-from planted import Faults, Subject
+from planted import Faults, Subject, assign, swap, wrap
 from torch import nn
 from x_transformers import attend as xt_attend
 from x_transformers import x_transformers as xt
@@ -31,12 +32,6 @@ def subject(seed: int, padding: tuple[str, ...], **options: Any) -> Subject:
 
 def implementation(network: Network, padding: tuple[str, ...]) -> properties.Implementation:
     """The network as functions; with absolute positions it takes padding on the right only."""
-
-    @torch.no_grad()
-    def encode(source: np.ndarray, mask: np.ndarray | None) -> Any:
-        mask = None if mask is None else torch.as_tensor(mask)
-        memory = network.encoder(torch.as_tensor(source), mask=mask, return_embeddings=True)
-        return {"context": memory, "context_mask": mask}
 
     @torch.no_grad()
     def logits(memory: Any, target: np.ndarray) -> np.ndarray:
@@ -64,14 +59,11 @@ def implementation(network: Network, padding: tuple[str, ...]) -> properties.Imp
         prompts = np.ones((len(source), 1), dtype=np.int64)
         return network.generate(source, mask, prompts, n, temperature=0.0, eos_token=None)
 
-    return properties.Implementation(
-        encode=encode,
+    return planted.implementation(
+        encode=network.encode,
         logits=logits,
         begin=begin,
         generate=generate,
-        source_vocab_size=11,
-        target_vocab_size=11,
-        start_id=1,
         max_source_length=16,
         max_target_length=16,
         padding=padding,
@@ -118,7 +110,7 @@ other = FAULTS.on(
         **both(scaled_sinu_pos_emb=True, attn_qk_norm=True, attn_num_mem_kv=2),
         dec_tie_embedding=True,
     ),
-    "sinusoids, normalised queries and keys, learned pairs, tied logits",
+    "sinusoids, normalised queries and keys, learned key-value pairs, tied logits",
 )
 
 
@@ -160,86 +152,73 @@ def nothing(*args: Any, **kwargs: Any) -> None:
 # Scores, masks and softmax.
 
 
-@pre_norm("no attention scale", "encoder.layers.1.self_attention.scores")
-def _(s, patch):
-    block(s, "encoder", 1, "a").attend.scale = 1.0
-
-
-@pre_norm("attention scale 1/sqrt(d_model)", "decoder.layers.0.cross_attention.scores")
-def _(s, patch):
-    block(s, "decoder", 0, "c").attend.scale = 22**-0.5
-
-
-@pre_norm("attention scale 1 % off", "decoder.layers.1.self_attention.scores")
-def _(s, patch):
-    block(s, "decoder", 1, "a").attend.scale = 1.01 * 6**-0.5
-
-
-@pre_norm(
-    "causal mask off by one: the next token is seen", "decoder.layers.0.self_attention.weights"
+pre_norm("no attention scale", "encoder.layers.1.self_attention.scores")(
+    lambda s: assign(block(s, "encoder", 1, "a").attend, scale=1.0)
 )
-def _(s, patch):
+pre_norm("attention scale 1/sqrt(d_model)", "decoder.layers.0.cross_attention.scores")(
+    lambda s: assign(block(s, "decoder", 0, "c").attend, scale=22**-0.5)
+)
+pre_norm("attention scale 1 % off", "decoder.layers.1.self_attention.scores")(
+    lambda s: assign(block(s, "decoder", 1, "a").attend, scale=1.01 * 6**-0.5)
+)
+
+
+@pre_norm("causal mask off by one: next token visible", "decoder.layers.0.self_attention.weights")
+def _(s):
     block(s, "decoder", 0, "a").attend.create_causal_mask = lambda i, j, device: torch.ones(
         (i, j), dtype=torch.bool
     ).triu(j - i + 2)
 
 
-@pre_norm("no causal mask", "decoder.layers.1.self_attention.weights")
-def _(s, patch):
-    block(s, "decoder", 1, "a").causal = False
+pre_norm("no causal mask", "decoder.layers.1.self_attention.weights")(
+    lambda s: assign(block(s, "decoder", 1, "a"), causal=False)
+)
+pre_norm("encoder attends to padding", "encoder.layers.0.self_attention.weights")(
+    lambda s: given(block(s, "encoder", 0, "a"), mask=nothing)
+)
+pre_norm("cross-attention attends to padding", "decoder.layers.0.cross_attention.weights")(
+    lambda s: given(block(s, "decoder", 0, "c"), context_mask=nothing)
+)
 
 
-@pre_norm("encoder attends to padding", "encoder.layers.0.self_attention.weights")
-def _(s, patch):
-    given(block(s, "encoder", 0, "a"), mask=nothing)
-
-
-@pre_norm("cross-attention attends to padding", "decoder.layers.0.cross_attention.weights")
-def _(s, patch):
-    given(block(s, "decoder", 0, "c"), context_mask=nothing)
-
-
-@pre_norm("mask of the opposite polarity", "decoder.layers.1.cross_attention.weights")
-def _(s, patch):
-    def opposite(*args, context_mask, **_):
+@pre_norm("inverted mask", "decoder.layers.1.cross_attention.weights")
+def _(s):
+    def inverted(*args, context_mask, **_):
         return None if context_mask is None else ~context_mask
 
-    given(block(s, "decoder", 1, "c"), context_mask=opposite)
+    given(block(s, "decoder", 1, "c"), context_mask=inverted)
 
 
-@pre_norm("softmax over the queries", "encoder.layers.1.self_attention.weights")
-def _(s, patch):
-    block(s, "encoder", 1, "a").attend.attn_fn = partial(nn.functional.softmax, dim=-2)
-
-
-@pre_norm("softmax at temperature 1.05", "decoder.layers.1.cross_attention.weights")
-def _(s, patch):
-    block(s, "decoder", 1, "c").attend.attn_fn = lambda x: (x / 1.05).softmax(-1)
+pre_norm("softmax over the queries", "encoder.layers.1.self_attention.weights")(
+    lambda s: assign(block(s, "encoder", 1, "a").attend, attn_fn=lambda x: x.softmax(-2))
+)
+pre_norm("softmax at temperature 1.05", "decoder.layers.1.cross_attention.weights")(
+    lambda s: assign(block(s, "decoder", 1, "c").attend, attn_fn=lambda x: (x / 1.05).softmax(-1))
+)
 
 
 # Heads and projections.
 
 
-@pre_norm("heads split in the wrong order", "encoder.layers.0.self_attention.q")
-def _(s, patch):
-    block(s, "encoder", 0, "a").split_q_heads = Rearrange("b n (d h) -> b h n d", h=4)
+HEADS_LAST = Rearrange("b n (d h) -> b h n d", h=4)
+pre_norm("heads split in the wrong order", "encoder.layers.0.self_attention.q")(
+    lambda s: assign(block(s, "encoder", 0, "a"), split_q_heads=HEADS_LAST)
+)
+pre_norm("heads merged in the wrong order", "decoder.layers.0.self_attention.out")(
+    lambda s: assign(block(s, "decoder", 0, "a"), merge_heads=Rearrange("b h n d -> b n (d h)"))
+)
+pre_norm("keys and values swapped", "encoder.layers.0.self_attention.k")(
+    lambda s: swap(block(s, "encoder", 0, "a"), "to_k", "to_v")
+)
 
 
-@pre_norm("heads merged in the wrong order", "decoder.layers.0.self_attention.out")
-def _(s, patch):
-    block(s, "decoder", 0, "a").merge_heads = Rearrange("b h n d -> b n (d h)")
-
-
-@pre_norm("keys and values swapped", "encoder.layers.0.self_attention.k")
-def _(s, patch):
-    attention = block(s, "encoder", 0, "a")
-    attention.to_k, attention.to_v = attention.to_v, attention.to_k
-
-
-@modern("key-value heads shared in groups, not in turn", "encoder.layers.0.self_attention.scores")
-def _(s, patch):
+@modern(
+    "key-value heads repeated in groups instead of in turn",
+    "encoder.layers.0.self_attention.scores",
+)
+def _(s):
     repeat = xt_attend.repeat
-    patch.setattr(
+    s.patch.setattr(
         xt_attend, "repeat", lambda x, how, **n: repeat(x, how.replace("(r kvh)", "(kvh r)"), **n)
     )
 
@@ -247,16 +226,15 @@ def _(s, patch):
 # What cross-attention reads.
 
 
-@pre_norm("cross-attention to the decoder's own states", "decoder.layers.0.cross_attention.k")
-def _(s, patch):
-    attention = block(s, "decoder", 0, "c")
-    given(attention, context=lambda x, **_: x, context_mask=nothing)
+pre_norm("cross-attention to the decoder states", "decoder.layers.0.cross_attention.k")(
+    lambda s: given(block(s, "decoder", 0, "c"), context=lambda x, **_: x, context_mask=nothing)
+)
 
 
 @pre_norm(
     "cross-attention to the memory before the final norm", "decoder.layers.0.cross_attention.k"
 )
-def _(s, patch):
+def _(s):
     seen = []
     layers(s, "encoder").final_norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     for layer in range(2):
@@ -264,104 +242,90 @@ def _(s, patch):
 
 
 @pre_norm("cross-attention to the source of another row", "decoder.layers.1.cross_attention.k")
-def _(s, patch):
+def _(s):
     given(block(s, "decoder", 1, "c"), context=lambda *args, context, **_: context.roll(1, 0))
 
 
 # Norms and residuals.
 
 
-@pre_norm("post-norm for pre-norm", "encoder.layers.0.self_attention.input")
-def _(s, patch):
+@pre_norm("post-norm instead of pre-norm", "encoder.layers.0.self_attention.input")
+def _(s):
     norms = sublayer(s, "encoder", 0, "a")[0]
     norms[0], norms[2] = None, norms[0]
 
 
 @post_norm("norm before the residual is added", "decoder.layers.0.after_self_attention")
-def _(s, patch):
+def _(s):
     norms = sublayer(s, "decoder", 0, "a")[0]
     norms[1], norms[2] = norms[2], None
 
 
-@pre_norm("norm's eps ten times too great", "encoder.layers.1.feed_forward.input")
-def _(s, patch):
-    sublayer(s, "encoder", 1, "f")[0][0].ln.eps = 1e-4
-
-
-@pre_norm("norm's eps 1e-6 for 1e-5", "encoder.layers.0.self_attention.input")
-def _(s, patch):
-    sublayer(s, "encoder", 0, "a")[0][0].ln.eps = 1e-6
-
-
-@pre_norm("gain stored minus one, used as it is", "decoder.layers.0.cross_attention.input")
-def _(s, patch):
-    sublayer(s, "decoder", 0, "c")[0][0].unit_offset = False
+pre_norm("norm eps ten times too large", "encoder.layers.1.feed_forward.input")(
+    lambda s: assign(sublayer(s, "encoder", 1, "f")[0][0].ln, eps=1e-4)
+)
+pre_norm("norm eps 1e-6 instead of 1e-5", "encoder.layers.0.self_attention.input")(
+    lambda s: assign(sublayer(s, "encoder", 0, "a")[0][0].ln, eps=1e-6)
+)
+pre_norm(
+    "gain stored as gain - 1, used without adding 1", "decoder.layers.0.cross_attention.input"
+)(lambda s: assign(sublayer(s, "decoder", 0, "c")[0][0], unit_offset=False))
 
 
 @pre_norm("unbiased variance", "decoder.layers.1.feed_forward.input")
-def _(s, patch):
-    norm = sublayer(s, "decoder", 1, "f")[0][0]
-    norm.ln.forward = lambda x: (x - x.mean(-1, True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()
+def _(s):
+    def forward(x):
+        return (x - x.mean(-1, True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()
+
+    assign(sublayer(s, "decoder", 1, "f")[0][0].ln, forward=forward)
 
 
-@pre_norm("no final norm", "decoder.final")
-def _(s, patch):
-    layers(s, "decoder").final_norm = nn.Identity()
+pre_norm("no final norm", "decoder.final")(
+    lambda s: assign(layers(s, "decoder"), final_norm=nn.Identity())
+)
+modern("RMS norm without sqrt(d)", "decoder.layers.0.self_attention.input")(
+    lambda s: assign(sublayer(s, "decoder", 0, "a")[0][0], scale=1.0)
+)
+modern("layer norm instead of RMS norm", "encoder.layers.1.self_attention.input")(
+    lambda s: wrap(
+        sublayer(s, "encoder", 1, "a")[0][0], lambda right, x: right(x - x.mean(-1, True))
+    )
+)
 
 
-@modern("RMS norm without sqrt(d)", "decoder.layers.0.self_attention.input")
-def _(s, patch):
-    sublayer(s, "decoder", 0, "a")[0][0].scale = 1.0
-
-
-@modern("layer norm for RMS norm", "encoder.layers.1.self_attention.input")
-def _(s, patch):
-    norm = sublayer(s, "encoder", 1, "a")[0][0]
-    right = norm.forward
-    norm.forward = lambda x: right(x - x.mean(-1, keepdim=True))
-
-
-@pre_norm("residual from the normed input", "encoder.layers.0.after_self_attention")
-def _(s, patch):
+@pre_norm("residual adds the normalised input", "encoder.layers.0.after_self_attention")
+def _(s):
     (norm, _, _), _, residual = sublayer(s, "encoder", 0, "a")
     residual.forward = lambda x, given, **_: x + norm(given)
 
 
-@pre_norm("no residual", "decoder.layers.1.after_feed_forward")
-def _(s, patch):
-    sublayer(s, "decoder", 1, "f")[2].forward = lambda x, given, **_: x
+pre_norm("no residual", "decoder.layers.1.after_feed_forward")(
+    lambda s: assign(sublayer(s, "decoder", 1, "f")[2], forward=lambda x, given, **_: x)
+)
 
 
 # Feed-forward.
 
 
-@pre_norm("GELU by tanh for GELU by erf", "encoder.layers.0.feed_forward.hidden")
-def _(s, patch):
-    block(s, "encoder", 0, "f").ff[0][-1] = nn.GELU(approximate="tanh")
-
-
-@pre_norm("ReLU for GELU", "decoder.layers.1.feed_forward.hidden")
-def _(s, patch):
-    block(s, "decoder", 1, "f").ff[0][-1] = nn.ReLU()
-
-
-@pre_norm("no bias before the activation", "decoder.layers.0.feed_forward.projected")
-def _(s, patch):
-    block(s, "decoder", 0, "f").ff[0][0].bias = None
-
-
-@pre_norm("no bias after the activation", "encoder.layers.1.feed_forward.out")
-def _(s, patch):
-    block(s, "encoder", 1, "f").ff[-1].bias = None
-
-
-@modern("GELU for SiLU in a gate", "encoder.layers.0.feed_forward.hidden")
-def _(s, patch):
-    block(s, "encoder", 0, "f").ff[0].act = nn.GELU()
+pre_norm("tanh GELU instead of erf GELU", "encoder.layers.0.feed_forward.hidden")(
+    lambda s: assign(block(s, "encoder", 0, "f").ff[0][-1], approximate="tanh")
+)
+pre_norm("ReLU instead of GELU", "decoder.layers.1.feed_forward.hidden")(
+    lambda s: assign(block(s, "decoder", 1, "f").ff[0][-1], forward=nn.functional.relu)
+)
+pre_norm("no bias in the first feed-forward layer", "decoder.layers.0.feed_forward.projected")(
+    lambda s: assign(block(s, "decoder", 0, "f").ff[0][0], bias=None)
+)
+pre_norm("no bias in the second feed-forward layer", "encoder.layers.1.feed_forward.out")(
+    lambda s: assign(block(s, "encoder", 1, "f").ff[-1], bias=None)
+)
+modern("GELU instead of SiLU in the gate", "encoder.layers.0.feed_forward.hidden")(
+    lambda s: assign(block(s, "encoder", 0, "f").ff[0], act=nn.GELU())
+)
 
 
 @modern("gate and up swapped", "decoder.layers.0.feed_forward.hidden")
-def _(s, patch):
+def _(s):
     glu = block(s, "decoder", 0, "f").ff[0]
 
     def forward(x):
@@ -374,111 +338,102 @@ def _(s, patch):
 # Positions.
 
 
-@pre_norm("positions from 1", "encoder.positions")
-def _(s, patch):
-    table = wrapper(s, "encoder").pos_emb
-    right = table.forward
-    table.forward = lambda x, **options: right(x, **options | {"offset": 1})
+pre_norm("positions start at 1", "encoder.positions")(
+    lambda s: wrap(
+        wrapper(s, "encoder").pos_emb, lambda right, x, **how: right(x, **how | {"offset": 1})
+    )
+)
+pre_norm("positions not scaled", "decoder.positions")(
+    lambda s: assign(wrapper(s, "decoder").pos_emb, scale=1.0)
+)
 
 
-@pre_norm("positions not scaled", "decoder.positions")
-def _(s, patch):
-    wrapper(s, "decoder").pos_emb.scale = 1.0
+@other("sines and cosines interleaved instead of concatenated", "encoder.positions")
+def _(s):
+    def forward(right, x, **options):
+        return right(x, **options).unflatten(-1, (2, -1)).mT.flatten(-2)
+
+    wrap(wrapper(s, "encoder").pos_emb, forward)
 
 
-@other("sines and cosines in turns, not one after the other", "encoder.positions")
-def _(s, patch):
-    table = wrapper(s, "encoder").pos_emb
-    right = table.forward
-    table.forward = lambda x, **options: right(x, **options).unflatten(-1, (2, -1)).mT.flatten(-2)
-
-
-@modern("rotary pairs of halves, not of neighbours", "encoder.layers.0.self_attention.q")
-def _(s, patch):
+@modern(
+    "rotary pairs from the two halves instead of neighbours", "encoder.layers.0.self_attention.q"
+)
+def _(s):
     def rotate_half(x):
         a, b = x.chunk(2, dim=-1)
         return torch.cat([-b, a], dim=-1)
 
-    patch.setattr(xt, "rotate_half", rotate_half)
+    s.patch.setattr(xt, "rotate_half", rotate_half)
 
 
 @modern("rotary base 500", "decoder.layers.0.self_attention.q")
-def _(s, patch):
+def _(s):
     rotary = layers(s, "decoder").rotary_pos_emb
     d = 2 * len(rotary.inv_freq)
     rotary.inv_freq = 500.0 ** (-torch.arange(0, d, 2) / d)
 
 
 @modern("queries one position ahead of keys", "encoder.layers.0.self_attention.q")
-def _(s, patch):
+def _(s):
     right = xt.apply_rotary_pos_emb
 
     def ahead(x, freqs, scale=1):
         is_query = x.shape[1] == 4  # there are two key-value heads
         return right(x, freqs + (freqs[:, 1:2] - freqs[:, :1]) * is_query, scale)
 
-    patch.setattr(xt, "apply_rotary_pos_emb", ahead)
+    s.patch.setattr(xt, "apply_rotary_pos_emb", ahead)
 
 
-@bucketed("relative bias not scaled", "encoder.layers.0.self_attention.scores")
-def _(s, patch):
-    layers(s, "encoder").rel_pos.scale = 1.0
-
-
-@bucketed("relative bias one position off", "decoder.layers.0.self_attention.scores")
-def _(s, patch):
-    bias = layers(s, "decoder").rel_pos
-    right = bias.forward
-    bias.forward = lambda i, j: right(i + 1, j + 1)[:, 1:, :-1]
-
-
-@alibi("ALiBi slopes squared", "encoder.layers.0.self_attention.scores")
-def _(s, patch):
-    bias = layers(s, "encoder").rel_pos
-    bias.slopes = bias.slopes**2
+bucketed("relative bias not scaled", "encoder.layers.0.self_attention.scores")(
+    lambda s: assign(layers(s, "encoder").rel_pos, scale=1.0)
+)
+bucketed("relative bias off by one position", "decoder.layers.0.self_attention.scores")(
+    lambda s: wrap(
+        layers(s, "decoder").rel_pos, lambda right, i, j: right(i + 1, j + 1)[:, 1:, :-1]
+    )
+)
+alibi("ALiBi slopes squared", "encoder.layers.0.self_attention.scores")(
+    lambda s: layers(s, "encoder").rel_pos.slopes.pow_(2)
+)
 
 
 # Other conventions.
 
 
-@other("queries and keys normalised, not scaled by 10", "decoder.layers.0.self_attention.scores")
-def _(s, patch):
-    block(s, "decoder", 0, "a").attend.scale = 6**-0.5
-
-
-@other("learned key-value pairs swapped", "encoder.layers.0.self_attention.scores")
-def _(s, patch):
-    attention = block(s, "encoder", 0, "a")
-    attention.mem_k, attention.mem_v = attention.mem_v, attention.mem_k
-
-
-@other("tied logits not scaled", "logits")
-def _(s, patch):
-    wrapper(s, "decoder").tie_embedding_scale = 1.0
+other("normalised queries and keys not scaled by 10", "decoder.layers.0.self_attention.scores")(
+    lambda s: assign(block(s, "decoder", 0, "a").attend, scale=6**-0.5)
+)
+other("learned keys and values swapped", "encoder.layers.0.self_attention.scores")(
+    lambda s: swap(block(s, "encoder", 0, "a"), "mem_k", "mem_v")
+)
+other("tied logits not scaled", "logits")(
+    lambda s: assign(wrapper(s, "decoder"), tie_embedding_scale=1.0)
+)
 
 
 # The cache.
 
 
-@pre_norm("position off by one with a cache", "step.1.decoder.positions", max_new_tokens=4)
-def _(s, patch):
-    table = wrapper(s, "decoder").pos_emb
-    right = table.forward
-    table.forward = lambda x, **options: right(x, offset=1 if x.shape[1] > 1 else 0)
+pre_norm("position off by one with a cache", "step.1.decoder.positions", max_new_tokens=4)(
+    lambda s: wrap(
+        wrapper(s, "decoder").pos_emb, lambda right, x, **_: right(x, offset=int(x.shape[1] > 1))
+    )
+)
 
 
 @modern(
-    "query not turned by its position, with a cache",
+    "query not rotated by its position with a cache",
     "step.1.*.0.self_attention.q",
     max_new_tokens=4,
 )
-def _(s, patch):
+def _(s):
     right = xt.apply_rotary_pos_emb
 
     def restarting(x, freqs, scale=1):
         return right(x, freqs[:, :1] if x.shape[2] == 1 else freqs, scale)
 
-    patch.setattr(xt, "apply_rotary_pos_emb", restarting)
+    s.patch.setattr(xt, "apply_rotary_pos_emb", restarting)
 
 
 def cached(attention: nn.Module, change: Any) -> None:
@@ -493,9 +448,9 @@ def cached(attention: nn.Module, change: Any) -> None:
 
 
 @pre_norm(
-    "cache does not receive the second token", "step.2.*.1.self_attention.scores", max_new_tokens=4
+    "second token missing from the cache", "step.2.*.1.self_attention.scores", max_new_tokens=4
 )
-def _(s, patch):
+def _(s):
     def overlooked(x):
         return torch.cat([x[:, :, :1], torch.zeros_like(x[:, :, 1:2]), x[:, :, 2:]], dim=2)
 
@@ -503,13 +458,11 @@ def _(s, patch):
 
 
 # All rows have the same first token, and so the same first key.
-@pre_norm("cache of another row", "step.2.*.0.self_attention.scores", max_new_tokens=4)
-def _(s, patch):
-    cached(block(s, "decoder", 0, "a"), lambda x: x.roll(1, 0))
-
-
-@pre_norm(
-    "cached source of the batch before", "step.1.*.1.cross_attention.scores", max_new_tokens=4
+pre_norm("cache of another row", "step.2.*.0.self_attention.scores", max_new_tokens=4)(
+    lambda s: cached(block(s, "decoder", 0, "a"), lambda x: x.roll(1, 0))
 )
-def _(s, patch):
-    cached(block(s, "decoder", 1, "c"), lambda x: x.flip(2))
+pre_norm(
+    "cached source keys and values in reverse order",
+    "step.1.*.1.cross_attention.scores",
+    max_new_tokens=4,
+)(lambda s: cached(block(s, "decoder", 1, "c"), lambda x: x.flip(2)))

@@ -1,38 +1,103 @@
 """What comparisons of beam search share: hypotheses beside ours, and CTranslate2's engine."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from hf_models import CASES, PAD, outcome, random_batch, random_model
+
+import refseq2seq as rs
 
 # transformers adds up log-probabilities in float32: their sums are within a few of its
 # roundings of ours. Where two scores that were compared are nearer, either order is right.
 TOLERANCE = 2e-5
+N_NEW = 7
 
 
-def compare(ours, tokens, scores):
-    """Rows that were equal, and rows that differ at a near-tie; any other row fails."""
-    equal = near = 0
-    scores = np.where(scores > -1e8, scores, -np.inf)  # -1e9 is transformers' place of nothing
-    for row in range(len(tokens)):
-        same = all(
-            tokens[row, k, :n].tolist() == ours.tokens[row, k, :n].tolist()
-            for k, n in enumerate(ours.lengths[row])
-        )
-        if same:
-            np.testing.assert_allclose(
-                ours.scores[row], scores[row], rtol=TOLERANCE, atol=TOLERANCE, equal_nan=False
+class Counts:
+    """Rows that were equal, and rows that differ at a near-tie."""
+
+    def __init__(self):
+        self.equal = self.near = 0
+
+    def __str__(self):
+        return f"{self.equal} rows equal, {self.near} at near-ties"
+
+    def compare(self, ours, tokens, scores):
+        """Count equal rows and near-ties; any other row fails."""
+        scores = np.where(scores > -1e8, scores, -np.inf)  # -1e9 is transformers' place of nothing
+        for row in range(len(tokens)):
+            same = all(
+                tokens[row, k, :n].tolist() == ours.tokens[row, k, :n].tolist()
+                for k, n in enumerate(ours.lengths[row])
             )
-            equal += 1
-        else:
-            assert ours.margin[row] < TOLERANCE, (ours.tokens[row], tokens[row])
-            near += 1
-    return equal, near
+            if same:
+                np.testing.assert_allclose(
+                    ours.scores[row], scores[row], rtol=TOLERANCE, atol=TOLERANCE, equal_nan=False
+                )
+                self.equal += 1
+            else:
+                assert ours.margin[row] < TOLERANCE, (ours.tokens[row], tokens[row])
+                self.near += 1
+
+
+def huggingface_beams(model, batch, beams, n_best, prefix=None, **options):
+    """New tokens (batch, n_best, n) and scores (batch, n_best), of transformers."""
+    out = outcome(
+        model,
+        batch,
+        prefix,
+        num_beams=beams,
+        num_return_sequences=n_best,
+        max_new_tokens=N_NEW,
+        **options,
+    )
+    rows, n = len(batch.source), 1 if prefix is None else len(prefix[0])
+    tokens = out.sequences[:, n:].numpy().reshape(rows, n_best, -1)
+    return tokens, out.sequences_scores.numpy().reshape(rows, n_best)
 
 
 CT2_FAMILIES = ["BART", "mBART", "Pegasus", "M2M100", "T5 1.0"]
 END = 2
 
 
-def translator(model, directory):
+def ctranslate2_model(name, seed, monkeypatch):
+    """A float32 model that CTranslate2 can hold, ours, and a batch.
+
+    It has one number of heads, whose widths add up to d_model, and one eps of each norm.
+    """
+    case = CASES[name]
+    sizes = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    if case.is_t5:
+        sizes = {"d_model": 24, "num_heads": 3, "d_kv": 8, "layer_norm_epsilon": 1e-6}
+    options = case.options | sizes | {"eos_token_id": END}
+    monkeypatch.setitem(CASES, name, dataclasses.replace(case, options=options))
+    theirs = random_model(name, seed, exact=False).float()
+    none = {"forced_eos_token_id": None}
+    ours = rs.convert.from_huggingface(theirs, generation_config=none)
+    return theirs, ours, random_batch(theirs, seed)
+
+
+def ctranslate2_beams(model, batch, directory, beams, n_best, **options):
+    """New tokens (batch, n_best, n) and scores (batch, n_best), of CTranslate2."""
+    results = _translator(model, directory).translate_batch(
+        [[f"t{i}" for i in row[real]] for row, real in zip(batch.source, batch.mask, strict=True)],
+        beam_size=beams,
+        num_hypotheses=n_best,
+        max_decoding_length=N_NEW,
+        min_decoding_length=0,
+        return_scores=True,
+        return_end_token=True,
+        **options,
+    )
+    tokens = np.full((len(results), n_best, N_NEW), PAD)
+    for row, result in enumerate(results):
+        for k, words in enumerate(result.hypotheses):
+            tokens[row, k, : len(words)] = [int(word[1:]) for word in words]
+    return tokens, np.array([result.scores for result in results])
+
+
+def _translator(model, directory):
     """A Translator of CTranslate2 with the same float32 weights; token i is called "t{i}"."""
     ctranslate2 = pytest.importorskip("ctranslate2", reason="pip install '.[peers]'")
     loaders = ctranslate2.converters.transformers._MODEL_LOADERS

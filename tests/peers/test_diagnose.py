@@ -1,4 +1,4 @@
-"""`refseq2seq.testing.diagnose` on modules that are right, and what it does besides."""
+"""`refseq2seq.testing.diagnose` on correct modules, its hooks, its report, its errors."""
 
 import json
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ import planted_pytorch
 import planted_x_transformers
 import test_pytorch
 import torch
+from comparisons import compiled
 from planted import MASK, SOURCE, TARGET, one_thread
 from test_x_transformers import CASES
 from xt_networks import CONVENTIONS, both, random_batch, random_network
@@ -44,16 +45,25 @@ def assert_right(diagnosis, at_least=40):
     assert len(diagnosis.compared) >= at_least
 
 
-# Modules that are right.
+def random_case(seed, options):
+    """A network of x-transformers and a batch for it."""
+    rng = np.random.default_rng(seed)
+    network = random_network(rng, options)
+    return network, random_batch(rng, network.options, "right")
+
+
+def diagnosed(module, batch, **options):
+    return diagnose(module, batch.source, batch.target, batch.mask, **options)
+
+
+# Correct modules.
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_x_transformers(name):
-    rng = np.random.default_rng([list(CASES).index(name), 1])
-    network = random_network(rng, CASES[name])
-    batch = random_batch(rng, network.options, "right")
+    network, batch = random_case([list(CASES).index(name), 1], CASES[name])
     model = network.convert_arrays()  # as from the module, and quicker
-    found = diagnose(network.module, batch.source, batch.target, batch.mask, model=model)
+    found = diagnosed(network.module, batch, model=model)
     assert_right(found, 36)
     unseen = [name for name in found.not_compared if not name.endswith((".scores", ".weights"))]
     if name != "memory tokens, rotary":
@@ -63,12 +73,9 @@ def test_x_transformers(name):
 
 @pytest.mark.parametrize("name", list(CASES)[::7])
 def test_x_transformers_generating(name):
-    rng = np.random.default_rng([list(CASES).index(name), 2])
-    network = random_network(rng, CASES[name])
-    batch = random_batch(rng, network.options, "right")
-    found = diagnose(
-        network.module, batch.source, batch.target[:, :2], batch.mask, max_new_tokens=4
-    )
+    network, batch = random_case([list(CASES).index(name), 2], CASES[name])
+    batch.target = batch.target[:, :2]
+    found = diagnosed(network.module, batch, max_new_tokens=4)
     assert_right(found)
     assert "step.3.logits" in found.compared
     assert "step.4.logits" not in found.compared
@@ -84,17 +91,16 @@ def test_hugging_face(name, generates):
         found = diagnose(model, batch.source, None, batch.mask, max_new_tokens=3)
         assert "step.2.logits" in found.compared
     else:
-        found = diagnose(model, batch.source, batch.target, batch.mask)
+        found = diagnosed(model, batch)
     assert_right(found, 38)
     kinds = {name.rpartition(".")[2] for name in found.not_compared}
     assert kinds <= {"tokens", "scores", "weights"}  # attention is fused by default
 
 
-def test_hugging_face_tells_weights_that_it_has():
+def test_hugging_face_with_eager_attention():
     model = hf_models.random_model("BART", 3, exact=False).float()
     model.set_attn_implementation("eager")
-    batch = hf_models.random_batch(model, 3)
-    found = diagnose(model, batch.source, batch.target, batch.mask)
+    found = diagnosed(model, hf_models.random_batch(model, 3))
     assert_right(found)
     assert {name.rpartition(".")[2] for name in found.not_compared} <= {"tokens", "scores"}
 
@@ -104,9 +110,7 @@ def test_nn_transformer(name):
     seed = list(test_pytorch.VARIANTS).index(name)
     net = test_pytorch.random_network(seed, **test_pytorch.VARIANTS[name])
     cast(net, "float32")
-    source, target, mask = test_pytorch.random_batch(net, seed)
-    model = test_pytorch.convert(net, seed)
-    found = diagnose(net.transformer, source, target, mask, model=model, run=runner(net))
+    found = diagnosed_in_net(net, test_pytorch.convert(net, seed), seed)
     assert_right(found, 23)
     assert "logits" in found.compared
     kinds = {name.rpartition(".")[2] for name in found.not_compared}
@@ -122,24 +126,28 @@ def cast(net, dtype):
         net.positions = net.positions.to(getattr(torch, dtype))
 
 
-def runner(net):
+def diagnosed_in_net(net, model, seed):
+    """Of an nn.Transformer in what its user puts around it."""
+
     def run(source, target, mask):
         mask = np.ones(source.shape, bool) if mask is None else mask.numpy()
         return torch.as_tensor(net.logits(source.numpy(), target.numpy(), mask))
 
-    return run
+    source, target, mask = test_pytorch.random_batch(net, seed)
+    return diagnose(net.transformer, source, target, mask, model=model, run=run)
 
 
-HALF = ["rmsnorm", "post-norm", "swiglu", "alibi", "kv_heads", "sinusoids"]
+HALF = {
+    "x-transformers": ["rmsnorm", "post-norm", "swiglu", "alibi", "kv_heads", "sinusoids"],
+    "transformers": ["T5 1.1", "UMT5", "BART", "mBART", "Marian", "Pegasus", "Blenderbot-small"],
+}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("name", HALF["x-transformers"])
 def test_x_transformers_in_half_precision(name, dtype):
     """Without masks, which x-transformers 2.31 cannot be given in half precision."""
-    rng = np.random.default_rng([list(CASES).index(name), 3])
-    network = random_network(rng, CASES[name])
-    batch = random_batch(rng, network.options, "right")
+    network, batch = random_case([list(CASES).index(name), 3], CASES[name])
     for part in network.parts:
         part.to(getattr(torch, dtype))
     found = diagnose(network.module, batch.source, batch.target)
@@ -148,14 +156,11 @@ def test_x_transformers_in_half_precision(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize(
-    "name", ["T5 1.1", "UMT5", "BART", "mBART", "Marian", "Pegasus", "Blenderbot-small"]
-)
+@pytest.mark.parametrize("name", HALF["transformers"])
 def test_hugging_face_in_half_precision(name, dtype):
     seed = list(hf_models.CASES).index(name)
     model = hf_models.random_model(name, seed, exact=False).to(getattr(torch, dtype))
-    batch = hf_models.random_batch(model, seed)
-    found = diagnose(model, batch.source, batch.target, batch.mask)
+    found = diagnosed(model, hf_models.random_batch(model, seed))
     assert_right(found, 38)
     assert found.dtype == dtype
 
@@ -163,9 +168,7 @@ def test_hugging_face_in_half_precision(name, dtype):
 def test_nn_transformer_in_half_precision():
     net = test_pytorch.random_network(2)
     cast(net, "float16")
-    source, target, mask = test_pytorch.random_batch(net, 2)
-    model = test_pytorch.convert(net, 2)
-    found = diagnose(net.transformer, source, target, mask, model=model, run=runner(net))
+    found = diagnosed_in_net(net, test_pytorch.convert(net, 2), 2)
     assert_right(found, 23)
     assert found.dtype == "float16"
 
@@ -173,16 +176,16 @@ def test_nn_transformer_in_half_precision():
 # A float64 module.
 
 
-def test_a_float64_module_is_judged_as_float32():
+def test_float64_modules_have_the_tolerances_of_float32_by_default():
     model = hf_models.random_model("T5 1.0", 5, exact=False)
     batch = hf_models.random_batch(model, 5)
-    found = diagnose(model, batch.source, batch.target, batch.mask)
+    found = diagnosed(model, batch)
     assert_right(found, 38)
     assert found.dtype == "float32"
-    strict = diagnose(model, batch.source, batch.target, batch.mask, dtype="float64")
+    strict = diagnosed(model, batch, dtype="float64")
     assert strict.first == "encoder.layers.0.self_attention.input"  # its norms are float32
     hf_models.make_exact(model)
-    strict = diagnose(model, batch.source, batch.target, batch.mask, dtype="float64")
+    strict = diagnosed(model, batch, dtype="float64")
     assert_right(strict, 38)
     assert strict.dtype == "float64"
 
@@ -190,13 +193,10 @@ def test_a_float64_module_is_judged_as_float32():
 # What is seen.
 
 
-def test_layers_that_share_weights_have_a_name_for_each_time():
-    rng = np.random.default_rng(41)
+def test_layers_that_share_weights_have_a_name_for_each_call():
     options = {"enc_weight_tie_layers": True, "enc_depth": 3} | both(attn_dim_head=6)
-    network = random_network(rng, options)
-    batch = random_batch(rng, network.options, "right")
+    network, batch = random_case(41, options)
     model = network.convert()
-    # The same module, three times: a fault in it is seen the first time.
     block = network.encoder.attn_layers.layers[1][1]
     calls = []
 
@@ -205,31 +205,30 @@ def test_layers_that_share_weights_have_a_name_for_each_time():
         return out * 1.01 if len(calls) % 3 == 0 else out
 
     block.register_forward_hook(third_time)
-    found = diagnose(network.module, batch.source, batch.target, batch.mask, model=model)
+    found = diagnosed(network.module, batch, model=model)
     assert found.first == "encoder.layers.2.feed_forward.out"
 
 
-def test_a_table_that_both_sides_share():
-    rng = np.random.default_rng(43)
-    options = {"tie_token_emb": True, "enc_num_tokens": 13, "dec_num_tokens": 13}
-    network = random_network(rng, options)
-    batch = random_batch(rng, network.options, "right")
-    found = diagnose(network.module, batch.source, batch.target, batch.mask)
+def test_tied_embeddings_are_compared_on_both_sides():
+    network, batch = random_case(43, {"tie_token_emb": True, **both(num_tokens=13)})
+    found = diagnosed(network.module, batch)
     assert_right(found)
     assert {"encoder.tokens", "decoder.tokens"} <= set(found.compared)
 
 
-def test_padding_that_a_module_counts_as_positions():
-    rng = np.random.default_rng(47)
-    network = random_network(rng, {})
-    batch = random_batch(rng, network.options, "right")
-    mask = np.arange(batch.source.shape[1]) >= np.array([[0], [1], [1]])
-    found = diagnose(network.module, batch.source, batch.target, mask)
+def test_padding_on_the_left_of_absolute_positions_is_found():
+    network, batch = random_case(47, {})
+    batch.mask = np.arange(batch.source.shape[1]) >= np.array([[0], [1], [1]])
+    found = diagnosed(network.module, batch)
     assert found.first == "encoder.positions"
 
 
+def correct(library):
+    return library.FAULTS.all[0].make()
+
+
 def test_lists_of_different_lengths():
-    subject = planted_x_transformers.FAULTS.all[0].make()
+    subject = correct(planted_x_transformers)
     lists = [list(map(int, row[real])) for row, real in zip(SOURCE, MASK, strict=True)]
     found = diagnose(subject.module, lists, TARGET)
     padded = diagnose(subject.module, SOURCE, TARGET, MASK)
@@ -237,21 +236,20 @@ def test_lists_of_different_lengths():
     assert found.compared == padded.compared
 
 
-def test_tokens_that_the_module_chooses_are_forced_upon_the_oracle():
-    """A module that chooses another token than the best is right in all that it computes."""
-    subject = planted_huggingface.FAULTS.all[0].make()
+def test_the_reference_is_fed_the_tokens_that_the_module_chooses():
+    """A module that chooses another token than the best one computes all quantities correctly."""
+    subject = correct(planted_huggingface)
     worst = lambda ids, scores: -scores  # noqa: E731
     generate = subject.module.generate
     subject.module.generate = lambda *args, **options: generate(
         *args, **options, logits_processor=[worst]
     )
-    found = subject.diagnose(max_new_tokens=4)
-    assert_right(found)
+    assert_right(subject.diagnose(max_new_tokens=4))
 
 
 @pytest.mark.parametrize("library", [planted_x_transformers, planted_huggingface])
-def test_what_is_expected_of_steps_is_what_steps_compute(library):
-    """Every name, every shape, in the order and with the values of the taps of `decode_steps`."""
+def test_expected_values_of_steps_are_those_of_decode_steps(library):
+    """Names, order, shapes and values are those of the taps of `decode_steps`."""
     for fault in {fault.where: fault for fault in library.FAULTS.all}.values():
         model, trace = fault.make().model.astype("float64"), rs.Trace()
         options = {"source_mask": MASK, "prefix": TARGET[:, :2], "max_new_tokens": 3}
@@ -269,11 +267,11 @@ def test_what_is_expected_of_steps_is_what_steps_compute(library):
             )
 
 
-# Faults that are not there while hooks are.
+# Faults that hooks hide.
 
 
 def assert_only_without_hooks(diagnosis, *lines):
-    """All that hooks see agrees, and the report has these lines of what they change."""
+    """All that hooks capture agrees; the report lists ``lines`` as changed by hooks."""
     report = diagnosis.report()
     assert diagnosis.first == diagnosis.unhooked.name == "unhooked.logits", report
     n = len(diagnosis.compared) - 1
@@ -294,13 +292,8 @@ def fast_network():
     return net
 
 
-def diagnose_fast(net, model):
-    source, target, mask = test_pytorch.random_batch(net, 1)
-    return diagnose(net.transformer, source, target, mask, model=model, run=runner(net))
-
-
 def activation_set_later(net, patch):
-    """The fast path goes on with the activation that the layer was made with."""
+    """The fast path uses the activation that the layer was made with."""
     for layer in (*net.transformer.encoder.layers, *net.transformer.decoder.layers):
         layer.activation = torch.nn.functional.gelu
     return test_pytorch.convert(net, 1)
@@ -340,13 +333,13 @@ def test_a_fault_of_the_fast_path(change, monkeypatch):
     net = fast_network()
     model = change(net, monkeypatch)
     assert_only_without_hooks(
-        diagnose_fast(net, model),
+        diagnosed_in_net(net, model, 1),
         "the fast path of torch.nn.TransformerEncoderLayer, which is disabled",
         "the fast path of torch.nn.MultiheadAttention, which is disabled",
         "encoder.layers.*.self_attention: q, k, v, scores, weights, heads",
     )
     with fast_path_off():
-        assert_right(diagnose_fast(net, model), 23)
+        assert_right(diagnosed_in_net(net, model, 1), 23)
         assert not torch.backends.mha.get_fastpath_enabled()
 
 
@@ -363,26 +356,26 @@ def test_the_fast_path_is_on_again_afterwards():
     net.unembedding.register_forward_hook(
         lambda *args: fast.append(torch.backends.mha.get_fastpath_enabled())
     )
-    assert_right(diagnose_fast(net, test_pytorch.convert(net, 1)), 23)
+    assert_right(diagnosed_in_net(net, test_pytorch.convert(net, 1), 1), 23)
     assert fast == [True, False]
-    net.transformer.decoder.norm = None  # has no forward that could be watched
+    net.transformer.decoder.norm = None  # an error while hooks are set
     with pytest.raises(AttributeError):
-        diagnose_fast(net, test_pytorch.convert(fast_network(), 1))
+        diagnosed_in_net(net, test_pytorch.convert(fast_network(), 1), 1)
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def spoil_without_hooks(part):
-    """What it gives is 1 % off unless a hook watches that."""
+def spoil(part, with_hooks):
+    """Its output is 1 % off when it has hooks, or when it has none."""
     right = part.forward
     part.forward = lambda *args, **options: (
-        right(*args, **options) * (1 if part._forward_hooks else 1.01)
+        right(*args, **options) * (1.01 if bool(part._forward_hooks) == with_hooks else 1)
     )
 
 
 @pytest.mark.parametrize("max_new_tokens", [None, 4])
 def test_a_fault_of_x_transformers_without_hooks(max_new_tokens):
-    subject = planted_x_transformers.FAULTS.all[0].make()
-    spoil_without_hooks(subject.module.decoder.net.attn_layers.layers[2][1])
+    subject = correct(planted_x_transformers)
+    spoil(subject.module.decoder.net.attn_layers.layers[2][1], with_hooks=False)
     found = subject.diagnose(max_new_tokens)
     assert_only_without_hooks(found)
     assert "Not captured by hooks:\n  nothing" in found.report()
@@ -391,21 +384,16 @@ def test_a_fault_of_x_transformers_without_hooks(max_new_tokens):
 @pytest.mark.parametrize("max_new_tokens", [None, 4])
 def test_a_fault_of_hugging_face_without_hooks(max_new_tokens):
     model = hf_models.random_model("BART", 3, exact=False).float()
+    spoil(model.get_decoder().layers[0].fc2, with_hooks=False)
     batch = hf_models.random_batch(model, 3)
-    spoil_without_hooks(model.get_decoder().layers[0].fc2)
-    target = batch.target if max_new_tokens is None else None
-    found = diagnose(model, batch.source, target, batch.mask, max_new_tokens=max_new_tokens)
-    assert_only_without_hooks(found)
+    batch.target = batch.target if max_new_tokens is None else None
+    assert_only_without_hooks(diagnosed(model, batch, max_new_tokens=max_new_tokens))
 
 
 def test_a_fault_with_hooks_alone():
-    """The report says that without them all is well."""
-    subject = planted_x_transformers.FAULTS.all[0].make()
-    block = subject.module.decoder.net.attn_layers.layers[2][1]
-    right = block.forward
-    block.forward = lambda *args, **options: (
-        right(*args, **options) * (1.01 if block._forward_hooks else 1)
-    )
+    """The report says that the logits of a run without hooks agree."""
+    subject = correct(planted_x_transformers)
+    spoil(subject.module.decoder.net.attn_layers.layers[2][1], with_hooks=True)
     found = subject.diagnose()
     assert found.first == "decoder.layers.0.feed_forward.out"
     assert found.unhooked is None
@@ -414,8 +402,8 @@ def test_a_fault_with_hooks_alone():
 
 @pytest.mark.parametrize(("change", "is_found"), [(0.0, False), (0.02, True)])
 def test_a_near_tie_without_hooks_is_no_fault(change, is_found):
-    """Another token is chosen, and the row goes on with it, compared no longer."""
-    subject = planted_x_transformers.FAULTS.all[0].make()
+    """Another token is chosen, and the rest of the row is not compared."""
+    subject = correct(planted_x_transformers)
     decoder, read = subject.module.decoder.net, []
     unembedding = decoder.to_logits.weight.data
     unembedding[1::2] = unembedding[:-1:2].clone()  # pairs of tokens that are equally good,
@@ -437,21 +425,18 @@ def test_a_near_tie_without_hooks_is_no_fault(change, is_found):
         assert_right(found)
 
 
-# What it leaves behind.
+# State that it restores.
 
 
-def test_the_module_and_the_random_numbers_are_as_they_were():
-    rng = np.random.default_rng(53)
-    network = random_network(rng, both(ff_dropout=0.2, attn_dropout=0.2))
-    batch = random_batch(rng, network.options, "right")
+def test_the_module_and_the_random_state_are_restored():
+    network, batch = random_case(53, both(ff_dropout=0.2, attn_dropout=0.2))
     network.encoder.train()
     network.decoder.net.attn_layers.train()
     before = snapshot(network)
     state = torch.get_rng_state()
-    assert_right(diagnose(network.module, batch.source, batch.target, batch.mask))
-    assert_right(
-        diagnose(network.module, batch.source, batch.target[:, :1], batch.mask, max_new_tokens=3)
-    )
+    assert_right(diagnosed(network.module, batch))
+    batch.target = batch.target[:, :1]
+    assert_right(diagnosed(network.module, batch, max_new_tokens=3))
     assert snapshot(network) == before
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.is_grad_enabled()
@@ -488,25 +473,26 @@ def test_the_report():
         for fault in planted_x_transformers.FAULTS.all
         if fault.name == "attention scale 1/sqrt(d_model)"
     )
-    subject = fault.make()
-    fault.plant(subject, None)
-    found = subject.diagnose()
+    found = fault.planted().diagnose()
     report = found.report()
     first = "decoder.layers.0.cross_attention.scores"
-    assert report.startswith(f"{first} is the first of 84 compared quantities that deviates.")
-    assert "The logits of a run without hooks deviate." in report
-    assert "the last of them decoder.layers.0.cross_attention.q" in report
-    assert f"decoder.cross_attention.scale = {6**-0.5!r}" in report
-    assert "the source mask; keys and values of encoder.final" in report
-    assert "decoder.layers.0.cross_attention.k (agrees)" in report
+    assert report.startswith(f"{first} is the first of 84 compared quantities")
+    for part in (
+        "The logits of a run without hooks deviate",
+        "last of them decoder.layers.0.cross_attention.q",
+        f"decoder.cross_attention.scale = {6**-0.5!r}",
+        "source mask; keys and values of encoder.final",
+        "decoder.layers.0.cross_attention.k (agrees)",
+    ):
+        assert part in report
     told = json.loads(json.dumps(found.to_dict()))
     assert told["first"] == told["difference"]["name"] == first
     assert told["compared"] == list(found.compared)
 
 
-def test_the_report_leads_through_what_cannot_be_seen():
-    subject = planted_pytorch.FAULTS.all[0].make()
-    subject.parts["net"].causal = lambda n: None
+def test_the_report_names_quantities_that_are_not_captured():
+    subject = correct(planted_pytorch)
+    subject.net.causal = lambda n: None
     report = subject.diagnose().report()
     for name in ("q", "k", "v", "scores", "weights", "heads"):
         assert f"intermediate, not compared: decoder.layers.0.self_attention.{name}" in report
@@ -514,24 +500,21 @@ def test_the_report_leads_through_what_cannot_be_seen():
     assert "decoder.layers.0.self_attention.w_q, an array of shape (24, 24)" in report
 
 
-def test_the_report_of_a_module_that_is_right():
-    subject = planted_pytorch.FAULTS.all[0].make()
-    report = subject.diagnose().report()
+def test_the_report_of_a_correct_module():
+    report = correct(planted_pytorch).diagnose().report()
     assert report.startswith("All 44 compared quantities agree, up to 8 spreads")
-    assert report.endswith("The logits of a run without hooks are among the compared quantities.")
 
 
 # Modules that were changed.
 
 
-def test_a_module_that_the_converter_refuses_needs_a_model():
-    network = random_network(np.random.default_rng(61), {})
+def test_a_module_that_the_converter_does_not_support_needs_model():
+    network, batch = random_case(61, {})
     model = network.convert()
-    batch = random_batch(np.random.default_rng(61), network.options, "right")
     network.decoder.net.attn_layers.layers[2][1].ff[0][-1] = torch.nn.Tanh()
     with pytest.raises(UnsupportedFeature, match=r"ff\.0\.1.*model="):
-        diagnose(network.module, batch.source, batch.target, batch.mask)
-    found = diagnose(network.module, batch.source, batch.target, batch.mask, model=model)
+        diagnosed(network.module, batch)
+    found = diagnosed(network.module, batch, model=model)
     assert found.first == "decoder.layers.0.feed_forward.hidden"
 
 
@@ -545,11 +528,11 @@ def test_a_module_that_the_converter_refuses_needs_a_model():
     ],
 )
 def test_dynamic_quantisation(library, first):
-    """int8 weights are an error of their own: how great, z tells."""
-    subject = library.FAULTS.all[0].make()
+    """int8 weights deviate by many spreads; ``z`` can allow for them."""
+    subject = correct(library)
     quantised = torch.ao.quantization.quantize_dynamic(subject.module, {torch.nn.Linear})
     if library is planted_pytorch:
-        subject.parts["net"].transformer = quantised
+        subject.net.transformer = quantised
     else:
         with pytest.raises(UnsupportedFeature, match=r"quantized.*Linear.*model="):
             diagnose(quantised, SOURCE, TARGET, MASK)
@@ -562,27 +545,27 @@ def test_dynamic_quantisation(library, first):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_module():
-    """It is compiled anew with the hooks inside, here without generating code."""
-    rng = np.random.default_rng(67)
-    network = random_network(rng, both(depth=1))
-    batch = random_batch(rng, network.options, "right")
+    """It is compiled again with the hooks, here without generating code."""
+    network, batch = random_case(67, both(depth=1))
     model = network.convert()
-    pair = tuple(
-        torch.compile(part, backend="eager") for part in (network.encoder, network.decoder.net)
-    )
+    pair = compiled(network.encoder), compiled(network.decoder.net)
     torch._dynamo.utils.counters.clear()
-    assert_right(diagnose(pair, batch.source, batch.target, batch.mask, model=model))
+    assert_right(diagnosed(pair, batch, model=model))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
     assert not torch._dynamo.utils.counters["graph_break"]
     with pytest.raises(UnsupportedFeature, match="compiled"):
-        diagnose(pair, batch.source, batch.target, batch.mask, model=model, max_new_tokens=2)
-    assert_right(diagnose(pair, batch.source, batch.target, batch.mask))
-    assert_right(diagnose(network.module, batch.source, batch.target, batch.mask))
-    with pytest.raises(UnsupportedFeature, match="compiled XTransformer computes a loss"):
-        diagnose(torch.compile(network.module), batch.source, batch.target, model=model)
-    wrapped = network.encoder, torch.compile(network.decoder, backend="eager")
-    with pytest.raises(UnsupportedFeature, match="compiled AutoregressiveWrapper computes a loss"):
+        diagnosed(pair, batch, model=model, max_new_tokens=2)
+    assert_right(diagnosed(pair, batch))
+    assert_right(diagnosed(network.module, batch))
+    with pytest.raises(UnsupportedFeature, match="compiled XTransformer"):
+        diagnose(compiled(network.module), batch.source, batch.target, model=model)
+    wrapped = network.encoder, compiled(network.decoder)
+    with pytest.raises(UnsupportedFeature, match="compiled AutoregressiveWrapper"):
         diagnose(wrapped, batch.source, batch.target, model=model)
+
+
+def compile_part(module, name):
+    setattr(module, name, compiled(getattr(module, name)))
 
 
 COMPILED = {
@@ -592,28 +575,22 @@ COMPILED = {
 }
 
 
-def compile_part(module, name):
-    setattr(module, name, torch.compile(getattr(module, name), backend="eager"))
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("change", COMPILED.values(), ids=COMPILED)
 def test_a_module_with_compiled_parts(change):
-    rng = np.random.default_rng(71)
-    network = random_network(rng, both(depth=1))
-    batch = random_batch(rng, network.options, "right")
+    network, batch = random_case(71, both(depth=1))
     model = network.convert()
     for part in (network.encoder, network.decoder.net):
         change(part)
-    assert_right(diagnose(network.module, batch.source, batch.target, batch.mask))
+    assert_right(diagnosed(network.module, batch))
     wrong = network.decoder.net.attn_layers.layers[0][1].to_out
     wrong.register_forward_hook(lambda module, args, out: 1.01 * out)
-    found = diagnose(network.module, batch.source, batch.target, batch.mask, model=model)
+    found = diagnosed(network.module, batch, model=model)
     assert found.first == "decoder.layers.0.self_attention.out"
 
 
 def fuse_wrongly(graph, inputs):
-    """A backend that fuses a GELU with what alone gives to it, into the GELU by tanh."""
+    """A backend that makes a GELU the tanh GELU where nothing else uses its input."""
     for node in graph.graph.nodes:
         if node.target is torch.nn.functional.gelu and len(node.args[0].users) == 1:
             node.kwargs = {"approximate": "tanh"}
@@ -623,19 +600,17 @@ def fuse_wrongly(graph, inputs):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_fault_of_compiled_code():
-    """Hooks are users of what they see: there, nothing is fused."""
-    rng = np.random.default_rng(79)
-    network = random_network(rng, both(depth=1))
-    batch = random_batch(rng, network.options, "right")
+    """Hooks use what they capture, so that nothing is fused there."""
+    network, batch = random_case(79, both(depth=1))
     pair = network.encoder, torch.compile(network.decoder.net, backend=fuse_wrongly)
-    found = diagnose(pair, batch.source, batch.target, batch.mask)
+    found = diagnosed(pair, batch)
     assert_only_without_hooks(found, "code from torch.compile, which is recompiled with the hooks")
 
 
 # Arguments.
 
 
-def test_a_target_is_begun_with_the_start_token_of_the_model():
+def test_targets_begin_with_the_start_token_of_the_model():
     network = random_network(np.random.default_rng(73), {})
     begun = []
     network.decoder.net.token_emb.register_forward_pre_hook(
@@ -647,42 +622,52 @@ def test_a_target_is_begun_with_the_start_token_of_the_model():
     assert begun[0] == {7}
 
 
-def test_arguments_that_do_not_fit():
-    subject = planted_pytorch.FAULTS.all[0].make()
-    t5 = planted_huggingface.FAULTS.all[0].make()
-    xt = planted_x_transformers.FAULTS.all[0].make()
-    with pytest.raises(TypeError, match="run"):
-        diagnose(subject.module, SOURCE, TARGET, MASK, model=subject.model)
-    with pytest.raises(TypeError, match="from_pytorch"):
-        diagnose(subject.module, SOURCE, TARGET, MASK, run=subject.run)
-    with pytest.raises(TypeError, match="does not generate"):
-        subject.diagnose(max_new_tokens=2)
-    with pytest.raises(TypeError, match=r"run is only for an nn\.Transformer"):
-        diagnose(t5.module, SOURCE, TARGET, MASK, run=subject.run)
-    with pytest.raises(TypeError, match="target is missing"):
-        diagnose(t5.module, SOURCE, None, MASK)
+def test_arguments_of_an_nn_transformer_that_raise():
+    subject = correct(planted_pytorch)
+    for options, message in (
+        ({"model": subject.model}, "run"),
+        ({"run": subject.run}, "from_pytorch"),
+        ({"model": subject.model, "run": subject.run, "max_new_tokens": 2}, "does not generate"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            diagnose(subject.module, SOURCE, TARGET, MASK, **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "options", "error", "message"),
+    [
+        (SOURCE, TARGET, {"run": print}, TypeError, r"run is only for an nn\.Transformer"),
+        (SOURCE, None, {}, TypeError, "target is missing"),
+        (SOURCE + 99, TARGET, {}, ValueError, "source"),
+    ],
+)
+def test_arguments_of_hugging_face_models_that_raise(source, target, options, error, message):
+    with pytest.raises(error, match=message):
+        diagnose(correct(planted_huggingface).module, source, target, MASK, **options)
+
+
+@pytest.mark.parametrize(
+    ("arrange", "got"),
+    [
+        (lambda encoder, decoder: encoder, "got TransformerWrapper"),
+        (lambda encoder, decoder: compiled(encoder), "got TransformerWrapper"),
+        (lambda encoder, decoder: decoder, "got AutoregressiveWrapper"),
+        (lambda encoder, decoder: (decoder, encoder), "got a pair with AutoregressiveWrapper"),
+        (lambda encoder, decoder: (torch.nn.Linear(2, 3), encoder), "got a pair with Linear"),
+        (lambda encoder, decoder: (encoder, decoder, encoder), "got tuple"),
+    ],
+)
+def test_parts_of_an_x_transformer_in_another_arrangement_raise(arrange, got):
+    subject = correct(planted_x_transformers)
+    wrong = arrange(subject.module.encoder, subject.module.decoder)
+    for options in ({}, {"model": subject.model}):
+        with pytest.raises(TypeError, match=rf"pair \(encoder, decoder\).*{got}"):
+            diagnose(wrong, SOURCE, TARGET, **options)
+
+
+def test_other_modules_and_models_raise():
     with pytest.raises(TypeError, match="got Linear"):
         diagnose(torch.nn.Linear(2, 3), SOURCE, TARGET)
-    accepted = r"an XTransformer or a pair \(encoder, decoder\) of TransformerWrapper"
-    encoder, decoder = xt.module.encoder, xt.module.decoder
-    for wrong, got in (
-        (encoder, "got TransformerWrapper"),
-        (torch.compile(encoder, backend="eager"), "got TransformerWrapper"),
-        (decoder, "got AutoregressiveWrapper"),
-        ((decoder, encoder), "got a pair with AutoregressiveWrapper"),
-        ((torch.nn.Linear(2, 3), encoder), "got a pair with Linear"),
-        ((encoder, decoder, encoder), "got tuple"),
-    ):
-        with pytest.raises(TypeError, match=f"{accepted}.*{got}"):
-            diagnose(wrong, SOURCE, TARGET)
-        with pytest.raises(TypeError, match=f"{accepted}.*{got}"):
-            diagnose(wrong, SOURCE, TARGET, model=xt.model)
-    with pytest.raises(ValueError, match="source"):
-        diagnose(t5.module, SOURCE + 99, TARGET)
-    smaller = rs.convert.from_x_transformers(
-        random_network(np.random.default_rng(1), {"dec_num_tokens": 11, "enc_num_tokens": 11}
-                       | both(depth=1)).module,
-        **CONVENTIONS,
-    )  # fmt: skip
+    smaller = random_network(np.random.default_rng(1), both(num_tokens=11, depth=1)).convert()
     with pytest.raises(ValueError, match=r"^model must .*layers\.1"):
-        diagnose(xt.module, SOURCE, TARGET, MASK, model=smaller)
+        diagnose(correct(planted_x_transformers).module, SOURCE, TARGET, MASK, model=smaller)

@@ -17,7 +17,8 @@ import sentencepiece
 import tokenizers
 import torch
 import transformers
-from hf_models import CASES, assert_same_model, logits, random_batch, random_model
+from comparisons import MERGE, assert_same_model, relative_error
+from hf_models import CASES, logits, random_batch, random_model
 from safetensors.numpy import load_file, save_file
 
 import refseq2seq as rs
@@ -29,6 +30,10 @@ WEIGHTS, CONFIG, GENERATION = "model.safetensors", "config.json", "generation_co
 
 def edit_json(path, change):
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def edit_arrays(path, change):
+    save_file(dict(change(load_file(path))), path, metadata={"format": "pt"})
 
 
 def without(*names):
@@ -53,7 +58,7 @@ print(sorted({"torch", "transformers", "safetensors", "ml_dtypes", "jax"} & sys.
 """
 
 
-def test_a_directory_gives_the_live_model_bit_for_bit_and_needs_no_torch(tmp_path):
+def test_directories_give_the_live_model_without_torch(tmp_path):
     live = {}
     for name, (case, dtype, options) in WRITTEN.items():
         theirs = random_model(case, 5).to(dtype)
@@ -92,19 +97,18 @@ def test_generation_config_file(tmp_path):
     assert (config.decoder_start_id, config.pad_id) == (30, 1)
 
 
-# Files of older releases, which leave out what their class fills in
+# Files of older releases, without fields that the class fills in
 
 
-def of_its_time(name, seed, path, change_config, change_arrays=lambda arrays: arrays):
+def older_files(name, seed, path, change_config, change_arrays=lambda arrays: arrays):
     random_model(name, seed).float().save_pretrained(path)
     edit_json(path / CONFIG, change_config)
-    arrays = dict(change_arrays(load_file(path / WEIGHTS)))
-    save_file(arrays, path / WEIGHTS, metadata={"format": "pt"})
+    edit_arrays(path / WEIGHTS, change_arrays)
     theirs = CASES[name].model.from_pretrained(path).eval()
     batch = random_batch(theirs, seed)
     ours = from_huggingface(path)
-    difference = logits(theirs, batch) - rs.forward(ours, batch.source, batch.target, batch.mask)
-    assert abs(difference).max() < 1e-5 * abs(logits(theirs, batch)).max()
+    computed = rs.forward(ours, batch.source, batch.target, batch.mask)
+    assert relative_error(computed, logits(theirs, batch)) < 1e-5
     return theirs, ours
 
 
@@ -135,7 +139,7 @@ def test_t5_as_first_published(tmp_path):
         for seed in range(99)
         if (c := random_model("T5 1.0", seed).config).num_layers == c.num_decoder_layers == 2
     )
-    _, ours = of_its_time("T5 1.0", seed, tmp_path, change, arrays)
+    _, ours = older_files("T5 1.0", seed, tmp_path, change, arrays)
     assert ours.config.logits_scale == ours.config.decoder.d_model**-0.5
     assert ours.config.decoder.relative_positions.max_distance == 128
 
@@ -144,15 +148,15 @@ def test_t5_1_1_as_published(tmp_path):
     def change(fields):
         return without(*T5_LATER)(fields) | {"tie_word_embeddings": False}
 
-    _, ours = of_its_time(
+    _, ours = older_files(
         "T5 1.1", 0, tmp_path, change, with_array("lm_head.weight", "shared.weight")
     )
     assert ours.config.logits_scale == 1.0
     assert not ours.config.tied_logits
 
 
-def test_t5_that_says_itself_what_its_class_would_make(tmp_path):
-    of_its_time("T5 1.0", 0, tmp_path, lambda fields: fields | {"scale_decoder_outputs": False})
+def test_t5_with_scale_decoder_outputs_in_its_config(tmp_path):
+    older_files("T5 1.0", 0, tmp_path, lambda fields: fields | {"scale_decoder_outputs": False})
 
 
 @pytest.mark.parametrize("name", ["mT5", "UMT5"])
@@ -163,7 +167,7 @@ def test_multilingual_t5_as_published(name, tmp_path):
         fields = without(*T5_LATER, "feed_forward_proj")(fields)
         return fields | {"tie_word_embeddings": False}
 
-    theirs, ours = of_its_time(
+    theirs, ours = older_files(
         name, 0, tmp_path, change, with_array("lm_head.weight", "shared.weight")
     )
     assert not ours.config.tied_logits
@@ -187,133 +191,133 @@ def test_marian_as_first_published(tmp_path):
             f"model.{side}.embed_positions.weight": table for side in ("encoder", "decoder")
         }
 
-    of_its_time("Marian", 0, tmp_path, change, arrays)
+    older_files("Marian", 0, tmp_path, change, arrays)
 
 
 @pytest.mark.parametrize("kept", ["lm_head", "model.decoder.embed_tokens"])
-def test_a_tied_table_may_be_stored_under_any_of_its_names(kept, tmp_path):
+def test_tied_tables_under_any_of_their_names(kept, tmp_path):
     def rename(arrays):
         return without("model.shared.weight")(arrays) | {
             f"{kept}.weight": arrays["model.shared.weight"]
         }
 
-    _, ours = of_its_time("BART", 0, tmp_path, lambda fields: fields, rename)
+    _, ours = older_files("BART", 0, tmp_path, lambda fields: fields, rename)
     assert ours.config.tied_embeddings
     assert ours.config.tied_logits
 
 
-def test_a_missing_logits_bias_is_none(tmp_path):
-    _, ours = of_its_time("BART", 0, tmp_path, lambda fields: fields, without("final_logits_bias"))
+def test_missing_logits_bias(tmp_path):
+    _, ours = older_files("BART", 0, tmp_path, lambda fields: fields, without("final_logits_bias"))
     assert not ours.config.logits_bias
 
 
-def test_tables_that_are_not_tied_must_all_be_there(tmp_path):
+def test_missing_untied_tables_raise(tmp_path):
     random_model("BART, untied", 0).save_pretrained(tmp_path)
-    arrays = load_file(tmp_path / WEIGHTS)
-    save_file(without("lm_head.weight")(arrays), tmp_path / WEIGHTS)
+    edit_arrays(tmp_path / WEIGHTS, without("lm_head.weight"))
     with pytest.raises(ValueError, match=r"lm_head\.weight"):
         from_huggingface(tmp_path)
 
 
-# What cannot be read
+def test_weights_of_a_compiled_model(tmp_path):
+    theirs = random_model("BART", 0)
+    theirs.save_pretrained(tmp_path)
+    edit_arrays(tmp_path / WEIGHTS, lambda x: {f"_orig_mod.{name}": y for name, y in x.items()})
+    assert_same_model(from_huggingface(tmp_path), from_huggingface(theirs))
 
 
-def test_a_pickle_is_never_read(tmp_path):
+# Errors
+
+INDEX = "model.safetensors.index.json"
+SHARD = "model-00001-of-"
+LORA = {"model.encoder.layers.0.fc1.lora_A.default.weight": np.ones((2, 3))}
+
+
+def add_adapter(path):
+    (path / "adapter_config.json").write_text("{}")
+
+
+def add_adapter_without_model(path):
+    add_adapter(path)
+    (path / CONFIG).unlink()
+
+
+def remove_weights(path):
+    (path / WEIGHTS).unlink()
+
+
+def leave_a_pickle(path):
+    remove_weights(path)
+    (path / "pytorch_model.bin").write_bytes(b"never opened")
+
+
+def quantise(path):
+    edit_json(path / CONFIG, lambda fields: fields | {"quantization_config": {}})
+    remove_weights(path)  # the config is read first
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (remove_weights, FileNotFoundError, WEIGHTS),
+        (leave_a_pickle, ValueError, r"pytorch_model\.bin.*save_pretrained"),
+        (quantise, UnsupportedFeature, "quantization_config"),
+        (add_adapter, UnsupportedFeature, MERGE),
+        (add_adapter_without_model, UnsupportedFeature, MERGE),
+        (lambda path: edit_arrays(path / WEIGHTS, lambda x: x | LORA), UnsupportedFeature, MERGE),
+        (lambda path: (path / CONFIG).unlink(), FileNotFoundError, f"save_pretrained.*{CONFIG}"),
+        (lambda path: (path / CONFIG).write_text("[]"), ValueError, r"config\.json.*object"),
+        (lambda path: (path / CONFIG).write_text("{"), ValueError, r"config\.json.*JSON"),
+        (
+            lambda path: (path / CONFIG).write_text('{"model_type": "bert"}'),
+            UnsupportedFeature,
+            "bert",
+        ),
+    ],
+)
+def test_unreadable_directories_raise(change, error, message, tmp_path):
     random_model("BART", 0).save_pretrained(tmp_path)
-    (tmp_path / WEIGHTS).unlink()
-    with pytest.raises(FileNotFoundError, match=WEIGHTS):
-        from_huggingface(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"never opened")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin.*save_pretrained"):
+    change(tmp_path)
+    with pytest.raises(error, match=message):
         rs.load(tmp_path)
 
 
-@pytest.mark.parametrize("package", ["tokenizers", "sentencepiece"])
-def test_a_missing_package_is_named_with_its_extra(package, tmp_path, monkeypatch):
+def elsewhere(fields):
+    return fields | {"weight_map": {"a": "../elsewhere.safetensors"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda index, _: edit_json(index, without("weight_map")), ValueError, "weight_map"),
+        (lambda index, _: edit_json(index, elsewhere), ValueError, "elsewhere"),
+        (lambda _, shard: shard.write_bytes(shard.read_bytes()[:-5]), ValueError, SHARD),
+        (lambda _, shard: shard.unlink(), FileNotFoundError, SHARD),
+    ],
+)
+def test_unreadable_shards_raise(change, error, message, tmp_path):
+    random_model("BART", 0).save_pretrained(tmp_path, max_shard_size="20KB")
+    change(tmp_path / INDEX, next(tmp_path.glob(f"{SHARD}*")))
+    with pytest.raises(error, match=message):
+        from_huggingface(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("package", "file"), [("tokenizers", "tokenizer.json"), ("sentencepiece", "spiece.model")]
+)
+def test_missing_packages_raise_with_their_extra(package, file, tmp_path, monkeypatch):
     random_model("T5 1.0", 0).save_pretrained(tmp_path)
-    if package == "tokenizers":
-        (tmp_path / "tokenizer.json").write_text("{}")
-    if package == "sentencepiece":
-        (tmp_path / "spiece.model").write_bytes(b"")
+    (tmp_path / file).write_text("{}")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"{package}.*refseq2seq\[huggingface\]"):
         from_huggingface(tmp_path)
 
 
-def test_a_directory_with_adapters_is_refused(tmp_path):
-    """Beside a model, from which transformers would load them too; alone; and in the weights."""
-    random_model("BART", 0).save_pretrained(tmp_path)
-    (tmp_path / "adapter_config.json").write_text("{}")
-    cure = r"adapters.*not merged.*merge_and_unload\(\)"
-    with pytest.raises(UnsupportedFeature, match=cure):
-        rs.load(tmp_path)
-    (tmp_path / CONFIG).unlink()
-    with pytest.raises(UnsupportedFeature, match=cure):
-        rs.load(tmp_path)
-    (tmp_path / "adapter_config.json").unlink()
-    random_model("BART", 0).save_pretrained(tmp_path)
-    name = "model.encoder.layers.0.fc1.lora_A.default.weight"
-    save_file(load_file(tmp_path / WEIGHTS) | {name: np.ones((2, 3))}, tmp_path / WEIGHTS)
-    with pytest.raises(UnsupportedFeature, match=cure):
-        rs.load(tmp_path)
-
-
-def test_the_weights_of_a_compiled_model_are_read(tmp_path):
-    theirs = random_model("BART", 0)
-    theirs.save_pretrained(tmp_path)
-    arrays = load_file(tmp_path / WEIGHTS)
-    save_file({f"_orig_mod.{name}": x for name, x in arrays.items()}, tmp_path / WEIGHTS)
-    assert_same_model(from_huggingface(tmp_path), from_huggingface(theirs))
-
-
-def test_a_quantised_model_is_refused_before_its_arrays_are_read(tmp_path):
-    random_model("BART", 0).save_pretrained(tmp_path)
-    edit_json(tmp_path / CONFIG, lambda fields: fields | {"quantization_config": {}})
-    (tmp_path / WEIGHTS).unlink()
-    with pytest.raises(
-        UnsupportedFeature, match=r"quantization_config.*convert the model that was"
-    ):
-        from_huggingface(tmp_path)
-
-
-def test_a_path_that_is_no_directory_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such directory; nothing is downloaded: give"):
+def test_paths_that_are_no_directory_raise(tmp_path):
+    with pytest.raises(FileNotFoundError, match="t5-small"):
         from_huggingface("t5-small")
     (tmp_path / WEIGHTS).write_bytes(b"")
-    with pytest.raises(NotADirectoryError, match=r"give the directory.*config\.json.*safetensors"):
+    with pytest.raises(NotADirectoryError, match=WEIGHTS):
         from_huggingface(tmp_path / WEIGHTS)
-
-
-def test_broken_directories(tmp_path):
-    with pytest.raises(FileNotFoundError, match=rf"save_pretrained.*{CONFIG}"):
-        from_huggingface(tmp_path)
-    random_model("BART", 0).save_pretrained(tmp_path, max_shard_size="20KB")
-    index = tmp_path / "model.safetensors.index.json"
-    sound = index.read_text()
-    edit_json(index, without("weight_map"))
-    with pytest.raises(ValueError, match="weight_map"):
-        from_huggingface(tmp_path)
-    index.write_text(sound)
-    edit_json(index, lambda x: x | {"weight_map": {"a": "../elsewhere.safetensors"}})
-    with pytest.raises(ValueError, match="elsewhere"):
-        from_huggingface(tmp_path)
-    index.write_text(sound)
-    shard = sorted(tmp_path.glob("model-*.safetensors"))[0]
-    shard.write_bytes(shard.read_bytes()[:-5])
-    with pytest.raises(ValueError, match=shard.name):
-        from_huggingface(tmp_path)
-    shard.unlink()
-    with pytest.raises(FileNotFoundError, match=shard.name):
-        from_huggingface(tmp_path)
-    (tmp_path / CONFIG).write_text("[]")
-    with pytest.raises(ValueError, match=r"config\.json.*object"):
-        from_huggingface(tmp_path)
-    (tmp_path / CONFIG).write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json.*JSON"):
-        from_huggingface(tmp_path)
-    (tmp_path / CONFIG).write_text('{"model_type": "bert"}')
-    with pytest.raises(UnsupportedFeature, match="bert"):
-        from_huggingface(tmp_path)
 
 
 # Text
@@ -431,7 +435,7 @@ def test_tokenizer_json(with_tokenizer_json):
     assert list(ours.symbols) == words
 
 
-def test_from_text_to_text(with_tokenizer_json, capsys, tmp_path):
+def test_text_to_text(with_tokenizer_json, capsys, tmp_path):
     path, words = with_tokenizer_json
     model = rs.load(path)
     source = [[0, words.index("the"), words.index("cat"), 2]]

@@ -68,8 +68,8 @@ def test_the_page_says_what_is_found():
 @pytest.mark.parametrize(
     ("name", "is_seen"),
     [
-        ("causal mask off by one: the next token is seen", True),
-        ("no bias of keys", False),
+        ("causal mask off by one: next token visible", True),
+        ("no key bias", False),
     ],
 )
 def test_the_page_says_which_the_properties_find(name, is_seen):

@@ -12,13 +12,21 @@ import pytest
 pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
 
 import torch
+from comparisons import (
+    MERGE,
+    add_lora,
+    assert_same_model,
+    compiled,
+    count_near_ties,
+    peft_model,
+    relative_error,
+)
 from torch import nn
 
 import refseq2seq as rs
 from refseq2seq.config import SinusoidalPositions
 from refseq2seq.convert import UnsupportedFeature, from_pytorch
 from refseq2seq.convert.pytorch import OPTIONS
-from refseq2seq.params import named_arrays
 
 N_MODELS, N_NEW, ROOM = 30, 7, 19
 START, EOS, PAD = 1, (2, 5, 11, 17), 0
@@ -58,16 +66,14 @@ class Network:
             return self.unembedding(hidden).numpy()
 
     def greedy(self, source, mask):
-        """New tokens of each row up to its end, all computed anew at each step."""
+        """New tokens of each row up to its end, then PAD, all computed anew at each step."""
         target = np.full((len(source), 1), START)
         for _ in range(N_NEW):
             best = self.logits(source, target, mask)[:, -1].argmax(axis=-1)
             target = np.concatenate([target, best[:, None]], axis=1)
-        rows = []
-        for row in target[:, 1:]:
-            ends = np.flatnonzero(np.isin(row, EOS))
-            rows.append(row[: ends[0] + 1] if len(ends) else row)
-        return rows
+        tokens = target[:, 1:]
+        ends = np.isin(tokens, EOS)
+        return np.where(ends.cumsum(axis=1) - ends > 0, PAD, tokens)
 
 
 def sinusoids(d_model):
@@ -185,34 +191,25 @@ def test_logits_and_greedy_tokens(name, capsys):
         model = convert(net, seed)
         source, target, mask = random_batch(net, seed)
         theirs = net.logits(source, target, mask)
-        ours = rs.forward(model, source, target, mask)
-        assert np.isfinite(theirs).all()
-        assert np.isfinite(ours).all()
-        worst = max(worst, abs(ours - theirs).max() / abs(theirs).max())
+        worst = max(worst, relative_error(rs.forward(model, source, target, mask), theirs))
         expected = net.greedy(source, mask)
         for use_cache in (True, False):
-            steps = list(
-                rs.decode_steps(
-                    model, source, source_mask=mask, max_new_tokens=N_NEW, use_cache=use_cache
-                )
+            options = {"source_mask": mask, "max_new_tokens": N_NEW, "use_cache": use_cache}
+            steps = list(rs.decode_steps(model, source, **options))
+            ended += int(steps[-1].finished.sum())
+            near_ties += count_near_ties(
+                steps,
+                expected,
+                PAD,
+                lambda step, row: step.margin[row] < 1e-12 * abs(step.logits[row]).max(),
             )
-            out = rs.Generation.from_steps(steps, PAD)
-            ended += int(out.finished.sum())
-            for row, length in enumerate(out.lengths):
-                tokens = out.tokens[row, :length]
-                if not np.array_equal(tokens, expected[row]):
-                    n = min(len(tokens), len(expected[row]))
-                    first = int((tokens[:n] != expected[row][:n]).argmax())
-                    scale = abs(steps[first].logits[row]).max()
-                    assert steps[first].margin[row] < 1e-12 * scale
-                    near_ties += 1
     with capsys.disabled():
         print(f"\n{name}: logits within {worst:.1e}, {near_ties} of 180 rows at near-ties", end=" ")
     assert worst < 1e-12
     assert ended > 20, "the test must see ends"
 
 
-def test_tables_that_are_equal_are_tied():
+def test_equal_tables_are_tied():
     assert convert(random_network(0), 0).config.tied_embeddings
     assert convert(random_network(0), 0).config.tied_logits
     assert not convert(random_network(1), 1).config.tied_embeddings
@@ -228,8 +225,8 @@ def plain(net):
         "num_encoder_layers": len(net.transformer.encoder.layers),
         "num_decoder_layers": len(net.transformer.decoder.layers),
         "dim_feedforward": layer.linear1.out_features,
-        "activation": "relu",
         "layer_norm_eps": layer.norm1.eps,
+        "activation": "relu",
         "norm_first": layer.norm_first,
         "bias": layer.linear1.bias is not None,
     }
@@ -260,15 +257,7 @@ def test_arrays_and_options_give_the_same_model(seed, tmp_path):
         table = nn.Embedding.from_pretrained(net.positions)
         same.append(convert(net, seed, source_positions=table, target_positions=table))
     for other in same:
-        assert other.config == model.config
-        expected = dict(named_arrays(model.params))
-        found = dict(named_arrays(other.params))
-        assert found.keys() == expected.keys()
-        assert all(np.array_equal(found[path], expected[path]) for path in found)
-
-
-def compiled(module):
-    return torch.compile(module, backend="eager")
+        assert_same_model(other, model)
 
 
 def with_compiled_parts(transformer):
@@ -280,31 +269,26 @@ def with_compiled_parts(transformer):
 
 
 @pytest.mark.parametrize("change", [compiled, with_compiled_parts])
-def test_a_compiled_module_is_the_same(change):
+def test_compiled_modules_convert_alike(change):
     net = random_network(1)
     model, (_, options) = convert(net, 1), plain(net)
     transformer = change(net.transformer)
     arrays = transformer.state_dict(keep_vars=True)
     assert any("_orig_mod." in name and x.requires_grad for name, x in arrays.items())
     for given in ({"transformer": transformer}, {"transformer": arrays, "options": options}):
-        other = convert(net, 1, **given)
-        assert other.config == model.config
-        expected, found = dict(named_arrays(model.params)), dict(named_arrays(other.params))
-        assert all(np.array_equal(found[path], expected[path]) for path in expected)
+        assert_same_model(convert(net, 1, **given), model)
 
 
-def test_key_biases_are_theirs():
-    """No output shows them: softmax does not see what is added to all scores of a query."""
+def test_key_biases():
+    """They do not change the logits: softmax ignores what is added to all scores of a query."""
     net = random_network(1)
     model, d = convert(net, 1), net.transformer.d_model
-    theirs, ours = net.transformer.decoder.layers[0], model.params.decoder.layers[0]
+    encoder, decoder = net.transformer.encoder.layers[0], net.transformer.decoder.layers[0]
+    ours = model.params
     for attention, params in (
-        (theirs.self_attn, ours.self_attention),
-        (theirs.multihead_attn, ours.cross_attention),
-        (
-            net.transformer.encoder.layers[0].self_attn,
-            model.params.encoder.layers[0].self_attention,
-        ),
+        (encoder.self_attn, ours.encoder.layers[0].self_attention),
+        (decoder.self_attn, ours.decoder.layers[0].self_attention),
+        (decoder.multihead_attn, ours.decoder.layers[0].cross_attention),
     ):
         expected = attention.in_proj_bias.detach().numpy()[d : 2 * d]
         assert np.array_equal(params.b_k, expected)
@@ -321,25 +305,23 @@ def test_dtypes(dtype):
     expected = net.source_embedding.weight.detach().double().numpy()
     assert np.array_equal(model.params.encoder.embedding.astype("float64"), expected)
     tensors, options = net.transformer.state_dict(keep_vars=True), plain(random_network(1))[1]
-    again = convert(net, 1, transformer=tensors, options=options)
-    expected, found = dict(named_arrays(model.params)), dict(named_arrays(again.params))
-    assert all(np.array_equal(found[path], expected[path]) for path in expected)
+    assert_same_model(convert(net, 1, transformer=tensors, options=options), model)
 
 
 def test_arrays_are_copies():
     net = random_network(1)
     model = convert(net, 1)
-    before = model.params.encoder.layers[0].self_norms.after.gain.copy()
     with torch.no_grad():
-        net.transformer.encoder.layers[0].norm1.weight.add_(1)
-    assert np.array_equal(model.params.encoder.layers[0].self_norms.after.gain, before)
+        for x in net.transformer.parameters():
+            x.add_(1)
+    assert_same_model(model, convert(random_network(1), 1))
 
 
-# Refusals
+# Errors
 
 
-def test_every_option_of_the_constructor_is_read_or_changes_nothing():
-    read = {*OPTIONS, "custom_encoder", "custom_decoder"}  # the last two are refused below
+def test_every_option_of_the_constructor_is_read_or_without_effect():
+    read = {*OPTIONS, "custom_encoder", "custom_decoder"}  # the last two raise, see below
     harmless = {"dropout", "batch_first", "device", "dtype"}
     assert set(inspect.signature(nn.Transformer).parameters) == read | harmless
     net = random_network(1)
@@ -371,7 +353,7 @@ def custom(layer):
         ({"activation": nn.ReLU()}, "ReLU"),
     ],
 )
-def test_what_is_not_pytorchs_own_is_refused(options, message):
+def test_custom_layers_and_activations_raise(options, message):
     sizes = {"d_model": 8, "nhead": 2, "dim_feedforward": 16}
     net = Network(
         nn.Transformer(**sizes, num_encoder_layers=1, num_decoder_layers=1, **options),
@@ -385,98 +367,97 @@ def test_what_is_not_pytorchs_own_is_refused(options, message):
         convert(net, 0)
 
 
-def test_what_is_set_afterwards_is_refused():
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        ("transformer.encoder.layers.0.norm1", "eps", 0.5, "layer_norm_eps"),
+        ("transformer.decoder.layers.0.self_attn", "add_zero_attn", True, "add_zero_attn"),
+        ("source_embedding", "max_norm", 1.0, r"source_embedding: max_norm = 1\.0"),
+    ],
+)
+def test_attributes_set_after_construction_raise(part, name, value, message):
     net = random_network(1)
-    net.transformer.encoder.layers[0].norm1.eps = 0.5
-    with pytest.raises(UnsupportedFeature, match="layer_norm_eps"):
-        convert(net, 1)
-    net = random_network(1)
-    net.transformer.decoder.layers[0].self_attn.add_zero_attn = True
-    with pytest.raises(UnsupportedFeature, match="add_zero_attn"):
-        convert(net, 1)
-    net = random_network(1)
-    net.source_embedding.max_norm = 1.0
-    with pytest.raises(UnsupportedFeature, match=r"source_embedding: max_norm = 1\.0"):
+    first, *path = part.split(".")
+    setattr(getattr(net, first).get_submodule(".".join(path)), name, value)
+    with pytest.raises(UnsupportedFeature, match=message):
         convert(net, 1)
 
 
-def test_arrays_that_do_not_fit_are_named():
+NAME = "decoder.layers.0.multihead_attn.in_proj_weight"
+EXTRA = "encoder.layers.9.norm1.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: {key: x for key, x in a.items() if key != NAME}, NAME),
+        (lambda a: a | {NAME: a[NAME][:, 1:]}, NAME),
+        (lambda a: a | {EXTRA: np.ones(3)}, EXTRA),
+    ],
+)
+def test_missing_unexpected_and_misshapen_arrays_raise(change, message):
     net = random_network(1)
     arrays, options = plain(net)
-    name = "decoder.layers.0.multihead_attn.in_proj_weight"
-
-    def changed(changes, **more):
-        return convert(net, 1, transformer=arrays | changes, options=options, **more)
-
-    less = {key: x for key, x in arrays.items() if key != name}
-    with pytest.raises(ValueError, match=name):
-        convert(net, 1, transformer=less, options=options)
-    with pytest.raises(ValueError, match=name):
-        changed({name: arrays[name][:, 1:]})
-    with pytest.raises(ValueError, match=r"encoder\.layers\.9\.norm1\.weight"):
-        changed({"encoder.layers.9.norm1.weight": np.ones(3)})
-    with pytest.raises(ValueError, match="source_positions"):
-        changed({}, source_positions=net.positions[:, 1:])
-    with pytest.raises(ValueError, match="target_embedding"):
-        changed({}, target_embedding=np.ones(7))
-    with pytest.raises(ValueError, match="unembedding"):
-        changed({}, unembedding=np.ones((5, 3)))
+    with pytest.raises(ValueError, match=message):
+        convert(net, 1, transformer=change(arrays), options=options)
 
 
-def test_what_is_not_a_transformer_is_refused():
+ARGUMENTS = [
+    (lambda a, o: {"source_positions": np.ones((ROOM, 3))}, ValueError, "source_positions"),
+    (lambda a, o: {"target_embedding": np.ones(7)}, ValueError, "target_embedding"),
+    (lambda a, o: {"unembedding": np.ones((5, 3))}, ValueError, "unembedding"),
+    (lambda a, o: {"source_embedding": None}, TypeError, "source_embedding must.* got NoneType"),
+    (lambda a, o: {"target_embedding": None}, TypeError, "target_embedding must.* got NoneType"),
+    (lambda a, o: {"unembedding": None}, TypeError, "unembedding must.* got NoneType"),
+    (lambda a, o: {"transformer": None}, TypeError, "must be an nn.Transformer.* NoneType"),
+    (lambda a, o: {"transformer": nn.Linear(2, 3)}, TypeError, "nn.Transformer.* Linear"),
+    (lambda a, o: {"transformer": "model.pt"}, TypeError, "nn.Transformer.* 'model.pt'"),
+    (lambda a, o: {"transformer": a}, TypeError, "arrays need options: a mapping"),
+    (lambda a, o: {"transformer": a, "options": ["d_model"]}, TypeError, "options: a mapping"),
+    (lambda a, o: {"options": o}, TypeError, "options"),
+    (
+        lambda a, o: {"transformer": a, "options": o | {"activation": "silu"}},
+        UnsupportedFeature,
+        "activation = 'silu'",
+    ),
+    (
+        lambda a, o: {"transformer": {name: x.tolist() for name, x in a.items()}, "options": o},
+        TypeError,
+        r"encoder\..* must be an array.*list",
+    ),
+    (
+        lambda a, o: {"source_embedding": nn.Embedding(31, o["d_model"], device="meta")},
+        ValueError,
+        "source_embedding is on the meta device",
+    ),
+    (
+        lambda a, o: {"transformer": random_network(1).transformer.to("meta")},
+        ValueError,
+        r"encoder\.layers.* on the meta device",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), ARGUMENTS)
+def test_arguments_that_raise(arguments, error, message):
     net = random_network(1)
-    for given, found in (
-        (None, "NoneType"),
-        (nn.Linear(2, 3), "Linear"),
-        ("model.pt", "the path 'model.pt': load the file first"),
-    ):
-        with pytest.raises(TypeError, match=f"must be an nn.Transformer, or a mapping.* {found}"):
-            convert(net, 1, transformer=given)
-    for options in (None, ["d_model"]):
-        with pytest.raises(TypeError, match="arrays need options: a mapping"):
-            convert(net, 1, transformer=plain(net)[0], options=options)
-    with pytest.raises(TypeError, match="options"):
-        convert(net, 1, options=plain(net)[1])
-    arrays, options = plain(net)
-    with pytest.raises(UnsupportedFeature, match="activation = 'silu'"):
-        convert(net, 1, transformer=arrays, options=options | {"activation": "silu"})
+    with pytest.raises(error, match=message):
+        convert(net, 1, **arguments(*plain(net)))
 
 
-def test_values_that_are_no_arrays_are_refused():
-    net = random_network(1)
-    arrays, options = plain(net)
-    lists = {name: x.tolist() for name, x in arrays.items()}
-    with pytest.raises(TypeError, match=r"encoder\..* must be an array.*list: .*numpy\.asarray"):
-        convert(net, 1, transformer=lists, options=options)
-    for name in ("source_embedding", "target_embedding", "unembedding"):
-        with pytest.raises(TypeError, match=f"{name} must be an array.* got NoneType"):
-            convert(net, 1, **{name: None})
-    on_meta = nn.Embedding(31, net.transformer.d_model, device="meta")
-    with pytest.raises(ValueError, match=r"source_embedding is on the meta device.*load"):
-        convert(net, 1, source_embedding=on_meta)
-    with pytest.raises(ValueError, match=r"encoder\.layers.* on the meta device.*load the weights"):
-        convert(net, 1, transformer=net.transformer.to("meta"))
-
-
-def test_adapters_are_refused():
-    """As the package peft places them: around the module, or beside its layers."""
-    cure = r"adapters.*not merged.*merge_and_unload\(\)"
+def test_adapters_raise():
     net = random_network(1)
     options = plain(net)[1]
-    wrapper = type("PeftModel", (nn.Module,), {"__module__": "peft.peft_model"})()
-    with pytest.raises(UnsupportedFeature, match=cure):
-        convert(net, 1, transformer=wrapper)
-    layer, adapted = net.transformer.encoder.layers[0], nn.Module()
-    adapted.base_layer = layer.linear1
-    adapted.lora_A = nn.ModuleDict({"default": nn.Linear(3, 2, bias=False)})
-    layer.linear1 = adapted
-    with pytest.raises(UnsupportedFeature, match=cure):
+    with pytest.raises(UnsupportedFeature, match=MERGE):
+        convert(net, 1, transformer=peft_model())
+    add_lora(net.transformer.encoder.layers[0], "linear1")
+    with pytest.raises(UnsupportedFeature, match=MERGE):
         convert(net, 1)
-    with pytest.raises(UnsupportedFeature, match=cure):
+    with pytest.raises(UnsupportedFeature, match=MERGE):
         convert(net, 1, transformer=net.transformer.state_dict(), options=options)
 
 
-def test_a_live_module_without_torch_is_an_error_that_names_the_extra(monkeypatch):
+def test_a_live_module_without_torch_raises(monkeypatch):
     net = random_network(1)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"is not a mapping.*torch.*refseq2seq\[peers\]"):

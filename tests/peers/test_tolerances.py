@@ -1,9 +1,9 @@
-"""Derived tolerances accept what is right and reject what is wrong, in every precision.
+"""Derived tolerances accept correct implementations and reject mistakes, in every precision.
 
-Random models of x-transformers, of Hugging Face and of a Transformer written in PyTorch, and
-our own in float32: right, in float32, bfloat16 and float16; and the last of the PyTorch ones
-with planted mistakes. Beside each verdict stands that of `torch.testing.assert_close` with the
-tolerances it has by default, on the same numbers.
+Correct random models of x-transformers, of Hugging Face and of a Transformer written in
+PyTorch, in float32, bfloat16 and float16, and our own in float32; and the one written in
+PyTorch with planted mistakes. `torch.testing.assert_close` with its default tolerances judges
+the same numbers.
 
 By default a few of each are tried. The table of docs/tolerances.md is that of
 
@@ -24,6 +24,7 @@ import test_x_transformers
 import torch
 import torch_forward
 import xt_networks
+from planted import one_thread
 from tally import Tally, generator, judge, judge_mistakes
 
 import refseq2seq as rs
@@ -56,11 +57,7 @@ def of_x_transformers(seed, dtype):
         part.to(DTYPES[dtype])
     if dtype != "float32":  # with a mask x-transformers mixes dtypes there, and raises
         batch.mask = None
-    mask = None if batch.mask is None else torch.as_tensor(batch.mask)
-    with torch.no_grad():
-        memory = network.encoder(torch.as_tensor(batch.source), mask=mask, return_embeddings=True)
-        target = torch.as_tensor(batch.target)
-        logits = network.decoder.net(target, context=memory, context_mask=mask)
+    logits = network.tensor_of_logits(batch.source, batch.mask, batch.target)
     return model, (batch.source, batch.target, batch.mask), logits
 
 
@@ -70,13 +67,7 @@ def of_hugging_face(seed, dtype):
     round_parameters([theirs], dtype)
     model = rounded(rs.convert.from_huggingface(theirs), dtype)
     batch = hf_models.random_batch(theirs, seed)
-    theirs = theirs.to(DTYPES[dtype])
-    with torch.no_grad():
-        logits = theirs(
-            input_ids=torch.tensor(batch.source),
-            attention_mask=torch.tensor(batch.mask, dtype=torch.long),
-            decoder_input_ids=torch.tensor(batch.target),
-        ).logits
+    logits = hf_models.tensor_of_logits(theirs.to(DTYPES[dtype]), batch)
     return model, (batch.source, batch.target, batch.mask), logits
 
 
@@ -94,13 +85,10 @@ MAKERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small wait for each other's threads more than they compute."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+@pytest.fixture(autouse=True, scope="module")
+def _threads():
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +101,7 @@ def report():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_right_is_accepted(dtype, report):
+def test_correct_implementations_are_accepted(dtype, report):
     for name, maker in MAKERS.items():
         theirs, ours = Tally(), Tally()
         for seed in range(N):
@@ -133,7 +121,7 @@ def test_what_is_right_is_accepted(dtype, report):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_mistakes_are_rejected_where_they_show(dtype, report):
+def test_evident_mistakes_are_rejected(dtype, report):
     tallies = defaultdict(Tally)
     for seed in range(N):
         model, inputs, _ = written_in_torch(seed, dtype)

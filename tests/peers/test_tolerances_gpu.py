@@ -1,4 +1,4 @@
-"""On a GPU: what is right is accepted in float32, TF32, bfloat16 and float16.
+"""On a GPU: correct models are accepted in float32, TF32, bfloat16 and float16.
 
 The table of docs/tolerances.md is that of
 
@@ -34,7 +34,7 @@ DTYPES = {
 
 @pytest.mark.parametrize("size", ["small", "wide"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_right_is_accepted(dtype, size, monkeypatch):
+def test_correct_implementations_are_accepted(dtype, size, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", dtype == "tf32")
     tally, mistakes = Tally(), defaultdict(Tally)
     for seed in range(N if size == "small" else N // 5):

@@ -1,9 +1,9 @@
 """Live against x-transformers: the same logits, the same greedy tokens, the same samples.
 
 x-transformers 2.31 computes the attention's softmax in float32 whatever the model's dtype,
-and stores rotary and sinusoidal frequencies rounded to float32. To compare to 1e-12, the
-peer's softmax and frequencies are replaced by their float64 selves, after conversion; how
-far the peer is from float64 as it ships is measured by a test of its own.
+and stores rotary and sinusoidal frequencies rounded to float32. For comparisons to 1e-12, the
+peer computes both in float64 instead, after conversion; one test measures the difference that
+this makes.
 """
 
 from functools import partial
@@ -15,17 +15,16 @@ pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
 pytest.importorskip("x_transformers", reason="needs x-transformers: pip install '.[peers]'")
 
 import torch
+from comparisons import assert_same_model, relative_error
 from x_transformers import x_transformers as xt
 from xt_networks import both, check_greedy, close, random_batch, random_network
 
 import refseq2seq as rs
-from refseq2seq.params import named_arrays
 from refseq2seq.positions import alibi_slopes
 
 N_NEW = 4
 
-# One entry per option or combination, and how its sources may be padded: on the left only
-# where positions are relative, since x-transformers counts absolute ones from the padding on.
+# One entry per option or combination.
 CASES = {
     "tie_token_emb": {"tie_token_emb": True, **both(num_tokens=13)},
     "rotary": both(rotary_pos_emb=True),
@@ -122,13 +121,8 @@ CASES = {
         attn_gate_values=True,
     ),
 }
-LEFT_PADDED = {
-    "rotary",
-    "alibi alone",
-    "relative bias",
-    "no positions",
-    "modern",
-}
+# x-transformers counts absolute positions from the padding on, relative ones correctly.
+LEFT_PADDED = {"rotary", "alibi alone", "relative bias", "no positions", "modern"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -150,21 +144,15 @@ def test_a_hundred_networks_with_default_options(dtype, capsys):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_live_module_and_its_arrays_give_the_same_model_which_can_be_saved(case, tmp_path):
+def test_module_arrays_and_saved_file_give_the_same_model(case, tmp_path):
     network = random_network(np.random.default_rng(0), CASES[case])
     state = torch.random.get_rng_state()
     model = network.convert()
     assert torch.equal(torch.random.get_rng_state(), state)
     rs.save(model, tmp_path / "model.npz")
+    assert model.dtype == "float32"
     for other in (network.convert_arrays(), rs.load(tmp_path / "model.npz")):
-        assert other.config == model.config
-        names = [name for name, _ in named_arrays(model.params)]
-        assert [name for name, _ in named_arrays(other.params)] == names
-        for (name, x), (_, y) in zip(
-            named_arrays(model.params), named_arrays(other.params), strict=True
-        ):
-            assert x.dtype == y.dtype == "float32"
-            assert x.tobytes() == y.tobytes(), name
+        assert_same_model(other, model)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -188,7 +176,7 @@ def ragged(target: np.ndarray) -> list[list[int]]:
     return [row[:n].tolist() for row, n in zip(target, (1, 2, None), strict=True)]
 
 
-def test_alibi_slopes_are_the_peers_for_any_number_of_heads():
+def test_alibi_slopes_for_any_number_of_heads():
     for n in range(1, 130):
         slopes = xt.AlibiPositionalBias(heads=n).slopes.flatten().numpy()
         np.testing.assert_array_equal(np.float32(alibi_slopes(n)), slopes)
@@ -206,7 +194,7 @@ FILTERS = {
 @pytest.mark.parametrize(
     ("name", "arguments"), [(name, a) for name, all_of in FILTERS.items() for a in all_of]
 )
-def test_the_same_samples_from_the_same_noise(name, arguments, temperature, monkeypatch):
+def test_samples_under_the_same_noise(name, arguments, temperature, monkeypatch):
     for seed in range(3):
         rng = np.random.default_rng([seed, len(name)])
         network = random_network(rng, {})
@@ -240,7 +228,7 @@ def test_the_same_samples_from_the_same_noise(name, arguments, temperature, monk
         assert (theirs[:, ours.tokens.shape[1] :] == 0).all()
 
 
-def test_how_far_the_peer_as_it_ships_is_from_float64(capsys):
+def test_float32_parts_of_float64_networks(capsys):
     """Its softmax, rotary angles and sinusoids carry float32's rounding, 2^-24 = 6e-8."""
     errors = {"defaults": [], "rotary": [], "sinusoids": []}
     for case, found in errors.items():
@@ -252,7 +240,7 @@ def test_how_far_the_peer_as_it_ships_is_from_float64(capsys):
             batch = random_batch(rng, network.options, "right")
             theirs = network.logits(batch.source, batch.mask, batch.target)
             ours = rs.forward(network.convert(), batch.source, batch.target, batch.mask)
-            found.append(np.abs(ours - theirs).max() / np.abs(theirs).max())
+            found.append(relative_error(ours, theirs))
         assert 1e-9 < max(found) < 1e-5
     with capsys.disabled():
         print("\nfloat64 as shipped:", {case: f"{max(x):.1e}" for case, x in errors.items()})

@@ -74,25 +74,29 @@ class Network:
         return rs.convert.from_x_transformers(self.arrays(), self.options, **CONVENTIONS)
 
     @torch.no_grad()
-    def logits(self, source: np.ndarray, mask: np.ndarray | None, target: np.ndarray) -> np.ndarray:
+    def encode(self, source: np.ndarray, mask: np.ndarray | None) -> dict[str, torch.Tensor | None]:
+        """The memory and its mask, as the decoder takes them."""
         mask = None if mask is None else torch.as_tensor(mask)
         memory = self.encoder(torch.as_tensor(source), mask=mask, return_embeddings=True)
-        target = torch.as_tensor(target)
-        return self.decoder.net(target, context=memory, context_mask=mask).numpy()
+        return {"context": memory, "context_mask": mask}
+
+    @torch.no_grad()
+    def tensor_of_logits(self, source: np.ndarray, mask: Any, target: np.ndarray) -> torch.Tensor:
+        return self.decoder.net(torch.as_tensor(target), **self.encode(source, mask))
+
+    def logits(self, source: np.ndarray, mask: np.ndarray | None, target: np.ndarray) -> np.ndarray:
+        return self.tensor_of_logits(source, mask, target).numpy()
 
     @torch.no_grad()
     def generate(
         self, source: np.ndarray, mask: np.ndarray | None, prompts: Any, n: int, **options: Any
     ) -> np.ndarray:
-        mask = None if mask is None else torch.as_tensor(mask)
-        memory = self.encoder(torch.as_tensor(source), mask=mask, return_embeddings=True)
         if isinstance(prompts, list):
             prompts = [torch.as_tensor(prompt) for prompt in prompts]
         else:
             prompts = torch.as_tensor(prompts)
-        return self.decoder.generate(
-            prompts, n, context=memory, context_mask=mask, **{"eos_token": EOS} | options
-        ).numpy()
+        options = {"eos_token": EOS} | self.encode(source, mask) | options
+        return self.decoder.generate(prompts, n, **options).numpy()
 
     def in_float64(self) -> rs.Model:
         """Ours in float64; this network too, even where it is float32 in any case."""

@@ -115,10 +115,6 @@ def record_pytorch() -> None:
         halved([net.transformer, *around])
         net.positions = net.positions.half().double()
         source, target, mask = pt.random_batch(net, seed)
-        rows = net.greedy(source, mask)
-        tokens = np.full((len(rows), N_NEW), pt.PAD)
-        for row, found in zip(tokens, rows, strict=True):
-            row[: len(found)] = found
         bias = {} if net.unembedding.bias is None else {"around.bias": net.unembedding.bias}
         arrays = {
             **net.transformer.state_dict(),
@@ -128,18 +124,9 @@ def record_pytorch() -> None:
             "around.positions": net.positions,
             **bias,
         }
-        layer = net.transformer.encoder.layers[0]
-        sizes = {
-            "d_model": net.transformer.d_model,
-            "nhead": net.transformer.nhead,
-            "num_encoder_layers": net.transformer.encoder.num_layers,
-            "num_decoder_layers": net.transformer.decoder.num_layers,
-            "dim_feedforward": layer.linear1.out_features,
-            "layer_norm_eps": layer.norm1.eps,
-        }
-        given = {"activation": "relu", "norm_first": False, "bias": True} | options
+        given = pt.plain(net)[1] | options
         given.pop("batch_first", None)  # a layout of activations, not of the model
-        about = {"options": sizes | given, "scale": net.scale}
+        about = {"options": given, "scale": net.scale}
         write(
             "torch",
             name,
@@ -149,7 +136,7 @@ def record_pytorch() -> None:
             mask=mask,
             target=target,
             logits=net.logits(source, target, mask),
-            tokens=tokens,
+            tokens=net.greedy(source, mask),
         )
 
 
