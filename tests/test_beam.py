@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from naming import raises_naming
+from naming import raises_naming, short
 from tasks import every_search, tiny
 
 import refseq2seq as rs
@@ -393,7 +393,7 @@ BAD_REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "options", "names"), BAD_REQUESTS, ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(("kind", "options", "names"), BAD_REQUESTS, ids=short)
 def test_a_bad_request_raises_before_the_source_is_encoded(kind, options, names):
     encoded = rs.Trace()
     search = rs.beam_search if "n_best" in options else rs.beam_steps

@@ -26,7 +26,7 @@ from distributions import (
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from naming import raises_naming
+from naming import raises_naming, short
 
 import refseq2seq as rs
 from refseq2seq.generation import filters
@@ -308,7 +308,7 @@ def test_epsilon_and_eta_keep_the_best_and_all_above_the_bar(p, cutoff):
         (rs.typical(0.75), [0, 2]),
         (rs.typical(0.7501), [0, 1, 2]),
     ],
-    ids=str,
+    ids=short,
 )
 def test_filters_of_probabilities_1_2_1_4_1_8_1_8(base_two, processor, ids):
     assert kept(processor, np.array([[-1.0, -3.0, -2.0, -3.0]])) == [ids]
@@ -417,7 +417,7 @@ OUT_OF_RANGE = [
 ]
 
 
-@pytest.mark.parametrize(("make", "value", "names"), OUT_OF_RANGE, ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(("make", "value", "names"), OUT_OF_RANGE, ids=short)
 def test_a_number_out_of_its_range_raises(make, value, names):
     with raises_naming(ValueError, *names):
         make(value)

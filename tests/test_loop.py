@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from naming import raises_naming
+from naming import raises_naming, short
 from tasks import (
     GREEDY,
     NEW,
@@ -192,7 +192,7 @@ ENDINGS = [  # greedy decoding goes 0 3 4 2 5 6 3 4 2, and 2 is EOS
 ]
 
 
-@pytest.mark.parametrize(("options", "tokens"), ENDINGS, ids=lambda x: str(x)[:60])
+@pytest.mark.parametrize(("options", "tokens"), ENDINGS, ids=short)
 def test_rows_end_with_eos_or_max_new_tokens(options, tokens):
     out = path(path_model(eos_ids=(2,)), **options)
     assert new_tokens(out) == tokens

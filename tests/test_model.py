@@ -1,6 +1,7 @@
 """The forward pass: against the scalar implementation, and in the relations it must keep."""
 
 import dataclasses
+import typing
 
 import arrangements
 import numpy as np
@@ -191,6 +192,9 @@ def test_every_array_changes_the_logits(config):
             assert size > 1e-6, name
 
 
+ACTIVATIONS = typing.get_args(config.Activation)
+
+
 def conventions(fields, path=""):
     """Every field of a config that can be another without other arrays, and its other value."""
     others = {
@@ -198,8 +202,7 @@ def conventions(fields, path=""):
         "base": 7.0,
         "max_distance": 4,
         "kind": {"layer_norm": "rms_norm", "rms_norm": "std_norm", "std_norm": "l2_norm"},
-        "activation": {"gelu_erf": "gelu_tanh", "gelu_tanh": "relu", "relu_squared": "relu",
-                       "relu": "silu", "silu": "gelu_erf"},
+        "activation": dict(zip(ACTIVATIONS, [*ACTIVATIONS[1:], ACTIVATIONS[0]], strict=True)),
         "kv_head_order": {"grouped": "tiled", "tiled": "grouped"},
         "layout": {"interleaved": "concatenated"},
         "pairing": {"halves": "interleaved"},

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from naming import raises_naming
+from naming import raises_naming, short
 from tasks import every_chooser, learned_model, new_tokens, path, path_model, text_model
 
 import refseq2seq as rs
@@ -83,7 +83,7 @@ BAD_REQUESTS = [
 
 
 @pytest.mark.parametrize("function", [rs.decode_steps, rs.generate])
-@pytest.mark.parametrize(("kind", "options", "names"), BAD_REQUESTS, ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(("kind", "options", "names"), BAD_REQUESTS, ids=short)
 def test_a_bad_request_raises_before_the_first_step(function, kind, options, names):
     with raises_naming(kind, *names):
         function(learned_model(), **{"source": [[3]]} | options)

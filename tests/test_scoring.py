@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naming import raises_naming
+from naming import raises_naming, short
 from tasks import tiny
 
 import refseq2seq as rs
@@ -119,7 +119,7 @@ PROCESSORS = [
 ]
 
 
-@pytest.mark.parametrize("processors", PROCESSORS, ids=str)
+@pytest.mark.parametrize("processors", PROCESSORS, ids=short)
 @pytest.mark.parametrize("kind", ["processors", "logits_processors"])
 @given(seed=st.integers(0, 99))
 @settings(max_examples=5)

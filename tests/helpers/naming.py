@@ -1,6 +1,7 @@
 """Errors: their class and what they name, not their wording."""
 
 import contextlib
+import re
 
 import pytest
 
@@ -15,3 +16,8 @@ def raises_naming(kind, *names):
     assert "\n" not in message, message
     for name in names:
         assert str(name) in message, f"{name!r} is not in {message!r}"
+
+
+def short(x):
+    """An id for a parameter: its text without addresses, which differ between processes."""
+    return re.sub(r" at 0x\w+", "", str(x))[:40]
