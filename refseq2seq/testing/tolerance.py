@@ -127,8 +127,4 @@ def spread(
         n = min(at_once, runs - first)
         simulate(model, source, target, mask, errors=errors, runs=n, by=arithmetic)
     quantities = {name: e.expected(dtype) for name, e in errors.items()}
-    return Spread(quantities, model, _with_mask(source, mask), _with_mask(target, target_mask))
-
-
-def _with_mask(ids: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    return ids, np.ones(ids.shape, dtype=bool) if mask is None else mask
+    return Spread(quantities, model, (source, mask), (target, target_mask))

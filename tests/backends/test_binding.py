@@ -16,7 +16,7 @@ from backends.double import Device
 
 import refseq2seq
 
-PACKAGE = Path(refseq2seq.__file__).parent
+PACKAGE, TESTS = Path(refseq2seq.__file__).parent, Path(__file__).parents[1]
 
 X = np.arange(6.0).reshape(2, 3)
 I = np.array([[0, 2], [1, 1]])  # noqa: E741 - indices
@@ -78,7 +78,7 @@ def answers(recorded):
     done = subprocess.run(
         [sys.executable, ghosts.__file__],
         input=pickle.dumps((made, [*rules.UFUNCS, *rules.FUNCTIONS])),
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1])])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), str(TESTS)])},
         capture_output=True,
         check=False,
     )

@@ -214,9 +214,9 @@ def diagnose(
             "hooks in every step: give a target, or the module as it was before torch.compile"
         )
     model = _converted(peer) if model is None else model
-    ids, mask = as_tokens("source", source, model.config.encoder.vocab_size, source_mask)
-    if mask is not None:
-        ids = np.where(mask, ids, model.config.pad_id)
+    ids, real = as_tokens("source", source, model.config.encoder.vocab_size, source_mask)
+    ids = np.where(real, ids, model.config.pad_id)
+    mask = None if real.all() else real  # modules may compute otherwise with a mask
     if target is None:
         target = _start(model, max_new_tokens, len(ids))
     fed, _ = as_tokens("target", target, model.config.decoder.vocab_size)
