@@ -143,6 +143,14 @@ def test_wrong_arguments_of_spread_raise(options, message):
         spread(MODELS["vaswani"], SOURCE, TARGET, **options)
 
 
+def test_a_number_that_is_not_finite_has_no_limit():
+    within = spread(MODELS["vaswani"], SOURCE, TARGET, dtype="float32", runs=1)
+    theirs = {"logits": np.full_like(within["logits"].value, np.nan)}
+    found = first_difference(within, theirs)
+    assert found.reason == "not finite"
+    assert "allowed" not in str(found)
+
+
 def test_an_overflow_is_named():
     config = CONFIGS["x-transformers"]
     encoder = dataclasses.replace(config.encoder, embedding_scale=1e5)
