@@ -20,7 +20,7 @@ pytest.importorskip("resource", reason="limits and named pipes are those of Unix
 import resource
 
 import hostile
-from hostile import SHARDS, WEIGHTS, Case, judge, write_json, write_sums
+from hostile import INDEX, SHARDS, WEIGHTS, Case, judge, write_json, write_sums
 
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, from_huggingface
