@@ -20,7 +20,7 @@ pytest.importorskip("resource", reason="limits and named pipes are those of Unix
 import resource
 
 import hostile
-from hostile import SHARDS, WEIGHTS, Case, judge, write_json, write_sums
+from hostile import INDEX, SHARDS, WEIGHTS, Case, judge, write_json, write_sums
 
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, from_huggingface
@@ -163,6 +163,15 @@ def test_bad_tokenizers_raise(directories, content, told):
     pytest.importorskip("tokenizers")
     write_json(directories["BART"] / "tokenizer.json", content)
     assert re.search(f"tokenizer.json: .*{told}", refusal(rs.load, directories["BART"]))
+
+
+@pytest.mark.parametrize("shard", [3, None, ["a"], "..", "../x"])
+def test_bad_file_names_in_an_index_raise(directories, shard):
+    index = directories["M2M100"] / INDEX
+    weight_map = json.loads(index.read_text())["weight_map"]
+    changed(index, weight_map=weight_map | {"final_logits_bias": shard})
+    told = refusal(rs.load, directories["M2M100"])
+    assert f"{INDEX}: final_logits_bias is in {shard!r}" in told
 
 
 @pytest.mark.parametrize(
