@@ -200,9 +200,10 @@ INSTEAD = {
 @pytest.mark.parametrize(("name", "value_and_cure"), INSTEAD.items(), ids=INSTEAD)
 def test_an_unknown_option_says_what_to_write(name, value_and_cure):
     value, cure = value_and_cure
-    for call in (rs.generate, lambda *a, **o: rs.generate_text(text_model(), ["a"], **o)):
-        with raises_naming(TypeError, f"no argument '{name}'", cure):
-            call(learned_model(), [[3]], **{name: value})
+    with raises_naming(TypeError, f"rs.generate has no argument '{name}'", cure):
+        rs.generate(learned_model(), [[3]], **{name: value})
+    with raises_naming(TypeError, f"rs.generate_text has no argument '{name}'", cure):
+        rs.generate_text(text_model(), ["a"], **{name: value})
 
 
 @pytest.mark.parametrize(
