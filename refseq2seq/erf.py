@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from .backend import Array, array_namespace, elementwise
 
 # Coefficients, lowest power first. Each polynomial interpolates at Chebyshev points;
-# tests/test_special.py derives them again.
+# tests/test_erf.py derives them again.
 # fmt: off
 _SHORT = (  # erfcx(t) in y = 3 / (t + 3), so h is 3; t <= 9.3; relative error 3e-9
     0.0,
