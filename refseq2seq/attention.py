@@ -149,7 +149,7 @@ class CrossContext(NamedTuple):
 
     k: Array  # (batch, n_kv_heads, n_source, d_k)
     v: Array  # (batch, n_kv_heads, n_source, d_v)
-    mask: Array | None = None  # boolean, broadcasts to (batch, n_heads, n_target, n_source)
+    mask: Array | None = None  # boolean, True = may attend; (batch, 1, 1, n_source)
 
 
 def self_attention(

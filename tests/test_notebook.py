@@ -51,7 +51,7 @@ def cells(page):
 
 def test_repr_is_one_line(step, generation, trace):
     assert repr(MODEL) == pretty(MODEL) == "<Model of 2,196,320 parameters, float32>"
-    assert repr(step) == "<Step 6: tokens [0, 2]>"
+    assert repr(step) == "<Step 6: tokens 0 2>"
     assert repr(generation) == "<Generation of 2 rows, 4 to 7 tokens, 2 finished>"
     assert repr(trace) == "<Trace of 549 arrays>"
 

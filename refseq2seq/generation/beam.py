@@ -33,13 +33,13 @@ import numpy as np
 from ..backend import Array, array_namespace, freeze, read
 from ..checks import Tokens, check_int, check_number
 from ..model import Model, encode_checked
-from ..ops import log_softmax, top_indices
+from ..ops import top_indices
 from ..taps import Tap, no_tap
 from .contrastive import Amateur
 from .failures import no_token
 from .inference import Inference, infer
 from .request import Request, as_request, check_options, stopped, with_rules
-from .sampling import Processor, State, apply, check_processors
+from .sampling import Processor, State, apply, check_processors, to_log_probs
 
 EarlyStopping = bool | Literal["never"]
 LengthPenalty = float | Callable[[int], float]
@@ -223,7 +223,7 @@ def beam_steps(
         stop=stop,
         tap=tap,
     )
-    of_logits = (*logits_processors, _to_log_probs)
+    of_logits = (*logits_processors, to_log_probs)
     settings = _Settings(
         n_beams=beams,
         n_considered=max(2, 1 + len(request.eos_ids)) * beams,
@@ -232,10 +232,6 @@ def beam_steps(
         processors=with_rules(request, model.config, processors, of_logits),
     )
     return _search(model, request, settings)
-
-
-def _to_log_probs(scores: Array, state: State) -> Array:
-    return log_softmax(scores)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -359,7 +355,7 @@ def _candidates(
     log_probs = log_probs.astype("float64").reshape(batch, n_beams * vocab_size)
     sums = xp.repeat(xp.asarray(sum_log_probs), vocab_size, axis=1)
     sums = xp.where(sums > -math.inf, sums + log_probs, -math.inf)
-    sums = xp.where(xp.isnan(sums), math.inf, sums)  # NaN comes first, where `_step` finds it
+    sums = xp.where(xp.isnan(sums), math.inf, sums)  # NaN comes first, and is reported
     indices = top_indices(sums, min(n + 1, sums.shape[1]))
     chosen = (xp.take_along_axis(x, indices, axis=1) for x in (sums, log_probs))
     flat, best, steps = read(indices, *chosen)
@@ -431,7 +427,7 @@ class _Beams:
     def __init__(self, request: Request, pad_id: int) -> None:
         batch, start, n_beams = request.batch, request.start, request.copies
         self.request, self.pad_id = request, pad_id
-        self.targets = request.take(request.source_index)  # a row for each beam
+        self.per_target = request.take(request.source_index)  # a row for each beam
         # The tokens so far, the same number in every beam: (batch, B, n).
         self.tokens = np.repeat(request.prefix[:, None, :start], n_beams, axis=1)
         self.live = Hypotheses.none(batch, n_beams, 0, pad_id)
@@ -453,7 +449,7 @@ class _Beams:
         """What processors may use."""
         index, n_new = self.request.source_index, self.live.lengths[:, 0]
         emitted = emitted[index] & (self.live.scores.reshape(-1) > -np.inf)
-        return self.targets.state(self.rows, n_new[index], emitted, index)
+        return self.per_target.state(self.rows, n_new[index], emitted, index)
 
     def advance(
         self, c: Candidates, extended: Hypotheses, survivors: np.ndarray, ends: np.ndarray

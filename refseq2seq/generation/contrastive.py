@@ -45,7 +45,10 @@ def amateur(
     ----------
     model : Model
         It must have the expert's target vocabulary.
-    alpha, beta : float
+    alpha : float
+        In (0, 1]. Tokens less than alpha times as probable as the expert's best are removed.
+    beta : float
+        Finite.
     reads_source : bool
         True encodes the source with the amateur's own encoder. False gives its decoder
         the expert's encoding, which must have the same width, as x-transformers does.

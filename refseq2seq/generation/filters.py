@@ -23,6 +23,7 @@ from .sampling import (
     check_processors,
     makes_processor,
     noise_of_step,
+    to_log_probs,
 )
 
 
@@ -248,7 +249,7 @@ def renormalize_logits() -> Processor:
     Hugging Face's option of this name acts after all other processors: beam search then scores
     hypotheses by the distribution after the processors.
     """
-    return lambda scores, state: log_softmax(scores)
+    return to_log_probs
 
 
 @makes_processor

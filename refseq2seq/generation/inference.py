@@ -33,7 +33,7 @@ class Inference:
         new = model.xp.asarray(targets[rows, cache[0].length if cache else 0 :])
         with np.errstate(over="ignore", invalid="ignore"):  # the loop reports non-finite numbers
             logits = decode_checked(model, new, self._memory, cache=cache, tap=tap)[:, -1]
-            logits = _nan_where_overflown(logits, logits.min(axis=-1, keepdims=True))
+            logits = _nan_where_overflowed(logits, logits.min(axis=-1, keepdims=True))
         if len(rows) == len(targets):
             return logits
         xp = array_namespace(logits)
@@ -61,9 +61,9 @@ class Inference:
 
 
 @elementwise
-def _nan_where_overflown(logits: Array, least: Array) -> Array:
+def _nan_where_overflowed(logits: Array, minimum: Array) -> Array:
     """The logits; NaN in rows whose minimum is -inf, which is an overflow, not a removed token."""
-    return logits + (least - least)
+    return logits + (minimum - minimum)
 
 
 class ContrastiveInference(Inference):

@@ -50,7 +50,9 @@ class Step:
         freeze(self.finished, self.forced, self.emitted)
 
     def __repr__(self) -> str:
-        return f"<Step {self.index}: tokens {self.tokens.tolist()}>"
+        from ..watching.notebook import listed
+
+        return f"<Step {self.index}: tokens {listed(self.tokens)}>"
 
     def _repr_html_(self) -> str:
         from ..watching import notebook
@@ -212,7 +214,7 @@ def _step(
 
     # A choice from it. Rows in their prefix take its token; rows that have ended take padding.
     ended = targets.ended
-    forced, forced_tokens = targets.request.forced(targets.n, ended, targets.pad_id)
+    forced, forced_tokens = targets.per_target.forced(targets.n, ended, targets.pad_id)
     emitted = ~forced & ~ended
     state = targets.state(emitted)
     with np.errstate(all="ignore"):  # non-finite numbers are reported below, by row
@@ -223,7 +225,7 @@ def _step(
     if unfit.any():
         row = int(unfit.argmax())
         raise no_token(
-            model, targets.asked, processors, logits, state, place=row, row=row, step=index
+            model, targets.request, processors, logits, state, place=row, row=row, step=index
         )
     log_probs = tap("log_probs", log_probs)
 
@@ -243,7 +245,7 @@ def _step(
 
 
 def _read(
-    logits: Array, scores: Array, chosen: Array, forced_tokens: np.ndarray, emitted: np.ndarray
+    logits: Array, filtered: Array, chosen: Array, forced_tokens: np.ndarray, emitted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, their log-probabilities, best scores and margins, each (batch,).
 
@@ -260,10 +262,10 @@ def _read(
             f"choose must pick a token id for each row, integers ({batch},), "
             f"got {chosen.dtype} {chosen.shape}"
         )
-    rows, best_token = xp.arange(batch), scores.argmax(axis=-1)
-    others = scores.copy()
+    rows, best_token = xp.arange(batch), filtered.argmax(axis=-1)
+    others = filtered.copy()
     others[rows, best_token] = -math.inf
-    best = scores[rows, best_token]
+    best = filtered[rows, best_token]
     token = xp.where(xp.asarray(emitted), chosen, xp.asarray(forced_tokens))
     wide = at_least_float32(logits)
     try:
@@ -288,14 +290,15 @@ def _unknown(tokens: np.ndarray, vocab_size: int) -> ValueError:
 class _Targets:
     """The growing targets: the state of the loop, on the host."""
 
-    def __init__(self, asked: Request, pad_id: int, uniforms: Uniforms) -> None:
-        request = asked.take(asked.source_index)
-        self.asked, self.request, self.pad_id, self.uniforms = asked, request, pad_id, uniforms
-        self.tokens = np.full((request.batch, request.end), pad_id, dtype=np.int64)
-        self.tokens[:, : request.start] = request.prefix[:, : request.start]
-        self.n = request.start  # tokens so far, the same number in every row
-        self.n_new = np.zeros(request.batch, dtype=np.int64)
-        self.finished = np.zeros(request.batch, dtype=bool)
+    def __init__(self, request: Request, pad_id: int, uniforms: Uniforms) -> None:
+        self.request, self.pad_id, self.uniforms = request, pad_id, uniforms
+        self.per_target = request.take(request.source_index)  # a row for each target
+        batch, start = self.per_target.batch, request.start
+        self.tokens = np.full((batch, request.end), pad_id, dtype=np.int64)
+        self.tokens[:, :start] = self.per_target.prefix[:, :start]
+        self.n = start  # tokens so far, the same number in every row
+        self.n_new = np.zeros(batch, dtype=np.int64)
+        self.finished = np.zeros(batch, dtype=bool)
 
     @property
     def ended(self) -> np.ndarray:
@@ -305,8 +308,8 @@ class _Targets:
     def state(self, emitted: np.ndarray) -> State:
         """What processors and choosers may use."""
         uniforms = partial(self.uniforms, self.n_new)
-        tokens, index = self.tokens[:, : self.n], self.asked.source_index
-        return self.request.state(tokens, self.n_new, emitted, index, uniforms)
+        tokens, index = self.tokens[:, : self.n], self.request.source_index
+        return self.per_target.state(tokens, self.n_new, emitted, index, uniforms)
 
     def append(self, tokens: np.ndarray, emitted: np.ndarray) -> None:
         """Append one token to every row."""

@@ -244,15 +244,15 @@ def _check_forced(request: Request, c: ModelConfig, processors: Sequence[Process
     Other processors may ban it, because forced tokens win. Hugging Face raises an error too
     where a forced token is suppressed.
     """
+    index, every_row = np.arange(request.batch), np.ones(request.batch, dtype=bool)
     positions = (  # field, token, which new token it is, and in which rows
         ("forced_bos_id", c.forced_bos_id, 0, request.n_prefix == 1),
-        ("forced_eos_id", c.forced_eos_id, request.max_new_tokens - 1, request.n_prefix > 0),
+        ("forced_eos_id", c.forced_eos_id, request.max_new_tokens - 1, every_row),
     )
     for field, token, n_new, rows in positions:
         if token is None:
             continue
-        every_row = np.arange(request.batch)
-        state = request.state(request.prefix, np.full(request.batch, n_new), rows, every_row)
+        state = request.state(request.prefix, np.full(request.batch, n_new), rows, index)
         for processor in processors:
             ban = processor.process if isinstance(processor, Rule) else processor
             if not (isinstance(ban, MadeProcessor) and ban.name in ("suppress", "begin_suppress")):

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..backend import Array, array_namespace, freeze, read_only
 from ..checks import on_host
-from ..ops import softmax
+from ..ops import log_softmax, softmax
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,6 +99,11 @@ def apply(processors: Sequence[Processor], scores: Array, state: State) -> Array
                 f"{described(process)} returns {found}"
             )
     return scores
+
+
+def to_log_probs(scores: Array, state: State) -> Array:
+    """A processor: the log-softmax of the scores, in nats."""
+    return log_softmax(scores)
 
 
 def check_processors(processors: Any, instead: str) -> tuple[Processor, ...]:

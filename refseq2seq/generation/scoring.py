@@ -9,9 +9,8 @@ from ..backend import Array, array_namespace, to_numpy
 from ..checks import Tokens, as_tokens
 from ..config import ModelConfig
 from ..model import Model, check_model, forward
-from .filters import renormalize_logits
 from .request import as_prefix
-from .sampling import Processor, State, apply, check_processors, no_uniforms
+from .sampling import Processor, State, apply, check_processors, no_uniforms, to_log_probs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,7 +90,7 @@ def score(
     scored = real[:, 1:] & (np.arange(1, ids.shape[1]) >= n_prefix[:, None])
     source_ids, source_mask = as_tokens("source", source, c.encoder.vocab_size, source_mask)
     log_probs = processed(
-        (*logits_processors, renormalize_logits(), *processors),
+        (*logits_processors, to_log_probs, *processors),
         forward(model, source_ids, ids[:, :-1], source_mask),
         tokens=ids[:, :-1],
         emitted=scored,

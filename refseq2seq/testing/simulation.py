@@ -22,7 +22,7 @@ def simulate(
     model: Model,
     source: np.ndarray,
     target: np.ndarray,
-    mask: np.ndarray | None,
+    mask: np.ndarray,
     *,
     errors: Mapping[str, Errors],
     runs: int,
@@ -38,7 +38,7 @@ def simulate(
         In float64.
     source : integer array (batch, n_source)
     target : integer array (batch, n_target)
-    mask : boolean array (batch, n_source), or None
+    mask : boolean array (batch, n_source)
         True = real token.
     errors : mapping of str to Errors
         By name of the quantity. The errors of these runs are added to it.
@@ -52,9 +52,7 @@ def simulate(
     ValueError
         If a quantity overflows.
     """
-    positions = (
-        np.arange(source.shape[1]) if mask is None else np.tile(real_positions(mask), (runs, 1))
-    )
+    positions = np.tile(real_positions(mask), (runs, 1))
 
     def tap(name: str, x: Array) -> Array:
         x = np.asarray(x)
@@ -71,7 +69,7 @@ def simulate(
         return x if _goes_into_erfc(model, name) else low_precision(x, by)
 
     params = map_arrays(model.config, model.params, lambda x: low_precision(x, by))
-    often = [None if x is None else np.tile(x, (runs, 1)) for x in (source, target, mask)]
+    often = [np.tile(x, (runs, 1)) for x in (source, target, mask)]
     with np.errstate(over="ignore", invalid="ignore"):  # the tap raises on overflow
         forward(replace(model, params=params), *often, tap=FunctionTap(tap))
 

@@ -71,7 +71,7 @@ def step(s: Any) -> str:
 
 def generation(g: Any) -> str:
     """The tokens of each row, the sum of their log-probabilities, and whether it has ended."""
-    tokens = [_listed(row[:n]) for row, n in zip(g.tokens, g.lengths, strict=True)]
+    tokens = [listed(row[:n]) for row, n in zip(g.tokens, g.lengths, strict=True)]
     ended = ["yes" if finished else "no: cut off" for finished in g.finished]
     columns = (tokens, _decimals(g.log_probs.sum(axis=1)), ended)
     head = ("row", "tokens", "log-probability", "ended")
@@ -94,7 +94,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> s
     return f"<table><caption>{_text(caption)}</caption>{_row('th', head)}{body}</table>"
 
 
-def _listed(values: Iterable[Any]) -> str:
+def listed(values: Iterable[Any]) -> str:
     """The first values, separated by spaces, such as the tokens of a target."""
     texts = [str(value) for value in values]
     return " ".join(texts[:SHOWN]) + (" …" if len(texts) > SHOWN else "")
