@@ -39,7 +39,6 @@ from .generation.failures import NonFiniteLogitsError, NoTokenLeftError
 from .generation.filters import (
     epsilon,
     eta,
-    gumbel_top_k,
     min_p,
     renormalize_logits,
     temperature,
@@ -56,12 +55,12 @@ from .generation.loop import (
     generate,
     generate_text,
 )
+from .generation.noise import exponential_race, gumbel_top_k
 from .generation.sampling import (
     Chooser,
     Processor,
     State,
     draw_uniforms,
-    exponential_race,
     greedy,
     sample,
 )

@@ -62,13 +62,6 @@ def to_numpy(x: Array) -> np.ndarray:
     return x.get() if _is_cupy(x) else np.asarray(x)
 
 
-def read_only(x: np.ndarray) -> np.ndarray:
-    """A read-only view of an array on the host."""
-    view = x.view()
-    view.flags.writeable = False
-    return view
-
-
 def freeze(*arrays: Any) -> None:
     """Make the NumPy arrays among the arguments read-only."""
     for x in arrays:

@@ -136,19 +136,15 @@ def _erfc_of_abs(x: Array, scale: tuple[float, float], times: Array | float = 1.
     """times * erfc(scale |x|), of the shape of x and rounded once to its dtype."""
     if x.dtype.kind != "f":
         raise TypeError(f"expected an array of floating-point numbers, got {x.dtype}")
-    erfc_of = _fast_erfc if x.dtype.itemsize <= 4 else _accurate_erfc
-    return erfc_of(array_namespace(x).abs(x), scale, times).astype(x.dtype)
-
-
-def _fast_erfc(x: Array, scale: tuple[float, float], times: Array | float) -> Array:
-    """times * erfc(scale x) in float64, accurate to float32, for float16 or float32 x >= 0."""
     xp = array_namespace(x)
-    t = x.astype(xp.float64) * sum(scale)
+    if x.dtype == xp.float64:
+        return _accurate_erfc(xp.abs(x), scale, times)
+    t = xp.abs(x).astype(xp.float64) * sum(scale)
     result = _polynomial(_SHORT, 3 / (t + 3))  # erfcx(t)
     t *= -t  # in place: memory access is slower here than arithmetic
     result *= xp.exp(t)  # erfc(t)
     result *= times
-    return result
+    return result.astype(x.dtype)
 
 
 def _accurate_erfc(x: Array, scale: tuple[float, float], times: Array | float) -> Array:

@@ -29,7 +29,7 @@ from .attention import (
 )
 from .backend import Array, array_namespace, at_least_float32, to_cupy, to_numpy
 from .checks import Tokens, as_tokens
-from .config import FeedForwardConfig, ModelConfig, NormConfig, RotaryPositions, StackConfig
+from .config import FeedForwardConfig, ModelConfig, RotaryPositions, StackConfig
 from .exact import as_exact
 from .masks import causal_mask, padding_mask, real_positions
 from .ops import ACTIVATIONS, linear, normalize
@@ -38,7 +38,6 @@ from .params import (
     LayerParams,
     Params,
     StackParams,
-    SublayerNorms,
     check_params,
     count_parameters,
     map_arrays,
@@ -219,8 +218,7 @@ def encode_checked(model: Model, ids: np.ndarray, mask: np.ndarray, *, tap: Tap)
     c, p, xp = model.config.encoder, model.params.encoder, model.xp
     source_mask = None if mask.all() else xp.asarray(mask)
     positions = xp.arange(ids.shape[1]) if source_mask is None else real_positions(source_mask)
-    tap = _rounding(model, tap)
-    inside = tap.at("encoder")
+    inside = _rounding(model, tap).at("encoder")
     x = embed(p, c, xp.asarray(ids), positions, inside)
     key_mask = None if source_mask is None else padding_mask(source_mask)
     if p.register_tokens is not None:
@@ -230,7 +228,7 @@ def encode_checked(model: Model, ids: np.ndarray, mask: np.ndarray, *, tap: Tap)
         context = SelfContext(rotation, biases[i], key_mask)
         x = encoder_layer(layer, c, x, context, inside.at(f"layers.{i}"))
     hidden = inside("final", normalize(p.final_norm, c.norm, x))[:, c.n_register_tokens :]
-    return _project(model, hidden, source_mask, tap)
+    return project_memory(model, hidden, source_mask, tap=tap)
 
 
 def project_memory(model: Model, hidden: Array, mask: Array | None, *, tap: Tap = no_tap) -> Memory:
@@ -245,14 +243,11 @@ def project_memory(model: Model, hidden: Array, mask: Array | None, *, tap: Tap 
         True = real token.
     tap : Tap
     """
-    return _project(model, at_least_float32(hidden), mask, _rounding(model, tap))
-
-
-def _project(model: Model, hidden: Array, mask: Array | None, tap: Tap) -> Memory:
-    attention, dtype, keys, values = model.config.decoder.cross_attention, model.dtype, [], []
+    c, dtype, keys, values = model.config.decoder, model.dtype, [], []
+    hidden, tap = at_least_float32(hidden), _rounding(model, tap)
     for i, layer in enumerate(model.params.decoder.layers):
         inside = tap.at(f"decoder.layers.{i}.cross_attention")
-        k, v = keys_values(layer.cross_attention, attention, hidden)  # type: ignore[arg-type]
+        k, v = keys_values(layer.cross_attention, c.cross_attention, hidden)  # type: ignore[arg-type]
         # In C order, one head after another, as each step reads them.
         keys.append(inside("k", k).astype(dtype, order="C"))
         values.append(inside("v", v).astype(dtype, order="C"))
@@ -298,12 +293,7 @@ def decode(
 
 
 def decode_checked(
-    model: Model,
-    ids: Array,
-    memory: Memory,
-    *,
-    cache: tuple[KeyValueCache, ...] | None,
-    tap: Tap,
+    model: Model, ids: Array, memory: Memory, *, cache: tuple[KeyValueCache, ...] | None, tap: Tap
 ) -> Array:
     """As `decode`, for validated token ids (batch, n) on the model's backend."""
     c, p, xp = model.config.decoder, model.params.decoder, model.xp
@@ -341,41 +331,39 @@ def new_cache(model: Model, batch: int, capacity: int) -> tuple[KeyValueCache, .
 def encoder_layer(
     p: LayerParams, c: StackConfig, x: Array, context: SelfContext, tap: Tap
 ) -> Array:
-    """Self-attention, then feed-forward, each in a residual: (batch, n, d_model)."""
+    """Self-attention, then feed-forward, each added to its input: (batch, n, d_model).
+
+    A norm stands before the sublayer (pre-norm), on its result, or after the addition (post-norm).
+    """
     h = normalize(p.self_norms.before, c.norm, x)
     h = self_attention(p.self_attention, c.self_attention, h, context, tap.at("self_attention"))
-    x = tap("after_self_attention", residual(p.self_norms, c.norm, x, h))
+    x = x + normalize(p.self_norms.branch, c.norm, h)
+    x = tap("after_self_attention", normalize(p.self_norms.after, c.norm, x))
 
     h = normalize(p.feed_forward_norms.before, c.norm, x)
     h = feed_forward(p.feed_forward, c.feed_forward, h, tap.at("feed_forward"))
-    return tap("after_feed_forward", residual(p.feed_forward_norms, c.norm, x, h))
+    x = x + normalize(p.feed_forward_norms.branch, c.norm, h)
+    return tap("after_feed_forward", normalize(p.feed_forward_norms.after, c.norm, x))
 
 
 def decoder_layer(
-    p: LayerParams,
-    c: StackConfig,
-    x: Array,
-    context: SelfContext,
-    source: CrossContext,
-    tap: Tap,
+    p: LayerParams, c: StackConfig, x: Array, context: SelfContext, source: CrossContext, tap: Tap
 ) -> Array:
-    """Self-attention, cross-attention, feed-forward, each in a residual: (batch, n, d_model)."""
+    """Self-attention, cross-attention, then feed-forward, each added to its input."""
     h = normalize(p.self_norms.before, c.norm, x)
     h = self_attention(p.self_attention, c.self_attention, h, context, tap.at("self_attention"))
-    x = tap("after_self_attention", residual(p.self_norms, c.norm, x, h))
+    x = x + normalize(p.self_norms.branch, c.norm, h)
+    x = tap("after_self_attention", normalize(p.self_norms.after, c.norm, x))
 
     h = normalize(p.cross_norms.before, c.norm, x)
     h = cross_attention(p.cross_attention, c.cross_attention, h, source, tap.at("cross_attention"))  # type: ignore[arg-type]
-    x = tap("after_cross_attention", residual(p.cross_norms, c.norm, x, h))
+    x = x + normalize(p.cross_norms.branch, c.norm, h)
+    x = tap("after_cross_attention", normalize(p.cross_norms.after, c.norm, x))
 
     h = normalize(p.feed_forward_norms.before, c.norm, x)
     h = feed_forward(p.feed_forward, c.feed_forward, h, tap.at("feed_forward"))
-    return tap("after_feed_forward", residual(p.feed_forward_norms, c.norm, x, h))
-
-
-def residual(p: SublayerNorms, c: NormConfig, x: Array, branch: Array) -> Array:
-    """after(x + branch_norm(branch)), for pre-norm, post-norm and sandwich norm."""
-    return normalize(p.after, c, x + normalize(p.branch, c, branch))
+    x = x + normalize(p.feed_forward_norms.branch, c.norm, h)
+    return tap("after_feed_forward", normalize(p.feed_forward_norms.after, c.norm, x))
 
 
 def feed_forward(p: FeedForwardParams, c: FeedForwardConfig, x: Array, tap: Tap = no_tap) -> Array:

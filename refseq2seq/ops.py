@@ -3,7 +3,8 @@
 Every function acts on the last axis, preserves the dtype and does not modify its arguments.
 Scalars are Python floats: a NumPy float64 scalar would promote float32 arrays to float64.
 Functions marked ``widened`` compute float16 in float32 and round the result once. A norm whose
-squares overflow returns NaN, never plausible finite numbers.
+squares overflow returns NaN, never plausible finite numbers: the remainder by infinity is the
+number itself, but NaN for an infinite divisor.
 """
 
 import math
@@ -245,7 +246,7 @@ def l2_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Arr
     below by eps; eps is not added to it.
     """
     xp = array_namespace(x)
-    length = _finite(xp.sqrt((x * x).sum(axis=-1, keepdims=True)))
+    length = xp.sqrt((x * x).sum(axis=-1, keepdims=True)) % math.inf
     return _affine(x / xp.maximum(length, eps) * math.sqrt(x.shape[-1]), gain, bias)
 
 
@@ -262,7 +263,7 @@ def std_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Ar
     xp = array_namespace(x)
     centred = x - _mean(x)
     variance = (centred * centred).sum(axis=-1, keepdims=True) / (x.shape[-1] - 1)
-    return _affine(centred / (_finite(xp.sqrt(variance)) + eps), gain, bias)
+    return _affine(centred / (xp.sqrt(variance) % math.inf + eps), gain, bias)
 
 
 @elementwise
@@ -270,13 +271,8 @@ def _over_root(
     x: Array, mean_square: Array, eps: float, gain: Array | None, bias: Array | None
 ) -> Array:
     """x / sqrt(mean_square + eps) * gain + bias."""
-    root = _finite(array_namespace(x).sqrt(mean_square + eps))
+    root = array_namespace(x).sqrt(mean_square + eps) % math.inf
     return _affine(x / root, gain, bias)
-
-
-def _finite(divisor: Array) -> Array:
-    """The divisor where it is finite, NaN where its squares overflowed: x / inf would be 0."""
-    return divisor % math.inf
 
 
 def _affine(x: Array, gain: Array | None, bias: Array | None) -> Array:

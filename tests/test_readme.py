@@ -63,7 +63,7 @@ def test_ci_runs_the_commands_that_set_up_as_they_stand_here():
 
 
 def test_a_change_of_the_source_would_be_seen():
-    stale = readme().replace("residual(", "residue(", 1)
+    stale = readme().replace("normalize(", "normalise(", 1)
     assert stale != readme()
     assert refreshed(stale) == readme()
 

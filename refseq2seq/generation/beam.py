@@ -37,7 +37,7 @@ from ..ops import top_indices
 from ..taps import Tap, no_tap
 from .contrastive import Amateur
 from .failures import no_token
-from .inference import Inference, infer
+from .inference import Inference
 from .request import Request, as_request, check_options, stopped, with_rules
 from .sampling import Processor, State, apply, check_processors, to_log_probs
 
@@ -248,7 +248,7 @@ class _Settings:
 def _search(model: Model, request: Request, settings: _Settings) -> Iterator[BeamStep]:
     with np.errstate(over="ignore", invalid="ignore"):  # each step reports non-finite numbers
         memory = encode_checked(model, request.source, request.source_mask, tap=request.tap)
-        inference = infer(model, memory, request)
+        inference = Inference(model, memory, request)
     beams = _Beams(request, model.config.pad_id)
     index = 0
     while not beams.done.all():
@@ -265,12 +265,7 @@ def _search(model: Model, request: Request, settings: _Settings) -> Iterator[Bea
 
 
 def _step(
-    model: Model,
-    inference: Inference,
-    beams: "_Beams",
-    settings: _Settings,
-    index: int,
-    tap: Tap,
+    model: Model, inference: Inference, beams: "_Beams", settings: _Settings, index: int, tap: Tap
 ) -> BeamStep:
     forced, forced_tokens = beams.request.forced(beams.n, beams.done, beams.pad_id)
     emitted = ~forced & ~beams.done

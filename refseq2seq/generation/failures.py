@@ -15,7 +15,7 @@ from ..backend import Array, to_numpy
 from ..model import Model, encode_checked
 from ..ops import logsumexp
 from ..taps import FunctionTap
-from .inference import infer
+from .inference import Inference
 from .request import Request, named
 from .sampling import Processor, State, apply
 
@@ -77,7 +77,7 @@ def _first_not_finite(model: Model, request: Request, tokens: np.ndarray) -> str
 
     request = replace(request, tap=FunctionTap(note))
     memory = encode_checked(model, request.source, request.source_mask, tap=request.tap)
-    infer(model, memory, request).next_logits(tokens, request.tap)
+    Inference(model, memory, request).next_logits(tokens, request.tap)
     return found[0] if found else None
 
 

@@ -9,22 +9,10 @@ are compared in at least float32, because float16 has no number between 0 and 6e
 
 import math
 
-import numpy as np
-
 from ..backend import Array, array_namespace, at_least_float32, widened
 from ..checks import check_int, check_number
 from ..ops import keep, log_softmax, softmax
-from .sampling import (
-    Processor,
-    State,
-    apply,
-    check_keys,
-    check_noise,
-    check_processors,
-    makes_processor,
-    noise_of_step,
-    to_log_probs,
-)
+from .sampling import Processor, State, makes_processor, to_log_probs
 
 
 @makes_processor
@@ -230,6 +218,7 @@ def entropy(log_probs: Array) -> Array:
 
     Examples
     --------
+    >>> import numpy as np
     >>> entropy(np.log(np.array([0.5, 0.5]))) / math.log(2)
     array([1.])
     """
@@ -252,65 +241,12 @@ def renormalize_logits() -> Processor:
     return to_log_probs
 
 
-@makes_processor
-def gumbel_top_k(
-    k: int, *processors: Processor, seed: int = 0, noise: Array | None = None
-) -> Processor:
-    """Keep k tokens drawn from softmax(processors(scores)) without replacement.
-
-    They are the best k after adding Gumbel noise (Vieira 2014; Kool, van Hoof and Welling 2019,
-    section 2.3); their scores are unchanged. In beam search with k = beams this gives the
-    stochastic beams of x-transformers, which draws the continuations of each beam in this way
-    and ranks all of them by their own log-probabilities.
-
-    Parameters
-    ----------
-    k : int
-        At least 1; a smaller vocabulary is kept whole.
-    *processors : Processor
-        Such as a filter and a temperature: x-transformers filters first.
-    seed : int
-        Of the noise: Philox with the key (seed, index of the source) and the counter
-        (0, new tokens so far, index among the rows of that source, 1).
-    noise : array, shape (n_steps, rows, vocab_size), optional
-        Gumbel noise to use instead; ``noise[t]`` is for new token number t.
-    """
-    k = check_int("gumbel_top_k's k", k, 1)
-    seed = check_int("gumbel_top_k's seed", seed, 0)
-    check_keys(seed, [])
-    processors = check_processors(processors, instead="rs.gumbel_top_k(k, {})")
-    if noise is not None:
-        check_noise("gumbel_top_k", noise)
-
-    def process(scores: Array, state: State) -> Array:
-        keys = apply(processors, scores, state)
-        if noise is None:
-            now = _gumbel(seed, state, scores.shape[-1])
-        else:
-            now = noise_of_step("gumbel_top_k", noise, scores, state)
-        return keep(scores, ranks(keys + array_namespace(scores).asarray(now)) < k)
-
-    return process
-
-
-def _gumbel(seed: int, state: State, vocab_size: int) -> np.ndarray:
-    noise = np.empty((len(state.source_index), vocab_size))
-    for i, (row, t) in enumerate(
-        zip(state.source_index.tolist(), state.n_new.tolist(), strict=True)
-    ):
-        place = i - int(np.argmax(state.source_index == row))
-        key = np.array([seed, row], dtype=np.uint64)
-        counter = np.array([0, t, place, 1], dtype=np.uint64)
-        uniform = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(vocab_size)
-        noise[i] = -np.log(-np.log(uniform + 2.0**-54))  # never log 0
-    return noise
-
-
 def ranks(scores: Array) -> Array:
     """The rank of each token, from 0: best first, lowest id first among equals.
 
     Examples
     --------
+    >>> import numpy as np
     >>> ranks(np.array([[1.0, 3.0, 1.0]]))
     array([[1, 0, 2]])
     """
@@ -326,6 +262,7 @@ def probability_before(scores: Array, preference: Array | None = None) -> Array:
 
     Examples
     --------
+    >>> import numpy as np
     >>> probability_before(np.log(np.array([[0.25, 0.5, 0.25]]))).round(12)
     array([[0.5 , 0.  , 0.75]])
     """

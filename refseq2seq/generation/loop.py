@@ -21,7 +21,7 @@ from ..ops import logsumexp
 from ..taps import Tap, no_tap
 from .contrastive import Amateur
 from .failures import no_token
-from .inference import Inference, infer
+from .inference import Inference
 from .request import Request, as_request, check_options, stopped, with_rules
 from .sampling import GREEDY, Chooser, Pick, Processor, State, Uniforms, apply, check_chooser
 
@@ -148,8 +148,7 @@ def decode_steps(
     The bans of the model's config, and ``min_new_tokens``, act before the processors of
     ``choose``; the config's forced tokens act after them. The module ``constraints`` explains it.
     """
-    choose = GREEDY if choose is None else choose
-    check_chooser(choose)
+    choose = GREEDY if choose is None else check_chooser(choose)
     request = as_request(
         model,
         source,
@@ -177,15 +176,11 @@ def decode_steps(
 
 
 def _loop(
-    model: Model,
-    request: Request,
-    processors: Sequence[Processor],
-    pick: Pick,
-    uniforms: Uniforms,
+    model: Model, request: Request, processors: Sequence[Processor], pick: Pick, uniforms: Uniforms
 ) -> Iterator[Step]:
     with np.errstate(over="ignore", invalid="ignore"):  # each step reports non-finite numbers
         memory = encode_checked(model, request.source, request.source_mask, tap=request.tap)
-        inference = infer(model, memory, request)
+        inference = Inference(model, memory, request)
     targets = _Targets(request, model.config.pad_id, uniforms)
     index = 0
     while not targets.ended.all():

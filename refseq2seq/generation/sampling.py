@@ -11,13 +11,13 @@ depend on the backend or on the other rows of the batch.
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from importlib import import_module
 from typing import Any, ParamSpec
 
 import numpy as np
 
-from ..backend import Array, array_namespace, freeze, read_only
+from ..backend import Array, array_namespace, freeze
 from ..checks import on_host
 from ..ops import log_softmax, softmax
 
@@ -88,7 +88,8 @@ def makes_processor(maker: Callable[P, Processor]) -> Callable[P, Processor]:
 def apply(processors: Sequence[Processor], scores: Array, state: State) -> Array:
     """Apply the processors in order to scores (batch, vocab_size)."""
     if isinstance(scores, np.ndarray):
-        scores = read_only(scores)
+        scores = scores.view()
+        scores.flags.writeable = False
     for process in processors:
         before, scores = scores, process(scores, state)
         kind = getattr(getattr(scores, "dtype", None), "kind", type(scores).__name__)
@@ -170,7 +171,7 @@ class Chooser:
         check_processors(self.processors, instead="rs.greedy({})")
 
 
-def check_chooser(choose: Any) -> None:
+def check_chooser(choose: Any) -> Chooser:
     """Raise unless ``choose`` is a `Chooser`; the error for a processor shows how to wrap it."""
     if isinstance(choose, MadeProcessor):
         raise TypeError(
@@ -179,6 +180,7 @@ def check_chooser(choose: Any) -> None:
         )
     if not isinstance(choose, Chooser):
         raise TypeError(f"choose must be a Chooser, such as rs.greedy(), got {choose!r}")
+    return choose
 
 
 def greedy(*processors: Processor) -> Chooser:
@@ -222,68 +224,6 @@ def _inverse_cdf(scores: Array, state: State) -> Array:
     total = cumulative[:, -1:]
     u = xp.asarray(state.uniforms())[:, None]
     return (cumulative > u * total).argmax(axis=-1)  # u <= 1 - 2^-53: u * total < total
-
-
-def exponential_race(noise: Array, *processors: Processor) -> Chooser:
-    """Pick the token with the largest probability / noise: a race of exponential clocks.
-
-    With ``noise`` drawn from Exp(1) this samples from softmax(scores), as
-    `torch.multinomial(probs, 1)` does. To replay a PyTorch implementation token for token,
-    record its noise with ``torch.empty_like(probs).exponential_()`` under the same generator
-    state.
-
-    Parameters
-    ----------
-    noise : array, shape (n_steps, batch, vocab_size)
-        Positive and finite. ``noise[t]`` is for each row's new token number t, counted from 0.
-    """
-    check_noise("exponential_race", noise)
-    if not (noise > 0).all():
-        raise ValueError("exponential_race's noise must be positive")
-    return Chooser(processors, partial(_race, noise))
-
-
-def _race(noise: Array, scores: Array, state: State) -> Array:
-    now = noise_of_step("exponential_race", noise, scores, state)
-    return (softmax(scores) / now).argmax(axis=-1)
-
-
-def check_noise(name: str, noise: Array) -> None:
-    """Raise unless ``noise`` is finite and has the axes (n_steps, batch, vocab_size)."""
-    if not hasattr(noise, "ndim") or noise.dtype.kind not in "fiu":
-        found = getattr(noise, "dtype", type(noise).__name__)
-        raise TypeError(f"{name}'s noise must be an array of numbers, got {found}")
-    if noise.ndim != 3:
-        raise _wrong_noise(name, noise, ("batch", "vocab_size"))
-    if not array_namespace(noise).isfinite(noise).all():
-        raise ValueError(f"{name}'s noise must be finite")
-
-
-def noise_of_step(name: str, noise: Array, scores: Array, state: State) -> Array:
-    """Each row's noise for its next new token, (batch, vocab_size), on the backend of ``scores``.
-
-    Parameters
-    ----------
-    name : str
-        The function that uses the noise, for errors.
-    noise : array, shape (n_steps, batch, vocab_size)
-    scores : array, shape (batch, vocab_size)
-    state : State
-    """
-    if noise.shape[1:] != scores.shape:
-        raise _wrong_noise(name, noise, scores.shape)
-    t = np.where(state.emitted, state.n_new, 0)  # an ended row needs none
-    if t.max() >= len(noise):
-        raise ValueError(f"{name} has noise for {len(noise)} new tokens only")
-    xp = array_namespace(noise)
-    return array_namespace(scores).asarray(noise[xp.asarray(t), xp.arange(len(t))])
-
-
-def _wrong_noise(name: str, noise: Array, of_a_step: tuple[Any, ...]) -> ValueError:
-    return ValueError(
-        f"{name}'s noise must have the shape (n_steps, batch, vocab_size) = "
-        f"{('n_steps', *of_a_step)}, got {noise.shape}"
-    )
 
 
 class Uniforms:
