@@ -55,6 +55,12 @@ PLAIN = {
 }
 """Indented blocks that are not code, and what they are."""
 
+SOURCES = "".join(
+    f"{file.stem}\n{file.read_text(encoding='utf-8')}"
+    for folder in ("refseq2seq", "tests", "docs")
+    for file in (ROOT / folder).rglob("*.py")
+)
+
 FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<kind>[^`]*)$")
 
 
@@ -233,3 +239,21 @@ def run_command(command, directory):
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+OF_OTHERS = {
+    "docs/conventions.md": {"encoder_hidden_states", "seq_len"},  # Hugging Face's, x-transformers'
+    "docs/performance.md": {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"},  # of the C library
+    "docs/scale.md": {"map_batches", "preserve_order"},  # Ray's
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_in_sentences_exist(page):
+    """A name with an underscore stands in the package, the tests or the page's own code."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    code = "".join(re.findall(r"```.*?```", text, re.DOTALL))
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    named = {name for span in spans for name in re.findall(r"\b[A-Za-z]\w*_\w*", span)}
+    known = set(re.findall(r"\w+", SOURCES + code)) | OF_OTHERS.get(page, set())
+    assert named - known == set()
