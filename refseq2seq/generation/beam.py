@@ -71,12 +71,7 @@ class Hypotheses:
     def take(self, indices: np.ndarray) -> Self:
         """The targets at ``indices`` (batch, new_k) of each row."""
         rows = np.arange(len(indices))[:, None]
-        return type(self)(
-            tokens=self.tokens[rows, indices],
-            log_probs=self.log_probs[rows, indices],
-            lengths=self.lengths[rows, indices],
-            scores=self.scores[rows, indices],
-        )
+        return type(self)(**{name: x[rows, indices] for name, x in vars(self).items()})
 
     def longer(self, pad_id: int) -> Self:
         """The same targets, with room for one more token."""
@@ -99,12 +94,8 @@ class Hypotheses:
 
     def best(self, k: int, others: Self) -> Self:
         """The k best of these and others, best first; of equal scores, these come first."""
-        both = type(self)(
-            tokens=np.concatenate([self.tokens, others.tokens], axis=1),
-            log_probs=np.concatenate([self.log_probs, others.log_probs], axis=1),
-            lengths=np.concatenate([self.lengths, others.lengths], axis=1),
-            scores=np.concatenate([self.scores, others.scores], axis=1),
-        )
+        pairs = ((name, (x, vars(others)[name])) for name, x in vars(self).items())
+        both = type(self)(**{name: np.concatenate(pair, axis=1) for name, pair in pairs})
         return both.take(np.argsort(-both.scores, axis=1, kind="stable")[:, :k])
 
 
