@@ -128,13 +128,8 @@ def cast(net, dtype):
 
 def diagnosed_in_net(net, model, seed):
     """Of an nn.Transformer in what its user puts around it."""
-
-    def run(source, target, mask):
-        mask = np.ones(source.shape, bool) if mask is None else mask.numpy()
-        return torch.as_tensor(net.logits(source.numpy(), target.numpy(), mask))
-
     source, target, mask = test_pytorch.random_batch(net, seed)
-    return diagnose(net.transformer, source, target, mask, model=model, run=run)
+    return diagnose(net.transformer, source, target, mask, model=model, run=net.run)
 
 
 HALF = {
