@@ -78,7 +78,7 @@ def on(where: str, seed: int, padding: tuple[str, ...] = RIGHT, **options: Any) 
     return FAULTS.on(partial(subject, seed, padding, **options), where)
 
 
-MODERN = {"rotary_pos_emb", "use_rmsnorm", "ff_glu", "ff_swish", "ff_no_bias"}
+MODERN = ("rotary_pos_emb", "use_rmsnorm", "ff_glu", "ff_swish", "ff_no_bias")
 BUCKETS = {"rel_pos_bias": True, "rel_pos_num_buckets": 8, "rel_pos_max_distance": 8}
 pre_norm = on("pre-norm, learned positions, GELU", 1)
 post_norm = on("post-norm, learned positions, GELU", 2, **both(pre_norm=False))

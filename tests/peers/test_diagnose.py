@@ -17,7 +17,7 @@ import planted_x_transformers
 import test_pytorch
 import torch
 from comparisons import compiled
-from planted import MASK, SOURCE, TARGET, one_thread
+from planted import MASK, SOURCE, TARGET
 from test_x_transformers import CASES
 from xt_networks import CONVENTIONS, both, random_batch, random_network
 
@@ -25,17 +25,6 @@ import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature
 from refseq2seq.testing import diagnose, rounded, spread
 from refseq2seq.testing.diagnosis.steps import by_step
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning"),
-    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
-]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    with one_thread():
-        yield
 
 
 def assert_right(diagnosis, at_least=40):

@@ -195,13 +195,6 @@ VARIANTS = {
 }
 
 
-# nn.Transformer warns where it takes its fast path in evaluation, and where it does not.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning"),
-    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
-]
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits_and_greedy_tokens(name, capsys):
     worst, near_ties, ended = 0.0, 0, 0

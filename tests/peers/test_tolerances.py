@@ -24,7 +24,6 @@ import test_x_transformers
 import torch
 import torch_forward
 import xt_networks
-from planted import one_thread
 from tally import Tally, generator, judge, judge_mistakes
 
 import refseq2seq as rs
@@ -83,12 +82,6 @@ MAKERS = {
     "Hugging Face": of_hugging_face,
     "PyTorch": written_in_torch,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
