@@ -1,6 +1,6 @@
 """What all tests of peers share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -11,3 +11,14 @@ def _one_thread() -> Iterator[None]:
 
     with one_thread():
         yield
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Print how near a comparison came, among pytest's dots."""
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n{text}", end=" ")
+
+    return say

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from comparisons import Batch
 from torch import nn
 
 transformers.logging.set_verbosity_error()
@@ -168,15 +169,6 @@ def _sinusoids(n: int, d: int, steps: int) -> torch.Tensor:
     angles = [[p / 10000 ** (j / steps) for j in range(d // 2)] for p in range(n)]
     angles = torch.tensor(angles, dtype=torch.float64)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-@dataclass
-class Batch:
-    """Sources of different lengths with their padding, and targets."""
-
-    source: np.ndarray
-    mask: np.ndarray
-    target: np.ndarray
 
 
 def random_batch(model: Any, seed: int, left: bool = False) -> Batch:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hf_models import CASES, PAD, outcome, random_batch, random_model
+from hf_models import CASES, PAD, generated, outcome, random_batch, random_model
 
 import refseq2seq as rs
 
@@ -12,6 +12,20 @@ import refseq2seq as rs
 # roundings of ours. Where two scores that were compared are nearer, either order is right.
 TOLERANCE = 2e-5
 N_NEW = 7
+
+
+PROCESSORS = {  # by transformers' settings
+    "repetition_penalty": rs.repetition_penalty,
+    "encoder_repetition_penalty": rs.encoder_repetition_penalty,
+    "no_repeat_ngram_size": rs.no_repeat_ngram,
+    "encoder_no_repeat_ngram_size": rs.encoder_no_repeat_ngram,
+    "suppress_tokens": rs.suppress,
+    "begin_suppress_tokens": rs.begin_suppress,
+    "bad_words_ids": rs.bad_words,
+    "prefix_allowed_tokens_fn": rs.allowed_tokens,
+    "forced_bos_token_id": rs.forced_bos,
+    "forced_eos_token_id": lambda x: rs.forced_eos(x, N_NEW),
+}
 
 
 class Counts:
@@ -39,6 +53,27 @@ class Counts:
             else:
                 assert ours.margin[row] < TOLERANCE, (ours.tokens[row], tokens[row])
                 self.near += 1
+
+
+def compare_with_huggingface(
+    counts, theirs, model, processors, batch, settings, beams, prefix=None
+):
+    """Greedy tokens of one beam, hypotheses and scores of several: equal rows are counted."""
+    how = {
+        "source_mask": batch.mask,
+        "prefix": prefix,
+        "max_new_tokens": N_NEW,
+        "min_new_tokens": settings.get("min_new_tokens", 0),
+    }
+    if beams > 1:
+        options = {"beams": beams, "n_best": 2, "processors": processors}
+        ours = rs.beam_search(model, batch.source, **options, **how)
+        counts.compare(ours, *huggingface_beams(theirs, batch, beams, 2, prefix, **settings))
+        return
+    ours = rs.generate(model, batch.source, choose=rs.greedy(*processors), **how)
+    tokens = generated(theirs, batch, prefix, max_new_tokens=N_NEW, **settings)
+    assert np.array_equal(ours.tokens, tokens[:, : ours.tokens.shape[1]]), settings
+    counts.equal += len(tokens)
 
 
 def huggingface_beams(model, batch, beams, n_best, prefix=None, **options):

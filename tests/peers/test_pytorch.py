@@ -195,8 +195,12 @@ VARIANTS = {
 }
 
 
+def is_tie(step, row, before):
+    return step.margin[row] < 1e-12 * abs(step.logits[row]).max()
+
+
 @pytest.mark.parametrize("name", VARIANTS)
-def test_logits_and_greedy_tokens(name, capsys):
+def test_logits_and_greedy_tokens(name, say):
     worst, near_ties, ended = 0.0, 0, 0
     for seed in range(N_MODELS):
         net = random_network(seed, **VARIANTS[name])
@@ -209,14 +213,8 @@ def test_logits_and_greedy_tokens(name, capsys):
             options = {"source_mask": mask, "max_new_tokens": N_NEW, "use_cache": use_cache}
             steps = list(rs.decode_steps(model, source, **options))
             ended += int(steps[-1].finished.sum())
-            near_ties += count_near_ties(
-                steps,
-                expected,
-                PAD,
-                lambda step, row: step.margin[row] < 1e-12 * abs(step.logits[row]).max(),
-            )
-    with capsys.disabled():
-        print(f"\n{name}: logits within {worst:.1e}, {near_ties} of 180 rows at near-ties", end=" ")
+            near_ties += count_near_ties(steps, expected, PAD, is_tie)
+    say(f"{name}: logits within {worst:.1e}, {near_ties} of 180 rows at near-ties")
     assert worst < 1e-12
     assert ended > 20, "the test must see ends"
 
