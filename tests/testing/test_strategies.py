@@ -103,8 +103,9 @@ def test_the_simplest_model_is_simple():
 
 
 def test_attentions_shrink_to_the_condition():
-    simplest = find(strategies.attentions(), lambda c: True, settings=first_found)
-    found = find(strategies.attentions(), lambda c: c.n_learned_kv and c.head_scale)
+    drawn = strategies.attentions()
+    simplest = find(drawn, lambda c: True, settings=first_found)
+    found = find(drawn, lambda c: c.n_learned_kv and c.head_scale, settings=shrinking)
     assert found == dataclasses.replace(simplest, n_learned_kv=1, head_scale=True)
 
 
