@@ -112,7 +112,6 @@ def bart(size: Size) -> Any:
 
 def make_models(size: Size, directory: Path) -> None:
     """Save both models, in the format of every engine that runs them."""
-    import ctranslate2
     import torch
 
     import refseq2seq as rs
@@ -123,17 +122,27 @@ def make_models(size: Size, directory: Path) -> None:
     rs.save(rs.convert.from_x_transformers(one, **conventions), directory / "x_transformer.npz")
     other.save_pretrained(directory / "bart")
     rs.save(rs.convert.from_huggingface(other), directory / "bart.npz")
-    other.config.normalize_before, other.config.normalize_embedding = False, True
-    loader = ctranslate2.converters.transformers._MODEL_LOADERS["BartConfig"]
-    spec = loader.get_model_spec(other)
-    loader.set_vocabulary(spec, [f"t{i}" for i in range(size.vocab_size)])
+    save_for_ctranslate2(other, directory / "ctranslate2")
+
+
+def save_for_ctranslate2(model: Any, directory: Path) -> None:
+    """The same weights; token i is called "t{i}"."""
+    import ctranslate2
+
+    c = model.config
+    c.normalize_before = c.model_type in ("mbart", "pegasus")  # not in a fresh config any more
+    c.normalize_embedding = c.model_type in ("bart", "mbart")
+    loader = ctranslate2.converters.transformers._MODEL_LOADERS[type(c).__name__]
+    spec = loader.get_model_spec(model)
+    loader.set_vocabulary(spec, [f"t{i}" for i in range(c.vocab_size)])
     spec.config.bos_token = spec.config.unk_token = "t0"
-    spec.config.eos_token, spec.config.decoder_start_token = f"t{EOS}", f"t{START}"
+    spec.config.eos_token = f"t{EOS}"
+    spec.config.decoder_start_token = f"t{c.decoder_start_token_id}"
     spec.config.add_source_eos = spec.config.add_source_bos = False
     spec.validate()
     spec.optimize()
-    (directory / "ctranslate2").mkdir()
-    spec.save(str(directory / "ctranslate2"))
+    directory.mkdir()
+    spec.save(str(directory))
 
 
 # The engines: functions (source, n) -> new tokens

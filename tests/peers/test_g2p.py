@@ -1,6 +1,6 @@
 """The shipped model against x-transformers, which trained it: 2,000 words of its test split."""
 
-import sys
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,12 @@ DOCS = Path(__file__).parents[2] / "docs" / "g2p"
 N_WORDS, BATCH, N_NEW = 2000, 250, 30
 
 
+def module_of_docs(name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DOCS)
+        return importlib.import_module(name)
+
+
 @pytest.fixture(scope="module")
 def model():
     try:
@@ -32,12 +38,7 @@ def model():
 @pytest.fixture(scope="module")
 def batches(model):
     """Spread over the test split, sorted by length, in padded batches."""
-    sys.path.insert(0, str(DOCS))
-    try:
-        from corpus import load_corpus
-    finally:
-        sys.path.remove(str(DOCS))
-    words = list(load_corpus()["test"])
+    words = list(module_of_docs("corpus").load_corpus()["test"])
     words = sorted(words[:: len(words) // N_WORDS][:N_WORDS], key=len)
     assert len(set(words)) == N_WORDS
     made = []
@@ -54,11 +55,6 @@ def batches(model):
 
 def as_trained(model: rs.Model) -> Network:
     """The module of docs/g2p/train.py with the shipped parameters: our table, inverted."""
-    sys.path.insert(0, str(DOCS))
-    try:
-        from train import build_network
-    finally:
-        sys.path.remove(str(DOCS))
     ours = dict(named_arrays(model.params))
     state = {
         "encoder.token_emb.emb.weight": ours["encoder.embedding"],
@@ -84,7 +80,7 @@ def as_trained(model: rs.Model) -> Network:
             else:
                 for x, y in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "out")):
                     state[f"{theirs}.1.to_{y}.weight"] = ours[f"{mine}_attention.w_{x}"].T
-    module = build_network().eval()
+    module = module_of_docs("train").build_network().eval()
     module.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
     return Network(module, {}, module.encoder, module.decoder)
 

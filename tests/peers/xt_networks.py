@@ -1,5 +1,6 @@
 """Random networks of x-transformers, for the tests beside this file."""
 
+import inspect
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,16 +29,7 @@ PASSED_ON = {
     "num_tokens", "max_seq_len", "emb_dropout", "scaled_sinu_pos_emb", "use_abs_pos_emb",
     "num_memory_tokens",
 }  # fmt: skip
-HELD_BACK = {
-    "embed_num_tokens", "emb_dim", "max_mem_len", "shift_mem_down", "post_emb_norm",
-    "memory_tokens_interspersed_every", "tie_embedding", "tie_embedding_scale", "logits_dim",
-    "return_only_embed", "num_output_heads", "l2norm_embed", "recycling",
-    "train_max_recycle_steps", "looped", "max_looped_steps", "emb_frac_gradient",
-    "attn_z_loss_weight", "average_pool_embed", "use_cls_token", "num_cls_tokens", "attn_pool",
-    "num_pooled_tokens", "attn_pool_depth", "dim_pooled_tokens", "squeeze_out_last_dim",
-    "token_emb", "mixture_of_softmax", "mixture_of_softmax_k", "sigsoftmax_logits",
-    "ff_deep_embed", "to_logits", "add_continuous_pred_head", "input_not_include_cache",
-}  # fmt: skip
+HELD_BACK = set(inspect.signature(TransformerWrapper).parameters) - {*PASSED_ON, "attn_layers"}
 
 
 def both(**options: Any) -> dict[str, Any]:
