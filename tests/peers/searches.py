@@ -60,21 +60,21 @@ def compare_with_huggingface(
     counts, theirs, model, processors, batch, settings, beams, prefix=None
 ):
     """Greedy tokens of one beam, hypotheses and scores of several: equal rows are counted."""
-    how = {
-        "source_mask": batch.mask,
-        "prefix": prefix,
-        "max_new_tokens": N_NEW,
-        "min_new_tokens": settings.get("min_new_tokens", 0),
-    }
+    how = {"prefix": prefix, "min_new_tokens": settings.get("min_new_tokens", 0)}
     if beams > 1:
-        options = {"beams": beams, "n_best": 2, "processors": processors}
-        ours = rs.beam_search(model, batch.source, **options, **how)
+        ours = our_beams(model, batch, beams, 2, processors=processors, **how)
         counts.compare(ours, *huggingface_beams(theirs, batch, beams, 2, prefix, **settings))
         return
+    how |= {"source_mask": batch.mask, "max_new_tokens": N_NEW}
     ours = rs.generate(model, batch.source, choose=rs.greedy(*processors), **how)
     tokens = generated(theirs, batch, prefix, max_new_tokens=N_NEW, **settings)
     assert np.array_equal(ours.tokens, tokens[:, : ours.tokens.shape[1]]), settings
     counts.equal += len(tokens)
+
+
+def our_beams(model, batch, beams, n_best, **options):
+    how = {"source_mask": batch.mask, "max_new_tokens": N_NEW, "n_best": n_best} | options
+    return rs.beam_search(model, batch.source, beams=beams, **how)
 
 
 def huggingface_beams(model, batch, beams, n_best, prefix=None, **options):

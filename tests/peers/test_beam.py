@@ -19,6 +19,7 @@ from searches import (
     ctranslate2_beams,
     ctranslate2_model,
     huggingface_beams,
+    our_beams,
 )
 
 import refseq2seq as rs
@@ -40,15 +41,7 @@ def test_hypotheses_and_scores_of_huggingface(name, say):
             "early_stopping": STOPS[seed % 3],
         }
         n_best = int(rng.integers(1, beams + 1))
-        ours = rs.beam_search(
-            rs.convert.from_huggingface(theirs),
-            batch.source,
-            source_mask=batch.mask,
-            beams=beams,
-            n_best=n_best,
-            max_new_tokens=N_NEW,
-            **options,
-        )
+        ours = our_beams(rs.convert.from_huggingface(theirs), batch, beams, n_best, **options)
         counts.compare(ours, *huggingface_beams(theirs, batch, beams, n_best, **options))
     say(f"{name}: {counts}")
     assert counts.near <= 0.05 * (counts.equal + counts.near)
@@ -90,16 +83,8 @@ def test_hypotheses_and_scores_of_ctranslate2(name, tmp_path, monkeypatch, say):
     for seed in range(N_SEEDS):
         theirs, model, batch = ctranslate2_model(name, seed, monkeypatch)
         beams, penalty = 2 + seed % 3, [0.0, 0.6, 1.0][seed % 3]
-        ours = rs.beam_search(
-            model,
-            batch.source,
-            source_mask=batch.mask,
-            beams=beams,
-            n_best=2,
-            length_penalty=penalty,
-            early_stopping=True,
-            max_new_tokens=N_NEW,
-        )
+        how = {"length_penalty": penalty, "early_stopping": True}
+        ours = our_beams(model, batch, beams, 2, **how)
         directory = tmp_path / str(seed)
         found = ctranslate2_beams(theirs, batch, directory, beams, 2, length_penalty=penalty)
         counts.compare(ours, *found)

@@ -371,30 +371,26 @@ def test_sinusoids_equal_up_to_the_rounding_of_their_dtype(family, table, dtype,
             from_huggingface(arrays | {name: wrong}, config)
 
 
-NOT_A_MODEL = {
-    "module": (lambda t, a, c: [torch.nn.Linear(2, 3)], TypeError, "Linear"),
-    "no config": (lambda t, a, c: [a], TypeError, "config"),
-    "second config": (lambda t, a, c: [t, c], TypeError, "config"),
-    "no head": (
-        lambda t, a, c: [t.model],
-        UnsupportedFeature,
-        "BartModel has no language-model head",
-    ),
-    "none": (lambda t, a, c: [None], TypeError, "got NoneType"),
-    "config: none": (lambda t, a, c: [a, None], TypeError, "^config must be .*got NoneType"),
-    "config: path": (lambda t, a, c: [a, "config.json"], TypeError, "^config must be .*got str"),
-    "list": (lambda t, a, c: [a, c, ["x"]], TypeError, "generation_config must be .*got list"),
-    "lists": (
+ARGUMENTS = [
+    (lambda t, a, c: [torch.nn.Linear(2, 3)], TypeError, "Linear"),
+    (lambda t, a, c: [a], TypeError, "config"),
+    (lambda t, a, c: [t, c], TypeError, "config"),
+    (lambda t, a, c: [t.model], UnsupportedFeature, "BartModel has no language-model head"),
+    (lambda t, a, c: [None], TypeError, "got NoneType"),
+    (lambda t, a, c: [a, None], TypeError, "^config must be .*got NoneType"),
+    (lambda t, a, c: [a, "config.json"], TypeError, "^config must be .*got str"),
+    (lambda t, a, c: [a, c, ["x"]], TypeError, "generation_config must be .*got list"),
+    (
         lambda t, a, c: [{name: x.tolist() for name, x in a.items()}, c],
         TypeError,
         "final_logits_bias must be an array.*list",
     ),
-    "nested": (lambda t, a, c: [{"weights": a}, c], TypeError, "weights must be an array.*dict"),
-    "meta": (lambda t, a, c: [t.to("meta")], ValueError, "on the meta device"),
-}
+    (lambda t, a, c: [{"weights": a}, c], TypeError, "weights must be an array.*dict"),
+    (lambda t, a, c: [t.to("meta")], ValueError, "on the meta device"),
+]
 
 
-@pytest.mark.parametrize(("given", "error", "message"), NOT_A_MODEL.values(), ids=NOT_A_MODEL)
+@pytest.mark.parametrize(("given", "error", "message"), ARGUMENTS)
 def test_arguments_of_another_type_raise(given, error, message):
     theirs = random_model("BART", 0)
     with pytest.raises(error, match=message):
