@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from comparisons import Batch
+from comparisons import Batch, relative_error
 from torch import nn
+
+import refseq2seq as rs
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -197,6 +199,13 @@ def tensor_of_logits(model: Any, batch: Batch) -> torch.Tensor:
 def logits(model: Any, batch: Batch) -> np.ndarray:
     """Teacher forced, of transformers."""
     return tensor_of_logits(model, batch).numpy()
+
+
+def error_of_logits(ours: rs.Model, theirs: Any, batch: Batch) -> float:
+    """Teacher forced, relative to the largest logit."""
+    computed = rs.forward(ours, batch.source, batch.target, batch.mask)
+    assert computed.dtype == ours.dtype
+    return relative_error(computed, logits(theirs, batch))
 
 
 def generated(model: Any, batch: Batch, prefix: Any = None, **options: Any) -> np.ndarray:

@@ -26,12 +26,12 @@ from comparisons import (
     compiled,
     count_near_ties,
     peft_model,
-    relative_error,
 )
 from hf_models import (
     CASES,
     EOS,
     PAD,
+    error_of_logits,
     generated,
     logits,
     make_exact,
@@ -59,8 +59,7 @@ def test_logits_and_greedy_tokens(name, say):
         theirs = random_model(name, seed)
         ours = from_huggingface(theirs)
         batch = random_batch(theirs, seed, left=CASES[name].left_padding and seed % 2 == 1)
-        computed = rs.forward(ours, batch.source, batch.target, batch.mask)
-        worst = max(worst, relative_error(computed, logits(theirs, batch)))
+        worst = max(worst, error_of_logits(ours, theirs, batch))
         start = np.full((3, 1), ours.config.decoder_start_id)
         prefix = np.concatenate([start, batch.target[:, :3]], axis=1) if seed % 3 == 2 else None
         options = {"max_new_tokens": N_NEW, "prefix": prefix}
@@ -112,10 +111,10 @@ def test_float32_parts_of_float64_models(name):
     """The norms and sinusoids that transformers computes in float32 make all the difference."""
     theirs = random_model(name, 0, exact=False)
     batch = random_batch(theirs, 0)
-    computed = rs.forward(from_huggingface(theirs), batch.source, batch.target, batch.mask)
-    assert 1e-10 < relative_error(computed, logits(theirs, batch)) < 1e-5
+    ours = from_huggingface(theirs)
+    assert 1e-10 < error_of_logits(ours, theirs, batch) < 1e-5
     make_exact(theirs)
-    assert relative_error(computed, logits(theirs, batch)) < 1e-12
+    assert error_of_logits(ours, theirs, batch) < 1e-12
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -123,10 +122,8 @@ def test_float32(name):
     """As most people run them. 30 ulps: an inner product of 24 terms, a few layers deep."""
     theirs = random_model(name, 1).float()
     ours = from_huggingface(theirs)
-    batch = random_batch(theirs, 1)
-    computed = rs.forward(ours, batch.source, batch.target, batch.mask)
-    assert computed.dtype == np.float32
-    assert relative_error(computed, logits(theirs, batch)) < 30 * EPS32
+    assert ours.dtype == np.float32
+    assert error_of_logits(ours, theirs, random_batch(theirs, 1)) < 30 * EPS32
 
 
 @pytest.mark.parametrize("name", ["BART", "T5 1.1", "Marian", "Pegasus"])
@@ -287,9 +284,8 @@ def test_changed_config_fields_change_both_or_raise(name):
                 with pytest.raises(UnsupportedFeature, match=f"{field} = '?{other}"):
                     from_huggingface(altered)
                 continue
-            ours = from_huggingface(altered)
-            computed = rs.forward(ours, batch.source, batch.target, batch.mask)
-            assert relative_error(computed, expected) < 1e-12, f"{field} = {other}"
+            error = error_of_logits(from_huggingface(altered), altered, batch)
+            assert error < 1e-12, f"{field} = {other}"
     assert effective >= ({"dense_act_fn"} if CASES[name].is_t5 else {"scale_embedding"})
 
 
