@@ -7,29 +7,13 @@ import statistics
 import time
 
 import numpy as np
+from costs import network
+from peers import SIZES
 
 import refseq2seq as rs
 
 N_STEPS, REPEATS = 32, 7
 BEAMS = [1, 2, 4, 8, 16, 32]
-
-
-def model() -> rs.Model:
-    config = rs.presets.x_transformers(
-        d_model=256,
-        source_vocab_size=1000,
-        target_vocab_size=1000,
-        n_source_positions=64,
-        n_target_positions=64,
-        encoder_layers=3,
-        decoder_layers=3,
-        n_heads=8,
-        d_k=32,
-        decoder_start_id=1,
-        eos_ids=(2,),
-        pad_id=0,
-    )
-    return rs.Model.random(config, 0)
 
 
 def milliseconds(model: rs.Model, source: np.ndarray, beams: int) -> float:
@@ -55,14 +39,14 @@ def moved(model: rs.Model, source: np.ndarray, beams: int) -> float:
 
 
 def main() -> None:
-    network = model()
+    model = network(SIZES["d256"], n_source=64, n_target=64)
     source = np.random.default_rng(0).integers(3, 1000, (1, 32))
-    milliseconds(network, source, 2)  # warm up
+    milliseconds(model, source, 2)  # warm up
     print("| beams | ms per step | ms per step and beam | cache rows copied |")
     print("|---|---|---|---|")
     for beams in BEAMS:
-        ms = milliseconds(network, source, beams)
-        print(f"| {beams} | {ms:.2f} | {ms / beams:.3f} | {moved(network, source, beams):.0%} |")
+        ms = milliseconds(model, source, beams)
+        print(f"| {beams} | {ms:.2f} | {ms / beams:.3f} | {moved(model, source, beams):.0%} |")
 
 
 if __name__ == "__main__":

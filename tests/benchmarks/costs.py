@@ -18,20 +18,21 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from peers import PAUSE, SIZES, Size, x_transformer
+from peers import N_POSITIONS, PAUSE, SIZES, Size, x_transformer
 
 import refseq2seq as rs
 
-N_POSITIONS = 1100
 
-
-def network(size: Size, dtype: str = "float32") -> rs.Model:
+def network(
+    size: Size, dtype: str = "float32", n_source: int = N_POSITIONS, n_target: int = N_POSITIONS
+) -> rs.Model:
+    """x-transformers' conventions and random numbers, for sources and targets of these lengths."""
     config = rs.presets.x_transformers(
         d_model=size.d_model,
         source_vocab_size=size.vocab_size,
         target_vocab_size=size.vocab_size,
-        n_source_positions=N_POSITIONS,
-        n_target_positions=N_POSITIONS,
+        n_source_positions=n_source,
+        n_target_positions=n_target,
         encoder_layers=size.n_layers,
         decoder_layers=size.n_layers,
         n_heads=size.n_heads,

@@ -11,42 +11,26 @@ import time
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy is imported
 
 import numpy as np
+from costs import network
+from peers import Size
 
 import refseq2seq as rs
 
 BATCH, N_SOURCE, N_TARGET, N_NEW, REPEATS = 4, 32, 32, 16, 5
-SIZES = [(32, 2, 100), (128, 2, 100), (256, 3, 1000)]  # width, layers in each stack, vocabulary
+SIZES = [Size(32, 2, 4, 100), Size(128, 2, 4, 100), Size(256, 3, 4, 1000)]
 
 
-def model(width: int, layers: int, vocabulary: int, dtype: str) -> rs.Model:
-    config = rs.presets.x_transformers(
-        d_model=width,
-        source_vocab_size=vocabulary,
-        target_vocab_size=vocabulary,
-        n_source_positions=N_SOURCE,
-        n_target_positions=max(N_TARGET, N_NEW),
-        encoder_layers=layers,
-        decoder_layers=layers,
-        n_heads=4,
-        d_k=width // 4,
-        decoder_start_id=1,
-        eos_ids=(2,),
-        pad_id=0,
-    )
-    return rs.Model.random(config, 0, dtype)
-
-
-def milliseconds(network: rs.Model) -> tuple[float, float]:
+def milliseconds(model: rs.Model) -> tuple[float, float]:
     """Of a forward pass over the whole target, and of a step of cached generation."""
-    rng, vocabulary = np.random.default_rng(0), network.config.encoder.vocab_size
+    rng, vocabulary = np.random.default_rng(0), model.config.encoder.vocab_size
     source = rng.integers(3, vocabulary, (BATCH, N_SOURCE))
     target = rng.integers(3, vocabulary, (BATCH, N_TARGET))
     forward, step = [], []
     for _ in range(REPEATS):
         begun = time.process_time()
-        rs.forward(network, source, target)
+        rs.forward(model, source, target)
         forward.append(time.process_time() - begun)
-        steps = rs.decode_steps(network, source, max_new_tokens=N_NEW + 1, eos_ids=())
+        steps = rs.decode_steps(model, source, max_new_tokens=N_NEW + 1, eos_ids=())
         next(steps)  # the first one encodes the source too
         begun = time.process_time()
         for _ in steps:
@@ -58,13 +42,14 @@ def milliseconds(network: rs.Model) -> tuple[float, float]:
 def main() -> None:
     print("| width, layers | dtype | forward, BLAS | exact | times | step, BLAS | exact | times |")
     print("|---|---|---|---|---|---|---|---|")
-    for width, layers, vocabulary in SIZES:
+    for size in SIZES:
         for dtype in ("float64", "float32"):
-            network = model(width, layers, vocabulary, dtype)
-            milliseconds(network)  # warm up
-            (a, b), (c, d) = milliseconds(network), milliseconds(network.exact())
+            model = network(size, dtype, N_SOURCE, max(N_TARGET, N_NEW))
+            milliseconds(model)  # warm up
+            (a, b), (c, d) = milliseconds(model), milliseconds(model.exact())
+            stacks = f"{size.d_model}, {size.n_layers} + {size.n_layers}"
             cells = [f"{a:.1f} ms", f"{c:.1f} ms", f"{c / a:.1f}", f"{b:.2f} ms", f"{d:.2f} ms"]
-            print(f"| {width}, {layers} + {layers} | {dtype} | {' | '.join(cells)} | {d / b:.1f} |")
+            print(f"| {stacks} | {dtype} | {' | '.join(cells)} | {d / b:.1f} |")
 
 
 if __name__ == "__main__":

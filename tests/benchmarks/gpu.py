@@ -22,12 +22,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from peers import (
+    EOS,
+    N_SOURCE,
+    SIZES,
+    START,
+    Size,
+    bart,
+    generate_huggingface,
+    generate_x_transformers,
+    x_transformer,
+)
 
 import refseq2seq as rs
-
-N_SOURCE, N_POSITIONS, START = 32, 1100, 2
-SIZES = {"d128": (128, 2, 4, 100), "d256": (256, 3, 8, 1_000), "d512": (512, 6, 8, 32_000)}
-"""d_model, layers of each stack, heads, vocabulary."""
 
 Generate = Callable[[np.ndarray, int], np.ndarray]
 """Source (batch, n_source) and n to new tokens (batch, n)."""
@@ -79,66 +86,18 @@ def ours(model: rs.Model, peer: str, fusing: Fusing) -> dict[str, Generate]:
     }
 
 
-def x_transformers_engines(size: str, fusing: Fusing) -> dict[str, Generate]:
-    import torch
-    from x_transformers import XTransformer
-
-    d_model, n_layers, n_heads, vocab_size = SIZES[size]
-    shape = {
-        "num_tokens": vocab_size,
-        "depth": n_layers,
-        "heads": n_heads,
-        "attn_dim_head": d_model // n_heads,
-        "max_seq_len": N_POSITIONS,
-    }
-    torch.manual_seed(0)
-    options = {f"{side}_{name}": x for side in ("enc", "dec") for name, x in shape.items()}
-    theirs = XTransformer(dim=d_model, **options).eval()
-    model = rs.convert.from_x_transformers(theirs, decoder_start_id=START, eos_ids=(2,))
-    theirs = theirs.cuda()
-
-    @torch.no_grad()
-    def generate(source: np.ndarray, n: int) -> np.ndarray:
-        start = torch.full((len(source), 1), START).cuda()
-        ids = torch.as_tensor(source).cuda()
-        return theirs.generate(ids, start, n, temperature=0.0).cpu().numpy()
-
+def x_transformers_engines(size: Size, fusing: Fusing) -> dict[str, Generate]:
+    theirs = x_transformer(size)
+    model = rs.convert.from_x_transformers(theirs, decoder_start_id=START, eos_ids=(EOS,))
+    generate = partial(generate_x_transformers, theirs.cuda(), device="cuda")
     return ours(model, "x-transformers", fusing) | {"x-transformers": generate}
 
 
-def huggingface_engines(size: str, fusing: Fusing) -> dict[str, Generate]:
-    import torch
-    from transformers import BartConfig, BartForConditionalGeneration
-
-    d_model, n_layers, n_heads, vocab_size = SIZES[size]
-    shape = {
-        f"{side}_{name}": x
-        for side in ("encoder", "decoder")
-        for name, x in {
-            "layers": n_layers,
-            "attention_heads": n_heads,
-            "ffn_dim": 4 * d_model,
-        }.items()
-    }
-    torch.manual_seed(0)
-    config = BartConfig(
-        d_model=d_model,
-        vocab_size=vocab_size,
-        max_position_embeddings=N_POSITIONS,
-        forced_eos_token_id=None,
-        **shape,
-    )
-    theirs = BartForConditionalGeneration(config).eval()
+def huggingface_engines(size: Size, fusing: Fusing) -> dict[str, Generate]:
+    theirs = bart(size)
     model = rs.convert.from_huggingface(theirs)
-    theirs = theirs.cuda()
     theirs.generation_config.eos_token_id = None
-
-    @torch.no_grad()
-    def generate(source: np.ndarray, n: int) -> np.ndarray:
-        ids = torch.as_tensor(source).cuda()
-        options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "num_beams": 1}
-        return theirs.generate(ids, max_new_tokens=n, **options)[:, 1:].cpu().numpy()
-
+    generate = partial(generate_huggingface, theirs.cuda(), device="cuda")
     return ours(model, "Hugging Face", fusing) | {"Hugging Face": generate}
 
 
@@ -155,7 +114,7 @@ def traced(generate: Generate, source: np.ndarray, n: int) -> tuple[int, int]:
 
 
 def measure(engines: dict[str, Generate], size: str, batch: int, n: int, repeats: int) -> list[Row]:
-    source = np.random.default_rng(0).integers(3, SIZES[size][-1], (batch, N_SOURCE))
+    source = np.random.default_rng(0).integers(3, SIZES[size].vocab_size, (batch, N_SOURCE))
     tokens = {engine: generate(source, n) for engine, generate in engines.items()}  # compiles too
     expected = next(iter(tokens.values()))
     seconds: dict[str, list[float]] = {engine: [] for engine in engines}
@@ -226,7 +185,7 @@ def main() -> None:
     rows, fusing = [], Fusing()
     for size in options.size:
         for make in (x_transformers_engines, huggingface_engines):
-            engines = make(size, fusing)
+            engines = make(SIZES[size], fusing)
             for batch in options.batch:
                 rows += measure(engines, size, batch, options.new, options.repeats)
     print(json.dumps(machine()), table(rows), sep="\n\n")

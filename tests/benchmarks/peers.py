@@ -24,6 +24,7 @@ import re
 import statistics
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,7 +112,6 @@ def bart(size: Size) -> Any:
 
 def make_models(size: Size, directory: Path) -> None:
     """Save both models, in the format of every engine that runs them."""
-    import ctranslate2
     import torch
 
     import refseq2seq as rs
@@ -122,86 +122,83 @@ def make_models(size: Size, directory: Path) -> None:
     rs.save(rs.convert.from_x_transformers(one, **conventions), directory / "x_transformer.npz")
     other.save_pretrained(directory / "bart")
     rs.save(rs.convert.from_huggingface(other), directory / "bart.npz")
-    other.config.normalize_before, other.config.normalize_embedding = False, True
-    loader = ctranslate2.converters.transformers._MODEL_LOADERS["BartConfig"]
-    spec = loader.get_model_spec(other)
-    loader.set_vocabulary(spec, [f"t{i}" for i in range(size.vocab_size)])
+    save_for_ctranslate2(other, directory / "ctranslate2")
+
+
+def save_for_ctranslate2(model: Any, directory: Path) -> None:
+    """The same weights; token i is called "t{i}"."""
+    import ctranslate2
+
+    c = model.config
+    c.normalize_before = c.model_type in ("mbart", "pegasus")  # not in a fresh config any more
+    c.normalize_embedding = c.model_type in ("bart", "mbart")
+    loader = ctranslate2.converters.transformers._MODEL_LOADERS[type(c).__name__]
+    spec = loader.get_model_spec(model)
+    loader.set_vocabulary(spec, [f"t{i}" for i in range(c.vocab_size)])
     spec.config.bos_token = spec.config.unk_token = "t0"
-    spec.config.eos_token, spec.config.decoder_start_token = f"t{EOS}", f"t{START}"
+    spec.config.eos_token = f"t{EOS}"
+    spec.config.decoder_start_token = f"t{c.decoder_start_token_id}"
     spec.config.add_source_eos = spec.config.add_source_bos = False
     spec.validate()
     spec.optimize()
-    (directory / "ctranslate2").mkdir()
-    spec.save(str(directory / "ctranslate2"))
+    directory.mkdir()
+    spec.save(str(directory))
 
 
-# The engines: each loads its model and gives the function (source, n) -> new tokens
+# The engines: functions (source, n) -> new tokens
 
 
-def load_ours(file: Path, size: Size, threads: int) -> Any:
-    import refseq2seq as rs
-
-    model = rs.load(file)
-    return lambda source, n: rs.generate(model, source, max_new_tokens=n, eos_ids=()).tokens
-
-
-def load_x_transformers(directory: Path, size: Size, threads: int) -> Any:
+def generate_x_transformers(model: Any, source: np.ndarray, n: int, device: str = "cpu") -> Any:
     import torch
 
-    torch.set_num_threads(threads)
-    model = x_transformer(size)
-    model.load_state_dict(torch.load(directory / "x_transformer.pt"))
-
-    @torch.no_grad()
-    def generate(source: np.ndarray, n: int) -> np.ndarray:
-        start = torch.full((len(source), 1), START)
-        return model.generate(torch.as_tensor(source), start, n, temperature=0.0).numpy()
-
-    return generate
+    start = torch.full((len(source), 1), START, device=device)
+    ids = torch.as_tensor(source, device=device)
+    with torch.no_grad():
+        return model.generate(ids, start, n, temperature=0.0).cpu().numpy()
 
 
-def load_huggingface(directory: Path, size: Size, threads: int) -> Any:
+def generate_huggingface(model: Any, source: np.ndarray, n: int, device: str = "cpu") -> Any:
     import torch
-    from transformers import BartForConditionalGeneration
 
-    torch.set_num_threads(threads)
-    model = BartForConditionalGeneration.from_pretrained(directory / "bart").eval()
-    model.generation_config.eos_token_id = None
-
-    @torch.no_grad()
-    def generate(source: np.ndarray, n: int) -> np.ndarray:
-        ids = torch.as_tensor(source)
-        options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "num_beams": 1}
-        return model.generate(ids, max_new_tokens=n, **options)[:, 1:].numpy()
-
-    return generate
+    ids = torch.as_tensor(source, device=device)
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "num_beams": 1}
+    with torch.no_grad():
+        return model.generate(ids, max_new_tokens=n, **options)[:, 1:].cpu().numpy()
 
 
-def load_ctranslate2(directory: Path, size: Size, threads: int) -> Any:
-    import ctranslate2
-
-    model = ctranslate2.Translator(
-        str(directory / "ctranslate2"), inter_threads=1, intra_threads=threads
-    )
-
-    def generate(source: np.ndarray, n: int) -> np.ndarray:
-        words = [[f"t{i}" for i in row] for row in source]
-        limits = {"min_decoding_length": n, "max_decoding_length": n}
-        found = model.translate_batch(words, beam_size=1, **limits)
-        return np.array([[int(word[1:]) for word in row.hypotheses[0]] for row in found])
-
-    return generate
+def generate_ctranslate2(model: Any, source: np.ndarray, n: int) -> np.ndarray:
+    words = [[f"t{i}" for i in row] for row in source]
+    limits = {"min_decoding_length": n, "max_decoding_length": n}
+    found = model.translate_batch(words, beam_size=1, **limits)
+    return np.array([[int(word[1:]) for word in row.hypotheses[0]] for row in found])
 
 
 def load(engine: str, directory: Path, size: Size, threads: int) -> Any:
-    if engine == "x-transformers":
-        return load_x_transformers(directory, size, threads)
-    if engine == "Hugging Face":
-        return load_huggingface(directory, size, threads)
+    """The function of an engine, with its model."""
     if engine == "CTranslate2":
-        return load_ctranslate2(directory, size, threads)
-    name = "bart.npz" if engine == "ours, BART" else "x_transformer.npz"
-    return load_ours(directory / name, size, threads)
+        import ctranslate2
+
+        folder = str(directory / "ctranslate2")
+        model = ctranslate2.Translator(folder, inter_threads=1, intra_threads=threads)
+        return partial(generate_ctranslate2, model)
+    if engine in LIBRARIES:
+        import torch
+
+        torch.set_num_threads(threads)
+    if engine == "x-transformers":
+        model = x_transformer(size)
+        model.load_state_dict(torch.load(directory / "x_transformer.pt"))
+        return partial(generate_x_transformers, model)
+    if engine == "Hugging Face":
+        from transformers import BartForConditionalGeneration
+
+        model = BartForConditionalGeneration.from_pretrained(directory / "bart").eval()
+        model.generation_config.eos_token_id = None
+        return partial(generate_huggingface, model)
+    import refseq2seq as rs
+
+    model = rs.load(directory / ("bart.npz" if engine == "ours, BART" else "x_transformer.npz"))
+    return lambda source, n: rs.generate(model, source, max_new_tokens=n, eos_ids=()).tokens
 
 
 # The processes

@@ -18,6 +18,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from costs import network
+from peers import Size
+
 import refseq2seq as rs
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -27,31 +30,16 @@ VOCABULARY = rs.Vocabulary(
     special=("<pad>", "<s>", "</s>"),
     replacements=(),
 )
-SIZES = {
-    "d128": (128, 2, 1024),
-    "d256": (256, 3, 512),
-    "d512": (512, 6, 96),
-}  # layers, words
+SIZES = {"d128": (128, 2, 1024), "d256": (256, 3, 512), "d512": (512, 6, 96)}
+"""d_model, layers of each stack, words."""
 
 
 def random_model(d_model: int, n_layers: int) -> rs.Model:
-    """A model whose outputs end at 20 tokens: it hardly ever chooses an end itself."""
-    config = rs.presets.x_transformers(
-        d_model=d_model,
-        source_vocab_size=len(VOCABULARY),
-        target_vocab_size=len(VOCABULARY),
-        n_source_positions=32,
-        n_target_positions=20,
-        encoder_layers=n_layers,
-        decoder_layers=n_layers,
-        n_heads=d_model // 64,
-        d_k=64,
-        decoder_start_id=1,
-        eos_ids=(),
-        pad_id=0,
-    )
-    model = rs.Model.random(config, 0, "float32")
-    return replace(model, source_vocabulary=VOCABULARY, target_vocabulary=VOCABULARY)
+    """A model whose outputs end at 20 tokens: it has no end token."""
+    size = Size(d_model, n_layers, d_model // 64, len(VOCABULARY))
+    model = network(size, n_source=32, n_target=20)
+    config = replace(model.config, eos_ids=())
+    return replace(model, config=config, source_vocabulary=VOCABULARY, target_vocabulary=VOCABULARY)
 
 
 def seconds(model: str, words: Path, threads: int | None) -> float:

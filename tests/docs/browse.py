@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from check_site import MAX_WEIGHT
 from playwright.sync_api import Browser, sync_playwright
 
 WIDTHS = {"desk": 1280, "phone": 390}
-MAX_WEIGHT = 1_500_000
-"""Bytes of a page with everything that the browser reads for it."""
 
 STICKS_OUT = """() => {
   const boxed = e => {

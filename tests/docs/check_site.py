@@ -16,13 +16,7 @@ MAX_WEIGHT = 1_500_000
 """Bytes of a page with what it loads: without the fonts that a style sheet only offers."""
 
 LOADS = {
-    "script": "src",
-    "img": "src",
-    "iframe": "src",
-    "source": "src",
-    "video": "src",
-    "audio": "src",
-    "embed": "src",
+    **dict.fromkeys(("script", "img", "iframe", "source", "video", "audio", "embed"), "src"),
     "object": "data",
 }
 RELATIONS = ("stylesheet", "preload", "prefetch", "icon", "preconnect", "dns-prefetch", "manifest")

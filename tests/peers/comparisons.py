@@ -1,6 +1,7 @@
 """What the comparisons with live PyTorch modules share."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,15 @@ import refseq2seq as rs
 from refseq2seq.params import named_arrays
 
 EPS32 = 2.0**-23
+
+
+@dataclass
+class Batch:
+    """What is decoded: sources, the mask of their real tokens, and targets to force."""
+
+    source: np.ndarray  # (batch, n_source)
+    mask: np.ndarray | None  # (batch, n_source)
+    target: np.ndarray  # (batch, n_target)
 
 
 def assert_same_model(a: rs.Model, b: rs.Model) -> None:
@@ -34,7 +44,10 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 def count_near_ties(
     steps: Sequence[rs.Step], theirs: np.ndarray, pad_id: int, is_tie: Callable[..., bool]
 ) -> int:
-    """How many rows differ, each of them only from a step on at which ``is_tie`` holds."""
+    """How many rows differ, each of them only from a step on at which ``is_tie`` holds.
+
+    It is given the step, the row and the new tokens before, which are the same in both.
+    """
     ours = rs.Generation.from_steps(steps, pad_id=pad_id).tokens
     width = max(ours.shape[1], theirs.shape[1])
     ours, theirs = (
@@ -43,7 +56,8 @@ def count_near_ties(
     rows = np.flatnonzero((ours != theirs).any(axis=1))
     for row in rows:
         first = int((ours[row] != theirs[row]).argmax())
-        assert is_tie(steps[first], row), f"row {row}: {ours[row]} is not {theirs[row]}"
+        step = [step for step in steps if step.emitted[row]][first]
+        assert is_tie(step, row, ours[row, :first]), f"row {row}: {ours[row]} is not {theirs[row]}"
     return len(rows)
 
 

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from comparisons import Batch, relative_error
 from torch import nn
+
+import refseq2seq as rs
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -170,15 +173,6 @@ def _sinusoids(n: int, d: int, steps: int) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-@dataclass
-class Batch:
-    """Sources of different lengths with their padding, and targets."""
-
-    source: np.ndarray
-    mask: np.ndarray
-    target: np.ndarray
-
-
 def random_batch(model: Any, seed: int, left: bool = False) -> Batch:
     """Three sources, the padding on the right or on the left; all positions fit the tables."""
     rng = np.random.default_rng(seed)
@@ -205,6 +199,13 @@ def tensor_of_logits(model: Any, batch: Batch) -> torch.Tensor:
 def logits(model: Any, batch: Batch) -> np.ndarray:
     """Teacher forced, of transformers."""
     return tensor_of_logits(model, batch).numpy()
+
+
+def error_of_logits(ours: rs.Model, theirs: Any, batch: Batch) -> float:
+    """Teacher forced, relative to the largest logit."""
+    computed = rs.forward(ours, batch.source, batch.target, batch.mask)
+    assert computed.dtype == ours.dtype
+    return relative_error(computed, logits(theirs, batch))
 
 
 def generated(model: Any, batch: Batch, prefix: Any = None, **options: Any) -> np.ndarray:

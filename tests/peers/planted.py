@@ -100,6 +100,19 @@ def wrap(module: Any, change: Callable[..., Any], name: str = "forward") -> None
     assign(module, **{name: partial(change, getattr(module, name))})
 
 
+def given(module: Any, **changes: Any) -> None:
+    """Let ``module`` be given other keyword arguments: functions of all that it is given."""
+
+    def change(_: Any, args: Any, kwargs: Any) -> Any:
+        return args, kwargs | {name: new(*args, **kwargs) for name, new in changes.items()}
+
+    module.register_forward_pre_hook(change, with_kwargs=True)
+
+
+def nothing(*args: Any, **kwargs: Any) -> None:
+    """What a forgotten argument is."""
+
+
 def implementation(**functions: Any) -> properties.Implementation:
     """A module as functions, with the tokens of `SOURCE` and `TARGET`."""
     vocabulary = {"source_vocab_size": 11, "target_vocab_size": 11, "start_id": 1}

@@ -10,7 +10,7 @@ import planted
 import torch
 import transformers
 from hf_models import randomize
-from planted import Faults, Subject, assign, swap, wrap
+from planted import Faults, Subject, assign, given, nothing, swap, wrap
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -134,15 +134,6 @@ def layer(s: Subject, side: str, i: int) -> Any:
     return stack.block[i].layer if hasattr(stack, "block") else stack.layers[i]
 
 
-def given(module: nn.Module, **changes: Any) -> None:
-    """Let ``module`` be given other keyword arguments: functions of what is given."""
-
-    def change(_: Any, args: Any, kwargs: Any) -> Any:
-        return args, kwargs | {name: new(kwargs.get(name)) for name, new in changes.items()}
-
-    module.register_forward_pre_hook(change, with_kwargs=True)
-
-
 # T5: relative positions.
 
 BUCKET = "_relative_position_bucket"
@@ -174,8 +165,14 @@ t5("buckets off by one position", "decoder.layers.0.self_attention.weights")(
         layer(s, "decoder", 0)[0].SelfAttention, lambda right, x, **how: right(x + 1, **how), BUCKET
     )
 )
+
+
+def zeroed(*_, position_bias, **__):
+    return torch.zeros_like(position_bias)
+
+
 t5("relative bias in the first layer only", "encoder.layers.1.self_attention.weights")(
-    lambda s: given(layer(s, "encoder", 1)[0].SelfAttention, position_bias=torch.zeros_like)
+    lambda s: given(layer(s, "encoder", 1)[0].SelfAttention, position_bias=zeroed)
 )
 
 
@@ -271,10 +268,10 @@ bart("norms of two sublayers swapped", "decoder.layers.1.after_self_attention")(
     lambda s: swap(layer(s, "decoder", 1), "self_attn_layer_norm", "encoder_attn_layer_norm")
 )
 bart("encoder attends to padding", "encoder.layers.0.self_attention.weights")(
-    lambda s: given(layer(s, "encoder", 0).self_attn, attention_mask=lambda mask: None)
+    lambda s: given(layer(s, "encoder", 0).self_attn, attention_mask=nothing)
 )
 bart("no causal mask", "decoder.layers.0.self_attention.weights")(
-    lambda s: given(layer(s, "decoder", 0).self_attn, attention_mask=lambda mask: None)
+    lambda s: given(layer(s, "decoder", 0).self_attn, attention_mask=nothing)
 )
 
 
@@ -283,7 +280,7 @@ def _(s):
     seen = []
     first = layer(s, "encoder", 0)
     first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    given(layer(s, "decoder", 0).encoder_attn, key_value_states=lambda _: seen[-1])
+    given(layer(s, "decoder", 0).encoder_attn, key_value_states=lambda *_, **__: seen[-1])
 
 
 @bart("position off by one with a cache", "step.1.decoder.positions", max_new_tokens=4)

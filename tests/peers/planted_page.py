@@ -9,9 +9,9 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import planted_huggingface
 import planted_pytorch
@@ -52,8 +52,7 @@ another, consistent model, nor one that their random trials did not meet.
 """Before the tables."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A row of the table: all text."""
 
     fault: str
@@ -64,8 +63,7 @@ class Row:
     properties: str
 
     def __str__(self) -> str:
-        cells = (self.fault, self.where, self.first, self.spreads, self.expected, self.properties)
-        return f"| {' | '.join(cells)} |"
+        return f"| {' | '.join(self)} |"
 
 
 HEAD = str(Row("bug", "model", "first deviation", "spreads", "expected", "properties that fail"))

@@ -4,116 +4,38 @@ import math
 from functools import partial
 from typing import Any
 
-import numpy as np
 import planted
 import torch
 from planted import Faults, Subject, assign, wrap
+from test_pytorch import INTERLEAVED, Network, convert
 from torch import nn
 
-import refseq2seq as rs
-from refseq2seq.config import SinusoidalPositions
 from refseq2seq.testing import properties
 
 D_MODEL, ROOM = 24, 17
 
 
-class Translator:
-    """An nn.Transformer with embeddings, sinusoids and masks, as its tutorials have it."""
-
-    def __init__(self, seed: int, **options: Any) -> None:
-        torch.manual_seed(seed)
-        self.transformer = nn.Transformer(D_MODEL, 3, 2, 2, 29, batch_first=True, **options).eval()
-        self.source_table, self.target_table = nn.Embedding(11, D_MODEL), nn.Embedding(11, D_MODEL)
-        self.unembedding = nn.Linear(D_MODEL, 11)
-        for x in (*self.transformer.parameters(), *self.unembedding.parameters()):
-            x.data += 0.2 * torch.randn_like(x)  # nothing may stay at 0 or 1
-        self.scale, self.first = math.sqrt(D_MODEL), 0
-        angles = torch.arange(ROOM)[:, None] / 10000 ** (torch.arange(0, D_MODEL, 2) / D_MODEL)
-        self.sinusoids = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
-
-    def embed(self, table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
-        """Scaled token vectors plus sinusoids."""
-        return table(ids) * self.scale + self.sinusoids[self.first :][: ids.shape[1]]
-
-    def padding(self, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """PyTorch's True is a place that is not seen."""
-        return None if mask is None else ~mask
-
-    def memory_padding(self, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """The same, for cross-attention."""
-        return self.padding(mask)
-
-    def causal(self, n: int) -> torch.Tensor | None:
-        """True above the diagonal."""
-        return torch.ones(n, n, dtype=torch.bool).triu(1)
-
-    @torch.no_grad()
-    def encode(self, source: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(batch, n_source, d_model)."""
-        return self.transformer.encoder(
-            self.embed(self.source_table, source), src_key_padding_mask=self.padding(mask)
-        )
-
-    @torch.no_grad()
-    def logits(
-        self, memory: torch.Tensor, mask: torch.Tensor | None, target: torch.Tensor
-    ) -> torch.Tensor:
-        """(batch, n_target, vocab_size)."""
-        hidden = self.transformer.decoder(
-            self.embed(self.target_table, target),
-            memory,
-            tgt_mask=self.causal(target.shape[1]),
-            memory_key_padding_mask=self.memory_padding(mask),
-        )
-        return self.unembedding(hidden)
-
-    def run(
-        self, source: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """What diagnose calls."""
-        return self.logits(self.encode(source, mask), mask, target)
-
-
 def subject(seed: int, **options: Any) -> Subject:
     """A translator, as it should be."""
-    net = Translator(seed, **options)
-    positions = SinusoidalPositions(layout="interleaved", offset=0, scale=1.0)
-    model = rs.convert.from_pytorch(
-        net.transformer,
-        source_embedding=net.source_table,
-        target_embedding=net.target_table,
-        unembedding=net.unembedding,
-        embedding_scale=net.scale,
-        source_positions=positions,
-        target_positions=positions,
-        decoder_start_id=1,
-        eos_ids=(),
-        pad_id=0,
-    )
-    return Subject(net.transformer, model, implementation(net), net.run, net)
+    torch.manual_seed(seed)
+    transformer = nn.Transformer(D_MODEL, 3, 2, 2, 29, batch_first=True, **options).eval()
+    tables, unembedding = [nn.Embedding(11, D_MODEL) for _ in range(2)], nn.Linear(D_MODEL, 11)
+    for x in (*transformer.parameters(), *unembedding.parameters()):
+        x.data += 0.2 * torch.randn_like(x)  # nothing may stay at 0 or 1
+    angles = torch.arange(ROOM)[:, None] / 10000 ** (torch.arange(0, D_MODEL, 2) / D_MODEL)
+    sinusoids = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+    net = Network(transformer, *tables, unembedding, math.sqrt(D_MODEL), sinusoids)
+    positions = {f"{side}_positions": INTERLEAVED for side in ("source", "target")}
+    model = convert(net, seed, eos_ids=(), **positions)
+    return Subject(transformer, model, implementation(net), net.run, net)
 
 
-def implementation(net: Translator) -> properties.Implementation:
+def implementation(net: Network) -> properties.Implementation:
     """The translator as functions; padding on the left shifts its positions."""
-
-    def encode(source: np.ndarray, mask: np.ndarray | None) -> Any:
-        mask = None if mask is None else torch.as_tensor(mask)
-        return net.encode(torch.as_tensor(source), mask), mask
-
-    def logits(memory: Any, target: np.ndarray) -> np.ndarray:
-        return net.logits(*memory, torch.as_tensor(target)).numpy()
-
-    def generate(source: np.ndarray, mask: np.ndarray | None, n: int) -> np.ndarray:
-        memory, target = encode(source, mask), np.ones((len(source), 1), dtype=np.int64)
-        for _ in range(n):
-            best = logits(memory, target)[:, -1].argmax(-1)
-            target = np.concatenate([target, best[:, None]], axis=1)
-        return target[:, 1:]
-
     return planted.implementation(
-        encode=encode,
-        logits=logits,
-        generate=generate,
+        encode=lambda source, mask: (source, mask),
+        logits=lambda memory, target: net.logits(memory[0], target, memory[1]),
+        generate=net.generate,
         max_source_length=ROOM - 1,
         max_target_length=ROOM - 1,
         padding=("right",),
@@ -155,7 +77,7 @@ post_norm("positions start at 1", "encoder.embed")(lambda s: assign(s.net, first
 @post_norm("sines and cosines concatenated", "encoder.embed")
 def _(s):
     net = s.net
-    net.sinusoids = torch.cat([net.sinusoids[:, 0::2], net.sinusoids[:, 1::2]], dim=-1)
+    net.positions = torch.cat([net.positions[:, 0::2], net.positions[:, 1::2]], dim=-1)
 
 
 post_norm("four heads instead of three", "encoder.layers.1.self_attention.out")(

@@ -11,7 +11,7 @@ pytest.importorskip("x_transformers", reason="needs x-transformers: pip install 
 import planted
 import torch
 from einops.layers.torch import Rearrange
-from planted import Faults, Subject, assign, swap, wrap
+from planted import Faults, Subject, assign, given, nothing, swap, wrap
 from torch import nn
 from x_transformers import attend as xt_attend
 from x_transformers import x_transformers as xt
@@ -72,58 +72,40 @@ def implementation(network: Network, padding: tuple[str, ...]) -> properties.Imp
 
 FAULTS = Faults()
 RIGHT, ENDS = ("right",), ("right", "left")
-pre_norm = FAULTS.on(partial(subject, 1, RIGHT), "pre-norm, learned positions, GELU")
-post_norm = FAULTS.on(
-    partial(subject, 2, RIGHT, **both(pre_norm=False)), "post-norm, learned positions, GELU"
-)
-modern = FAULTS.on(
-    partial(
-        subject,
-        3,
-        ENDS,
-        **both(
-            rotary_pos_emb=True,
-            use_rmsnorm=True,
-            ff_glu=True,
-            ff_swish=True,
-            ff_no_bias=True,
-            attn_kv_heads=2,
-        ),
-    ),
+
+
+def on(where: str, seed: int, padding: tuple[str, ...] = RIGHT, **options: Any) -> Any:
+    return FAULTS.on(partial(subject, seed, padding, **options), where)
+
+
+MODERN = ("rotary_pos_emb", "use_rmsnorm", "ff_glu", "ff_swish", "ff_no_bias")
+BUCKETS = {"rel_pos_bias": True, "rel_pos_num_buckets": 8, "rel_pos_max_distance": 8}
+pre_norm = on("pre-norm, learned positions, GELU", 1)
+post_norm = on("post-norm, learned positions, GELU", 2, **both(pre_norm=False))
+modern = on(
     "rotary, RMS norm, SwiGLU, grouped heads",
+    3,
+    ENDS,
+    **both(**dict.fromkeys(MODERN, True), attn_kv_heads=2),
 )
-bucketed = FAULTS.on(
-    partial(
-        subject,
-        4,
-        ENDS,
-        **both(rel_pos_bias=True, rel_pos_num_buckets=8, rel_pos_max_distance=8),
-    ),
-    "relative bias",
-)
-alibi = FAULTS.on(partial(subject, 5, RIGHT, **both(alibi_pos_bias=True)), "ALiBi")
-other = FAULTS.on(
-    partial(
-        subject,
-        6,
-        RIGHT,
-        **both(scaled_sinu_pos_emb=True, attn_qk_norm=True, attn_num_mem_kv=2),
-        dec_tie_embedding=True,
-    ),
+bucketed = on("relative bias", 4, ENDS, **both(**BUCKETS))
+alibi = on("ALiBi", 5, **both(alibi_pos_bias=True))
+other = on(
     "sinusoids, normalised queries and keys, learned key-value pairs, tied logits",
+    6,
+    **both(scaled_sinu_pos_emb=True, attn_qk_norm=True, attn_num_mem_kv=2),
+    dec_tie_embedding=True,
 )
-
-
-def layers(s: Subject, side: str) -> Any:
-    module = s.module
-    encoder, decoder = module if isinstance(module, tuple) else (module.encoder, module.decoder)
-    return (encoder if side == "encoder" else decoder.net).attn_layers
 
 
 def wrapper(s: Subject, side: str) -> Any:
     module = s.module
     encoder, decoder = module if isinstance(module, tuple) else (module.encoder, module.decoder)
     return encoder if side == "encoder" else decoder.net
+
+
+def layers(s: Subject, side: str) -> Any:
+    return wrapper(s, side).attn_layers
 
 
 def sublayer(s: Subject, side: str, layer: int, kind: str) -> Any:
@@ -134,19 +116,6 @@ def sublayer(s: Subject, side: str, layer: int, kind: str) -> Any:
 
 def block(s: Subject, side: str, layer: int, kind: str) -> Any:
     return sublayer(s, side, layer, kind)[1]
-
-
-def given(module: nn.Module, **changes: Any) -> None:
-    """Let ``module`` be given other keyword arguments: functions of all that it is given."""
-
-    def change(_: Any, args: Any, kwargs: Any) -> Any:
-        return args, kwargs | {name: new(*args, **kwargs) for name, new in changes.items()}
-
-    module.register_forward_pre_hook(change, with_kwargs=True)
-
-
-def nothing(*args: Any, **kwargs: Any) -> None:
-    """What a forgotten argument is."""
 
 
 # Scores, masks and softmax.

@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hf_models import CASES, PAD, outcome, random_batch, random_model
+from benchmarks.peers import EOS, save_for_ctranslate2
+from hf_models import CASES, PAD, generated, outcome, random_batch, random_model
 
 import refseq2seq as rs
 
@@ -12,6 +13,20 @@ import refseq2seq as rs
 # roundings of ours. Where two scores that were compared are nearer, either order is right.
 TOLERANCE = 2e-5
 N_NEW = 7
+
+
+PROCESSORS = {  # by transformers' settings
+    "repetition_penalty": rs.repetition_penalty,
+    "encoder_repetition_penalty": rs.encoder_repetition_penalty,
+    "no_repeat_ngram_size": rs.no_repeat_ngram,
+    "encoder_no_repeat_ngram_size": rs.encoder_no_repeat_ngram,
+    "suppress_tokens": rs.suppress,
+    "begin_suppress_tokens": rs.begin_suppress,
+    "bad_words_ids": rs.bad_words,
+    "prefix_allowed_tokens_fn": rs.allowed_tokens,
+    "forced_bos_token_id": rs.forced_bos,
+    "forced_eos_token_id": lambda x: rs.forced_eos(x, N_NEW),
+}
 
 
 class Counts:
@@ -41,6 +56,27 @@ class Counts:
                 self.near += 1
 
 
+def compare_with_huggingface(
+    counts, theirs, model, processors, batch, settings, beams, prefix=None
+):
+    """Greedy tokens of one beam, hypotheses and scores of several: equal rows are counted."""
+    how = {"prefix": prefix, "min_new_tokens": settings.get("min_new_tokens", 0)}
+    if beams > 1:
+        ours = our_beams(model, batch, beams, 2, processors=processors, **how)
+        counts.compare(ours, *huggingface_beams(theirs, batch, beams, 2, prefix, **settings))
+        return
+    how |= {"source_mask": batch.mask, "max_new_tokens": N_NEW}
+    ours = rs.generate(model, batch.source, choose=rs.greedy(*processors), **how)
+    tokens = generated(theirs, batch, prefix, max_new_tokens=N_NEW, **settings)
+    assert np.array_equal(ours.tokens, tokens[:, : ours.tokens.shape[1]]), settings
+    counts.equal += len(tokens)
+
+
+def our_beams(model, batch, beams, n_best, **options):
+    how = {"source_mask": batch.mask, "max_new_tokens": N_NEW, "n_best": n_best} | options
+    return rs.beam_search(model, batch.source, beams=beams, **how)
+
+
 def huggingface_beams(model, batch, beams, n_best, prefix=None, **options):
     """New tokens (batch, n_best, n) and scores (batch, n_best), of transformers."""
     out = outcome(
@@ -58,7 +94,6 @@ def huggingface_beams(model, batch, beams, n_best, prefix=None, **options):
 
 
 CT2_FAMILIES = ["BART", "mBART", "Pegasus", "M2M100", "T5 1.0"]
-END = 2
 
 
 def ctranslate2_model(name, seed, monkeypatch):
@@ -70,7 +105,7 @@ def ctranslate2_model(name, seed, monkeypatch):
     sizes = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     if case.is_t5:
         sizes = {"d_model": 24, "num_heads": 3, "d_kv": 8, "layer_norm_epsilon": 1e-6}
-    options = case.options | sizes | {"eos_token_id": END}
+    options = case.options | sizes | {"eos_token_id": EOS}
     monkeypatch.setitem(CASES, name, dataclasses.replace(case, options=options))
     theirs = random_model(name, seed, exact=False).float()
     none = {"forced_eos_token_id": None}
@@ -80,7 +115,10 @@ def ctranslate2_model(name, seed, monkeypatch):
 
 def ctranslate2_beams(model, batch, directory, beams, n_best, **options):
     """New tokens (batch, n_best, n) and scores (batch, n_best), of CTranslate2."""
-    results = _translator(model, directory).translate_batch(
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="pip install '.[peers]'")
+    save_for_ctranslate2(model, directory)
+    translator = ctranslate2.Translator(str(directory), intra_threads=1)
+    results = translator.translate_batch(
         [[f"t{i}" for i in row[real]] for row, real in zip(batch.source, batch.mask, strict=True)],
         beam_size=beams,
         num_hypotheses=n_best,
@@ -95,24 +133,3 @@ def ctranslate2_beams(model, batch, directory, beams, n_best, **options):
         for k, words in enumerate(result.hypotheses):
             tokens[row, k, : len(words)] = [int(word[1:]) for word in words]
     return tokens, np.array([result.scores for result in results])
-
-
-def _translator(model, directory):
-    """A Translator of CTranslate2 with the same float32 weights; token i is called "t{i}"."""
-    ctranslate2 = pytest.importorskip("ctranslate2", reason="pip install '.[peers]'")
-    loaders = ctranslate2.converters.transformers._MODEL_LOADERS
-    c = model.config
-    c.normalize_before = c.model_type in ("mbart", "pegasus")  # not in a fresh config any more
-    c.normalize_embedding = c.model_type in ("bart", "mbart")
-    loader = loaders[type(c).__name__]
-    spec = loader.get_model_spec(model)
-    loader.set_vocabulary(spec, [f"t{i}" for i in range(c.vocab_size)])
-    spec.config.bos_token = spec.config.unk_token = "t0"
-    spec.config.eos_token = f"t{END}"
-    spec.config.decoder_start_token = f"t{c.decoder_start_token_id}"
-    spec.config.add_source_eos = spec.config.add_source_bos = False
-    spec.validate()
-    spec.optimize()
-    directory.mkdir()
-    spec.save(str(directory))
-    return ctranslate2.Translator(str(directory), intra_threads=1)

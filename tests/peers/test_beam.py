@@ -9,14 +9,17 @@ pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
 pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
 
 import torch
-from hf_models import CASES, generated, random_batch, random_model
+from hf_models import CASES, random_batch, random_model
 from searches import (
     CT2_FAMILIES,
     N_NEW,
+    PROCESSORS,
     Counts,
+    compare_with_huggingface,
     ctranslate2_beams,
     ctranslate2_model,
     huggingface_beams,
+    our_beams,
 )
 
 import refseq2seq as rs
@@ -26,7 +29,7 @@ STOPS = [True, False, "never"]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_hypotheses_and_scores_of_huggingface(name, capsys):
+def test_hypotheses_and_scores_of_huggingface(name, say):
     counts = Counts()
     for seed in range(N_SEEDS):
         rng = np.random.default_rng([zlib.crc32(name.encode()), seed])
@@ -38,39 +41,30 @@ def test_hypotheses_and_scores_of_huggingface(name, capsys):
             "early_stopping": STOPS[seed % 3],
         }
         n_best = int(rng.integers(1, beams + 1))
-        ours = rs.beam_search(
-            rs.convert.from_huggingface(theirs),
-            batch.source,
-            source_mask=batch.mask,
-            beams=beams,
-            n_best=n_best,
-            max_new_tokens=N_NEW,
-            **options,
-        )
+        ours = our_beams(rs.convert.from_huggingface(theirs), batch, beams, n_best, **options)
         counts.compare(ours, *huggingface_beams(theirs, batch, beams, n_best, **options))
-    with capsys.disabled():
-        print(f"\n{name}: {counts}", end=" ")
+    say(f"{name}: {counts}")
     assert counts.near <= 0.05 * (counts.equal + counts.near)
 
 
-PROCESSORS = {
-    "repetition_penalty": (1.7, rs.repetition_penalty),
-    "encoder_repetition_penalty": (1.7, rs.encoder_repetition_penalty),
-    "no_repeat_ngram_size": (2, rs.no_repeat_ngram),
-    "encoder_no_repeat_ngram_size": (1, rs.encoder_no_repeat_ngram),
-    "suppress_tokens": ([20, 21, 22, 30], rs.suppress),
-    "begin_suppress_tokens": ([3, 4, 6, 7, 8], rs.begin_suppress),
-    "bad_words_ids": ([[12], [13, 14], [30, 31]], rs.bad_words),
-    "forced_bos_token_id": (9, rs.forced_bos),
-    "forced_eos_token_id": (5, lambda x: rs.forced_eos(x, N_NEW)),
-    "min_new_tokens": (4, None),
+SETTINGS = {
+    "repetition_penalty": 1.7,
+    "encoder_repetition_penalty": 1.7,
+    "no_repeat_ngram_size": 2,
+    "encoder_no_repeat_ngram_size": 1,
+    "suppress_tokens": [20, 21, 22, 30],
+    "begin_suppress_tokens": [3, 4, 6, 7, 8],
+    "bad_words_ids": [[12], [13, 14], [30, 31]],
+    "forced_bos_token_id": 9,
+    "forced_eos_token_id": 5,
+    "min_new_tokens": 4,
 }
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("setting", PROCESSORS)
-def test_processors_of_huggingface(setting, beams):
-    value, processor = PROCESSORS[setting]
+@pytest.mark.parametrize(("setting", "value"), SETTINGS.items(), ids=SETTINGS)
+def test_processors_of_huggingface(setting, value, beams):
+    processors = [PROCESSORS[setting](value)] if setting in PROCESSORS else []
     counts = Counts()
     for seed in range(8):
         theirs = random_model("BART", seed)
@@ -78,43 +72,23 @@ def test_processors_of_huggingface(setting, beams):
         batch = random_batch(theirs, seed)
         batch.mask[:] = True  # transformers counts padding among the source's tokens
         model = rs.convert.from_huggingface(theirs)
-        processors = [processor(value)] if processor else []
-        options = {"source_mask": batch.mask, "max_new_tokens": N_NEW}
-        if setting == "min_new_tokens":
-            options[setting] = value
-        if beams == 1:
-            tokens = generated(theirs, batch, **{"max_new_tokens": N_NEW, setting: value})
-            ours = rs.generate(model, batch.source, choose=rs.greedy(*processors), **options)
-            assert np.array_equal(ours.tokens, tokens[:, : ours.tokens.shape[1]])
-        else:
-            ours = rs.beam_search(
-                model, batch.source, beams=beams, n_best=2, processors=processors, **options
-            )
-            counts.compare(ours, *huggingface_beams(theirs, batch, beams, 2, **{setting: value}))
+        settings = {setting: value}
+        compare_with_huggingface(counts, theirs, model, processors, batch, settings, beams)
     assert counts.near <= 1
 
 
 @pytest.mark.parametrize("name", CT2_FAMILIES)
-def test_hypotheses_and_scores_of_ctranslate2(name, tmp_path, monkeypatch, capsys):
+def test_hypotheses_and_scores_of_ctranslate2(name, tmp_path, monkeypatch, say):
     counts = Counts()
     for seed in range(N_SEEDS):
         theirs, model, batch = ctranslate2_model(name, seed, monkeypatch)
         beams, penalty = 2 + seed % 3, [0.0, 0.6, 1.0][seed % 3]
-        ours = rs.beam_search(
-            model,
-            batch.source,
-            source_mask=batch.mask,
-            beams=beams,
-            n_best=2,
-            length_penalty=penalty,
-            early_stopping=True,
-            max_new_tokens=N_NEW,
-        )
+        how = {"length_penalty": penalty, "early_stopping": True}
+        ours = our_beams(model, batch, beams, 2, **how)
         directory = tmp_path / str(seed)
         found = ctranslate2_beams(theirs, batch, directory, beams, 2, length_penalty=penalty)
         counts.compare(ours, *found)
-    with capsys.disabled():
-        print(f"\n{name}: {counts}", end=" ")
+    say(f"{name}: {counts}")
     assert counts.near <= 0.05 * (counts.equal + counts.near)
 
 

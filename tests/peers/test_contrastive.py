@@ -33,19 +33,12 @@ def test_the_same_greedy_tokens(n_amateurs):
             amateur_model=tuple(network.decoder for network in amateurs),
             contrastive_decode_kwargs=tuple(settings),
         )
-        amateur_models = [
-            rs.amateur(model, **how, reads_source=False)
-            for model, how in zip(ours[1:], settings, strict=True)
+        how = {"source_mask": batch.mask, "max_new_tokens": N_NEW}
+        how["amateurs"] = [
+            rs.amateur(model, **setting, reads_source=False)
+            for model, setting in zip(ours[1:], settings, strict=True)
         ]
-        steps = list(
-            rs.decode_steps(
-                ours[0],
-                batch.source,
-                source_mask=batch.mask,
-                max_new_tokens=N_NEW,
-                amateurs=amateur_models,
-            )
-        )
+        steps = list(rs.decode_steps(ours[0], batch.source, **how))
         assert min(step.margin[step.emitted].min(initial=np.inf) for step in steps) > 1e-9
         out = rs.Generation.from_steps(steps, pad_id=0)
         for row, n in enumerate(out.lengths):

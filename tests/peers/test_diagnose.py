@@ -17,7 +17,7 @@ import planted_x_transformers
 import test_pytorch
 import torch
 from comparisons import compiled
-from planted import MASK, SOURCE, TARGET, one_thread
+from planted import MASK, SOURCE, TARGET
 from test_x_transformers import CASES
 from xt_networks import CONVENTIONS, both, random_batch, random_network
 
@@ -25,17 +25,6 @@ import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature
 from refseq2seq.testing import diagnose, rounded, spread
 from refseq2seq.testing.diagnosis.steps import by_step
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning"),
-    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
-]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    with one_thread():
-        yield
 
 
 def assert_right(diagnosis, at_least=40):
@@ -50,6 +39,13 @@ def random_case(seed, options):
     rng = np.random.default_rng(seed)
     network = random_network(rng, options)
     return network, random_batch(rng, network.options, "right")
+
+
+def hugging_face_case(name, dtype="float32", left=False):
+    """A model of transformers and a batch for it."""
+    seed = list(hf_models.CASES).index(name)
+    model = hf_models.random_model(name, seed, exact=False).to(getattr(torch, dtype))
+    return model, hf_models.random_batch(model, seed, left)
 
 
 def diagnosed(module, batch, **options):
@@ -84,9 +80,7 @@ def test_x_transformers_generating(name):
 @pytest.mark.parametrize("generates", [False, True])
 @pytest.mark.parametrize("name", hf_models.CASES)
 def test_hugging_face(name, generates):
-    seed = list(hf_models.CASES).index(name)
-    model = hf_models.random_model(name, seed, exact=False).float()
-    batch = hf_models.random_batch(model, seed, left=hf_models.CASES[name].left_padding)
+    model, batch = hugging_face_case(name, left=hf_models.CASES[name].left_padding)
     if generates:
         found = diagnose(model, batch.source, None, batch.mask, max_new_tokens=3)
         assert "step.2.logits" in found.compared
@@ -98,9 +92,9 @@ def test_hugging_face(name, generates):
 
 
 def test_hugging_face_with_eager_attention():
-    model = hf_models.random_model("BART", 3, exact=False).float()
+    model, batch = hugging_face_case("BART")
     model.set_attn_implementation("eager")
-    found = diagnosed(model, hf_models.random_batch(model, 3))
+    found = diagnosed(model, batch)
     assert_right(found)
     assert {name.rpartition(".")[2] for name in found.not_compared} <= {"tokens", "scores"}
 
@@ -128,13 +122,8 @@ def cast(net, dtype):
 
 def diagnosed_in_net(net, model, seed):
     """Of an nn.Transformer in what its user puts around it."""
-
-    def run(source, target, mask):
-        mask = np.ones(source.shape, bool) if mask is None else mask.numpy()
-        return torch.as_tensor(net.logits(source.numpy(), target.numpy(), mask))
-
     source, target, mask = test_pytorch.random_batch(net, seed)
-    return diagnose(net.transformer, source, target, mask, model=model, run=run)
+    return diagnose(net.transformer, source, target, mask, model=model, run=net.run)
 
 
 HALF = {
@@ -158,9 +147,7 @@ def test_x_transformers_in_half_precision(name, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", HALF["transformers"])
 def test_hugging_face_in_half_precision(name, dtype):
-    seed = list(hf_models.CASES).index(name)
-    model = hf_models.random_model(name, seed, exact=False).to(getattr(torch, dtype))
-    found = diagnosed(model, hf_models.random_batch(model, seed))
+    found = diagnosed(*hugging_face_case(name, dtype))
     assert_right(found, 38)
     assert found.dtype == dtype
 
@@ -177,8 +164,7 @@ def test_nn_transformer_in_half_precision():
 
 
 def test_float64_modules_have_the_tolerances_of_float32_by_default():
-    model = hf_models.random_model("T5 1.0", 5, exact=False)
-    batch = hf_models.random_batch(model, 5)
+    model, batch = hugging_face_case("T5 1.0", "float64")
     found = diagnosed(model, batch)
     assert_right(found, 38)
     assert found.dtype == "float32"
@@ -383,9 +369,8 @@ def test_a_fault_of_x_transformers_without_hooks(max_new_tokens):
 
 @pytest.mark.parametrize("max_new_tokens", [None, 4])
 def test_a_fault_of_hugging_face_without_hooks(max_new_tokens):
-    model = hf_models.random_model("BART", 3, exact=False).float()
+    model, batch = hugging_face_case("BART")
     spoil(model.get_decoder().layers[0].fc2, with_hooks=False)
-    batch = hf_models.random_batch(model, 3)
     batch.target = batch.target if max_new_tokens is None else None
     assert_only_without_hooks(diagnosed(model, batch, max_new_tokens=max_new_tokens))
 

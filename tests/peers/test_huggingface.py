@@ -20,18 +20,18 @@ import transformers
 from comparisons import (
     EPS32,
     MERGE,
+    Batch,
     add_lora,
     assert_same_model,
     compiled,
     count_near_ties,
     peft_model,
-    relative_error,
 )
 from hf_models import (
     CASES,
     EOS,
     PAD,
-    Batch,
+    error_of_logits,
     generated,
     logits,
     make_exact,
@@ -47,46 +47,35 @@ from refseq2seq.params import named_arrays
 N_MODELS, N_NEW = 30, 9
 
 
+def is_rounded_apart(step, row, before):
+    """Both choose from logits rounded to float32, which a tie may round apart."""
+    return step.margin[row] <= 2 * EPS32 * abs(step.logits[row]).max()
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_logits_and_greedy_tokens(name, capsys):
+def test_logits_and_greedy_tokens(name, say):
     worst, near_ties, ended = 0.0, 0, 0
     for seed in range(N_MODELS):
         theirs = random_model(name, seed)
         ours = from_huggingface(theirs)
         batch = random_batch(theirs, seed, left=CASES[name].left_padding and seed % 2 == 1)
-        computed = rs.forward(ours, batch.source, batch.target, batch.mask)
-        worst = max(worst, relative_error(computed, logits(theirs, batch)))
+        worst = max(worst, error_of_logits(ours, theirs, batch))
         start = np.full((3, 1), ours.config.decoder_start_id)
         prefix = np.concatenate([start, batch.target[:, :3]], axis=1) if seed % 3 == 2 else None
         options = {"max_new_tokens": N_NEW, "prefix": prefix}
         expected = generated(theirs, batch, use_cache=seed % 5 != 0, **options)
         for use_cache in (True, False):
-            steps = list(
-                rs.decode_steps(
-                    ours,
-                    batch.source,
-                    source_mask=batch.mask,
-                    choose=rs.like.huggingface(),
-                    use_cache=use_cache,
-                    **options,
-                )
-            )
-            # Both choose from logits rounded to float32, which a tie may round apart.
-            near_ties += count_near_ties(
-                steps,
-                expected,
-                PAD,
-                lambda step, row: step.margin[row] <= 2 * EPS32 * abs(step.logits[row]).max(),
-            )
+            how = {"source_mask": batch.mask, "choose": rs.like.huggingface(), **options}
+            steps = list(rs.decode_steps(ours, batch.source, use_cache=use_cache, **how))
+            near_ties += count_near_ties(steps, expected, PAD, is_rounded_apart)
         ended += int(steps[-1].finished.sum())
-    with capsys.disabled():
-        print(f"\n{name}: logits within {worst:.1e}, {near_ties} of 180 rows at near-ties", end=" ")
+    say(f"{name}: logits within {worst:.1e}, {near_ties} of 180 rows at near-ties")
     assert worst < 1e-12
     assert ended > 5, "the test must see ends"
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_samples_under_the_same_noise(name, capsys):
+def test_samples_under_the_same_noise(name, say):
     near_ties = 0
     for seed in range(N_MODELS):
         theirs = random_model(name, seed)
@@ -103,25 +92,18 @@ def test_samples_under_the_same_noise(name, capsys):
         torch.manual_seed(seed)
         shape = (len(batch.source), ours.config.decoder.vocab_size)
         noise = np.stack([torch.empty(shape).exponential_().numpy() for _ in range(N_NEW)])
-        steps = list(
-            rs.decode_steps(
-                ours,
-                batch.source,
-                source_mask=batch.mask,
-                max_new_tokens=N_NEW,
-                choose=rs.like.huggingface(**options, pick=partial(rs.exponential_race, noise)),
-            )
-        )
+        choose = rs.like.huggingface(**options, pick=partial(rs.exponential_race, noise))
+        how = {"source_mask": batch.mask, "max_new_tokens": N_NEW, "choose": choose}
+        steps = list(rs.decode_steps(ours, batch.source, **how))
 
-        def is_tie(step, row, noise=noise):
+        def is_tie(step, row, before, noise=noise):
             """The two leaders of the race are nearer than float32 can tell apart."""
             probs = np.exp(step.scores[row].astype("float64") - step.scores[row].max())
             second, first = np.sort(probs / noise[step.index, row])[-2:]
             return first / second - 1 < 64 * EPS32
 
         near_ties += count_near_ties(steps, expected, PAD, is_tie)
-    with capsys.disabled():
-        print(f"\n{name}: {near_ties} of 90 rows at near-ties", end=" ")
+    say(f"{name}: {near_ties} of 90 rows at near-ties")
 
 
 @pytest.mark.parametrize("name", ["T5 1.0", "mT5", "UMT5", "Marian", "Pegasus", "M2M100"])
@@ -129,10 +111,10 @@ def test_float32_parts_of_float64_models(name):
     """The norms and sinusoids that transformers computes in float32 make all the difference."""
     theirs = random_model(name, 0, exact=False)
     batch = random_batch(theirs, 0)
-    computed = rs.forward(from_huggingface(theirs), batch.source, batch.target, batch.mask)
-    assert 1e-10 < relative_error(computed, logits(theirs, batch)) < 1e-5
+    ours = from_huggingface(theirs)
+    assert 1e-10 < error_of_logits(ours, theirs, batch) < 1e-5
     make_exact(theirs)
-    assert relative_error(computed, logits(theirs, batch)) < 1e-12
+    assert error_of_logits(ours, theirs, batch) < 1e-12
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -140,10 +122,8 @@ def test_float32(name):
     """As most people run them. 30 ulps: an inner product of 24 terms, a few layers deep."""
     theirs = random_model(name, 1).float()
     ours = from_huggingface(theirs)
-    batch = random_batch(theirs, 1)
-    computed = rs.forward(ours, batch.source, batch.target, batch.mask)
-    assert computed.dtype == np.float32
-    assert relative_error(computed, logits(theirs, batch)) < 30 * EPS32
+    assert ours.dtype == np.float32
+    assert error_of_logits(ours, theirs, random_batch(theirs, 1)) < 30 * EPS32
 
 
 @pytest.mark.parametrize("name", ["BART", "T5 1.1", "Marian", "Pegasus"])
@@ -304,9 +284,8 @@ def test_changed_config_fields_change_both_or_raise(name):
                 with pytest.raises(UnsupportedFeature, match=f"{field} = '?{other}"):
                     from_huggingface(altered)
                 continue
-            ours = from_huggingface(altered)
-            computed = rs.forward(ours, batch.source, batch.target, batch.mask)
-            assert relative_error(computed, expected) < 1e-12, f"{field} = {other}"
+            error = error_of_logits(from_huggingface(altered), altered, batch)
+            assert error < 1e-12, f"{field} = {other}"
     assert effective >= ({"dense_act_fn"} if CASES[name].is_t5 else {"scale_embedding"})
 
 
@@ -388,30 +367,26 @@ def test_sinusoids_equal_up_to_the_rounding_of_their_dtype(family, table, dtype,
             from_huggingface(arrays | {name: wrong}, config)
 
 
-NOT_A_MODEL = {
-    "module": (lambda t, a, c: [torch.nn.Linear(2, 3)], TypeError, "Linear"),
-    "no config": (lambda t, a, c: [a], TypeError, "config"),
-    "second config": (lambda t, a, c: [t, c], TypeError, "config"),
-    "no head": (
-        lambda t, a, c: [t.model],
-        UnsupportedFeature,
-        "BartModel has no language-model head",
-    ),
-    "none": (lambda t, a, c: [None], TypeError, "got NoneType"),
-    "config: none": (lambda t, a, c: [a, None], TypeError, "^config must be .*got NoneType"),
-    "config: path": (lambda t, a, c: [a, "config.json"], TypeError, "^config must be .*got str"),
-    "list": (lambda t, a, c: [a, c, ["x"]], TypeError, "generation_config must be .*got list"),
-    "lists": (
+ARGUMENTS = [
+    (lambda t, a, c: [torch.nn.Linear(2, 3)], TypeError, "Linear"),
+    (lambda t, a, c: [a], TypeError, "config"),
+    (lambda t, a, c: [t, c], TypeError, "config"),
+    (lambda t, a, c: [t.model], UnsupportedFeature, "BartModel has no language-model head"),
+    (lambda t, a, c: [None], TypeError, "got NoneType"),
+    (lambda t, a, c: [a, None], TypeError, "^config must be .*got NoneType"),
+    (lambda t, a, c: [a, "config.json"], TypeError, "^config must be .*got str"),
+    (lambda t, a, c: [a, c, ["x"]], TypeError, "generation_config must be .*got list"),
+    (
         lambda t, a, c: [{name: x.tolist() for name, x in a.items()}, c],
         TypeError,
         "final_logits_bias must be an array.*list",
     ),
-    "nested": (lambda t, a, c: [{"weights": a}, c], TypeError, "weights must be an array.*dict"),
-    "meta": (lambda t, a, c: [t.to("meta")], ValueError, "on the meta device"),
-}
+    (lambda t, a, c: [{"weights": a}, c], TypeError, "weights must be an array.*dict"),
+    (lambda t, a, c: [t.to("meta")], ValueError, "on the meta device"),
+]
 
 
-@pytest.mark.parametrize(("given", "error", "message"), NOT_A_MODEL.values(), ids=NOT_A_MODEL)
+@pytest.mark.parametrize(("given", "error", "message"), ARGUMENTS)
 def test_arguments_of_another_type_raise(given, error, message):
     theirs = random_model("BART", 0)
     with pytest.raises(error, match=message):

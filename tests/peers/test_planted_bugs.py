@@ -8,19 +8,7 @@ pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
 pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
 pytest.importorskip("x_transformers", reason="needs x-transformers: pip install '.[peers]'")
 
-from planted import one_thread
 from planted_page import FAULTS, PAGE, RIGHT, broken, diagnosis, read_rows
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning"),
-    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
-]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    with one_thread():
-        yield
 
 
 @pytest.mark.parametrize("where", RIGHT)

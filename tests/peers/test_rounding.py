@@ -9,7 +9,7 @@ pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
 
 import torch
 
-from refseq2seq.testing import row_ulp
+from refseq2seq.testing import first_difference, row_ulp
 from refseq2seq.testing.rounding import FORMATS, round_to
 
 numbers = st.floats(width=32, allow_nan=False) | st.floats(-(2.0**-120), 2.0**-120, width=32)
@@ -34,3 +34,10 @@ def test_a_tensor_brings_its_dtype():
     e = torch.tensor([1.0, 3.0])
     assert row_ulp(e.bfloat16() + 2**-6, e) == 1.0
     assert row_ulp(torch.nn.Parameter(e + 2**-22), e) == 1.0
+
+
+def test_tensors_of_integers_and_booleans_must_be_equal():
+    found = first_difference({"t": np.array([29990, 30000])}, {"t": torch.tensor([29990, 30001])})
+    assert (found.reason, found.place) == ("not equal", (1,))
+    done = [True, False]
+    assert first_difference({"done": np.array(done)}, {"done": torch.tensor(done)}) is None

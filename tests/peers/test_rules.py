@@ -12,14 +12,16 @@ import pytest
 pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
 pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
 
-from hf_models import EOS, generated, random_batch, random_model
+from hf_models import EOS, random_batch, random_model
 from searches import (
     CT2_FAMILIES,
     N_NEW,
+    PROCESSORS,
     Counts,
+    compare_with_huggingface,
     ctranslate2_beams,
     ctranslate2_model,
-    huggingface_beams,
+    our_beams,
 )
 
 import refseq2seq as rs
@@ -60,15 +62,9 @@ def combination(rng, seed):
     return {name: value for name, value in drawn.items() if rng.random() < 0.4}
 
 
-MAKERS = {
-    "repetition_penalty": rs.repetition_penalty,
-    "encoder_repetition_penalty": rs.encoder_repetition_penalty,
-    "no_repeat_ngram_size": rs.no_repeat_ngram,
-    "encoder_no_repeat_ngram_size": rs.encoder_no_repeat_ngram,
-    "bad_words_ids": rs.bad_words,
-    "prefix_allowed_tokens_fn": rs.allowed_tokens,
-    "renormalize_logits": lambda _: rs.renormalize_logits(),
-}
+RULES = {  # settings that a model has itself
+    "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
+}  # fmt: skip
 
 
 def is_contradictory(settings, n_prefix):
@@ -82,24 +78,25 @@ def is_contradictory(settings, n_prefix):
 
 def ours_of(model, settings, rng):
     """The model with its rules, our processors in any order, the last one last."""
-    rules = {
-        "forced_bos_id": settings.get("forced_bos_token_id"),
-        "forced_eos_id": settings.get("forced_eos_token_id"),
-        "suppressed_ids": tuple(settings.get("suppress_tokens", ())),
-        "begin_suppressed_ids": tuple(settings.get("begin_suppress_tokens", ())),
-    }
-    config = dataclasses.replace(model.config, **rules)
-    names = [name for name in MAKERS if name in settings and name != "renormalize_logits"]
+    config = dataclasses.replace(
+        model.config,
+        forced_bos_id=settings.get("forced_bos_token_id"),
+        forced_eos_id=settings.get("forced_eos_token_id"),
+        suppressed_ids=tuple(settings.get("suppress_tokens", ())),
+        begin_suppressed_ids=tuple(settings.get("begin_suppress_tokens", ())),
+    )
+    names = [name for name in PROCESSORS if name in settings and name not in RULES]
     penalties = [name for name in names if name.endswith("penalty")]
     bans = [name for name in names if name not in penalties]
     rng.shuffle(bans)  # bans commute; penalties are in transformers' order, the encoder's first
-    order = sorted(penalties) + bans + ["renormalize_logits"] * ("renormalize_logits" in settings)
-    processors = [MAKERS[name](settings[name]) for name in order]
+    processors = [PROCESSORS[name](settings[name]) for name in sorted(penalties) + bans]
+    if "renormalize_logits" in settings:
+        processors.append(rs.renormalize_logits())
     return dataclasses.replace(model, config=config), processors
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_rules_processors_and_prefixes_together_as_in_huggingface(beams, capsys):
+def test_rules_processors_and_prefixes_together_as_in_huggingface(beams, say):
     counts = Counts()
     refused = without_token = compared = seed = 0
     while compared < N_COMBINATIONS:
@@ -115,38 +112,21 @@ def test_rules_processors_and_prefixes_together_as_in_huggingface(beams, capsys)
         model = rs.convert.from_huggingface(theirs)
         prefix[:, 0] = model.config.decoder_start_id
         model, processors = ours_of(model, settings, rng)
-        how = {
-            "prefix": prefix,
-            "max_new_tokens": N_NEW,
-            "min_new_tokens": settings.get("min_new_tokens", 0),
-        }
         if is_contradictory(settings, n_prefix):
             refused += 1  # by transformers too, in all cases but forced BOS after a longer prefix
             continue
         try:
-            if beams == 1:
-                ours = rs.generate(model, batch.source, choose=rs.greedy(*processors), **how)
-            else:
-                options = {"beams": beams, "n_best": 2, "processors": processors}
-                ours = rs.beam_search(model, batch.source, **options, **how)
+            compare_with_huggingface(
+                counts, theirs, model, processors, batch, settings, beams, prefix
+            )
         except rs.NoTokenLeftError:
             without_token += 1  # transformers takes token 0 then
             continue
         compared += 1
-        if beams == 1:
-            tokens = generated(theirs, batch, prefix, max_new_tokens=N_NEW, **settings)
-            for row, n in enumerate(ours.lengths):
-                same = ours.tokens[row, :n].tolist() == tokens[row, :n].tolist()
-                assert same, (seed, settings)
-                counts.equal += 1
-        else:
-            counts.compare(ours, *huggingface_beams(theirs, batch, beams, 2, prefix, **settings))
-    with capsys.disabled():
-        print(
-            f"\n{beams} beams, {compared} combinations: {counts}; "
-            f"{without_token} more combinations leave no token, {refused} are refused",
-            end=" ",
-        )
+    say(
+        f"{beams} beams, {compared} combinations: {counts}; "
+        f"{without_token} more combinations leave no token, {refused} are refused"
+    )
     assert counts.near <= 0.02 * counts.equal
 
 
@@ -160,25 +140,16 @@ def test_processors_on_logits_as_in_ctranslate2(name, tmp_path, monkeypatch):
         # It does not count the start token among a target's: this one is generated by neither.
         start = model.config.decoder_start_id
         processors = [rs.suppress([start]), rs.repetition_penalty(penalty), rs.no_repeat_ngram(n)]
-        how = {
-            "source_mask": batch.mask,
-            "beams": 3,
-            "n_best": 2,
-            "early_stopping": True,
-            "max_new_tokens": N_NEW,
-        }
-        ours = rs.beam_search(model, batch.source, logits_processors=processors, **how)
-        other = rs.beam_search(model, batch.source, processors=processors, **how)
-        tokens, scores = ctranslate2_beams(
-            theirs,
-            batch,
-            tmp_path / str(seed),
-            3,
-            2,
-            repetition_penalty=penalty,
-            no_repeat_ngram_size=n,
-            suppress_sequences=[[f"t{start}"]],
+        ours, other = (
+            our_beams(model, batch, 3, 2, early_stopping=True, **{kind: processors})
+            for kind in ("logits_processors", "processors")
         )
+        settings = {
+            "repetition_penalty": penalty,
+            "no_repeat_ngram_size": n,
+            "suppress_sequences": [[f"t{start}"]],
+        }
+        tokens, scores = ctranslate2_beams(theirs, batch, tmp_path / str(seed), 3, 2, **settings)
         counts.compare(ours, tokens, scores)
         on_log_probs += sum(
             other.tokens[row, 0, :k].tolist() == tokens[row, 0, :k].tolist()

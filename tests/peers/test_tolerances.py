@@ -24,14 +24,13 @@ import test_x_transformers
 import torch
 import torch_forward
 import xt_networks
-from planted import one_thread
 from tally import Tally, generator, judge, judge_mistakes
+from torch_forward import DTYPES
 
 import refseq2seq as rs
 from refseq2seq.testing import first_difference, rounded, spread
 
 N = int(os.environ.get("TOLERANCE_CASES", "2"))  # of each kind and dtype
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FREQUENCIES = ("rotary", "sinusoids", "modern")  # that a cast to half precision would cast too
 
 
@@ -83,12 +82,6 @@ MAKERS = {
     "Hugging Face": of_hugging_face,
     "PyTorch": written_in_torch,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _threads():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

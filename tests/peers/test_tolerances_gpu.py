@@ -14,7 +14,7 @@ pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
 
 import torch
 from tally import Tally, generator, judge, judge_mistakes
-from torch_forward import TorchTransformer, random_inputs, random_model
+from torch_forward import DTYPES, TorchTransformer, random_inputs, random_model
 
 from refseq2seq.testing import rounded, spread
 
@@ -24,12 +24,7 @@ pytestmark = [
 ]
 
 N = int(os.environ.get("TOLERANCE_CASES", "5"))
-DTYPES = {
-    "float32": torch.float32,
-    "tf32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = DTYPES | {"tf32": torch.float32}
 
 
 @pytest.mark.parametrize("size", ["small", "wide"])

@@ -126,7 +126,7 @@ LEFT_PADDED = {"rotary", "alibi alone", "relative bias", "no positions", "modern
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_hundred_networks_with_default_options(dtype, capsys):
+def test_a_hundred_networks_with_default_options(dtype, say):
     near_ties = rows = 0
     for seed in range(100):
         rng = np.random.default_rng(seed)
@@ -138,8 +138,7 @@ def test_a_hundred_networks_with_default_options(dtype, capsys):
         close(got, network.logits(batch.source, batch.mask, batch.target))
         near_ties += check_greedy(network, model, batch, batch.target[:, : 1 + seed % 3], N_NEW)
         rows += len(batch.source)
-    with capsys.disabled():
-        print(f"\n{dtype}: {near_ties} of {rows} rows differ, all at near-ties", end=" ")
+    say(f"{dtype}: {near_ties} of {rows} rows differ, all at near-ties")
     assert near_ties <= (0 if dtype == "float64" else rows // 100)
 
 
@@ -228,7 +227,7 @@ def test_samples_under_the_same_noise(name, arguments, temperature, monkeypatch)
         assert (theirs[:, ours.tokens.shape[1] :] == 0).all()
 
 
-def test_float32_parts_of_float64_networks(capsys):
+def test_float32_parts_of_float64_networks(say):
     """Its softmax, rotary angles and sinusoids carry float32's rounding, 2^-24 = 6e-8."""
     errors = {"defaults": [], "rotary": [], "sinusoids": []}
     for case, found in errors.items():
@@ -242,5 +241,4 @@ def test_float32_parts_of_float64_networks(capsys):
             ours = rs.forward(network.convert(), batch.source, batch.target, batch.mask)
             found.append(relative_error(ours, theirs))
         assert 1e-9 < max(found) < 1e-5
-    with capsys.disabled():
-        print("\nfloat64 as shipped:", {case: f"{max(x):.1e}" for case, x in errors.items()})
+    say(f"float64 as shipped: { {case: f'{max(x):.1e}' for case, x in errors.items()} }")

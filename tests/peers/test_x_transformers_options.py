@@ -64,100 +64,69 @@ VALUES = {
     "attn_custom_attn_fn": torch.nn.functional.softmax, "attn_hybrid_mask_kwarg": "mask",
     "ff_custom_activation": nn.Tanh(), "ff_softclamp_value": 3.0,
 }  # fmt: skip
-# Each value of the inner mappings, beside the options that it needs.
+# Options of a flag, which is refused itself.
+OF_FLAGS = {
+    "use_cls_token": {"num_cls_tokens": 2},
+    "attn_pool": {"num_pooled_tokens": 2, "attn_pool_depth": 2, "dim_pooled_tokens": 6},
+    "mixture_of_softmax": {"mixture_of_softmax_k": 2},
+    "use_dynamic_tanh": {"dynamic_tanh_init_alpha": 0.5},
+    "use_adaptive_layernorm": {"dim_condition": 6, "adaptive_condition_mlp": True},
+    "dynamic_pos_bias": {
+        "dynamic_pos_bias_log_distance": True, "dynamic_pos_bias_mlp_depth": 3,
+        "dynamic_pos_bias_norm": True,
+    },
+    "rotary_xpos": {"rotary_xpos_scale_base": 256},
+    "softclamp_output": {"softclamp_output_value": 20.0},
+    "use_layerscale": {"layerscale_init_value": 0.5},
+    "integrate_layers": {"layer_integrate_use_softmax": False},
+    "add_value_residual": {"learned_value_residual_mix": False},
+    "mv_split_residual": {"residual_fn_kwargs": {"init_beta": 0.5}},
+    "attn_output_gate": {"attn_output_gate_rank": 3, "attn_output_gate_headwise": True},
+    "attn_gumbel_softmax": {"attn_gumbel_softmax_temp": 0.5, "attn_gumbel_softmax_hard": False},
+    "attn_use_rel_proj_pos_bias": {
+        "attn_rel_proj_num_distance_basis": 4, "attn_rel_proj_max_dist": 32,
+    },
+    "attn_softclamp_logits": {"attn_logit_softclamp_value": 20.0},
+    "attn_laser": {"attn_laser_softclamp_value": 9.0},
+}  # fmt: skip
+# Each value of the second mappings, beside the options that it needs.
 WITH_OTHERS = [
+    *(({flag: True}, options) for flag, options in OF_FLAGS.items()),
     ({"num_memory_tokens": 2}, {"memory_tokens_interspersed_every": 4}),
     ({"pre_and_post_norm": True}, {"looped": True}),
     ({"pre_and_post_norm": True, "looped": True}, {"max_looped_steps": 2}),
-    ({"use_cls_token": True}, {"num_cls_tokens": 2}),
-    (
-        {"attn_pool": True},
-        {"num_pooled_tokens": 2, "attn_pool_depth": 2, "dim_pooled_tokens": 6},
-    ),
     ({"dim": 10}, {"token_emb": nn.Embedding(20, 10), "to_logits": nn.Linear(10, 13)}),
-    ({"mixture_of_softmax": True}, {"mixture_of_softmax_k": 2}),
-    ({"use_dynamic_tanh": True}, {"dynamic_tanh_init_alpha": 0.5}),
-    ({"use_adaptive_layernorm": True}, {"dim_condition": 6, "adaptive_condition_mlp": True}),
-    (
-        {"use_adaptive_layernorm": True, "adaptive_condition_mlp": True},
-        {"adaptive_condition_mlp_expansion": 2},
-    ),
-    (
-        {"dynamic_pos_bias": True},
-        {
-            "dynamic_pos_bias_log_distance": True,
-            "dynamic_pos_bias_mlp_depth": 3,
-            "dynamic_pos_bias_norm": True,
-        },
-    ),
-    (
-        {"rotary_pos_emb": True},
-        {
-            "rotary_interpolation_factor": 2.0,
-            "rotary_base_rescale_factor": 2.0,
-            "rotate_num_heads": 1,
-        },
-    ),
-    ({"rotary_xpos": True}, {"rotary_xpos_scale_base": 256}),
+    ({"use_adaptive_layernorm": True, "adaptive_condition_mlp": True},
+     {"adaptive_condition_mlp_expansion": 2}),
+    ({"rotary_pos_emb": True},
+     {"rotary_interpolation_factor": 2.0, "rotary_base_rescale_factor": 2.0,
+      "rotate_num_heads": 1}),
     ({"depth": None}, {"custom_layers": ("a", "f", "f")}),
     ({"depth": 3}, {"sandwich_coef": 1, "unet_skips": True}),
     ({"depth": 4}, {"par_ratio": 3}),
-    (
-        {"attn_aggregated_residual_kwargs": {"lora_rank": 3}},
-        {"attn_aggregated_residuals": True},
-    ),
-    (
-        {"attn_aggregated_residuals": True},
-        {"attn_aggregated_residual_kwargs": {"lora_rank": 2}},
-    ),
-    (
-        {"num_residual_streams": 2, "residual_fn_kwargs": {"read_gate_rank": 3}},
-        {"gated_multi_residual": True},
-    ),
-    ({"softclamp_output": True}, {"softclamp_output_value": 20.0}),
-    ({"use_layerscale": True}, {"layerscale_init_value": 0.5}),
-    ({"integrate_layers": True}, {"layer_integrate_use_softmax": False}),
-    (
-        {"num_residual_streams": 2},
-        {"qkv_receive_diff_residuals": True, "hyper_conn_sinkhorn_iters": 3},
-    ),
-    ({"add_value_residual": True}, {"learned_value_residual_mix": False}),
+    ({"attn_aggregated_residual_kwargs": {"lora_rank": 3}}, {"attn_aggregated_residuals": True}),
+    ({"attn_aggregated_residuals": True}, {"attn_aggregated_residual_kwargs": {"lora_rank": 2}}),
+    ({"num_residual_streams": 2, "residual_fn_kwargs": {"read_gate_rank": 3}},
+     {"gated_multi_residual": True}),
+    ({"num_residual_streams": 2},
+     {"qkv_receive_diff_residuals": True, "hyper_conn_sinkhorn_iters": 3}),
     ({"alibi_pos_bias": True, "heads": 2}, {"rel_pos_kwargs": {"slopes": [0.1, 0.2]}}),
-    ({"mv_split_residual": True}, {"residual_fn_kwargs": {"init_beta": 0.5}}),
     ({"attn_sparse_topk": 2}, {"attn_sparse_topk_straight_through": True}),
     ({"attn_gate_values": True}, {"attn_swiglu_values": True, "attn_gate_values_rank": 3}),
-    ({"attn_output_gate": True}, {"attn_output_gate_rank": 3, "attn_output_gate_headwise": True}),
-    (
-        {"attn_gate_values": True, "attn_gate_values_rank": 3},
-        {"attn_low_rank_silu_gates": False},
-    ),
+    ({"attn_gate_values": True, "attn_gate_values_rank": 3}, {"attn_low_rank_silu_gates": False}),
     ({"attn_qk_norm": True, "attn_dim_head": 8}, {"attn_qk_norm_groups": 2}),
-    (
-        {"attn_gumbel_softmax": True},
-        {"attn_gumbel_softmax_temp": 0.5, "attn_gumbel_softmax_hard": False},
-    ),
     ({"attn_hybrid_fold_axial_dim": 1}, {"attn_hybrid_module": nn.Identity()}),
     ({"attn_hybrid_module": nn.Identity()}, {"attn_hybrid_fold_axial_dim": 2}),
-    (
-        {"attn_hybrid_module": nn.Identity(), "attn_hybrid_fold_axial_dim": 1},
-        {"attn_hybrid_learned_mix": True},
-    ),
-    (
-        {"attn_use_rel_proj_pos_bias": True},
-        {"attn_rel_proj_num_distance_basis": 4, "attn_rel_proj_max_dist": 32},
-    ),
-    ({"attn_softclamp_logits": True}, {"attn_logit_softclamp_value": 20.0}),
-    ({"attn_laser": True}, {"attn_laser_softclamp_value": 9.0}),
+    ({"attn_hybrid_module": nn.Identity(), "attn_hybrid_fold_axial_dim": 1},
+     {"attn_hybrid_learned_mix": True}),
     ({"attn_dim_latent_q": 5}, {"attn_use_latent_q": True}),
     ({"attn_use_latent_q": True}, {"attn_dim_latent_q": 4}),
     ({"attn_dim_latent_kv": 5}, {"attn_use_latent_kv": True}),
     ({"attn_use_latent_kv": True}, {"attn_dim_latent_kv": 4}),
     ({"ff_glu": True}, {"ff_glu_mult_bias": True, "ff_glu_softclamp": True}),
-    (
-        {"ff_glu": True, "ff_glu_softclamp": True},
-        {"ff_glu_gate_softclamp_value": 2.0, "ff_glu_up_softclamp_value": 9.0},
-    ),
-]
+    ({"ff_glu": True, "ff_glu_softclamp": True},
+     {"ff_glu_gate_softclamp_value": 2.0, "ff_glu_up_softclamp_value": 9.0}),
+]  # fmt: skip
 # In an encoder-decoder the peer itself raises, or the option makes no difference.
 NOT_TRIED = {
     "train_max_recycle_steps", "polar_bias_uniform_init", "attn_selective", "attn_dim_out",

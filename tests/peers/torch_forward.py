@@ -32,8 +32,12 @@ ACTIVATIONS = {
 }
 
 
-def quick_gelu(x):
-    return x * torch.sigmoid(1.702 * x)
+WRONG_ACTIVATIONS = {
+    "gelu tanh for gelu erf": ACTIVATIONS["gelu_tanh"],
+    "quick gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu for the activation": F.relu,
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class TorchTransformer:
@@ -152,13 +156,8 @@ class TorchTransformer:
         return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
     def transform(self, at, c, x):
-        at, activation = f"{at}.feed_forward", ACTIVATIONS[c.feed_forward.activation]
-        if self.mistake == "gelu tanh for gelu erf":
-            activation = ACTIVATIONS["gelu_tanh"]
-        if self.mistake == "quick gelu":
-            activation = quick_gelu
-        if self.mistake == "relu for the activation":
-            activation = F.relu
+        at, right = f"{at}.feed_forward", ACTIVATIONS[c.feed_forward.activation]
+        activation = WRONG_ACTIVATIONS.get(self.mistake, right)
         h = F.linear(x, self.w[f"{at}.w_in"].T, self.w.get(f"{at}.b_in"))
         if c.feed_forward.gated:
             gate = F.linear(x, self.w[f"{at}.w_gate"].T, self.w.get(f"{at}.b_gate"))

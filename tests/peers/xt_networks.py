@@ -1,11 +1,13 @@
 """Random networks of x-transformers, for the tests beside this file."""
 
+import inspect
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from comparisons import Batch, count_near_ties
 from torch import nn
 from x_transformers import (
     AutoregressiveWrapper,
@@ -27,16 +29,7 @@ PASSED_ON = {
     "num_tokens", "max_seq_len", "emb_dropout", "scaled_sinu_pos_emb", "use_abs_pos_emb",
     "num_memory_tokens",
 }  # fmt: skip
-HELD_BACK = {
-    "embed_num_tokens", "emb_dim", "max_mem_len", "shift_mem_down", "post_emb_norm",
-    "memory_tokens_interspersed_every", "tie_embedding", "tie_embedding_scale", "logits_dim",
-    "return_only_embed", "num_output_heads", "l2norm_embed", "recycling",
-    "train_max_recycle_steps", "looped", "max_looped_steps", "emb_frac_gradient",
-    "attn_z_loss_weight", "average_pool_embed", "use_cls_token", "num_cls_tokens", "attn_pool",
-    "num_pooled_tokens", "attn_pool_depth", "dim_pooled_tokens", "squeeze_out_last_dim",
-    "token_emb", "mixture_of_softmax", "mixture_of_softmax_k", "sigsoftmax_logits",
-    "ff_deep_embed", "to_logits", "add_continuous_pred_head", "input_not_include_cache",
-}  # fmt: skip
+HELD_BACK = set(inspect.signature(TransformerWrapper).parameters) - {*PASSED_ON, "attn_layers"}
 
 
 def both(**options: Any) -> dict[str, Any]:
@@ -166,17 +159,11 @@ def _build(options: dict[str, Any]) -> Network:
     return Network((encoder, decoder), options, encoder, decoder)
 
 
-@dataclass
-class Batch:
-    """What is decoded: sources, the mask of their real tokens, and targets to force."""
-
-    source: np.ndarray  # (3, n_source)
-    mask: np.ndarray | None  # (3, n_source)
-    target: np.ndarray  # (3, n_target), START first, no EOS
-
-
 def random_batch(rng: np.random.Generator, options: dict[str, Any], padding: str) -> Batch:
-    """Rows of different lengths, padded ``"right"`` or ``"left"``, or sometimes not at all."""
+    """Three rows of different lengths, padded ``"right"`` or ``"left"``, or sometimes not at all.
+
+    Targets begin with `START` and have no end.
+    """
     n = int(rng.integers(2, 10))
     source = rng.integers(0, options["enc_num_tokens"], (3, n))
     lengths = np.array([n, *rng.integers(1, n + 1, 2)])
@@ -209,25 +196,14 @@ def check_greedy(network: Network, model: rs.Model, batch: Batch, prefix: Any, n
     measured without caches, hence another factor 2, and must itself be as small as `close` asks.
     """
     theirs = network.generate(batch.source, batch.mask, prefix, n_new, temperature=0.0)
-    steps = list(
-        rs.decode_steps(
-            model, batch.source, source_mask=batch.mask, prefix=prefix, max_new_tokens=n_new
-        )
-    )
-    ours = rs.Generation.from_steps(steps, pad_id=0).tokens
-    n = max(ours.shape[1], theirs.shape[1])
-    a, b = (np.pad(x, ((0, 0), (0, n - x.shape[1]))) for x in (ours, theirs))
-    near_ties = 0
-    for row in np.flatnonzero((a != b).any(axis=1)):
-        column = (a[row] != b[row]).argmax()
-        emitted = [step for step in steps if step.emitted[row]]
-        start = prefix[row]
-        target = np.concatenate([start, a[row, :column]])[None]
-        here = slice(row, row + 1)
-        source_mask = None if batch.mask is None else batch.mask[here]
-        want = network.logits(batch.source[here], source_mask, target)
-        got = rs.forward(model, batch.source[here], target, source_mask)
+    options = {"source_mask": batch.mask, "prefix": prefix, "max_new_tokens": n_new}
+
+    def is_tie(step: rs.Step, row: int, before: np.ndarray) -> bool:
+        target, here = np.concatenate([prefix[row], before])[None], slice(row, row + 1)
+        mask = None if batch.mask is None else batch.mask[here]
+        want = network.logits(batch.source[here], mask, target)
+        got = rs.forward(model, batch.source[here], target, mask)
         close(got, want)
-        assert emitted[column].margin[row] <= 4 * np.abs(got - want).max(), (ours, theirs)
-        near_ties += 1
-    return near_ties
+        return step.margin[row] <= 4 * np.abs(got - want).max()
+
+    return count_near_ties(list(rs.decode_steps(model, batch.source, **options)), theirs, 0, is_tie)

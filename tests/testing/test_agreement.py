@@ -13,10 +13,11 @@ from refseq2seq.testing import assert_agrees, assert_tokens_agree, rounded, spre
 CONFIG = arrangements.x_transformers
 MODEL = rounded(rs.Model.random(CONFIG, 1, "float64"), "bfloat16")
 SOURCE, TARGET = [[3, 4, 7, 9, 18], [5, 6, 11]], [[1, 5, 8], [1, 7, 3]]
+WITHIN = spread(MODEL, SOURCE, TARGET, dtype="bfloat16")
 
 
 def test_assert_agrees_takes_one_quantity_or_many():
-    within, right = spread(MODEL, SOURCE, TARGET, dtype="bfloat16"), rs.Trace()
+    within, right = WITHIN, rs.Trace()
     rs.forward(MODEL, SOURCE, TARGET, tap=right)
     assert_agrees(right["logits"], within)
     assert_agrees(right["encoder.final"], within, name="encoder.final")
@@ -39,28 +40,29 @@ def test_assert_agrees_takes_one_quantity_or_many():
 
 
 def test_z_scales_the_allowed_error():
-    within = spread(MODEL, SOURCE, TARGET, dtype="bfloat16")
-    e = within["logits"]
+    e = WITHIN["logits"]
     off = e.value.copy()
     off[0, 1, 2] += 7 * e.element_sigma[0, 1, 2]
-    assert_agrees(off, within, z=7.1)
+    assert_agrees(off, WITHIN, z=7.1)
     with pytest.raises(AssertionError, match=r"7 spreads \(allowed 6\)"):
-        assert_agrees(off, within)
+        assert_agrees(off, WITHIN)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_and_infinities_do_not_agree(value):
-    within = spread(MODEL, SOURCE, TARGET, dtype="bfloat16", runs=1)
+    logits = WITHIN["logits"].value
     with pytest.raises(AssertionError, match="NaN, or an infinity"):
-        assert_agrees(np.full(within["logits"].value.shape, value), within)
+        assert_agrees(np.full(logits.shape, value), WITHIN)
     with pytest.raises(AssertionError, match="shape"):
-        assert_agrees(within["logits"].value[0], within)
+        assert_agrees(logits[0], WITHIN)
 
 
-def greedy():
-    tokens = rs.generate(MODEL, SOURCE, max_new_tokens=6, eos_ids=()).tokens
-    target = np.concatenate([np.full((2, 1), 1), tokens], axis=1)
-    return tokens, spread(MODEL, SOURCE, target, dtype="bfloat16")
+def greedy(*processors, prefix=((1,), (1,)), model=MODEL):
+    """Six new tokens a row of the reference, and the spread of their logits."""
+    how = {"choose": rs.greedy(*processors), "prefix": prefix, "eos_ids": (), "max_new_tokens": 6}
+    tokens = rs.generate(model, SOURCE, **how).tokens
+    target = [[*begin, *new] for begin, new in zip(prefix, tokens.tolist(), strict=True)]
+    return tokens, spread(model, SOURCE, target, dtype="bfloat16", runs=4)
 
 
 def test_tokens_of_the_reference_agree():
@@ -161,25 +163,6 @@ def test_wrong_arguments_of_assert_tokens_agree_raise(change, options, kind, mes
         assert_tokens_agree(change(tokens), within, **options)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
-def test_z_of_assert_agrees_is_finite_and_not_negative(bad):
-    within = spread(MODEL, SOURCE, TARGET, dtype="bfloat16", runs=1)
-    with pytest.raises(ValueError, match="z must be"):
-        assert_agrees(within["logits"].value, within, z=bad)
-
-
-# Processors, prefixes, ids out of range -----------------------------------------------------------
-
-
-def generated_by(*processors, prefix=None, model=MODEL, n=6):
-    """The reference's tokens and the spread of their logits."""
-    how = {"choose": rs.greedy(*processors), "prefix": prefix, "eos_ids": (), "max_new_tokens": n}
-    tokens = rs.generate(model, SOURCE, **how).tokens
-    before = [[1], [1]] if prefix is None else prefix
-    target = [[*begin, *new] for begin, new in zip(before, tokens.tolist(), strict=True)]
-    return tokens, spread(model, SOURCE, target, dtype="bfloat16", runs=2)
-
-
 PROCESSORS = {
     "no_repeat_ngram": rs.no_repeat_ngram(1),
     "repetition_penalty": rs.repetition_penalty(3.0),
@@ -192,10 +175,10 @@ PROCESSORS = {
 
 @pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS)
 def test_a_port_that_forgets_a_processor_fails(processor):
-    tokens, within = generated_by(processor)
+    tokens, within = greedy(processor)
     found = assert_tokens_agree(tokens, within, eos_ids=(), processors=[processor])
     assert found.compared == found.total == 12
-    forgetful = generated_by()[0]
+    forgetful = greedy()[0]
     assert not np.array_equal(forgetful, tokens)
     with pytest.raises(AssertionError, match=rf"({processor.name}|spreads)"):
         assert_tokens_agree(forgetful, within, eos_ids=(), processors=[processor])
@@ -206,7 +189,7 @@ def test_a_port_that_forgets_a_processor_fails(processor):
 @pytest.mark.parametrize("prefix", [[[1, 4], [1, 7]], [[1, 4, 9], [1]]])
 def test_the_prefix_may_be_given_and_may_be_ragged(prefix):
     processor = rs.no_repeat_ngram(1)
-    tokens, within = generated_by(processor, prefix=prefix)
+    tokens, within = greedy(processor, prefix=prefix)
     how = {"eos_ids": (), "processors": [processor]}
     found = assert_tokens_agree(tokens, within, prefix=prefix, **how)
     assert found.compared == found.total == 12
@@ -226,10 +209,10 @@ def test_ids_out_of_the_vocabulary_raise(bad):
 
 def test_a_port_that_forgets_the_forced_end_fails():
     """The reference's rows are cut off by it; the port goes on with what it prefers."""
-    free = generated_by()[0]
+    free = greedy()[0]
     ends = int((free[:, -1].max() + 1) % 23)
     model = dataclasses.replace(MODEL, config=dataclasses.replace(CONFIG, forced_eos_id=ends))
-    tokens, within = generated_by(model=model)
+    tokens, within = greedy(model=model)
     assert (tokens[:, -1] == ends).all()
     assert assert_tokens_agree(tokens, within, eos_ids=()).compared == 12
     with pytest.raises(AssertionError, match=r"new token 5 of row 0 .*forced_eos_id"):

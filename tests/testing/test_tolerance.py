@@ -226,14 +226,18 @@ def test_the_spread_of_angles_grows_with_the_position(what):
     assert sigma[90:].mean() > 5 * sigma[:3].mean()
 
 
+def pooled(value, *errors, where=True, dtype="float32"):
+    found = Errors(value, np.broadcast_to(where, value.shape))
+    for of_runs in errors:
+        found.add(of_runs)
+    return found.expected(dtype)
+
+
 def test_errors_of_a_row_are_pooled_and_counted():
     rng = np.random.default_rng(0)
-    value = np.zeros((5, 1000))
     scale = np.arange(1, 6)[:, None]
-    errors = Errors(value, np.ones(value.shape, bool))
-    errors.add(scale * rng.standard_normal((3, 5, 1000)))
-    errors.add(scale * rng.standard_normal((29, 5, 1000)))
-    e = errors.expected("float32")
+    errors = (scale * rng.standard_normal((n, 5, 1000)) for n in (3, 29))
+    e = pooled(np.zeros((5, 1000)), *errors)
     assert e.sigma[:, 0] == pytest.approx(np.arange(1, 6), rel=0.05)
     assert e.own_sigma.mean(axis=-1) == pytest.approx(np.arange(1, 6), rel=0.05)
     assert (e.independent > 500).all()
@@ -241,10 +245,8 @@ def test_errors_of_a_row_are_pooled_and_counted():
 
 
 def test_errors_outside_where_are_not_pooled():
-    where = np.arange(4) < 2
-    errors = Errors(np.zeros((1, 4)), np.broadcast_to(where, (1, 4)))
-    errors.add(np.array([[[1.0, -1, 100, 7]], [[3.0, 3, -100, 7]]]))
-    e = errors.expected("float32")
+    errors = np.array([[[1.0, -1, 100, 7]], [[3.0, 3, -100, 7]]])
+    e = pooled(np.zeros((1, 4)), errors, where=np.arange(4) < 2)
     assert e.sigma.item() == 5**0.5
     assert e.independent.item() <= 2
 
@@ -252,19 +254,15 @@ def test_errors_outside_where_are_not_pooled():
 def test_correlated_errors_count_as_one():
     rng = np.random.default_rng(0)
     value = np.zeros((50, 20))
-    together = Errors(value, np.ones(value.shape, bool))
-    together.add(rng.standard_normal((64, 50, 1)) * np.ones(20))
-    assert (together.expected("float32").independent < 1.3).all()
-    pairs = Errors(value, np.ones(value.shape, bool))
-    pairs.add(np.repeat(rng.standard_normal((64, 50, 10)), 2, axis=-1))
-    assert np.median(pairs.expected("float32").independent) == pytest.approx(10, rel=0.25)
+    together = pooled(value, rng.standard_normal((64, 50, 1)) * np.ones(20))
+    assert (together.independent < 1.3).all()
+    pairs = pooled(value, np.repeat(rng.standard_normal((64, 50, 10)), 2, axis=-1))
+    assert np.median(pairs.independent) == pytest.approx(10, rel=0.25)
 
 
 def test_the_spread_is_at_least_that_of_one_rounding():
     value = np.array([[1.0, -1.0], [0.0, 0.0]])
-    errors = Errors(value, np.ones(value.shape, bool))
-    errors.add(value[None])
-    sigma = errors.expected("bfloat16").sigma
+    sigma = pooled(value, value[None], dtype="bfloat16").sigma
     assert sigma[:, 0] == pytest.approx([2**-7 / 12**0.5, 0])
 
 
