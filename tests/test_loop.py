@@ -13,6 +13,7 @@ from naming import raises_naming, short
 from tasks import (
     GREEDY,
     NEW,
+    assert_read_only,
     learned_model,
     new_tokens,
     path,
@@ -21,6 +22,7 @@ from tasks import (
     table_model,
     targets,
     tasks,
+    writing,
 )
 
 import refseq2seq as rs
@@ -518,19 +520,11 @@ def test_state_and_steps_are_read_only():
     model = learned_model()
     expected = rs.generate(model, [[3], [4]])
 
-    def write(scores, state):
-        arrays = (state.tokens, state.n_new, state.emitted, state.source_index, state.source)
-        for x in (*arrays, state.source_mask, state.eos_ids):
-            with pytest.raises(ValueError, match="read-only"):
-                x[...] = 0
-        return scores
-
     def stop(step):
         for name in ("tokens", "log_probs", "margin", "finished", "forced", "emitted"):
-            with pytest.raises(ValueError, match="read-only"):
-                getattr(step, name)[...] = 0
+            assert_read_only(getattr(step, name))
 
-    watched = rs.generate(model, [[3], [4]], choose=rs.greedy(write), stop=stop)
+    watched = rs.generate(model, [[3], [4]], choose=rs.greedy(writing), stop=stop)
     assert np.array_equal(watched.tokens, expected.tokens)
     with pytest.raises(ValueError, match="read-only"):  # a processor that changes its input
         rs.generate(model, [[3]], choose=rs.greedy(lambda x, state: x.__setitem__(0, 0.0)))

@@ -123,6 +123,19 @@ def new_tokens(out):
     return [row[:n].tolist() for row, n in zip(out.tokens, out.lengths, strict=True)]
 
 
+def writing(scores, state):
+    """A processor that finds every array of its state read-only."""
+    arrays = (state.tokens, state.n_new, state.emitted, state.source_index, state.source)
+    for x in (*arrays, state.source_mask, state.eos_ids):
+        assert_read_only(x)
+    return scores
+
+
+def assert_read_only(x):
+    with pytest.raises(ValueError, match="read-only"):
+        x[...] = 0
+
+
 # Random tasks -------------------------------------------------------------------------------------
 
 
