@@ -2,7 +2,6 @@
 
 import math
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,6 +11,7 @@ import pytest
 from arrangements import small_vaswani
 from backends.arrays import DeviceArray
 from backends.double import Device
+from command_line import process
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -312,11 +312,8 @@ new = {name.partition(".")[0] for name in sys.modules.keys() - before} | set(ask
 known = {*sys.stdlib_module_names, "numpy", "org"}  # the standard library looks for Jython's
 print(*sorted(new - known))
 """
-    out = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert out.stdout.split() == ["refseq2seq"]
-    assert out.stderr == ""
+    out = process(sys.executable, "-c", program, check=True)
+    assert (out.stdout.split(), out.stderr) == (["refseq2seq"], "")
 
 
 def test_only_the_backend_knows_cupy():

@@ -16,22 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from arrangements import small_x_transformers, vocabulary
 from command_line import assert_refused, in_process, process
 
 import refseq2seq as rs
 from refseq2seq.cli import bulk, journal, lines, options
 
-LETTERS = rs.Vocabulary(
-    symbols=("<pad>", "<s>", "</s>", *"abcdefgh"),
-    separator="",
-    special=("<pad>", "<s>", "</s>"),
-    replacements=(),
-)
-CONFIG = rs.presets.x_transformers(
-    d_model=11, source_vocab_size=11, target_vocab_size=11, n_source_positions=23,
-    n_target_positions=13, encoder_layers=1, decoder_layers=2, n_heads=2, d_k=5,
-    decoder_start_id=1, eos_ids=(2,), pad_id=0,
-)  # fmt: skip
+LETTERS = vocabulary(["<pad>", "<s>", "</s>", *"abcdefgh"], special=("<pad>", "<s>", "</s>"))
+CONFIG = small_x_transformers(11, (11, 11), (23, 13), (1, 2), n_heads=2, d_k=5)
 MODEL = dataclasses.replace(
     rs.Model.random(CONFIG, 3, "float64"), source_vocabulary=LETTERS, target_vocabulary=LETTERS
 )

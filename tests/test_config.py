@@ -92,25 +92,18 @@ def test_from_dict_names_the_place():
 
 
 ENCODER, DECODER = CONFIG.encoder, CONFIG.decoder
-
-
 ONE_SLOPE = configs.AlibiPositions(slopes=(1.0,))
 
 
 @pytest.mark.parametrize(
     ("config", "changes", "names"),
     [
-        (NORM, {"eps": -1e-9}, ["NormConfig.eps", "-1e-09"]),
         (NORM, {"eps": float("nan")}, ["NormConfig.eps", "nan"]),
         (NORM, {"eps": float("inf")}, ["NormConfig.eps", "inf"]),
-        (NORM, {"eps": 0}, ["NormConfig.eps", "got int"]),
-        (NORM, {"bias": 1}, ["NormConfig.bias", "got int"]),
         (ATTENTION, {"n_heads": 0}, ["AttentionConfig.n_heads", "got 0"]),
         (ATTENTION, {"d_k": True}, ["AttentionConfig.d_k", "got bool"]),
         (ATTENTION, {"n_kv_heads": 3}, ["n_kv_heads", "n_heads = 2", "got 3"]),
         (ATTENTION, {"biases": ("q", "x")}, ["biases", "('q', 'k', 'v', 'o')", "got 'x'"]),
-        (ATTENTION, {"biases": ["q"]}, ["biases", "got list"]),
-        (ATTENTION, {"qk_norm": 1}, ["qk_norm", "NormConfig", "got int"]),
         (FEED_FORWARD, {"d_ff": 0}, ["FeedForwardConfig.d_ff", "got 0"]),
         (FEED_FORWARD, {"biases": ("gate",)}, ["biases", "'gate'", "gated"]),
         (LEARNED, {"offset": 11}, ["n_positions", "offset = 11", "got 11"]),

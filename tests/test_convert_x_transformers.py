@@ -1,12 +1,12 @@
 """Conversion of an XTransformer without torch: errors. The numbers: tests/test_vectors.py."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import process
 
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, from_x_transformers
@@ -63,8 +63,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "refseq2seq[peers]" in done.stdout
+    assert "refseq2seq[peers]" in process(sys.executable, "-c", code, check=True).stdout
 
 
 def test_eos_ids_that_are_one_id_raise():

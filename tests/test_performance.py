@@ -10,6 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from arrangements import small_x_transformers
 from benchmarks import peers
 from hypothesis import given, settings
 from tasks import Task, tasks
@@ -20,12 +21,8 @@ from refseq2seq.params import map_arrays, named_arrays
 
 
 def network(vocab_size=101, d_model=128, n_layers=2, dtype="float32"):
-    config = rs.presets.x_transformers(
-        d_model=d_model, source_vocab_size=vocab_size, target_vocab_size=vocab_size,
-        n_source_positions=64, n_target_positions=256, encoder_layers=n_layers,
-        decoder_layers=n_layers, n_heads=4, d_k=d_model // 4, decoder_start_id=1, eos_ids=(2,),
-        pad_id=0,
-    )  # fmt: skip
+    sizes = (vocab_size, vocab_size), (64, 256), (n_layers, n_layers)
+    config = small_x_transformers(d_model, *sizes, n_heads=4, d_k=d_model // 4)
     return rs.Model.random(config, 0, dtype)
 
 

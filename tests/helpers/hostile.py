@@ -28,13 +28,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, reduce
 from importlib.util import find_spec
 from itertools import islice
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arrangements import small_vaswani, vocabulary
 from bad_files import npy, packed, spoiled, unpacked
 
 import refseq2seq as rs
@@ -239,9 +241,7 @@ def edited(content: bytes, rng: random.Random) -> tuple[str, bytes]:
     """JSON with a field at any depth replaced, left out or there twice; and what was done."""
     tree = json.loads(content)
     *parents, last = rng.choice(list(places(tree)))
-    inside = tree
-    for key in parents:
-        inside = inside[key]
+    inside = reduce(getitem, parents, tree)
     value = rng.choice(VALUES)
     action = rng.choice(["replace", "replace", "replace", "delete", "double"])
     done = f"{action} {[*parents, last]} {value!r:.40}"
@@ -508,13 +508,8 @@ def files(root: Path, every: int = 1) -> Iterator[Case]:
 
 def checkpoint() -> bytes:
     """A small one."""
-    config = rs.presets.vaswani(
-        d_model=2, vocab_size=4, n_layers=1, n_heads=1, d_ff=2, decoder_start_id=1, eos_ids=(2,),
-        pad_id=0,
-    )  # fmt: skip
-    letters = rs.Vocabulary(
-        symbols=("<pad>", "<s>", "</s>", "a"), separator="", special=("<pad>",), replacements=()
-    )
+    letters = vocabulary(["<pad>", "<s>", "</s>", "a"], special=("<pad>",))
+    config = small_vaswani(d_model=2, vocab_size=4, n_layers=1, d_ff=2)
     model = replace(rs.Model.random(config, 0), source_vocabulary=letters)
     with tempfile.TemporaryDirectory() as directory:
         rs.save(model, path := Path(directory, "model.npz"))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from arrangements import small_x_transformers
+from arrangements import small_x_transformers, vocabulary
 from hypothesis import strategies as st
 
 import refseq2seq as rs
@@ -92,15 +92,9 @@ def tiny(seed, vocab_size=5, eos_ids=(2,), dtype="float64"):
 
 def text_model():
     """Of the letters a to f for the source and the words on the path 0 3 4 2 for the target."""
-    source = rs.Vocabulary(
-        symbols=("<pad>", *"abcdef"), separator="", special=("<pad>",), replacements=(("A", "a"),)
-    )
-    target = rs.Vocabulary(
-        symbols=("<s>", "<pad>", "</s>", "to", "be", "or", "not"),
-        separator=" ",
-        special=("<s>", "<pad>", "</s>"),
-        replacements=(),
-    )
+    special = ("<s>", "<pad>", "</s>")
+    source = vocabulary(["<pad>", *"abcdef"], special=("<pad>",), replacements=(("A", "a"),))
+    target = vocabulary([*special, "to", "be", "or", "not"], separator=" ", special=special)
     model = path_model(eos_ids=(2,))
     return dataclasses.replace(model, source_vocabulary=source, target_vocabulary=target)
 
