@@ -49,11 +49,6 @@ def test_padding_is_not_scored():
     assert both.total[1] == pytest.approx(alone.total[0], rel=1e-12)
 
 
-def test_a_target_without_a_token_to_score_raises():
-    with raises_naming(ValueError, "target", "prefix"):
-        rs.score(tiny(0), [[3]], [[1]])
-
-
 # Targets that raise -------------------------------------------------------------------------------
 
 
@@ -105,10 +100,17 @@ def test_padding_of_an_array_needs_a_target_mask():
         rs.score(model, [[3]], [[1, 2, 4, 2, 0, 0]], prefix=[[1, 2]])
 
 
-@pytest.mark.parametrize("mask", [[[True, False, True]], [[False, True, True]]])
-def test_a_target_mask_with_padding_before_tokens_raises(mask):
-    with raises_naming(ValueError, "target_mask"):
-        rs.score(tiny(0, 7), [[3]], [[1, 4, 5]], target_mask=np.array(mask))
+@pytest.mark.parametrize(
+    ("target", "mask", "names"),
+    [
+        ([[1]], None, ["target", "prefix"]),  # there is no token to score
+        ([[1, 4, 5]], np.array([[True, False, True]]), ["target_mask"]),
+        ([[1, 4, 5]], np.array([[False, True, True]]), ["target_mask"]),
+    ],
+)
+def test_a_target_without_tokens_or_with_padding_before_them_raises(target, mask, names):
+    with raises_naming(ValueError, *names):
+        rs.score(tiny(0, 7), [[3]], target, target_mask=mask)
 
 
 PROCESSORS = [
