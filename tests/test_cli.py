@@ -504,7 +504,7 @@ def test_openblas_itself_says_how_many_threads_there_are(given, environment, exp
 # Encodings and lengths
 
 
-def test_output_is_utf_8_whatever_the_locale(tmp_path):
+def test_output_is_utf_8_whatever_the_locale():
     command = "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 PYTHONIOENCODING=ascii $R"
     result = shell(f"{command} generate --skip-errors --json é cat; echo status $?")
     first, second, status = result.stdout.splitlines()

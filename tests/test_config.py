@@ -88,6 +88,8 @@ def test_from_dict_names_the_place():
 
 ENCODER, DECODER = CONFIG.encoder, CONFIG.decoder
 ONE_SLOPE = configs.AlibiPositions(slopes=(1.0,))
+WIDE, ODD = (dataclasses.replace(ROTARY, d_rotary=d_rotary) for d_rotary in (4, 1))
+WITH_REGISTERS = dataclasses.replace(DECODER, n_register_tokens=1)
 
 
 @pytest.mark.parametrize(
@@ -107,25 +109,15 @@ ONE_SLOPE = configs.AlibiPositions(slopes=(1.0,))
         (BUCKETED, {"max_distance": 2}, ["max_distance", "more than 2"]),
         (ENCODER, {"n_layers": 0}, ["StackConfig.n_layers", "got 0"]),
         (ENCODER, {"relative_positions": ONE_SLOPE}, ["slopes", "2", "got 1"]),
-        *(
-            (
-                ENCODER,
-                {"relative_positions": dataclasses.replace(ROTARY, d_rotary=d_rotary)},
-                ["d_rotary", "d_k = 3", f"got {d_rotary}"],
-            )
-            for d_rotary in (4, 1)
-        ),
+        (ENCODER, {"relative_positions": WIDE}, ["d_rotary", "d_k = 3", "got 4"]),
+        (ENCODER, {"relative_positions": ODD}, ["d_rotary", "d_k = 3", "got 1"]),
         (CONFIG, {"encoder": DECODER}, ["ModelConfig.encoder.cross_attention"]),
         (CONFIG, {"decoder": ENCODER}, ["ModelConfig.decoder.cross_attention"]),
         (CONFIG, {"pad_id": 7}, ["pad_id", "0 to 6", "got 7"]),
         (CONFIG, {"eos_ids": (2, 7)}, ["eos_ids", "7"]),
         (CONFIG, {"decoder_start_id": 7}, ["decoder_start_id", "7"]),
         (CONFIG, {"tied_embeddings": True}, ["tied_embeddings", "(5, 6)", "(7, 6)"]),
-        (
-            CONFIG,
-            {"decoder": dataclasses.replace(DECODER, n_register_tokens=1)},
-            ["ModelConfig.decoder.n_register_tokens"],
-        ),
+        (CONFIG, {"decoder": WITH_REGISTERS}, ["ModelConfig.decoder.n_register_tokens"]),
     ],
 )
 def test_values_that_do_not_go_together_raise(config, changes, names):

@@ -89,10 +89,6 @@ def raising(error):
     return load
 
 
-def asleep(path):
-    threading.Event().wait(9)
-
-
 FAULTS = {
     "another library's": raising(KeyError("x.npz")),
     "two lines": raising(FileError("x.npz: a\nb")),
@@ -101,7 +97,7 @@ FAULTS = {
     "an escape": raising(FileError("x.npz: \x1b[2J")),
     "a warning": lambda path: np.float32(1e30) * np.float32(1e30),
     "no memory": raising(MemoryError("x.npz")),
-    "a hang": asleep,
+    "a hang": lambda path: threading.Event().wait(9),
 }
 
 

@@ -53,10 +53,9 @@ def score_rows(draw, dtype="float64", min_vocab=1):
     return scores
 
 
-def distinct_scores(seed, batch=2, vocab_size=11, dtype="float64"):
+def distinct_scores(seed, batch=2, vocab_size=11):
     """Normal scores: no ties, and no sum of probabilities at a boundary."""
-    normal = 2 * np.random.default_rng(seed).standard_normal((batch, vocab_size))
-    return normal.astype(dtype)
+    return 2 * np.random.default_rng(seed).standard_normal((batch, vocab_size))
 
 
 def softmax_in_base_two(x):

@@ -76,18 +76,18 @@ def path(model, prefix=None, **options):
     return rs.generate(model, [[0]] * n, prefix=prefix, **({"max_new_tokens": 7} | options))
 
 
-def learned_model(dtype="float64"):
-    """Prime sizes, and position tables: 5 for the source, 7 for the target."""
-    config = small_x_transformers(6, (11, 13), (5, 7), (1, 2), n_heads=3, d_k=2)
-    return rs.Model.random(config, seed=0, dtype=dtype)
+def learned_model(n_positions=7):
+    """Prime sizes, and position tables: 5 for the source, and these for the target."""
+    config = small_x_transformers(6, (11, 13), (5, n_positions), (1, 2), n_heads=3, d_k=2)
+    return rs.Model.random(config, 0, "float64")
 
 
-def tiny(seed, vocab_size=5, eos_ids=(2,), dtype="float64"):
+def tiny(seed, vocab_size=5, eos_ids=(2,)):
     """Of few tokens, so that all targets can be enumerated."""
     config = small_x_transformers(
         12, (7, vocab_size), (9, 11), (1, 2), n_heads=2, d_k=5, eos_ids=eos_ids
     )
-    return rs.Model.random(config, seed, dtype)
+    return rs.Model.random(config, seed, "float64")
 
 
 def text_model():
@@ -105,7 +105,7 @@ def slow_log_softmax(row):
     return [x - top - math.log(total) for x in row]
 
 
-def targets(steps, prefix, pad_id):
+def targets(steps, prefix):
     """What each row has been fed and given: (batch, n)."""
     shortest = min(len(row) for row in prefix)
     fed = np.array([row[:shortest] for row in prefix])
