@@ -364,6 +364,7 @@ MEMORY = rs.encode(MODEL, SOURCE)
     ("call", "kind", "names"),
     [
         (lambda: rs.encode(MODEL, [[29]]), ValueError, ["source", "29", "row 0, position 0"]),
+        (lambda: rs.encode(MODEL, []), ValueError, ["source is empty"]),
         (lambda: rs.encode(MODEL, [[3]], [[1]]), TypeError, ["source_mask"]),
         (lambda: rs.encode(MODEL, [[3] * 20]), ValueError, ["source", "20 tokens", "at most 19"]),
         (lambda: rs.decode(MODEL, [[23]] * 2, MEMORY), ValueError, ["target", "23"]),

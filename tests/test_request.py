@@ -15,6 +15,7 @@ import refseq2seq as rs
 # What the arrays of token ids and masks may look like is in test_checks.py.
 BAD_REQUESTS = [
     (ValueError, {"source": [3, 4]}, ["source", "[3, 4]"]),
+    (ValueError, {"source": []}, ["source is empty", "(0,)"]),
     (ValueError, {"source": [[3], [11]]}, ["source", "11", "row 1, position 0", "0 to 10"]),
     (TypeError, {"source": "cat"}, ["source", "str", "rs.generate_text"]),
     (ValueError, {"source": [[3] * 6]}, ["source", "6 tokens", "at most 5"]),
