@@ -272,11 +272,14 @@ def test_a_bad_word_that_is_one_eos_is_ignored(search):
     assert END not in search(model, [rs.bad_words([[END]])], **how, eos_ids=())
 
 
+SUPPRESSED = "suppressed_ids of the model's config"
+
+
 @pytest.mark.parametrize(
     ("rules", "processors", "how", "ban"),
     [
-        ({"forced_bos_id": 11, "suppressed_ids": (7, 11)}, [], {}, "rule suppressed_ids"),
-        ({"forced_eos_id": 11, "suppressed_ids": (7, 11)}, [], {}, "rule suppressed_ids"),
+        ({"forced_bos_id": 11, "suppressed_ids": (7, 11)}, [], {}, f"rule {SUPPRESSED}"),
+        ({"forced_eos_id": 11, "suppressed_ids": (7, 11)}, [], {}, f"rule {SUPPRESSED}"),
         ({"forced_eos_id": 11, "begin_suppressed_ids": (11,)}, [], {"max_new_tokens": 1}, "rule"),
         ({"forced_bos_id": 11}, [rs.suppress([3, 11])], {}, "processor suppress([3, 11])"),
         ({"forced_eos_id": 11}, [rs.suppress([3, 11])], {}, "processor suppress([3, 11])"),
