@@ -466,8 +466,3 @@ def test_parameters_that_are_no_arrays_raise(bad):
 def test_a_seed_that_is_not_an_integer_raises(seed):
     with raises_naming((TypeError, ValueError), "seed"):
         rs.Model.random(arrangements.vaswani, seed)
-
-
-def test_a_target_may_begin_with_any_id():
-    model = rs.Model.random(arrangements.vaswani, 0)
-    assert rs.forward(model, [[3]], [[5, 0, 2, 2]]).shape == (1, 4, 29)
