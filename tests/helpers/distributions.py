@@ -89,6 +89,12 @@ def best_first(weights):
     return sorted(range(len(weights)), key=lambda i: (-weights[i], i))
 
 
+def slow_inverse_cdf(probs, u):
+    """The first token at which the sum of probabilities exceeds ``u``."""
+    last = max(i for i, q in enumerate(probs) if q)  # the sum may fall short of 1
+    return next((i for i in range(last) if math.fsum(probs[: i + 1]) > u), last)
+
+
 def slow_softmax(row):
     """One exponential after the other, and their exact sum."""
     weights = [math.exp(x - max(row)) for x in row]
