@@ -358,13 +358,13 @@ JSON_EITHER = {
 }
 
 
-def wrong_ids(value: Any) -> Maker:
-    """A vocab.json in which a piece has this id."""
-    return lambda path, _: write_json(path, WORDS | {"cat": value})
+def of_json(change: Callable[[Any], Any]) -> Maker:
+    """A regular file with changed JSON."""
+    return of_bytes(lambda x: json.dumps(change(json.loads(x))).encode())
 
 
 IDS_UNREADABLE = {
-    f"an id {value!r}": wrong_ids(value)
+    f"an id {value!r}": of_json(lambda ids, value=value: ids | {"cat": value})
     for value in (10**9, 10**30, 40, -1, True, None, 5.0, float("nan"), "5", [5], {})
 } | {
     "no <unk>": of_bytes(lambda x: b'{"</s>": 0, "<pad>": 1}'),
@@ -372,19 +372,10 @@ IDS_UNREADABLE = {
 }
 
 
-def indices(value: Any) -> Maker:
-    """An index that says this of the first array."""
-
-    def change(content: bytes) -> bytes:
-        index = json.loads(content)
-        index["weight_map"][min(index["weight_map"])] = value
-        return json.dumps(index).encode()
-
-    return of_bytes(change)
-
-
 INDEX_UNREADABLE = {
-    f"a shard {value!r:.30}": indices(value)
+    f"a shard {value!r:.30}": of_json(
+        lambda x, value=value: x | {"weight_map": x["weight_map"] | {min(x["weight_map"]): value}}
+    )
     for value in (
         1, None, True, [], {}, "", ".", "..", "/etc/passwd", "../M2M100/config.json", "missing",
         "config.json", "a\0b", "a\nb", "\ud800", "x" * 300, "x" * 10**6, ["a"],
