@@ -16,22 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from arrangements import small_x_transformers, vocabulary
 from command_line import assert_refused, in_process, process
 
 import refseq2seq as rs
 from refseq2seq.cli import bulk, journal, lines, options
 
-LETTERS = rs.Vocabulary(
-    symbols=("<pad>", "<s>", "</s>", *"abcdefgh"),
-    separator="",
-    special=("<pad>", "<s>", "</s>"),
-    replacements=(),
-)
-CONFIG = rs.presets.x_transformers(
-    d_model=11, source_vocab_size=11, target_vocab_size=11, n_source_positions=23,
-    n_target_positions=13, encoder_layers=1, decoder_layers=2, n_heads=2, d_k=5,
-    decoder_start_id=1, eos_ids=(2,), pad_id=0,
-)  # fmt: skip
+LETTERS = vocabulary(["<pad>", "<s>", "</s>", *"abcdefgh"], special=("<pad>", "<s>", "</s>"))
+CONFIG = small_x_transformers(11, (11, 11), (23, 13), (1, 2), n_heads=2, d_k=5)
 MODEL = dataclasses.replace(
     rs.Model.random(CONFIG, 3, "float64"), source_vocabulary=LETTERS, target_vocabulary=LETTERS
 )
@@ -622,21 +614,6 @@ def test_a_system_that_deletes_no_open_file_deletes_the_journal_later(
 # Lines without samples. tests/test_lines.py compares bulk with the other ways to give lines.
 
 
-def test_lines_without_samples_have_an_error_and_status_3(corpus, given, output, call):
-    corpus.write_bytes(b"\n".join([b"abc", b"", b"a1b", b"\xff\xfe", b"a" * 24, b" ", b"h"]))
-    status, out, err = call(*given, "--window", 4)
-    assert (status, out, err.count("\n")) == (3, "", 1)
-    assert "without samples: 4; the first is line 3" in err
-    found = read(output)
-    texts = ["abc", "", "a1b", "\ufffd\ufffd", "a" * 24, " ", "h"]
-    assert [line["input"] for line in found] == texts
-    assert ["samples" in line for line in found] == [i in (0, 1, 6) for i in range(7)]
-    assert (found[1]["samples"], len(found[6]["samples"])) == ([], 1)
-    for i, named in ((2, "'1'"), (3, "0xff"), (4, "24 tokens")):
-        assert found[i]["error"].startswith(f"line {i + 1}: ")
-        assert named in found[i]["error"]
-
-
 class Words:
     """A tokenizer that reads words: each is an id, and what is no id is left out."""
 
@@ -653,12 +630,16 @@ class Words:
 
 
 def test_lines_without_tokens_have_an_error(corpus, given, output, call_with):
-    content = ["3 4", "5 !", "6 11", "...", "7 \u2028 8"]
+    content = ["3 4", "5 !", "6 11", "...", "7 \u2028 8", "3 " * 24]
     write(corpus, content)
-    assert call_with(dataclasses.replace(MODEL, source_vocabulary=Words()), *given)[0] == 3
+    model = dataclasses.replace(MODEL, source_vocabulary=Words())
+    status, out, err = call_with(model, *given, "--window", 4)
+    assert (status, out, err.count("\n")) == (3, "", 1)
+    assert "without samples: 4; the first is line 2" in err
     found = read(output)
     assert [line["input"] for line in found] == content
     errors = {1: "line 2: no exclamations", 2: "token id 11 at row 0, position 1", 3: "'...'"}
+    errors[5] = "24 tokens"
     for i, line in enumerate(found):
         assert ("error" in line) == (i in errors)
         assert errors.get(i, "") in line.get("error", "")

@@ -1,7 +1,6 @@
 """The native format: a saved model comes back bit for bit, and all else is refused."""
 
 import dataclasses
-import io
 import json
 import os
 import pickle
@@ -12,11 +11,14 @@ import sys
 import threading
 import time
 import zipfile
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import arrangements
 import numpy as np
 import pytest
+from arrangements import small_x_transformers, vocabulary
 from bad_files import cheap, npy, packed, spoiled
 from bad_files import unpacked as entries
 from hypothesis import given, settings
@@ -32,23 +34,10 @@ DTYPES = ("float16", "float32", "float64")
 
 def small_model():
     """Of few and prime sizes, an array of each kind: 14 kB."""
-    config = rs.presets.x_transformers(
-        d_model=3, source_vocab_size=5, target_vocab_size=7, n_source_positions=11,
-        n_target_positions=2, encoder_layers=1, decoder_layers=1, n_heads=2, d_k=2,
-        decoder_start_id=1, eos_ids=(2, 3), pad_id=0,
-    )  # fmt: skip
-    source = rs.Vocabulary(
-        symbols=("<pad>", "a", "b", "é", "\N{PILE OF POO}"),
-        separator="",
-        special=("<pad>",),
-        replacements=(("A", "a"), ("2", "ab")),
-    )
-    target = rs.Vocabulary(
-        symbols=("<pad>", "<s>", "</s>", "AH", "B", "K", ""),
-        separator=" ",
-        special=("<pad>", "<s>", "</s>"),
-        replacements=(),
-    )
+    config = small_x_transformers(3, (5, 7), (11, 2), (1, 1), n_heads=2, d_k=2, eos_ids=(2, 3))
+    letters, special = ["<pad>", "a", "b", "é", "\N{PILE OF POO}"], ("<pad>", "<s>", "</s>")
+    source = vocabulary(letters, special=("<pad>",), replacements=(("A", "a"), ("2", "ab")))
+    target = vocabulary([*special, "AH", "B", "K", ""], separator=" ", special=special)
     model = rs.Model.random(config, seed=1)
     return dataclasses.replace(model, source_vocabulary=source, target_vocabulary=target)
 
@@ -454,7 +443,7 @@ def test_random_mutations(path, tiny):
     """Bytes set to telling values, cut out, doubled; half of them in the records of the zip."""
     rng, size = random.Random(7), len(tiny)
     records = [(m.start(), m.start() + 50) for m in re.finditer(b"PK[\1\3\5]", tiny)]
-    for i in range(1000):
+    for i in range(500):
         start, end = (rng.randrange(size), size) if i % 2 else rng.choice(records)
         refused_or(path, spoiled(tiny[:end], rng, start) + tiny[end:], TINY)
 
@@ -512,11 +501,9 @@ def test_a_file_that_is_no_zip(path, content):
     assert "not a complete zip file" in refusal(path, content)
 
 
-def test_another_zip_file(path):
-    file = io.BytesIO()
-    np.savez(file, a=np.ones(3))
-    for content in (file.getvalue(), packed({})):
-        assert "not a refseq2seq checkpoint" in refusal(path, content)
+@pytest.mark.parametrize("content", [packed({"a.npy": npy(np.ones(3))}), packed({})])
+def test_another_zip_file(path, content):
+    assert "not a refseq2seq checkpoint" in refusal(path, content)
 
 
 # Headers
@@ -541,9 +528,7 @@ def test_every_value_of_the_header_replaced_by_others(path, tiny):
     for *parents, last in filter(None, nodes(header)):
         if parents[:2] == ["config", "decoder"]:
             continue  # its fields are the encoder's
-        inside = header
-        for key in parents:
-            inside = inside[key]
+        inside = reduce(getitem, parents, header)
         before = inside[last]
         for value in WRONG:
             inside[last] = value
@@ -567,9 +552,7 @@ def test_every_key_of_the_header_left_out(path, tiny):
         if isinstance(last, str):
 
             def leave_out(header, parents=parents, last=last):
-                for key in parents:
-                    header = header[key]
-                del header[last]
+                del reduce(getitem, parents, header)[last]
 
             assert last in refusal(path, with_header(tiny, leave_out)) or last == "format"
 
@@ -603,9 +586,7 @@ def test_every_key_of_the_header_left_out(path, tiny):
 def test_wrong_fields_of_the_header_raise(path, tiny, keys, value, message):
     def change(header):
         *places, last = keys.split()
-        for key in places:
-            header = header[key]
-        header[last] = value
+        reduce(getitem, places, header)[last] = value
 
     with cheap(megabytes=2):
         assert re.search(message, refusal(path, with_header(tiny, change)))
@@ -680,6 +661,7 @@ ARRAY = np.arange(15, dtype="float32").reshape(5, 3)  # the encoder's embedding
         (npy(ARRAY * np.float32(np.nan)), "float32"),
         (npy(ARRAY + np.float32(np.inf)), "float32"),
         (npy(ARRAY)[:-4], "56 bytes"),
+        (npy(ARRAY)[:128] + bytes(2**23), "8388608 bytes"),  # which are not read
         (npy(ARRAY) + b"\0", "61 bytes"),
         (npy(ARRAY)[:127], "no .npy header"),
         (npy(ARRAY)[:9], "no .npy header"),
@@ -696,8 +678,9 @@ ARRAY = np.arange(15, dtype="float32").reshape(5, 3)  # the encoder's embedding
     ],
 )
 def test_wrong_arrays_raise(path, tiny, member, message):
+    content = packed(entries(tiny) | {"encoder.embedding.npy": member})
     with cheap(megabytes=2):
-        found = refusal(path, packed(entries(tiny) | {"encoder.embedding.npy": member}))
+        found = refusal(path, content)
     assert re.search(message, found)
     assert "encoder.embedding" in found
 
@@ -769,12 +752,6 @@ def test_compressed_entries_are_refused_unread(path, tiny, compression):
     for bomb in bombs:
         with cheap(megabytes=2):
             assert "compressed" in refusal(path, bomb)
-
-
-def test_an_array_larger_than_its_shape_is_not_read(path, tiny):
-    bomb = packed(entries(tiny) | {"encoder.embedding.npy": npy(ARRAY)[:128] + bytes(2**23)})
-    with cheap(megabytes=2):
-        assert "8388608 bytes" in refusal(path, bomb)
 
 
 def test_overlapping_entries(path, tiny):

@@ -34,14 +34,6 @@ def test_arguments_and_a_pipe_give_one_line_for_each_word():
     assert (pipe.returncode, pipe.stdout.splitlines()) == (0, [expected[0], "", expected[1]])
 
 
-def test_a_file_and_the_batch_size_do_not_change_the_lines(tmp_path, call):
-    words = ["cat", "encyclopedia", "a", "rhythm", "don't", "xylophone", "numpy"]
-    file = tmp_path / "words.txt"
-    file.write_text("\n".join(words))
-    outputs = {call("generate", "--input", str(file), "--batch-size", n)[1] for n in "137"}
-    assert outputs == {call("generate", *words)[1]}
-
-
 def test_json_has_what_generate_gives(call):
     model = rs.load("g2p")
     out = rs.generate(model, [model.source_vocabulary.encode("cat")])
@@ -512,7 +504,7 @@ def test_openblas_itself_says_how_many_threads_there_are(given, environment, exp
 # Encodings and lengths
 
 
-def test_output_is_utf_8_whatever_the_locale(tmp_path):
+def test_output_is_utf_8_whatever_the_locale():
     command = "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 PYTHONIOENCODING=ascii $R"
     result = shell(f"{command} generate --skip-errors --json é cat; echo status $?")
     first, second, status = result.stdout.splitlines()

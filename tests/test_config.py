@@ -44,11 +44,6 @@ every_part = pytest.mark.parametrize("config", PARTS, ids=name)
 
 
 @every_part
-def test_json_round_trip_of_each_part(config):
-    assert type(config).from_dict(config.to_dict()) == config
-
-
-@every_part
 def test_no_field_has_a_default_and_none_can_be_set(config):
     for field in dataclasses.fields(config):
         assert field.default is dataclasses.MISSING
@@ -92,25 +87,20 @@ def test_from_dict_names_the_place():
 
 
 ENCODER, DECODER = CONFIG.encoder, CONFIG.decoder
-
-
 ONE_SLOPE = configs.AlibiPositions(slopes=(1.0,))
+WIDE, ODD = (dataclasses.replace(ROTARY, d_rotary=d_rotary) for d_rotary in (4, 1))
+WITH_REGISTERS = dataclasses.replace(DECODER, n_register_tokens=1)
 
 
 @pytest.mark.parametrize(
     ("config", "changes", "names"),
     [
-        (NORM, {"eps": -1e-9}, ["NormConfig.eps", "-1e-09"]),
         (NORM, {"eps": float("nan")}, ["NormConfig.eps", "nan"]),
         (NORM, {"eps": float("inf")}, ["NormConfig.eps", "inf"]),
-        (NORM, {"eps": 0}, ["NormConfig.eps", "got int"]),
-        (NORM, {"bias": 1}, ["NormConfig.bias", "got int"]),
         (ATTENTION, {"n_heads": 0}, ["AttentionConfig.n_heads", "got 0"]),
         (ATTENTION, {"d_k": True}, ["AttentionConfig.d_k", "got bool"]),
         (ATTENTION, {"n_kv_heads": 3}, ["n_kv_heads", "n_heads = 2", "got 3"]),
         (ATTENTION, {"biases": ("q", "x")}, ["biases", "('q', 'k', 'v', 'o')", "got 'x'"]),
-        (ATTENTION, {"biases": ["q"]}, ["biases", "got list"]),
-        (ATTENTION, {"qk_norm": 1}, ["qk_norm", "NormConfig", "got int"]),
         (FEED_FORWARD, {"d_ff": 0}, ["FeedForwardConfig.d_ff", "got 0"]),
         (FEED_FORWARD, {"biases": ("gate",)}, ["biases", "'gate'", "gated"]),
         (LEARNED, {"offset": 11}, ["n_positions", "offset = 11", "got 11"]),
@@ -119,25 +109,15 @@ ONE_SLOPE = configs.AlibiPositions(slopes=(1.0,))
         (BUCKETED, {"max_distance": 2}, ["max_distance", "more than 2"]),
         (ENCODER, {"n_layers": 0}, ["StackConfig.n_layers", "got 0"]),
         (ENCODER, {"relative_positions": ONE_SLOPE}, ["slopes", "2", "got 1"]),
-        *(
-            (
-                ENCODER,
-                {"relative_positions": dataclasses.replace(ROTARY, d_rotary=d_rotary)},
-                ["d_rotary", "d_k = 3", f"got {d_rotary}"],
-            )
-            for d_rotary in (4, 1)
-        ),
+        (ENCODER, {"relative_positions": WIDE}, ["d_rotary", "d_k = 3", "got 4"]),
+        (ENCODER, {"relative_positions": ODD}, ["d_rotary", "d_k = 3", "got 1"]),
         (CONFIG, {"encoder": DECODER}, ["ModelConfig.encoder.cross_attention"]),
         (CONFIG, {"decoder": ENCODER}, ["ModelConfig.decoder.cross_attention"]),
         (CONFIG, {"pad_id": 7}, ["pad_id", "0 to 6", "got 7"]),
         (CONFIG, {"eos_ids": (2, 7)}, ["eos_ids", "7"]),
         (CONFIG, {"decoder_start_id": 7}, ["decoder_start_id", "7"]),
         (CONFIG, {"tied_embeddings": True}, ["tied_embeddings", "(5, 6)", "(7, 6)"]),
-        (
-            CONFIG,
-            {"decoder": dataclasses.replace(DECODER, n_register_tokens=1)},
-            ["ModelConfig.decoder.n_register_tokens"],
-        ),
+        (CONFIG, {"decoder": WITH_REGISTERS}, ["ModelConfig.decoder.n_register_tokens"]),
     ],
 )
 def test_values_that_do_not_go_together_raise(config, changes, names):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pickle
-from itertools import pairwise
 
 import distributions
 import numpy as np
@@ -93,18 +92,6 @@ def test_processors_that_force_tokens():
         [i for i in range(9) if i not in (1, 5)],
     ]
     assert seen == [(0, [1, 2]), (1, [1, 3])]
-
-
-def test_no_repeat_ngram_and_forced_bos_in_the_loops():
-    model = rs.load("g2p")
-    source = [model.source_vocabulary.encode(w) for w in ("banana", "mississippi")]
-    out = rs.generate(model, source, choose=rs.greedy(rs.no_repeat_ngram(2)), max_new_tokens=20)
-    for tokens, n in zip(out.tokens.tolist(), out.lengths, strict=True):
-        pairs = list(pairwise(tokens[:n]))
-        assert len(set(pairs)) == len(pairs)
-    out = rs.beam_search(model, source, processors=[rs.forced_bos(20)], max_new_tokens=9)
-    assert (out.tokens[:, 0, 0] == 20).all()
-    assert (out.log_probs[:, 0, 0] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -285,33 +272,35 @@ def test_a_bad_word_that_is_one_eos_is_ignored(search):
     assert END not in search(model, [rs.bad_words([[END]])], **how, eos_ids=())
 
 
+SUPPRESSED = "suppressed_ids of the model's config"
+
+
 @pytest.mark.parametrize(
-    ("rules", "processors", "how"),
+    ("rules", "processors", "how", "ban"),
     [
-        ({"forced_bos_id": 11, "suppressed_ids": (7, 11)}, [], {}),
-        ({"forced_eos_id": 11, "suppressed_ids": (7, 11)}, [], {}),
-        ({"forced_eos_id": 11, "begin_suppressed_ids": (11,)}, [], {"max_new_tokens": 1}),
-        ({"forced_bos_id": 11}, [rs.suppress([3, 11])], {}),
-        ({"forced_eos_id": 11}, [rs.suppress([3, 11])], {}),
-        ({"forced_bos_id": 11}, [rs.begin_suppress([11])], {}),
-        ({"forced_eos_id": 11}, [rs.begin_suppress([11], after=2)], {}),
+        ({"forced_bos_id": 11, "suppressed_ids": (7, 11)}, [], {}, f"rule {SUPPRESSED}"),
+        ({"forced_eos_id": 11, "suppressed_ids": (7, 11)}, [], {}, f"rule {SUPPRESSED}"),
+        ({"forced_eos_id": 11, "begin_suppressed_ids": (11,)}, [], {"max_new_tokens": 1}, "rule"),
+        ({"forced_bos_id": 11}, [rs.suppress([3, 11])], {}, "processor suppress([3, 11])"),
+        ({"forced_eos_id": 11}, [rs.suppress([3, 11])], {}, "processor suppress([3, 11])"),
+        ({"forced_bos_id": 11}, [rs.begin_suppress([11])], {}, "new token 0"),
+        ({"forced_eos_id": 11}, [rs.begin_suppress([11], after=2)], {}, "new token 2"),
     ],
 )
-def test_a_forced_token_that_is_suppressed_raises_before_the_loop(search, rules, processors, how):
+def test_a_forced_token_that_is_suppressed_raises_before_the_loop(
+    search, rules, processors, how, ban
+):
     encoded = rs.Trace()
     model, asked = asked_of(G2P, [START], **rules)
-    with raises_naming(ValueError, "os_id = 11", "new token", "bans it"):
+    with raises_naming(ValueError, "os_id = 11", "new token", "bans it", ban):
         search(model, processors, **asked | how, tap=encoded)
     assert not encoded
 
 
-def test_what_bans_a_forced_token_is_named():
+def test_a_logits_processor_that_bans_a_forced_token_is_named():
     model, how = asked_of(G2P, [START], forced_bos_id=11)
     with raises_naming(ValueError, "new token 0", "processor suppress([11])"):
         rs.beam_steps(model, [[4, 5]], logits_processors=[rs.suppress([11])], **how)
-    model, how = asked_of(G2P, [START], forced_bos_id=11, suppressed_ids=(11,))
-    with raises_naming(ValueError, "rule suppressed_ids of the model's config"):
-        rs.generate(model, [[4, 5]], **how)
 
 
 @pytest.mark.parametrize(

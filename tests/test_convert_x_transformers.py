@@ -1,12 +1,12 @@
 """Conversion of an XTransformer without torch: errors. The numbers: tests/test_vectors.py."""
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import test_vectors
+from command_line import process
 
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, from_x_transformers
@@ -18,10 +18,8 @@ CONVENTIONS = {"decoder_start_id": 1, "eos_ids": [2]}
 @pytest.fixture
 def recorded():
     """The options of a network, and its arrays."""
-    with np.load(RECORDED) as file:
-        names = [name for name in file.files if name.startswith("array.")]
-        arrays = {name.removeprefix("array."): file[name].astype("float64") for name in names}
-        return json.loads(file["about"].item())["options"], arrays
+    about, arrays, _ = test_vectors.read(RECORDED)
+    return about["options"], arrays
 
 
 def test_arrays_are_transposed_and_norms_have_a_unit_offset(recorded):
@@ -63,8 +61,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "refseq2seq[peers]" in done.stdout
+    assert "refseq2seq[peers]" in process(sys.executable, "-c", code, check=True).stdout
 
 
 def test_eos_ids_that_are_one_id_raise():

@@ -4,7 +4,8 @@ A block is in one of these groups, and one that is in none fails:
 
 - examples with ``>>>`` are doctests, run here;
 - the cells of a page that names a kernel are run here and when the site is built;
-- shell commands are run here, or `NOT_RUN` says why not; `test_console` runs console blocks;
+- shell commands are run here, or `NOT_RUN` says why not;
+- the commands of console blocks are run here, and print what stands below them;
 - other blocks are run by the test that `RUN_BY` names for their page.
 """
 
@@ -14,7 +15,6 @@ import io
 import os
 import re
 import shutil
-import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_console
+from command_line import process
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -139,7 +139,7 @@ def group(block, before):
     if is_shell(block):
         return "shell"
     if block.kind == "console":
-        return "elsewhere" if Path(block.page).name in test_console.PAGES else None
+        return "console"
     if block.page in RUN_BY:
         return "elsewhere"
     if block.kind in ("text", "indented") and before is not None and is_shell(before):
@@ -204,41 +204,51 @@ def run_cell(cell, namespace):
         exec(compile(code, str(ROOT / cell.page), "exec"), namespace)
 
 
+@pytest.fixture
+def run_script(tmp_path):
+    """A function that gives what commands print; all must succeed, and it runs them by bash."""
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+
+    def run(script):
+        for compiler in ("cc", "c++", "rustc"):
+            if f"\n{compiler} " in f"\n{script}" and shutil.which(compiler) is None:
+                pytest.skip(f"needs {compiler}")
+        names = f'refseq2seq() {{ "{sys.executable}" -m refseq2seq "$@"; }}\n'
+        names += f'python() {{ "{sys.executable}" "$@"; }}\n'
+        command = ["bash", "-c", f"{names}set -euo pipefail\n{script}"]
+        env = os.environ | {"PYTHONPATH": str(ROOT), "LC_ALL": "C"}
+        done = process(*command, cwd=tmp_path, env=env, timeout=120)
+        assert (done.returncode, done.stderr) == (0, ""), f"{script}\n{done.stdout}"
+        return done.stdout
+
+    return run
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(where == "shell" for where, _ in grouped(page))]
 )
-def test_the_commands_of_a_page_run(page, tmp_path):
+def test_the_commands_of_a_page_run(page, run_script):
     found = grouped(page)
-    for compiler in ("c++", "rustc"):
-        if f"\n{compiler} " in read(page) and shutil.which(compiler) is None:
-            pytest.skip(f"needs {compiler}")
-    (tmp_path / "docs").symlink_to(ROOT / "docs")
     following = [*found[1:], (None, None)]
     for (where, block), (then, output) in zip(found, following, strict=True):
         if where == "shell":
             commands = [c for c in commands_of(block) if not reason_not_to_run(c)]
-            printed = [run_command(command, tmp_path) for command in commands]
+            printed = [run_script(command) for command in commands]
             if then == "output" and commands:
                 expected = textwrap.dedent(output.text)
                 assert "".join(printed).rstrip() == expected.rstrip()
 
 
-def run_command(command, directory):
-    """What a command prints."""
-    python = f'"{sys.executable}"'
-    command = re.sub(r"(^|\| )refseq2seq ", rf"\1{python} -m refseq2seq ", command)
-    command = re.sub(r"(^|\| )python ", rf"\1{python} ", command)
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=directory,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+@pytest.mark.parametrize(
+    "block",
+    [block for page in PAGES for where, block in grouped(page) if where == "console"],
+    ids=lambda block: f"{block.page}:{block.line}",
+)
+def test_a_console_block_prints_what_the_page_says(block, run_script):
+    text = block.text + "\n"
+    commands = re.findall(r"^\$ (.*\n(?:> .*\n)*)", text, re.MULTILINE)
+    script = "".join(command.replace("\n> ", "\n") for command in commands)
+    assert run_script(script) == re.sub(r"^(\$|>) .*\n", "", text, flags=re.MULTILINE)
 
 
 OF_OTHERS = {
@@ -251,7 +261,7 @@ OF_OTHERS = {
 @pytest.mark.parametrize("page", PAGES)
 def test_names_in_sentences_exist(page):
     """A name with an underscore stands in the package, the tests or the page's own code."""
-    text = (ROOT / page).read_text(encoding="utf-8")
+    text = read(page)
     code = "".join(re.findall(r"```.*?```", text, re.DOTALL))
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     named = {name for span in spans for name in re.findall(r"\b[A-Za-z]\w*_\w*", span)}

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tasks
+from arrangements import vocabulary
 
 import refseq2seq as rs
 from refseq2seq import cli, explain
@@ -109,11 +110,9 @@ def test_a_page_stands_alone_and_escapes_its_text():
         assert word not in page.replace("http://www.w3.org/2000/svg", "")
     text = "</script> @data@ <b>&"
     special = ("<pad>", "<s>", "</s>")
-    vocabulary = rs.Vocabulary(
-        symbols=(*special, *text.split()), separator=" ", special=special, replacements=()
-    )
-    texts = {f"{side}_vocabulary": vocabulary for side in ("source", "target")}
-    model = replace(tasks.tiny(3, vocab_size=6), **texts)
+    words = vocabulary([*special, *text.split()], separator=" ", special=special)
+    model = tasks.tiny(3, vocab_size=6)
+    model = replace(model, source_vocabulary=words, target_vocabulary=words)
     page = explain.page(model, text, max_new_tokens=4)
     assert page.count("</script>") == explain.page(MODEL, "cat").count("</script>")
     data = page.split('id="decoding">')[1].split("</script>")[0]

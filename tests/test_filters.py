@@ -55,11 +55,8 @@ def slow_top_p(probs, p, add=sum):
     return {token for n, token in enumerate(order) if add(probs[i] for i in order[:n]) < p}
 
 
-def slow_min_p(probs, ratio):
-    return {i for i, q in enumerate(probs) if q >= ratio * max(probs)}
-
-
 def slow_top_a(probs, ratio, power):
+    """With the power 1 this is min-p."""
     return {i for i, q in enumerate(probs) if q >= ratio * max(probs) ** power}
 
 
@@ -219,14 +216,11 @@ def test_min_p_and_top_a_at_every_exact_boundary(data):
     probs = exact_probs(scores[0])
     finite = {i for i, q in enumerate(probs) if q}
     at = data.draw(st.sampled_from(sorted(finite)))
-    for power, make, slow in (
-        (1, rs.min_p, slow_min_p),
-        (2, rs.top_a, lambda probs, ratio: slow_top_a(probs, ratio, 2)),
-        (3, lambda ratio: rs.top_a(ratio, 3), lambda probs, r: slow_top_a(probs, r, 3)),
-    ):
+    for power, make in ((1, rs.min_p), (2, rs.top_a), (3, partial(rs.top_a, power=3))):
         ratio = float(min(probs[at] / max(probs) ** power, 1))
         for near in (math.nextafter(ratio, 0), ratio, min(math.nextafter(ratio, 2), 1.0)):
-            assert set(*kept(make(near), scores)) == slow(probs, Fraction(near)) & finite
+            expected = slow_top_a(probs, Fraction(near), power) & finite
+            assert set(*kept(make(near), scores)) == expected
 
 
 @given(seed=st.integers(0, 2**32), x=st.floats(0.01, 1))
@@ -236,7 +230,7 @@ def test_top_p_min_p_and_top_a_agree_with_their_definitions(seed, x):
     for row, by_p, by_ratio, by_a in zip(scores, *found, strict=True):
         probs = slow_softmax(row.tolist())
         assert set(by_p) == slow_top_p(probs, x, math.fsum)
-        assert set(by_ratio) == slow_min_p(probs, x)
+        assert set(by_ratio) == slow_top_a(probs, x, 1)
         assert set(by_a) == slow_top_a(probs, x, 1.5)
 
 

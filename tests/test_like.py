@@ -14,8 +14,6 @@ from naming import raises_naming
 import refseq2seq as rs
 from refseq2seq import like
 
-BELOW_HALF = math.nextafter(0.5, 0)
-
 
 def run(chooser, scores):
     """The scores that the chooser picks from."""

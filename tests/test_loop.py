@@ -13,6 +13,7 @@ from naming import raises_naming, short
 from tasks import (
     GREEDY,
     NEW,
+    assert_read_only,
     learned_model,
     new_tokens,
     path,
@@ -21,6 +22,7 @@ from tasks import (
     table_model,
     targets,
     tasks,
+    writing,
 )
 
 import refseq2seq as rs
@@ -36,7 +38,7 @@ def test_every_field_of_every_step(task):
     model, source, prefix, choose = task
     steps = list(task.steps())
     config, batch, shortest = model.config, source.batch, min(map(len, prefix))
-    target = targets(steps, prefix, config.pad_id)
+    target = targets(steps, prefix)
     expected = rs.forward(model, source.tokens, target[:, :-1], source.mask)
     shape = (batch, config.decoder.vocab_size)
     has_ended = np.zeros(batch, dtype=bool)
@@ -489,19 +491,13 @@ def test_a_generation_encodes_once_and_reads_the_device_once_a_step(monkeypatch)
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64])
 def test_numbers_of_small_integer_dtypes_do_not_wrap(kind):
-    config = learned_model().config
-    model = rs.Model.random(dataclasses.replace(config, decoder=_long(config.decoder)), 0)
+    model = learned_model(n_positions=300)
     plain = rs.generate(model, [[3]], max_new_tokens=127, eos_ids=(), min_new_tokens=3)
     how = {"max_new_tokens": kind(127), "min_new_tokens": kind(3), "eos_ids": ()}
     assert np.array_equal(rs.generate(model, [[3]], **how).tokens, plain.tokens)
     assert rs.generate(model, [[3]], **how, num_return_sequences=kind(2)).tokens.shape == (2, 127)
     small = {"beams": kind(3), "n_best": kind(2), "max_new_tokens": kind(100), "eos_ids": ()}
     assert rs.beam_search(model, [[3]], **small).tokens.shape == (1, 2, 100)
-
-
-def _long(stack):
-    positions = dataclasses.replace(stack.positions, n_positions=300)
-    return dataclasses.replace(stack, positions=positions)
 
 
 @pytest.mark.parametrize("number", [np.float64, np.float32, np.float16, np.int64])
@@ -518,19 +514,11 @@ def test_state_and_steps_are_read_only():
     model = learned_model()
     expected = rs.generate(model, [[3], [4]])
 
-    def write(scores, state):
-        arrays = (state.tokens, state.n_new, state.emitted, state.source_index, state.source)
-        for x in (*arrays, state.source_mask, state.eos_ids):
-            with pytest.raises(ValueError, match="read-only"):
-                x[...] = 0
-        return scores
-
     def stop(step):
         for name in ("tokens", "log_probs", "margin", "finished", "forced", "emitted"):
-            with pytest.raises(ValueError, match="read-only"):
-                getattr(step, name)[...] = 0
+            assert_read_only(getattr(step, name))
 
-    watched = rs.generate(model, [[3], [4]], choose=rs.greedy(write), stop=stop)
+    watched = rs.generate(model, [[3], [4]], choose=rs.greedy(writing), stop=stop)
     assert np.array_equal(watched.tokens, expected.tokens)
     with pytest.raises(ValueError, match="read-only"):  # a processor that changes its input
         rs.generate(model, [[3]], choose=rs.greedy(lambda x, state: x.__setitem__(0, 0.0)))

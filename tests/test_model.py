@@ -2,6 +2,8 @@
 
 import dataclasses
 import typing
+from functools import cache, reduce
+from operator import getitem
 
 import arrangements
 import numpy as np
@@ -163,27 +165,28 @@ def test_renamed_token_ids_rename_the_logits():
 # Every array and every convention matters.
 
 
-def effect(model, **replaced):
+@cache
+def base(config):
+    """A model, and its logits."""
+    model = rs.Model.random(config, 0, "float64")
+    return model, rs.forward(model, SOURCE, TARGET)
+
+
+def effect(original, **replaced):
     """How far the logits move when the model's params or config are replaced."""
-    moved = rs.forward(dataclasses.replace(model, **replaced), SOURCE, TARGET)
-    return row_error(moved, rs.forward(model, SOURCE, TARGET))
+    model, logits = base(original)
+    return row_error(rs.forward(dataclasses.replace(model, **replaced), SOURCE, TARGET), logits)
 
 
 @every_arrangement
 def test_every_array_changes_the_logits(config):
     """Except biases of keys: they add the same to all scores of a query."""
-    model = rs.Model.random(config, 0, "float64")
-    sign = np.random.default_rng(0)
-
-    def effect_of(name):
-        def nudge(n, x):
-            return x + sign.choice([-0.1, 0.1], x.shape) if n == name else x
-
-        arrays = dict(named_arrays(model.params))
-        nudged = build_params(config, lambda n, shape: nudge(n, arrays[n]))
-        return effect(model, params=nudged)
-
-    effects = {name: effect_of(name) for name in param_shapes(config)}
+    model, _ = base(config)
+    sign, arrays, effects = np.random.default_rng(0), dict(named_arrays(model.params)), {}
+    for name in param_shapes(config):
+        nudged = arrays | {name: arrays[name] + sign.choice([-0.1, 0.1], arrays[name].shape)}
+        params = build_params(config, lambda n, shape, nudged=nudged: nudged[n])
+        effects[name] = effect(config, params=params)
     assert len(effects) > 30
     for name, size in effects.items():
         if name.endswith("b_k") and config is arrangements.vaswani:
@@ -226,20 +229,17 @@ def conventions(fields, path=""):
 
 @every_arrangement
 def test_every_convention_changes_the_logits(config):
-    model = rs.Model.random(config, 0, "float64")
     found = dict(conventions(config.to_dict()))
     assert len(found) >= 14
     for path, other in found.items():
         fields = config.to_dict()
         *places, name = path.split(".")
-        inner = fields
-        for place in places:
-            inner = inner[place]
+        inner = reduce(getitem, places, fields)
         one_kv_each = inner.get("n_heads") == inner.get("n_kv_heads")
         if inner[name] == other or (name == "kv_head_order" and one_kv_each):
             continue
         inner[name] = other
-        assert effect(model, config=rs.ModelConfig.from_dict(fields)) > 1e-6, path
+        assert effect(config, config=rs.ModelConfig.from_dict(fields)) > 1e-6, path
 
 
 # Edges.
@@ -299,14 +299,6 @@ def test_arguments_are_not_changed(config):
     lists = [[3, 4, 5], [6]]
     rs.forward(model, lists, target)
     assert lists == [[3, 4, 5], [6]]
-
-
-def test_decode_does_not_change_the_memory():
-    model = rs.Model.random(arrangements.rich, 0, "float64").exact()
-    memory = rs.encode(model, SOURCE)
-    once = rs.decode(model, TARGET, memory)
-    rs.decode(model, TARGET[:, :3], memory, cache=rs.new_cache(model, 2, 3))
-    assert once.tobytes() == rs.decode(model, TARGET, memory).tobytes()
 
 
 def test_take_gives_rows_of_a_memory():
@@ -372,17 +364,13 @@ MEMORY = rs.encode(MODEL, SOURCE)
     ("call", "kind", "names"),
     [
         (lambda: rs.encode(MODEL, [[29]]), ValueError, ["source", "29", "row 0, position 0"]),
-        (lambda: rs.encode(MODEL, [[3.0]]), TypeError, ["source", "float64"]),
         (lambda: rs.encode(MODEL, []), ValueError, ["source is empty"]),
         (lambda: rs.encode(MODEL, [[3]], [[1]]), TypeError, ["source_mask"]),
         (lambda: rs.encode(MODEL, [[3] * 20]), ValueError, ["source", "20 tokens", "at most 19"]),
         (lambda: rs.decode(MODEL, [[23]] * 2, MEMORY), ValueError, ["target", "23"]),
-        (lambda: rs.decode(MODEL, [[-1]] * 2, MEMORY), ValueError, ["target", "-1"]),
-        (lambda: rs.decode(MODEL, [[0.5]] * 2, MEMORY), TypeError, ["target", "float64"]),
         (lambda: rs.decode(MODEL, [[1] * 3], MEMORY), ValueError, ["target", "2 rows", "got 1"]),
         (lambda: rs.decode(MODEL, [[1] * 18] * 2, MEMORY), ValueError, ["18 tokens", "most 17"]),
         (lambda: rs.forward(MODEL, SOURCE, [[1]]), ValueError, ["target", "2 rows", "got 1"]),
-        (lambda: rs.forward(MODEL, SOURCE, np.ones((2, 1, 1), int)), ValueError, ["target"]),
         (lambda: MODEL.astype("float8"), ValueError, ["dtype", "'float8'"]),
         (lambda: MODEL.astype("int32"), ValueError, ["dtype", "'int32'"]),
         (lambda: MODEL.astype(None), ValueError, ["dtype", "None"]),
@@ -430,15 +418,13 @@ CONTRADICTIONS = {
 
 @pytest.mark.parametrize(("changes", "name"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
 def test_a_config_that_contradicts_the_arrays_raises(changes, name):
-    model, config = MODEL, MODEL.config
+    config = MODEL.config
     for field, change in changes.items():
         old = getattr(config, field)
         new = dataclasses.replace(old, **change) if isinstance(change, dict) else change
         config = dataclasses.replace(config, **{field: new})
     with raises_naming(ValueError, name):
-        dataclasses.replace(model, config=config)
-    with raises_naming(ValueError, name):
-        rs.Model(config=config, params=model.params)
+        dataclasses.replace(MODEL, config=config)
 
 
 def test_ties_are_checked_by_their_numbers():
@@ -480,8 +466,3 @@ def test_parameters_that_are_no_arrays_raise(bad):
 def test_a_seed_that_is_not_an_integer_raises(seed):
     with raises_naming((TypeError, ValueError), "seed"):
         rs.Model.random(arrangements.vaswani, seed)
-
-
-def test_a_target_may_begin_with_any_id():
-    model = rs.Model.random(arrangements.vaswani, 0)
-    assert rs.forward(model, [[3]], [[5, 0, 2, 2]]).shape == (1, 4, 29)

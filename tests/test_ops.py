@@ -113,9 +113,9 @@ def test_softmax_of_large_numbers(big):
 # norms
 
 
-@given(data=st.data(), x=rows, scale=st.sampled_from([-8.0, -1.0, 0.25, 4.0]))
+@given(x=rows, scale=st.sampled_from([-8.0, -1.0, 0.25, 4.0]))
 @norms
-def test_norms_ignore_the_scale(norm, data, x, scale):
+def test_norms_ignore_the_scale(norm, x, scale):
     """A power of two changes no bit, a sign only the sign, when nothing is added."""
     x = x + np.linspace(0, 1, x.shape[-1])  # no row of equal numbers
     x = np.where(np.abs(x) < 1e-290, 0.0, x)  # a number that is subnormal, or becomes so, rounds
@@ -258,17 +258,3 @@ def test_float32_results_are_rounded_float64_results():
         scale = np.abs(expected).max(axis=-1, keepdims=True)
         assert np.isfinite(expected).all()
         assert (np.abs(f(x) - expected) <= 16 * 2.0**-24 * scale).all()
-
-
-def test_means_of_sums_too_large_for_float16():
-    x = np.full((2, 1001), 200, dtype=np.float16)  # the sum is 200,200, beyond 65,504
-    x[:, ::2] = 100
-    normed = ops.layer_norm(x, None, None, 1e-3)
-    assert normed.dtype == np.float16
-    # 501 entries of 100 and 500 of 200: the mean is 149.95, the deviation 50
-    np.testing.assert_allclose(normed[:, :2], [[-1, 1]] * 2, atol=2e-2, equal_nan=False)
-    mean_square = math.sqrt((501 * 100**2 + 500 * 200**2) / 1001)
-    small = (x / 100).astype(np.float16)  # whose squares float16 holds, but not their sum
-    wide = ops.rms_norm(np.repeat(small, 30, axis=-1), None, None, 1e-6)
-    expected = [[100 / mean_square, 200 / mean_square]] * 2
-    np.testing.assert_allclose(wide[:, [0, 30]], expected, rtol=2e-3, equal_nan=False)

@@ -1,9 +1,9 @@
 """The arrays of a model: which there are, their names, shapes and random values."""
 
+import copy
 import dataclasses
 import math
 
-import contracts
 import numpy as np
 import pytest
 from arrangements import rich, small_vaswani
@@ -34,51 +34,44 @@ CONFIG = dataclasses.replace(  # an encoder that has everything, a decoder of fe
 TIED = small_vaswani(d_model=6, vocab_size=7, n_layers=2, d_ff=5)
 
 
+def linear(name, d_in, d_out):
+    return {f"w_{name}": (d_in, d_out), f"b_{name}": (d_out,)}
+
+
+def norm(name, *shape):
+    return {f"{name}.gain": shape, f"{name}.bias": shape}
+
+
 def test_names_and_shapes_by_hand():
     """6 heads of 5 make 30, 3 key-value heads of 5 and 7 make 15 and 21, 6 heads of 7 make 42."""
     attention = {
-        "w_q": (13, 30),
-        "b_q": (30,),
-        "w_k": (13, 15),
-        "b_k": (15,),
-        "w_v": (13, 21),
-        "b_v": (21,),
-        "w_o": (42, 13),
-        "b_o": (13,),
-        "q_norm.gain": (6, 1, 5),
-        "q_norm.bias": (6, 1, 5),
-        "k_norm.gain": (3, 1, 5),
-        "k_norm.bias": (3, 1, 5),
+        **linear("q", 13, 30),
+        **linear("k", 13, 15),
+        **linear("v", 13, 21),
+        **linear("o", 42, 13),
+        **norm("q_norm", 6, 1, 5),
+        **norm("k_norm", 3, 1, 5),
         "learned_k": (3, 2, 5),
         "learned_v": (3, 2, 7),
-        "w_gate": (13, 42),
-        "b_gate": (42,),
+        **linear("gate", 13, 42),
         "head_scale": (6, 1, 1),
     }
     feed_forward = {
-        "w_in": (13, 17),
-        "b_in": (17,),
-        "w_gate": (13, 17),
-        "b_gate": (17,),
-        "hidden_norm.gain": (17,),
-        "hidden_norm.bias": (17,),
-        "w_out": (17, 13),
-        "b_out": (13,),
+        **linear("in", 13, 17),
+        **linear("gate", 13, 17),
+        **norm("hidden_norm", 17),
+        **linear("out", 17, 13),
     }
     encoder = {
         "embedding": (29, 13),
-        "embedding_norm.gain": (13,),
-        "embedding_norm.bias": (13,),
+        **norm("embedding_norm", 13),
         "positions": (19, 13),
         "register_tokens": (2, 13),
         **{f"layers.0.self_attention.{name}": shape for name, shape in attention.items()},
-        "layers.0.self_norms.after.gain": (13,),
-        "layers.0.self_norms.after.bias": (13,),
+        **norm("layers.0.self_norms.after", 13),
         **{f"layers.0.feed_forward.{name}": shape for name, shape in feed_forward.items()},
-        "layers.0.feed_forward_norms.after.gain": (13,),
-        "layers.0.feed_forward_norms.after.bias": (13,),
-        "final_norm.gain": (13,),
-        "final_norm.bias": (13,),
+        **norm("layers.0.feed_forward_norms.after", 13),
+        **norm("final_norm", 13),
     }
     decoder = {
         "embedding": (23, 11),
@@ -170,8 +163,9 @@ def test_params_that_do_not_fit_the_config_raise():
         ({"logits_bias": params.logits_bias.astype("float64")}, ["['float32', 'float64']"]),
         ({"encoder": params.decoder}, ["encoder.embedding", "(29, 13)"]),
     ):
-        with contracts.suspended():
-            changed = dataclasses.replace(params, **changes)
+        changed = copy.copy(params)
+        for name, x in changes.items():
+            object.__setattr__(changed, name, x)  # past the contract of the fields
         with raises_naming(ValueError, *names):
             check_params(CONFIG, changed)
     with raises_naming(ValueError, "has logits_bias", "(23,)"):

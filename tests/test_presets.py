@@ -3,11 +3,11 @@
 import math
 
 import pytest
+from arrangements import SPECIAL
 from naming import raises_naming
 
 from refseq2seq import presets
 
-SPECIAL = {"decoder_start_id": 1, "eos_ids": (2,), "pad_id": 0}
 X_TRANSFORMERS = {
     "d_model": 11,
     "source_vocab_size": 29,
@@ -76,60 +76,47 @@ def test_x_transformers_has_the_defaults_of_the_package():
 
 def test_vaswani_has_the_conventions_of_the_paper():
     attention = ATTENTION | {"n_heads": 2, "n_kv_heads": 2, "biases": ["q", "k", "v", "o"]}
-
-    def stack(cross_attention):
-        return STACK | {
-            "vocab_size": 29,
-            "d_model": 14,
-            "n_layers": 3,
-            "embedding_scale": math.sqrt(14),
-            "positions": {"type": "sinusoidal", "layout": "interleaved", "offset": 0, "scale": 1.0},
-            "norm": {"kind": "layer_norm", "eps": 1e-5, "gain": "vector", "bias": True},
-            "norm_positions": ["after"],
-            "final_norm": False,
-            "self_attention": attention,
-            "cross_attention": cross_attention,
-            "feed_forward": FEED_FORWARD | {"d_ff": 31, "activation": "relu"},
-        }
-
+    encoder = STACK | {
+        "vocab_size": 29,
+        "d_model": 14,
+        "n_layers": 3,
+        "embedding_scale": math.sqrt(14),
+        "positions": {"type": "sinusoidal", "layout": "interleaved", "offset": 0, "scale": 1.0},
+        "norm": {"kind": "layer_norm", "eps": 1e-5, "gain": "vector", "bias": True},
+        "norm_positions": ["after"],
+        "final_norm": False,
+        "self_attention": attention,
+        "cross_attention": None,
+        "feed_forward": FEED_FORWARD | {"d_ff": 31, "activation": "relu"},
+    }
     assert presets.vaswani(**VASWANI).to_dict() == MODEL | {
-        "encoder": stack(None),
-        "decoder": stack(attention),
+        "encoder": encoder,
+        "decoder": encoder | {"cross_attention": attention},
         "tied_embeddings": True,
         "tied_logits": True,
     }
 
 
 @pytest.mark.parametrize(
-    ("changes", "names"),
+    ("given", "names"),
     [
-        ({"n_heads": 0}, ["n_heads", "got 0"]),
-        ({"d_k": 0}, ["d_k", "got 0"]),
-        ({"d_k": 7.0}, ["d_k", "got float"]),
-        ({"d_model": 0}, ["d_model", "got 0"]),
-        ({"d_model": -4}, ["d_model", "got -4"]),
-        ({"encoder_layers": 0}, ["n_layers", "got 0"]),
-        ({"n_source_positions": 0}, ["n_positions"]),
-        ({"eos_ids": (23,)}, ["eos_ids", "23"]),
-        ({"eos_ids": 2}, ["eos_ids", "int"]),
+        (X_TRANSFORMERS | {"n_heads": 0}, ["n_heads", "got 0"]),
+        (X_TRANSFORMERS | {"d_k": 0}, ["d_k", "got 0"]),
+        (X_TRANSFORMERS | {"d_k": 7.0}, ["d_k", "got float"]),
+        (X_TRANSFORMERS | {"d_model": 0}, ["d_model", "got 0"]),
+        (X_TRANSFORMERS | {"encoder_layers": 0}, ["n_layers", "got 0"]),
+        (X_TRANSFORMERS | {"n_source_positions": 0}, ["n_positions"]),
+        (X_TRANSFORMERS | {"eos_ids": (23,)}, ["eos_ids", "23"]),
+        (X_TRANSFORMERS | {"eos_ids": 2}, ["eos_ids", "int"]),
+        (VASWANI | {"n_heads": 3}, ["n_heads", "d_model = 14", "got 3"]),
+        (VASWANI | {"n_heads": 0}, ["n_heads", "d_model = 14", "got 0"]),
+        (VASWANI | {"d_model": 0}, ["d_k"]),
+        (VASWANI | {"vocab_size": 0}, ["vocab_size", "got 0"]),
+        (VASWANI | {"d_ff": 0}, ["d_ff", "got 0"]),
+        (VASWANI | {"pad_id": 29}, ["pad_id", "29"]),
     ],
 )
-def test_bad_sizes_of_x_transformers_raise(changes, names):
+def test_bad_sizes_raise(given, names):
+    preset = presets.vaswani if "d_ff" in given else presets.x_transformers
     with raises_naming((TypeError, ValueError), *names):
-        presets.x_transformers(**X_TRANSFORMERS | changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "names"),
-    [
-        ({"n_heads": 3}, ["n_heads", "d_model = 14", "got 3"]),
-        ({"n_heads": 0}, ["n_heads", "d_model = 14", "got 0"]),
-        ({"d_model": 0}, ["d_k"]),
-        ({"vocab_size": 0}, ["vocab_size", "got 0"]),
-        ({"d_ff": 0}, ["d_ff", "got 0"]),
-        ({"pad_id": 29}, ["pad_id", "29"]),
-    ],
-)
-def test_bad_sizes_of_vaswani_raise(changes, names):
-    with raises_naming(ValueError, *names):
-        presets.vaswani(**VASWANI | changes)
+        preset(**given)

@@ -3,7 +3,6 @@
 import re
 
 import arrangements
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,23 +103,6 @@ def test_inputs_of_the_final_norm_and_of_a_layer():
     assert inputs_of("decoder.layers.1.self_attention.input", forward) == [
         "decoder.layers.0.after_feed_forward"
     ]
-
-
-def test_a_change_reaches_what_has_it_as_input():
-    """The arrows of the table are real: change one quantity, and its dependents change."""
-    model = rs.Model.random(arrangements.rich, 0, "float64")
-    sound = traced(lambda tap: rs.forward(model, [[3, 4]], [[1, 5]], tap=tap))
-    for changed in sound:
-
-        def fault(name, x, changed=changed):
-            return x + np.linspace(0.1, 0.3, x.size).reshape(x.shape) if name == changed else x
-
-        faulty = rs.Trace()
-        tap = rs.FunctionTap(lambda name, x, f=fault, t=faulty: t(name, f(name, x)))
-        rs.forward(model, [[3, 4]], [[1, 5]], tap=tap)
-        for name in sound:
-            if changed in inputs_of(name, sound):
-                assert not np.array_equal(sound[name], faulty[name]), (changed, name)
 
 
 @pytest.mark.parametrize(

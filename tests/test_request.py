@@ -16,18 +16,13 @@ import refseq2seq as rs
 BAD_REQUESTS = [
     (ValueError, {"source": [3, 4]}, ["source", "[3, 4]"]),
     (ValueError, {"source": []}, ["source is empty", "(0,)"]),
-    (ValueError, {"source": [[3], []]}, ["source row 1 is empty"]),
     (ValueError, {"source": [[3], [11]]}, ["source", "11", "row 1, position 0", "0 to 10"]),
-    (TypeError, {"source": np.array([[3.0]])}, ["source", "float64"]),
     (TypeError, {"source": "cat"}, ["source", "str", "rs.generate_text"]),
     (ValueError, {"source": [[3] * 6]}, ["source", "6 tokens", "at most 5"]),
     (TypeError, {"source_mask": np.array([[1]])}, ["source_mask", "int64", "mask.astype(bool)"]),
-    (ValueError, {"source_mask": np.array([[True] * 2])}, ["source_mask", "(1, 1)", "(1, 2)"]),
     (ValueError, {"prefix": [[]]}, ["prefix row 0 is empty"]),
-    (ValueError, {"prefix": []}, ["prefix is empty", "(0,)"]),
     (ValueError, {"prefix": [[1], [1]]}, ["prefix", "1 rows", "got 2"]),
     (ValueError, {"prefix": [[13]]}, ["prefix", "13", "row 0, position 0", "0 to 12"]),
-    (TypeError, {"prefix": [[1.0]]}, ["prefix", "float64"]),
     (ValueError, {"prefix": [[1] * 8]}, ["prefix", "8 tokens", "at most 7"]),
     (ValueError, {"max_new_tokens": 8}, ["prefix of 1", "max_new_tokens = 8", "table has 7"]),
     (

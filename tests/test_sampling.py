@@ -12,6 +12,7 @@ from distributions import (
     halvings,
     logs,
     score_rows,
+    slow_inverse_cdf,
     slow_softmax,
     softmax_in_base_two,
     state,
@@ -28,11 +29,6 @@ from refseq2seq.generation import sampling
 def base_two(monkeypatch):
     """Probabilities that are exact."""
     monkeypatch.setattr(sampling, "softmax", softmax_in_base_two)
-
-
-def slow_inverse_cdf(probs, u):
-    last = max(i for i, q in enumerate(probs) if q)  # the sum may fall short of 1
-    return next((i for i in range(last) if math.fsum(probs[: i + 1]) > u), last)
 
 
 # Choosing: greedy ------------------------------------------------------------------------------

@@ -4,21 +4,19 @@ import dataclasses
 
 import numpy as np
 import pytest
+from arrangements import vocabulary
 from hypothesis import given
 from hypothesis import strategies as st
 
 import refseq2seq as rs
 from refseq2seq.text import symbol
 
-LETTERS = rs.Vocabulary(
-    symbols=("<pad>", "a", "b", "'", "é", "\N{PILE OF POO}"),
-    separator="",
+LETTERS = vocabulary(
+    ["<pad>", "a", "b", "'", "é", "\N{PILE OF POO}"],
     special=("<pad>",),
     replacements=(("A", "a"), ("2", "ab"), ("-", "")),
 )
-WORDS = rs.Vocabulary(
-    symbols=("<s>", "AH", "B", "</s>", "K"), separator=" ", special=("<s>", "</s>"), replacements=()
-)
+WORDS = vocabulary(["<s>", "AH", "B", "</s>", "K"], separator=" ", special=("<s>", "</s>"))
 
 
 def test_the_id_of_a_symbol_is_its_index():
@@ -35,10 +33,10 @@ def test_encode_undoes_decode(ids):
     assert WORDS.encode(WORDS.decode(ids)) == ids
 
 
-@pytest.mark.parametrize("vocabulary", [LETTERS, WORDS])
-def test_an_empty_text_has_no_symbols(vocabulary):
-    assert vocabulary.encode("") == []
-    assert vocabulary.decode([]) == ""
+@pytest.mark.parametrize("words", [LETTERS, WORDS])
+def test_an_empty_text_has_no_symbols(words):
+    assert words.encode("") == []
+    assert words.decode([]) == ""
 
 
 def test_replacements_are_made_once_and_before_symbols_are_looked_up():
@@ -65,8 +63,7 @@ def test_the_error_of_unknown_symbols_names_each_once_and_the_known_ones():
     with pytest.raises(rs.UnknownSymbolError, match=r"''.*'AH', 'B', 'K'$"):
         WORDS.encode("B  AH")  # nothing stands between the two spaces
     assert issubclass(rs.UnknownSymbolError, ValueError)
-    symbols = tuple(chr(0x4E00 + i) for i in range(61))
-    many = rs.Vocabulary(symbols=symbols, separator="", special=(), replacements=())
+    many = vocabulary(chr(0x4E00 + i) for i in range(61))
     with pytest.raises(rs.UnknownSymbolError, match=r"61 symbols$"):
         many.encode("x")
 
@@ -107,13 +104,12 @@ def test_wrong_fields_raise(changes, kind, message):
         dataclasses.replace(WORDS, **changes)
 
 
-@pytest.mark.parametrize("vocabulary", [LETTERS, WORDS])
-def test_to_json_types_and_back(vocabulary):
-    fields = vocabulary.to_dict()
-    assert rs.Vocabulary.from_dict(fields) == vocabulary
+@pytest.mark.parametrize("words", [LETTERS, WORDS])
+def test_to_json_types_and_back(words):
+    fields = words.to_dict()
+    assert rs.Vocabulary.from_dict(fields) == words
     assert set(fields) == {"symbols", "separator", "special", "replacements"}
 
 
 def test_a_token_beyond_the_vocabulary_is_shown_by_its_number():
-    letters = rs.Vocabulary(symbols=("<pad>", "a"), separator="", special=(), replacements=())
-    assert [symbol(letters, token) for token in (1, 2)] == ["a", "<2>"]
+    assert [symbol(vocabulary(["<pad>", "a"]), token) for token in (1, 2)] == ["a", "<2>"]

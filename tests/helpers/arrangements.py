@@ -1,9 +1,9 @@
-"""Models that the tests of the forward pass share: two presets, and two with every addition.
+"""Configs and vocabularies that tests share: two presets, and two with every addition.
 
 All sizes are primes and differ, so that an array with two axes swapped fits nowhere.
 """
 
-from refseq2seq import ModelConfig, presets
+from refseq2seq import ModelConfig, Vocabulary, presets
 from refseq2seq.config import (
     AlibiPositions,
     AttentionConfig,
@@ -41,10 +41,16 @@ def small_x_transformers(d_model, vocab_sizes, n_positions, n_layers, n_heads, d
     )
 
 
-def small_vaswani(d_model, vocab_size, n_layers, d_ff):
+def small_vaswani(d_model, vocab_size, n_layers, d_ff, **special):
     """The preset, with two heads."""
     sizes = {"d_model": d_model, "vocab_size": vocab_size, "n_layers": n_layers, "d_ff": d_ff}
-    return presets.vaswani(n_heads=2, **sizes, **SPECIAL)
+    return presets.vaswani(n_heads=2, **sizes, **SPECIAL | special)
+
+
+def vocabulary(symbols, separator="", special=(), replacements=()):
+    return Vocabulary(
+        symbols=(*symbols,), separator=separator, special=special, replacements=replacements
+    )
 
 
 x_transformers = small_x_transformers(13, (29, 23), (19, 17), (2, 3), n_heads=3, d_k=7)

@@ -4,6 +4,8 @@ import dataclasses
 import subprocess
 import sys
 
+from arrangements import small_vaswani
+
 import refseq2seq as rs
 from refseq2seq import cli
 
@@ -55,9 +57,7 @@ class Characters:
 
 def any_text():
     """A model of characters without a table of positions."""
-    config = rs.presets.vaswani(
-        d_model=4, vocab_size=8, n_layers=1, n_heads=2, d_ff=4, decoder_start_id=0, eos_ids=(1,),
-        pad_id=0,
-    )  # fmt: skip
+    special = {"decoder_start_id": 0, "eos_ids": (1,)}
+    config = small_vaswani(d_model=4, vocab_size=8, n_layers=1, d_ff=4, **special)
     text = {f"{side}_vocabulary": Characters() for side in ("source", "target")}
     return dataclasses.replace(rs.Model.random(config, 0, "float64"), **text)

@@ -53,10 +53,9 @@ def score_rows(draw, dtype="float64", min_vocab=1):
     return scores
 
 
-def distinct_scores(seed, batch=2, vocab_size=11, dtype="float64"):
+def distinct_scores(seed, batch=2, vocab_size=11):
     """Normal scores: no ties, and no sum of probabilities at a boundary."""
-    normal = 2 * np.random.default_rng(seed).standard_normal((batch, vocab_size))
-    return normal.astype(dtype)
+    return 2 * np.random.default_rng(seed).standard_normal((batch, vocab_size))
 
 
 def softmax_in_base_two(x):
@@ -88,6 +87,12 @@ def exact_probs(row):
 def best_first(weights):
     """Ids, the largest weight first, the lowest id first among equals."""
     return sorted(range(len(weights)), key=lambda i: (-weights[i], i))
+
+
+def slow_inverse_cdf(probs, u):
+    """The first token at which the sum of probabilities exceeds ``u``."""
+    last = max(i for i, q in enumerate(probs) if q)  # the sum may fall short of 1
+    return next((i for i in range(last) if math.fsum(probs[: i + 1]) > u), last)
 
 
 def slow_softmax(row):

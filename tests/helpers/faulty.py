@@ -4,16 +4,12 @@ import dataclasses
 import re
 
 import numpy as np
+from arrangements import small_x_transformers
 
 import refseq2seq as rs
-from refseq2seq import presets
 from refseq2seq.testing import properties
 
-CONFIG = presets.x_transformers(
-    d_model=6, source_vocab_size=17, target_vocab_size=13, n_source_positions=11,
-    n_target_positions=19, encoder_layers=1, decoder_layers=2, n_heads=2, d_k=3,
-    decoder_start_id=1, eos_ids=(), pad_id=0,
-)  # fmt: skip
+CONFIG = small_x_transformers(6, (17, 13), (11, 19), (1, 2), n_heads=2, d_k=3, eos_ids=())
 MODEL = rs.Model.random(CONFIG, 0, "float64")
 EOS = (2, 5, 11)  # greedy decoding of a random model comes to one now and then
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from arrangements import small_x_transformers
+from arrangements import small_x_transformers, vocabulary
 from hypothesis import strategies as st
 
 import refseq2seq as rs
@@ -76,31 +76,25 @@ def path(model, prefix=None, **options):
     return rs.generate(model, [[0]] * n, prefix=prefix, **({"max_new_tokens": 7} | options))
 
 
-def learned_model(dtype="float64"):
-    """Prime sizes, and position tables: 5 for the source, 7 for the target."""
-    config = small_x_transformers(6, (11, 13), (5, 7), (1, 2), n_heads=3, d_k=2)
-    return rs.Model.random(config, seed=0, dtype=dtype)
+def learned_model(n_positions=7):
+    """Prime sizes, and position tables: 5 for the source, and these for the target."""
+    config = small_x_transformers(6, (11, 13), (5, n_positions), (1, 2), n_heads=3, d_k=2)
+    return rs.Model.random(config, 0, "float64")
 
 
-def tiny(seed, vocab_size=5, eos_ids=(2,), dtype="float64"):
+def tiny(seed, vocab_size=5, eos_ids=(2,)):
     """Of few tokens, so that all targets can be enumerated."""
     config = small_x_transformers(
         12, (7, vocab_size), (9, 11), (1, 2), n_heads=2, d_k=5, eos_ids=eos_ids
     )
-    return rs.Model.random(config, seed, dtype)
+    return rs.Model.random(config, seed, "float64")
 
 
 def text_model():
     """Of the letters a to f for the source and the words on the path 0 3 4 2 for the target."""
-    source = rs.Vocabulary(
-        symbols=("<pad>", *"abcdef"), separator="", special=("<pad>",), replacements=(("A", "a"),)
-    )
-    target = rs.Vocabulary(
-        symbols=("<s>", "<pad>", "</s>", "to", "be", "or", "not"),
-        separator=" ",
-        special=("<s>", "<pad>", "</s>"),
-        replacements=(),
-    )
+    special = ("<s>", "<pad>", "</s>")
+    source = vocabulary(["<pad>", *"abcdef"], special=("<pad>",), replacements=(("A", "a"),))
+    target = vocabulary([*special, "to", "be", "or", "not"], separator=" ", special=special)
     model = path_model(eos_ids=(2,))
     return dataclasses.replace(model, source_vocabulary=source, target_vocabulary=target)
 
@@ -111,7 +105,7 @@ def slow_log_softmax(row):
     return [x - top - math.log(total) for x in row]
 
 
-def targets(steps, prefix, pad_id):
+def targets(steps, prefix):
     """What each row has been fed and given: (batch, n)."""
     shortest = min(len(row) for row in prefix)
     fed = np.array([row[:shortest] for row in prefix])
@@ -121,6 +115,19 @@ def targets(steps, prefix, pad_id):
 def new_tokens(out):
     """The new tokens of each row, without what follows the end."""
     return [row[:n].tolist() for row, n in zip(out.tokens, out.lengths, strict=True)]
+
+
+def writing(scores, state):
+    """A processor that finds every array of its state read-only."""
+    arrays = (state.tokens, state.n_new, state.emitted, state.source_index, state.source)
+    for x in (*arrays, state.source_mask, state.eos_ids):
+        assert_read_only(x)
+    return scores
+
+
+def assert_read_only(x):
+    with pytest.raises(ValueError, match="read-only"):
+        x[...] = 0
 
 
 # Random tasks -------------------------------------------------------------------------------------
