@@ -218,7 +218,9 @@ def diagnose(
     ids = np.where(real, ids, model.config.pad_id)
     mask = None if real.all() else real  # modules may compute otherwise with a mask
     if target is None:
-        target = _start(model, max_new_tokens, len(ids))
+        if max_new_tokens is None:
+            raise TypeError("target is missing: pass a target, or max_new_tokens to generate one")
+        target = np.full((len(ids), 1), model.config.decoder_start_id)
     fed, _ = as_tokens("target", target, model.config.decoder.vocab_size)
     given = ids, fed, mask, max_new_tokens
     tokens, logits = run_once(peer, *given)
@@ -258,13 +260,6 @@ def _converted(peer: Peer) -> Model:
             f"{error}. Pass model= to diagnose: the model that the module should implement, such "
             "as its conversion before the change, or refseq2seq.load of a checkpoint"
         ) from error
-
-
-def _start(model: Model, max_new_tokens: int | None, batch: int) -> np.ndarray:
-    """The default prefix of the decoder, the start token: integers (batch, 1)."""
-    if max_new_tokens is None:
-        raise TypeError("target is missing: pass a target, or max_new_tokens to generate one")
-    return np.full((batch, 1), model.config.decoder_start_id)
 
 
 def _expected(

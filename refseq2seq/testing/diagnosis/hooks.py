@@ -15,6 +15,11 @@ import numpy as np
 from ...config import StackConfig
 from ...watching.quantities import is_of_the_source
 
+SUBLAYERS = {
+    "encoder": ("self_attention", "feed_forward"),
+    "decoder": ("self_attention", "cross_attention", "feed_forward"),
+}
+
 
 @dataclass(frozen=True)
 class Call:
@@ -75,30 +80,24 @@ class Catch:
 
     def given(self, part: Any, names: Sequence[str], read: Read = first_argument) -> None:
         """Capture the input of ``part``; ``names`` has a name for each of its calls, in order."""
-
-        def hook(module: Any, args: Any, kwargs: Any) -> None:
-            self._keep(key, names, read, Call(args, kwargs))
-
-        key = len(self._handles)
-        self._handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
+        self._capture(part.register_forward_pre_hook, names, read)
 
     def gives(self, part: Any, names: Sequence[str], read: Read = first_output) -> None:
         """Capture the output of ``part``; ``names`` has a name for each of its calls, in order."""
+        self._capture(part.register_forward_hook, names, read)
 
-        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            self._keep(key, names, read, Call(args, kwargs, output))
+    def _capture(self, register: Callable[..., Any], names: Sequence[str], read: Read) -> None:
+        def hook(module: Any, args: Any, kwargs: Any, output: Any = None) -> None:
+            if not names[0].startswith((f"{self._side}.", "logits")):
+                return  # a submodule of both stacks, such as shared embeddings, has a hook for each
+            name = names[self._calls[key] % len(names)]
+            self._calls[key] += 1
+            tensor = read(Call(args, kwargs, output))
+            if tensor is not None:
+                self.keep(name, tensor)
 
         key = len(self._handles)
-        self._handles.append(part.register_forward_hook(hook, with_kwargs=True))
-
-    def _keep(self, key: int, names: Sequence[str], read: Read, call: Call) -> None:
-        if not names[0].startswith((f"{self._side}.", "logits")):
-            return  # a submodule of both stacks, such as shared embeddings, has a hook for each
-        name = names[self._calls[key] % len(names)]
-        self._calls[key] += 1
-        tensor = read(call)
-        if tensor is not None:
-            self.keep(name, tensor)
+        self._handles.append(register(hook, with_kwargs=True))
 
     def keep(self, name: str, tensor: Any) -> None:
         """Store a copy, unless there is already a tensor of this name."""
@@ -121,15 +120,26 @@ class Catch:
         return {name: x.cpu().double().numpy() for name, x in self.tensors.items()}
 
 
-def split_heads(x: Any, n_heads: int) -> Any:
-    """(batch, n, n_heads * d) -> (batch, n_heads, n, d)."""
-    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+def watch_feed_forward(
+    catch: Catch,
+    at: str,
+    into: Any,
+    out: Any,
+    given: Read = first_argument,
+    gives: Read = first_output,
+) -> None:
+    """Capture the inputs and outputs of the two projections of the layer called ``at``."""
+    place = f"{at}.feed_forward"
+    catch.given(into, [f"{place}.input"], given)
+    catch.gives(into, [f"{place}.projected"], gives)
+    catch.given(out, [f"{place}.hidden"], given)
+    catch.gives(out, [f"{place}.out"], gives)
 
 
 def watch_residuals(
     catch: Catch,
     at: str,
-    norms: dict[str, Any],
+    norms: Sequence[Any],
     layer: Any,
     c: StackConfig,
     given: Read = first_argument,
@@ -137,14 +147,13 @@ def watch_residuals(
 ) -> None:
     """Capture the residual stream after each sublayer of the layer called ``at``.
 
-    ``norms`` maps the kinds of sublayers to their norms, in order. If norms come after the
-    sublayers, the quantity is the output of the sublayer's norm; otherwise it is the input of
-    the next sublayer's norm.
+    If norms come after the sublayers, the quantity is the output of the sublayer's norm;
+    otherwise it is the input of the next sublayer's norm. ``norms`` has one for each sublayer.
     """
-    kinds = list(norms)
-    for kind, following in itertools.pairwise(kinds):
+    kinds = SUBLAYERS["decoder"]  # those of the encoder begin with the same one
+    for kind, (own, following) in zip(kinds, itertools.pairwise(norms), strict=False):
         if "after" in c.norm_positions:
-            catch.gives(norms[kind], [f"{at}.after_{kind}"], gives)
+            catch.gives(own, [f"{at}.after_{kind}"], gives)
         else:
-            catch.given(norms[following], [f"{at}.after_{kind}"], given)
+            catch.given(following, [f"{at}.after_{kind}"], given)
     catch.gives(layer, [f"{at}.after_feed_forward"], gives)

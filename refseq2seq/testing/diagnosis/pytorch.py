@@ -9,7 +9,7 @@ from typing import Any
 
 from ...config import ModelConfig, StackConfig
 from ...model import Model
-from .hooks import Call, Catch, first_argument, first_output, watch_residuals
+from .hooks import Catch, Read, first_argument, first_output, watch_feed_forward, watch_residuals
 
 Run = Callable[[Any, Any, Any], Any]
 """Maps tensors (source, target, source_mask or None) to logits (batch, n_target, vocab_size)."""
@@ -34,7 +34,6 @@ class PyTorchModule:
         raise TypeError("an nn.Transformer needs model: pass the result of from_pytorch")
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
-        """Teacher forcing."""
         return self.run(source, target, mask)
 
     def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:
@@ -42,7 +41,6 @@ class PyTorchModule:
         raise TypeError("an nn.Transformer does not generate: pass a target, not max_new_tokens")
 
     def watch(self, catch: Catch, config: ModelConfig) -> None:
-        """Register hooks on the submodules that compute our quantities."""
         for side, stack, c in (
             ("encoder", self.module.encoder, config.encoder),
             ("decoder", self.module.decoder, config.decoder),
@@ -52,7 +50,7 @@ class PyTorchModule:
 
 
 def _watch_stack(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
-    def in_batches(read: Callable[[Call], Any]) -> Callable[[Call], Any]:
+    def in_batches(read: Read) -> Read:
         """Transpose (n, batch, d), the default layout of nn.Transformer, to (batch, n, d)."""
         if stack.layers[0].self_attn.batch_first:
             return read
@@ -63,17 +61,12 @@ def _watch_stack(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
     catch.gives(stack.norm, [f"{side}.final"], gives)
     for i, layer in enumerate(stack.layers):
         at = f"{side}.layers.{i}"
-        norms = {"self_attention": layer.norm1, "feed_forward": layer.norm2}
-        attentions = {"self_attention": layer.self_attn}
+        norms, attentions = [layer.norm1, layer.norm2], {"self_attention": layer.self_attn}
         if side == "decoder":
+            norms.append(layer.norm3)
             attentions["cross_attention"] = layer.multihead_attn
-            norms = {"self_attention": layer.norm1, "cross_attention": layer.norm2}
-            norms["feed_forward"] = layer.norm3
         for kind, attention in attentions.items():
             catch.given(attention, [f"{at}.{kind}.input"], given)
             catch.gives(attention, [f"{at}.{kind}.out"], gives)
-        catch.given(layer.linear1, [f"{at}.feed_forward.input"], given)
-        catch.gives(layer.linear1, [f"{at}.feed_forward.projected"], gives)
-        catch.given(layer.linear2, [f"{at}.feed_forward.hidden"], given)
-        catch.gives(layer.linear2, [f"{at}.feed_forward.out"], gives)
+        watch_feed_forward(catch, at, layer.linear1, layer.linear2, given, gives)
         watch_residuals(catch, at, norms, layer, c, given, gives)

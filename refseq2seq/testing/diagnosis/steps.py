@@ -16,15 +16,7 @@ from ..expected import Expected
 
 
 def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[str, Expected]:
-    """The same expectations under the names of a loop that reads ``lengths[t]`` tokens in step t.
-
-    Parameters
-    ----------
-    reference : mapping of str to Expected
-        Quantities of a forward pass over all the tokens.
-    lengths : sequence of int
-        Number of tokens that each step reads.
-    """
+    """A forward pass under the names of a loop that reads ``lengths[t]`` tokens in step t."""
     steps = {name: e for name, e in reference.items() if is_of_the_source(name)}
     ends = np.cumsum(lengths)
     for step, (end, n) in enumerate(zip(ends, lengths, strict=True)):

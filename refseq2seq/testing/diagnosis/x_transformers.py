@@ -7,12 +7,7 @@ from typing import Any
 from ...config import ModelConfig, RotaryPositions, StackConfig
 from ...convert import UnsupportedFeature, from_x_transformers
 from ...model import Model
-from .hooks import Call, Catch, Read
-
-SUBLAYERS = {
-    "encoder": ("self_attention", "feed_forward"),
-    "decoder": ("self_attention", "cross_attention", "feed_forward"),
-}
+from .hooks import SUBLAYERS, Call, Catch, Read
 
 ACCEPTED = (
     "a module of x-transformers must be an XTransformer or a pair (encoder, decoder) of "
@@ -49,7 +44,6 @@ class XTransformersModule:
         return from_x_transformers(tuple(self.parts), decoder_start_id=0, eos_ids=())
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
-        """Teacher forcing."""
         memory = self.encoder(source, mask=mask, return_embeddings=True)
         return self.decoder(target, context=memory, context_mask=mask)
 
@@ -72,8 +66,6 @@ class XTransformersModule:
         return read, torch.stack(logits, dim=1)
 
     def watch(self, catch: Catch, config: ModelConfig) -> None:
-        """Register hooks on the submodules that compute our quantities."""
-
         def newest(call: Call) -> Any:
             """Only the last token, after step 0: a decoder with a cache embeds all tokens."""
             return call.output[..., -1:, :] if catch.by_step and len(catch.fed) > 1 else call.output
