@@ -1,13 +1,13 @@
 """The data of a page: the steps of `refseq2seq.decode_steps`, and quantities from a tap."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..backend import Array, to_numpy
-from ..checks import Tokens
+from ..config import ModelConfig
 from ..generation.beam import EarlyStopping, LengthPenalty
 from ..generation.loop import Step, decode_steps
 from ..generation.sampling import Chooser, Processor, State, greedy, sample
@@ -87,17 +87,19 @@ def record(
             processors=[*(processors or {}).values()],
             **length,
         )
-        choose = Chooser(tuple(watched), _follow(tree["best"]))
+        best = np.asarray(tree["best"])
+        choose = Chooser(tuple(watched), lambda scores, state: best[state.n_new])
     trace = Trace("*attention.weights")
     steps = decode_steps(model, source, choose=choose, seed=seed, tap=trace, **length)
     recorded = list(_steps(model, steps, stages))
+    letters = [symbol(model.source_vocabulary, token) for token in source[0]]
     return {
         "text": text,
         "output": model.target_vocabulary.decode([step["token"] for step in recorded]),
-        "source": [symbol(model.source_vocabulary, token) for token in source[0]],
+        "source": letters,
         "start": symbol(model.target_vocabulary, model.config.decoder_start_id),
         "steps": _without_idle_rules(_without_idle_rules(recorded, -1), 1),
-        **_attention(model, source, trace, len(recorded)),
+        **_attention(model.config, letters, trace, len(recorded)),
         "tree": tree,
     }
 
@@ -142,10 +144,8 @@ def _candidates(
     }
 
 
-def _attention(model: Model, source: Tokens, trace: Trace, n_steps: int) -> dict[str, Any]:
+def _attention(c: ModelConfig, letters: list[str], trace: Trace, n_steps: int) -> dict[str, Any]:
     """Attention weights of the encoder and of each step's newest token, with labels of the keys."""
-    c = model.config
-    letters = [symbol(model.source_vocabulary, i) for i in source[0]]  # type: ignore[arg-type]
     encoder, decoder = c.encoder, c.decoder
 
     def learned(n: int) -> list[str]:
@@ -188,11 +188,6 @@ def _watched(label: str, process: Processor, stages: list[tuple[str, Array]]) ->
 
 def _unchanged(scores: Array, state: State) -> Array:
     return scores
-
-
-def _follow(tokens: list[int]) -> Callable[[Array, State], Array]:
-    """A function that picks the given tokens in order and ignores the scores."""
-    return lambda scores, state: np.asarray(tokens)[state.n_new]
 
 
 def _without_idle_rules(steps: list[dict[str, Any]], stage: int) -> list[dict[str, Any]]:

@@ -72,14 +72,12 @@ class Difference:
                 f"         {self.spreads:.3g} spreads (allowed {self.limit:g}); root mean square "
                 f"of a row {self.rms_spreads:.3g} (allowed {self.rms_limit:.3g})"
             )
-        return story + self._pairs()
-
-    def _pairs(self) -> list[str]:
-        lines = [f"{'index':20}{'reference':>17}{'other':>17}{'difference':>12}"]
+        story.append(f"{'index':20}{'reference':>17}{'other':>17}{'difference':>12}")
         for place, expected, actual in self.pairs:
-            at, apart = str(place).replace(" ", ""), _apart(actual, expected)
-            lines.append(f"{at:20}{expected:17.9g}{actual:17.9g}{apart:12.2e}")
-        return lines
+            at = str(place).replace(" ", "")
+            apart = actual - expected if math.isfinite(expected) else math.nan
+            story.append(f"{at:20}{expected:17.9g}{actual:17.9g}{apart:12.2e}")
+        return story
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; numbers that are not finite become strings."""
@@ -296,10 +294,6 @@ def _ratio(error: np.ndarray, unit: np.ndarray) -> np.ndarray:
 
 def _greatest(x: np.ndarray) -> float:
     return float(np.max(x, initial=0.0))
-
-
-def _apart(actual: float, expected: float) -> float:
-    return actual - expected if math.isfinite(expected) else math.nan
 
 
 def _coarser(*arrays: Array) -> str:

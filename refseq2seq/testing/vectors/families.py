@@ -55,6 +55,13 @@ def _t5() -> ModelConfig:
 def _everything() -> ModelConfig:
     """Options that are rarely combined: grouped heads, rotations, gates, memories, rare norms."""
     norm = NormConfig(kind="layer_norm", eps=1e-3, gain="vector", bias=True)
+    feed_forward = FeedForwardConfig(
+        d_ff=17,
+        activation="relu_squared",
+        gated=True,
+        biases=("in", "gate", "out"),
+        hidden_norm=norm,
+    )
     return plain_model(
         StackConfig(
             vocab_size=23,
@@ -70,13 +77,7 @@ def _everything() -> ModelConfig:
             final_norm=True,
             self_attention=_gated("grouped", "per_value", d_k=5, d_v=7),
             cross_attention=None,
-            feed_forward=FeedForwardConfig(
-                d_ff=17,
-                activation="relu_squared",
-                gated=True,
-                biases=("in", "gate", "out"),
-                hidden_norm=norm,
-            ),
+            feed_forward=feed_forward,
         ),
         StackConfig(
             vocab_size=19,
@@ -87,17 +88,13 @@ def _everything() -> ModelConfig:
             positions=SinusoidalPositions(layout="concatenated", offset=1, scale=0.5),
             relative_positions=RotaryPositions(d_rotary=6, base=10000.0, pairing="interleaved"),
             n_register_tokens=0,
-            norm=NormConfig(kind="std_norm", eps=1e-3, gain="scalar", bias=True),
+            norm=replace(norm, kind="std_norm", gain="scalar"),
             norm_positions=("before", "after"),
             final_norm=True,
             self_attention=_gated("tiled", "per_head", d_k=7, d_v=5),
             cross_attention=_gated("tiled", "per_value", d_k=3, d_v=5),
-            feed_forward=FeedForwardConfig(
-                d_ff=17,
-                activation="silu",
-                gated=True,
-                biases=("in", "gate", "out"),
-                hidden_norm=NormConfig(kind="rms_norm", eps=1e-3, gain="vector", bias=True),
+            feed_forward=replace(
+                feed_forward, activation="silu", hidden_norm=replace(norm, kind="rms_norm")
             ),
         ),
         tied=False,

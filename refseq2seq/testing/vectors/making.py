@@ -67,7 +67,17 @@ def make(
         drawn = [case for family in families for case in draw_cases(family, cases, seed, dtype)]
         for case in drawn:
             _write(root / case.name, case)
-        _write_json(root / MANIFEST, _manifest(drawn, seed, dtype))
+        revealed = {flag for case in drawn for flag in case.flags}
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "made_with": {"refseq2seq": __version__, "numpy": np.__version__},
+            "seed": seed,
+            "dtype": dtype,
+            "cases": [_about(case) for case in drawn],
+            "notes": {flag: note for flag, note in FLAGS.items() if flag in revealed},
+        }
+        _write_json(root / MANIFEST, manifest)
         (root / CHECKSUMS).write_text(checksums(root), encoding="utf-8", newline="\n")
     return [case.name for case in drawn]
 
@@ -124,19 +134,6 @@ def _inputs(case: Case) -> dict[str, np.ndarray]:
     if case.uniforms is not None:
         inputs["uniforms"] = case.uniforms
     return inputs | {"source_mask": case.source_mask}  # bytes last, so that the others are aligned
-
-
-def _manifest(drawn: list[Case], seed: int, dtype: str) -> dict[str, Any]:
-    used = {flag for case in drawn for flag in case.flags}
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "made_with": {"refseq2seq": __version__, "numpy": np.__version__},
-        "seed": seed,
-        "dtype": dtype,
-        "cases": [_about(case) for case in drawn],
-        "notes": {flag: note for flag, note in FLAGS.items() if flag in used},
-    }
 
 
 def _write_json(path: Path, value: Any) -> None:
