@@ -74,7 +74,7 @@ def record(
         raise ValueError("the text is empty: there is nothing to encode")
     source = [model.source_vocabulary.encode(text)]
     stages: list[tuple[str, Array]] = []
-    watched = [_watched("the model's rules", _unchanged, stages)]
+    watched = [_watched("the model's rules", lambda scores, state: scores, stages)]
     watched += [_watched(label, process, stages) for label, process in (processors or {}).items()]
     choose, tree = sample(*watched) if draws else greedy(*watched), None
     if beams is not None:
@@ -184,10 +184,6 @@ def _watched(label: str, process: Processor, stages: list[tuple[str, Array]]) ->
         return after
 
     return watched
-
-
-def _unchanged(scores: Array, state: State) -> Array:
-    return scores
 
 
 def _without_idle_rules(steps: list[dict[str, Any]], stage: int) -> list[dict[str, Any]]:

@@ -81,12 +81,15 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; numbers that are not finite become strings."""
-        return {name: _as_json(value) for name, value in asdict(self).items()}
+        return {name: as_json(value) for name, value in asdict(self).items()}
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """The value of a field as one of JSON."""
+    if isinstance(value, Difference):
+        return value.to_dict()
     if isinstance(value, tuple):
-        return [_as_json(member) for member in value]
+        return [as_json(member) for member in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

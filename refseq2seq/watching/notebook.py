@@ -91,7 +91,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> s
     left = len(rows) - len(shown)
     rest = f'<tr><td colspan="{len(head)}">and {left:,} more</td></tr>' if left else ""
     body = "".join(shown) + rest
-    return f"<table><caption>{_text(caption)}</caption>{_row('th', head)}{body}</table>"
+    return f"<table><caption>{escape(caption)}</caption>{_row('th', head)}{body}</table>"
 
 
 def listed(values: Iterable[Any]) -> str:
@@ -105,8 +105,4 @@ def _decimals(values: Iterable[float]) -> list[str]:
 
 
 def _row(tag: str, cells: Sequence[Any]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-
-def _text(x: Any) -> str:
-    return escape(str(x))
+    return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"

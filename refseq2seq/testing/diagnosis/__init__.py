@@ -13,7 +13,7 @@ compared last.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from ...config import ModelConfig
 from ...convert import UnsupportedFeature
 from ...model import Model, forward
 from ...watching.trace import Trace
-from ..compare import Difference, as_float64, first_difference
+from ..compare import Difference, as_float64, as_json, first_difference
 from ..expected import Expected
 from ..rounding import rounded
 from ..tolerance import spread
@@ -117,16 +117,8 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, without ``config``."""
-        return {
-            "first": self.first,
-            "difference": None if self.difference is None else self.difference.to_dict(),
-            "unhooked": None if self.unhooked is None else self.unhooked.to_dict(),
-            "compared": list(self.compared),
-            "not_compared": list(self.not_compared),
-            "changed_by_hooks": list(self.changed_by_hooks),
-            "dtype": self.dtype,
-            "z": self.z,
-        }
+        names = [field.name for field in fields(self) if field.name != "config"]
+        return {"first": self.first} | {name: as_json(getattr(self, name)) for name in names}
 
 
 def diagnose(

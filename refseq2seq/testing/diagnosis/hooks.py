@@ -43,10 +43,6 @@ def first_argument(call: Call) -> Any:
     return call.args[0]
 
 
-def nothing(call: Call) -> None:
-    """Read nothing."""
-
-
 def first_output(call: Call) -> Any:
     """The output of the module, or its first element if it is a tuple."""
     return call.output[0] if isinstance(call.output, tuple) else call.output
@@ -67,7 +63,7 @@ class Catch:
     _side: str = ""  # the stack that runs: encoder or decoder
     _calls: Counter[int] = field(default_factory=Counter)  # calls of each hook in this pass
 
-    def passes(self, part: Any, side: str, ids: Read = nothing) -> None:
+    def passes(self, part: Any, side: str, ids: Read = lambda call: None) -> None:
         """Register ``part`` as the stack ``side``, encoder or decoder; ``ids`` reads new tokens."""
 
         def begin(module: Any, args: Any, kwargs: Any) -> None:

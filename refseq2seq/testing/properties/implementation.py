@@ -1,6 +1,6 @@
 """The implementation under test, as a set of functions, and random trials of it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,7 +186,8 @@ class Trial:
         """The new tokens of each row, as ``generate`` returns them."""
         mask = None if mask is None else mask.copy()
         tokens = self.subject.generate(source.copy(), mask, max_new_tokens)  # type: ignore[misc]
-        rows = [[int(token) for token in row] for row in to_numpy_rows(tokens)]
+        tokens = tokens if isinstance(tokens, list) else to_numpy(tokens)
+        rows = [[int(token) for token in row] for row in tokens]
         if len(rows) != len(source):
             raise ValueError(f"generate must return {len(source)} rows, got {len(rows)}")
         return rows
@@ -224,8 +225,3 @@ class Trial:
         if host.dtype.kind != "f":
             raise TypeError(f"logits must be float16, float32 or float64, got {host.dtype}")
         return host
-
-
-def to_numpy_rows(tokens: Any) -> Iterator[Any]:
-    """The rows of an array, or of a list of lists, on the host."""
-    yield from tokens if isinstance(tokens, list) else to_numpy(tokens)

@@ -58,22 +58,15 @@ def _edges_are_filtered(case: Case) -> bool:
     These are the lowest id in the first step of row 0, and the highest in step 1 of row 1.
     """
     steps = steps_of(case)
-    reversed_filters = replace(case, method=dict(reversed(case.method.items())))
-    kept, other = steps[0].scores > -np.inf, _kept_at_first(reversed_filters)
+    reordered = steps[0].logits
+    for name in reversed(FILTERS):
+        reordered = FILTERS[name](case.method[name])(reordered, None)  # type: ignore[arg-type]
+    removed = steps[0].scores == -np.inf
     return bool(
-        np.isneginf(steps[0].scores[0, 0])
+        removed[0, 0]
         and np.isneginf(steps[1].scores[1, -1])
-        and (kept != other).any()
+        and (removed != (reordered == -np.inf)).any()
     )
-
-
-def _kept_at_first(case: Case) -> Array:
-    """The tokens that remain in the first step after the filters, in the order of the method."""
-    scores = steps_of(replace(case, method={"name": "greedy"}))[0].logits
-    for name, value in case.method.items():
-        if name in FILTERS:
-            scores = FILTERS[name](value)(scores, None)  # type: ignore[arg-type]  # unused
-    return scores > -np.inf
 
 
 def _beams_change_places(case: Case) -> bool:

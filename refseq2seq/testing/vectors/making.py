@@ -101,7 +101,11 @@ def _write(folder: Path, case: Case) -> None:
     _write_json(folder / "case.json", _about(case))
     weights = {name: arrays[name] for name in param_shapes(config)}
     safetensors.write(folder / "weights.safetensors", weights)
-    safetensors.write(folder / "inputs.safetensors", _inputs(case))
+    names = ("source", "target", "prefix", "prefix_lengths", "uniforms")
+    inputs = {name: getattr(case, name) for name in (*names, "source_mask")}  # bytes last: aligned
+    if case.uniforms is None:
+        del inputs["uniforms"]
+    safetensors.write(folder / "inputs.safetensors", inputs)
     trace = Trace()
     forward(case.model, case.source, case.target, case.source_mask, tap=trace)
     safetensors.write(folder / "forward.safetensors", trace)
@@ -122,18 +126,6 @@ def _about(case: Case) -> dict[str, Any]:
         "max_new_tokens": case.max_new_tokens,
         "eos_ids": list(case.eos_ids),
     }
-
-
-def _inputs(case: Case) -> dict[str, np.ndarray]:
-    inputs = {
-        "source": case.source,
-        "target": case.target,
-        "prefix": case.prefix,
-        "prefix_lengths": case.prefix_lengths,
-    }
-    if case.uniforms is not None:
-        inputs["uniforms"] = case.uniforms
-    return inputs | {"source_mask": case.source_mask}  # bytes last, so that the others are aligned
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -46,17 +46,12 @@ class Meaning:
         where = meaningful(name, x.shape, mask, None)
         step = re.match(r"step\.(\d+)\.", name)
         if step and quantity(name).shape.startswith("(batch,") and not self._searches:
-            rows = self._running(int(step[1]), name.endswith(".chosen"))
-            where = where & rows.reshape(-1, *[1] * (x.ndim - 1))
+            n_new = int(step[1]) + 1 - self._n_forced  # the row's new tokens after the step
+            running = n_new <= self._lengths
+            if name.endswith(".chosen"):
+                running &= n_new > 0
+            where = where & running.reshape(-1, *[1] * (x.ndim - 1))
         return where
-
-    def _running(self, step: int, chooses: bool) -> np.ndarray:
-        """The rows, boolean (batch,), that have not ended before the step.
-
-        If ``chooses``, only rows whose prefix is complete, so that they choose a new token.
-        """
-        before_end = step < self._n_forced + self._lengths
-        return before_end & (step >= self._n_forced) if chooses else before_end
 
 
 def _of_kind(kind: str, arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
