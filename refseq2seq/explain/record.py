@@ -92,13 +92,18 @@ def record(
     trace = Trace("*attention.weights")
     steps = decode_steps(model, source, choose=choose, seed=seed, tap=trace, **length)
     recorded = list(_steps(model, steps, stages))
+    for rules in (-1, 1):  # stages of forced and of banned tokens: deleted if they change nothing
+        shown = [step["stages"] for step in recorded]
+        if all(stage[rules]["probs"] == stage[rules - 1]["probs"] for stage in shown):
+            for stage in shown:
+                del stage[rules]
     letters = [symbol(model.source_vocabulary, token) for token in source[0]]
     return {
         "text": text,
         "output": model.target_vocabulary.decode([step["token"] for step in recorded]),
         "source": letters,
         "start": symbol(model.target_vocabulary, model.config.decoder_start_id),
-        "steps": _without_idle_rules(_without_idle_rules(recorded, -1), 1),
+        "steps": recorded,
         **_attention(model.config, letters, trace, len(recorded)),
         "tree": tree,
     }
@@ -184,14 +189,6 @@ def _watched(label: str, process: Processor, stages: list[tuple[str, Array]]) ->
         return after
 
     return watched
-
-
-def _without_idle_rules(steps: list[dict[str, Any]], stage: int) -> list[dict[str, Any]]:
-    """Delete a stage of the model's rules (banned or forced tokens) that changes nothing."""
-    if all(step["stages"][stage]["probs"] == step["stages"][stage - 1]["probs"] for step in steps):
-        for step in steps:
-            del step["stages"][stage]
-    return steps
 
 
 def _rounded(weights: Array) -> list[Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..backend import Array, to_numpy
 from ..checks import check_number
-from ..watching.quantities import inputs_of
+from ..watching.quantities import find_quantity, inputs_of
 from .expected import Expected, row_mean
 from .rounding import FORMATS, step_at
 
@@ -193,10 +193,12 @@ def first_difference(
         found = _difference(reference[name], other[name], z, rtol)
         if found is not None:
             step = re.match(r"step\.(\d+)\.", name)
+            known = find_quantity(name) is not None  # or else a name of the caller's own
+            sources = inputs_of(name, list(reference)) if known else []
             return Difference(
                 name=name,
                 step=int(step[1]) if step else None,
-                sources=_sources(name, list(reference), names[:i]),
+                sources=tuple((source, source in names[:i]) for source in sources),
                 agreed=i,
                 **found,
             )
@@ -263,14 +265,6 @@ def _worst(a: np.ndarray, e: np.ndarray, badness: np.ndarray) -> dict[str, Any]:
     places = [tuple(int(i) for i in np.unravel_index(flat, e.shape)) for flat in order]
     pairs = tuple((place, float(e[place]), float(a[place])) for place in places)
     return {"place": places[0], "pairs": pairs}
-
-
-def _sources(name: str, among: list[str], agreed: list[str]) -> tuple[tuple[str, bool], ...]:
-    try:
-        found = inputs_of(name, among)
-    except KeyError:  # a name of the caller's own
-        return ()
-    return tuple((source, source in agreed) for source in found)
 
 
 def _finite_alike(a: np.ndarray, e: np.ndarray) -> np.ndarray:

@@ -63,7 +63,7 @@ class Catch:
     _side: str = ""  # the stack that runs: encoder or decoder
     _calls: Counter[int] = field(default_factory=Counter)  # calls of each hook in this pass
 
-    def passes(self, part: Any, side: str, ids: Read = lambda call: None) -> None:
+    def passes(self, part: Any, side: str, ids: Read) -> None:
         """Register ``part`` as the stack ``side``, encoder or decoder; ``ids`` reads new tokens."""
 
         def begin(module: Any, args: Any, kwargs: Any) -> None:

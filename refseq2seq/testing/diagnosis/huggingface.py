@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...config import ModelConfig, StackConfig
+from ...config import StackConfig
 from ...convert import from_huggingface
 from ...model import Model
 from .hooks import (
@@ -24,13 +24,17 @@ class HuggingFaceModule:
         self.model = getattr(module, "_orig_mod", module)
         self.called, self.parts = [self.module], [self.model]
 
+    @property
+    def stacks(self) -> list[Any]:
+        return [self.model.get_encoder(), self.model.get_decoder()]
+
     def convert(self) -> Model:
         return from_huggingface(self.model)
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
         return self.module(
             input_ids=source,
-            attention_mask=_as_int(mask),
+            attention_mask=None if mask is None else mask.long(),
             decoder_input_ids=target,
             use_cache=False,
         ).logits
@@ -44,7 +48,7 @@ class HuggingFaceModule:
 
         found = self.model.generate(
             source,
-            attention_mask=source.new_ones(source.shape) if mask is None else _as_int(mask),
+            attention_mask=source.new_ones(source.shape) if mask is None else mask.long(),
             decoder_input_ids=prefix,
             max_new_tokens=n_new,
             min_new_tokens=n_new,
@@ -56,23 +60,16 @@ class HuggingFaceModule:
         )
         return found.sequences[:, -n_new - 1 : -1], torch.stack(found.logits, dim=1)
 
-    def watch(self, catch: Catch, config: ModelConfig) -> None:
-        for side, stack, c in (
-            ("encoder", self.model.get_encoder(), config.encoder),
-            ("decoder", self.model.get_decoder(), config.decoder),
-        ):
-            catch.passes(stack, side, ids=lambda call: call.argument(0, "input_ids"))
-            if c.embedding_scale == 1 or hasattr(stack.embed_tokens, "embed_scale"):
-                catch.gives(stack.embed_tokens, [f"{side}.tokens"])
-            if hasattr(stack, "block"):
-                _watch_t5(catch, side, stack, c)
-            else:
-                _watch_bart(catch, side, stack, c)
-        catch.gives(self.model, ["logits"], lambda call: call.output.logits)
+    def new_tokens(self, call: Call) -> Any:
+        return call.argument(0, "input_ids")
 
-
-def _as_int(mask: Any) -> Any:
-    return None if mask is None else mask.long()
+    def watch(self, catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
+        if c.embedding_scale == 1 or hasattr(stack.embed_tokens, "embed_scale"):
+            catch.gives(stack.embed_tokens, [f"{side}.tokens"])
+        watch = _watch_t5 if hasattr(stack, "block") else _watch_bart
+        watch(catch, side, stack, c)
+        if side == "decoder":
+            catch.gives(self.model, ["logits"], lambda call: call.output.logits)
 
 
 def _hidden_states(call: Call) -> Any:

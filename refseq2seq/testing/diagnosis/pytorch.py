@@ -7,9 +7,17 @@ scores and weights are not compared.
 from collections.abc import Callable
 from typing import Any
 
-from ...config import ModelConfig, StackConfig
+from ...config import StackConfig
 from ...model import Model
-from .hooks import Catch, Read, first_argument, first_output, watch_feed_forward, watch_residuals
+from .hooks import (
+    Call,
+    Catch,
+    Read,
+    first_argument,
+    first_output,
+    watch_feed_forward,
+    watch_residuals,
+)
 
 Run = Callable[[Any, Any, Any], Any]
 """Maps tensors (source, target, source_mask or None) to logits (batch, n_target, vocab_size)."""
@@ -26,7 +34,7 @@ class PyTorchModule:
             )
         self.called = [module]
         self.module = getattr(module, "_orig_mod", module)
-        self.parts = [self.module]
+        self.parts, self.stacks = [self.module], [self.module.encoder, self.module.decoder]
         self.run = run
 
     def convert(self) -> Model:
@@ -40,33 +48,27 @@ class PyTorchModule:
         """Raise: an nn.Transformer has neither a loop nor a cache."""
         raise TypeError("an nn.Transformer does not generate: pass a target, not max_new_tokens")
 
-    def watch(self, catch: Catch, config: ModelConfig) -> None:
-        for side, stack, c in (
-            ("encoder", self.module.encoder, config.encoder),
-            ("decoder", self.module.decoder, config.decoder),
-        ):
-            catch.passes(stack, side)
-            _watch_stack(catch, side, stack, c)
+    def new_tokens(self, call: Call) -> None:
+        """Nothing: the module reads embeddings."""
 
+    def watch(self, catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
+        def in_batches(read: Read) -> Read:
+            """Transpose (n, batch, d), the default layout of nn.Transformer, to (batch, n, d)."""
+            if stack.layers[0].self_attn.batch_first:
+                return read
+            return lambda call: read(call).transpose(0, 1)
 
-def _watch_stack(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
-    def in_batches(read: Read) -> Read:
-        """Transpose (n, batch, d), the default layout of nn.Transformer, to (batch, n, d)."""
-        if stack.layers[0].self_attn.batch_first:
-            return read
-        return lambda call: read(call).transpose(0, 1)
-
-    given, gives = in_batches(first_argument), in_batches(first_output)
-    catch.given(stack.layers[0], [f"{side}.embed"], given)
-    catch.gives(stack.norm, [f"{side}.final"], gives)
-    for i, layer in enumerate(stack.layers):
-        at = f"{side}.layers.{i}"
-        norms, attentions = [layer.norm1, layer.norm2], {"self_attention": layer.self_attn}
-        if side == "decoder":
-            norms.append(layer.norm3)
-            attentions["cross_attention"] = layer.multihead_attn
-        for kind, attention in attentions.items():
-            catch.given(attention, [f"{at}.{kind}.input"], given)
-            catch.gives(attention, [f"{at}.{kind}.out"], gives)
-        watch_feed_forward(catch, at, layer.linear1, layer.linear2, given, gives)
-        watch_residuals(catch, at, norms, layer, c, given, gives)
+        given, gives = in_batches(first_argument), in_batches(first_output)
+        catch.given(stack.layers[0], [f"{side}.embed"], given)
+        catch.gives(stack.norm, [f"{side}.final"], gives)
+        for i, layer in enumerate(stack.layers):
+            at = f"{side}.layers.{i}"
+            norms, attentions = [layer.norm1, layer.norm2], {"self_attention": layer.self_attn}
+            if side == "decoder":
+                norms.append(layer.norm3)
+                attentions["cross_attention"] = layer.multihead_attn
+            for kind, attention in attentions.items():
+                catch.given(attention, [f"{at}.{kind}.input"], given)
+                catch.gives(attention, [f"{at}.{kind}.out"], gives)
+            watch_feed_forward(catch, at, layer.linear1, layer.linear2, given, gives)
+            watch_residuals(catch, at, norms, layer, c, given, gives)

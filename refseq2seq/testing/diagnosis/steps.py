@@ -32,16 +32,10 @@ def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[s
 def while_same(logits: Expected, tokens: np.ndarray, fed: np.ndarray) -> Expected:
     """The expected logits after each of ``tokens``, compared only while they equal ``fed``.
 
-    After a token that differs, a row has another history, and the rest of it is not compared.
-
-    Parameters
-    ----------
-    logits : Expected
-        Logits after each token of ``fed``.
-    tokens : integer array (batch, n)
-        Tokens that the run without hooks read, aligned with the last n of ``fed``.
-    fed : integer array (batch, n_fed)
-        Tokens that the run with hooks read.
+    The run without hooks read ``tokens``, integers (batch, n), and the run with hooks ``fed``,
+    integers (batch, n_fed), whose last n are aligned with them; ``logits`` are those after each
+    token of ``fed``. After a token that differs, a row has another history, and the rest of it is
+    not compared.
     """
     n = fed.shape[1]
     first = n - tokens.shape[1]

@@ -45,7 +45,9 @@ def entering(config: ModelConfig, names: Iterable[str]) -> list[str]:
         kind, places = _parse(name)
         fields, patterns = (text.format(**places).split() for text in ENTERS[kind])
         for path in fields:
-            value = _value(config, path)
+            value: Any = config
+            for field in path.split("."):  # None if this kind of sublayer has no such field
+                value = getattr(value, field, None)
             if value is not None and _enters(kind, value):
                 lines[f"{path} = {value!r}"] = None
         if kind in ("scores", "weights"):
@@ -92,14 +94,6 @@ def _parse(name: str) -> tuple[str, dict[str, str]]:
     layer, _, sub = place.rpartition(".")
     stack, norms = bare.partition(".")[0], f"{layer}.{sub.removesuffix('_attention')}_norms"
     return kind, {"stack": stack, "c": f"{stack}.{sub}", "p": place, "norms": norms}
-
-
-def _value(config: ModelConfig, path: str) -> Any:
-    """The config field at ``path``; None if this kind of sublayer has no such field."""
-    value: Any = config
-    for field in path.split("."):
-        value = getattr(value, field, None)
-    return value
 
 
 def _enters(kind: str, value: Any) -> bool:

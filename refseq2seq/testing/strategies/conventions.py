@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from itertools import compress
 from typing import Any, get_args
 
 from hypothesis import strategies as st
@@ -157,9 +158,7 @@ def relative_positions(
 def _subsets(*names: str) -> st.SearchStrategy[tuple[Any, ...]]:
     """Any subset of the names, in the given order."""
     chosen = st.lists(st.booleans(), min_size=len(names), max_size=len(names))
-    return chosen.map(
-        lambda flags: tuple(name for name, flag in zip(names, flags, strict=True) if flag)
-    )
+    return chosen.map(lambda flags: tuple(compress(names, flags)))
 
 
 # Strategies that depend on no other draw are created once: creating one takes longer than drawing.
