@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import AlibiPositions, BucketedPositions, RotaryPositions, StackConfig
+from ..config import StackConfig
 from ..params import count_parameters
 from .quantities import find_quantity
 
@@ -42,14 +42,12 @@ def model_rows(m: Any) -> list[tuple[str, str]]:
 
 def _stack(c: StackConfig) -> str:
     a = c.self_attention
-    positions = type(c.positions).__name__.removesuffix("Positions").lower() if c.positions else ""
-    relative = {RotaryPositions: "rotary", AlibiPositions: "alibi", BucketedPositions: "bucketed"}
-    kinds = [positions, relative.get(type(c.relative_positions), "")]
+    kinds = [p.TYPE for p in (c.positions, c.relative_positions) if p is not None]
     return (
         f"{c.n_layers} layers, width {c.d_model}, {a.n_heads} heads of {a.d_k}, "
         f"feed-forward {c.feed_forward.d_ff} ({c.feed_forward.activation}), "
         f"{c.norm.kind} {'+'.join(c.norm_positions)}, vocabulary {c.vocab_size}, "
-        f"positions: {' and '.join(filter(None, kinds)) or 'none'}"
+        f"positions: {' and '.join(kinds) or 'none'}"
     )
 
 

@@ -57,6 +57,7 @@ class Catch:
     """
 
     by_step: bool
+    sequence_first: bool = False  # whether parts registered next have tensors (n, batch, d)
     tensors: dict[str, Any] = field(default_factory=dict)  # captured tensors, by name
     fed: list[Any] = field(default_factory=list)  # new token ids of each pass of the decoder
     _handles: list[Any] = field(default_factory=list)
@@ -90,9 +91,9 @@ class Catch:
             self._calls[key] += 1
             tensor = read(Call(args, kwargs, output))
             if tensor is not None:
-                self.keep(name, tensor)
+                self.keep(name, tensor.transpose(0, 1) if transposed else tensor)
 
-        key = len(self._handles)
+        key, transposed = len(self._handles), self.sequence_first
         self._handles.append(register(hook, with_kwargs=True))
 
     def keep(self, name: str, tensor: Any) -> None:
@@ -116,30 +117,17 @@ class Catch:
         return {name: x.cpu().double().numpy() for name, x in self.tensors.items()}
 
 
-def watch_feed_forward(
-    catch: Catch,
-    at: str,
-    into: Any,
-    out: Any,
-    given: Read = first_argument,
-    gives: Read = first_output,
-) -> None:
+def watch_feed_forward(catch: Catch, at: str, into: Any, out: Any) -> None:
     """Capture the inputs and outputs of the two projections of the layer called ``at``."""
     place = f"{at}.feed_forward"
-    catch.given(into, [f"{place}.input"], given)
-    catch.gives(into, [f"{place}.projected"], gives)
-    catch.given(out, [f"{place}.hidden"], given)
-    catch.gives(out, [f"{place}.out"], gives)
+    catch.given(into, [f"{place}.input"])
+    catch.gives(into, [f"{place}.projected"])
+    catch.given(out, [f"{place}.hidden"])
+    catch.gives(out, [f"{place}.out"])
 
 
 def watch_residuals(
-    catch: Catch,
-    at: str,
-    norms: Sequence[Any],
-    layer: Any,
-    c: StackConfig,
-    given: Read = first_argument,
-    gives: Read = first_output,
+    catch: Catch, at: str, norms: Sequence[Any], layer: Any, c: StackConfig
 ) -> None:
     """Capture the residual stream after each sublayer of the layer called ``at``.
 
@@ -149,7 +137,7 @@ def watch_residuals(
     kinds = SUBLAYERS["decoder"]  # those of the encoder begin with the same one
     for kind, (own, following) in zip(kinds, itertools.pairwise(norms), strict=False):
         if "after" in c.norm_positions:
-            catch.gives(own, [f"{at}.after_{kind}"], gives)
+            catch.gives(own, [f"{at}.after_{kind}"])
         else:
-            catch.given(following, [f"{at}.after_{kind}"], given)
-    catch.gives(layer, [f"{at}.after_feed_forward"], gives)
+            catch.given(following, [f"{at}.after_{kind}"])
+    catch.gives(layer, [f"{at}.after_feed_forward"])

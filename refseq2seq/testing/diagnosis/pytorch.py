@@ -9,15 +9,7 @@ from typing import Any
 
 from ...config import StackConfig
 from ...model import Model
-from .hooks import (
-    Call,
-    Catch,
-    Read,
-    first_argument,
-    first_output,
-    watch_feed_forward,
-    watch_residuals,
-)
+from .hooks import Call, Catch, watch_feed_forward, watch_residuals
 
 Run = Callable[[Any, Any, Any], Any]
 """Maps tensors (source, target, source_mask or None) to logits (batch, n_target, vocab_size)."""
@@ -52,15 +44,9 @@ class PyTorchModule:
         """Nothing: the module reads embeddings."""
 
     def watch(self, catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
-        def in_batches(read: Read) -> Read:
-            """Transpose (n, batch, d), the default layout of nn.Transformer, to (batch, n, d)."""
-            if stack.layers[0].self_attn.batch_first:
-                return read
-            return lambda call: read(call).transpose(0, 1)
-
-        given, gives = in_batches(first_argument), in_batches(first_output)
-        catch.given(stack.layers[0], [f"{side}.embed"], given)
-        catch.gives(stack.norm, [f"{side}.final"], gives)
+        catch.sequence_first = not stack.layers[0].self_attn.batch_first
+        catch.given(stack.layers[0], [f"{side}.embed"])
+        catch.gives(stack.norm, [f"{side}.final"])
         for i, layer in enumerate(stack.layers):
             at = f"{side}.layers.{i}"
             norms, attentions = [layer.norm1, layer.norm2], {"self_attention": layer.self_attn}
@@ -68,7 +54,7 @@ class PyTorchModule:
                 norms.append(layer.norm3)
                 attentions["cross_attention"] = layer.multihead_attn
             for kind, attention in attentions.items():
-                catch.given(attention, [f"{at}.{kind}.input"], given)
-                catch.gives(attention, [f"{at}.{kind}.out"], gives)
-            watch_feed_forward(catch, at, layer.linear1, layer.linear2, given, gives)
-            watch_residuals(catch, at, norms, layer, c, given, gives)
+                catch.given(attention, [f"{at}.{kind}.input"])
+                catch.gives(attention, [f"{at}.{kind}.out"])
+            watch_feed_forward(catch, at, layer.linear1, layer.linear2)
+            watch_residuals(catch, at, norms, layer, c)

@@ -202,15 +202,12 @@ class Trial:
         n = self.most_source
         mask = np.zeros((self.batch, n), dtype=bool)
         for real, row in zip(mask, self.rows, strict=True):
-            real[self._real_places(side, len(row), n)] = True
+            places = self.rng.permutation(n) if side == "between" else np.arange(n)
+            first = n - len(row) if side == "left" else 0
+            real[places[first : first + len(row)]] = True
         tokens = self.source_tokens(self.batch, n)
         tokens[mask] = np.concatenate(self.rows)
         return tokens, mask
-
-    def _real_places(self, side: str, length: int, n: int) -> np.ndarray:
-        if side == "between":
-            return np.sort(self.rng.permutation(n)[:length])
-        return np.arange(length) if side == "right" else np.arange(n - length, n)
 
     def _tokens(self, vocab_size: int, batch: int, n: int) -> np.ndarray:
         tokens = self.rng.integers(0, vocab_size, (batch, n))

@@ -46,9 +46,7 @@ def _t5() -> ModelConfig:
         stack(cross=True),
         tied=True,
         logits_scale=11**-0.5,
-        decoder_start_id=0,
-        eos_ids=(2,),
-        pad_id=0,
+        **_TOKENS | {"decoder_start_id": 0},
     )
 
 
