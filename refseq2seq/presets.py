@@ -1,7 +1,7 @@
 """Complete configurations for given sizes: the original Transformer and x-transformers."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from .config import (
     AttentionConfig,
@@ -33,6 +33,43 @@ def plain_attention(n_heads: int, d_k: int, biases: tuple[Projection, ...] = ())
     )
 
 
+def plain_stack(attention: AttentionConfig, *, cross: bool, **fields: Any) -> StackConfig:
+    """An encoder, or if ``cross`` a decoder, with one attention and without later extensions.
+
+    ``fields`` are the others of a `StackConfig`.
+    """
+    plain: dict[str, Any] = {
+        "embedding_scale": 1.0,
+        "embedding_norm": "none",
+        "relative_positions": None,
+        "n_register_tokens": 0,
+        "self_attention": attention,
+        "cross_attention": attention if cross else None,
+    }
+    return StackConfig(**plain | fields)
+
+
+def plain_model(
+    encoder: StackConfig, decoder: StackConfig, *, tied: bool, **fields: Any
+) -> ModelConfig:
+    """A model with unscaled logits without bias, and without forced or suppressed tokens.
+
+    If ``tied``, the source, the target and the unembedding share one table. ``fields`` are the
+    others of a `ModelConfig`.
+    """
+    plain: dict[str, Any] = {
+        "tied_embeddings": tied,
+        "tied_logits": tied,
+        "logits_scale": 1.0,
+        "logits_bias": False,
+        "forced_bos_id": None,
+        "forced_eos_id": None,
+        "suppressed_ids": (),
+        "begin_suppressed_ids": (),
+    }
+    return ModelConfig(encoder=encoder, decoder=decoder, **plain | fields)
+
+
 def x_transformers(
     *,
     d_model: int,
@@ -56,23 +93,18 @@ def x_transformers(
     """
 
     def stack(vocab_size: int, n_positions: int, n_layers: int, cross: bool) -> StackConfig:
-        attention = plain_attention(n_heads, d_k)
-        return StackConfig(
+        return plain_stack(
+            plain_attention(n_heads, d_k),
+            cross=cross,
             vocab_size=vocab_size,
             d_model=d_model,
             n_layers=n_layers,
-            embedding_scale=1.0,
-            embedding_norm="none",
             positions=LearnedPositions(
                 n_positions=n_positions, offset=0, scale=_inverse_root("d_model", d_model)
             ),
-            relative_positions=None,
-            n_register_tokens=0,
             norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=False),
             norm_positions=("before",),
             final_norm=True,
-            self_attention=attention,
-            cross_attention=attention if cross else None,
             feed_forward=FeedForwardConfig(
                 d_ff=4 * d_model,
                 activation="gelu_erf",
@@ -82,20 +114,13 @@ def x_transformers(
             ),
         )
 
-    return ModelConfig(
-        encoder=stack(source_vocab_size, n_source_positions, encoder_layers, cross=False),
-        decoder=stack(target_vocab_size, n_target_positions, decoder_layers, cross=True),
-        tied_embeddings=False,
-        tied_logits=False,
-        logits_scale=1.0,
-        logits_bias=False,
+    return plain_model(
+        stack(source_vocab_size, n_source_positions, encoder_layers, cross=False),
+        stack(target_vocab_size, n_target_positions, decoder_layers, cross=True),
+        tied=False,
         decoder_start_id=decoder_start_id,
         eos_ids=eos_ids,
         pad_id=pad_id,
-        forced_bos_id=None,
-        forced_eos_id=None,
-        suppressed_ids=(),
-        begin_suppressed_ids=(),
     )
 
 
@@ -123,21 +148,17 @@ def vaswani(
     d_k = d_model // n_heads
 
     def stack(cross: bool) -> StackConfig:
-        attention = plain_attention(n_heads, d_k, biases=("q", "k", "v", "o"))
-        return StackConfig(
+        return plain_stack(
+            plain_attention(n_heads, d_k, biases=("q", "k", "v", "o")),
+            cross=cross,
             vocab_size=vocab_size,
             d_model=d_model,
             n_layers=n_layers,
             embedding_scale=math.sqrt(d_model),
-            embedding_norm="none",
             positions=SinusoidalPositions(layout="interleaved", offset=0, scale=1.0),
-            relative_positions=None,
-            n_register_tokens=0,
             norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=True),
             norm_positions=("after",),
             final_norm=False,
-            self_attention=attention,
-            cross_attention=attention if cross else None,
             feed_forward=FeedForwardConfig(
                 d_ff=d_ff,
                 activation="relu",
@@ -147,20 +168,13 @@ def vaswani(
             ),
         )
 
-    return ModelConfig(
-        encoder=stack(cross=False),
-        decoder=stack(cross=True),
-        tied_embeddings=True,
-        tied_logits=True,
-        logits_scale=1.0,
-        logits_bias=False,
+    return plain_model(
+        stack(cross=False),
+        stack(cross=True),
+        tied=True,
         decoder_start_id=decoder_start_id,
         eos_ids=eos_ids,
         pad_id=pad_id,
-        forced_bos_id=None,
-        forced_eos_id=None,
-        suppressed_ids=(),
-        begin_suppressed_ids=(),
     )
 
 

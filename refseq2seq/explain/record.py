@@ -1,13 +1,13 @@
 """The data of a page: the steps of `refseq2seq.decode_steps`, and quantities from a tap."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..backend import Array, to_numpy
-from ..checks import Tokens
+from ..config import ModelConfig
 from ..generation.beam import EarlyStopping, LengthPenalty
 from ..generation.loop import Step, decode_steps
 from ..generation.sampling import Chooser, Processor, State, greedy, sample
@@ -74,7 +74,7 @@ def record(
         raise ValueError("the text is empty: there is nothing to encode")
     source = [model.source_vocabulary.encode(text)]
     stages: list[tuple[str, Array]] = []
-    watched = [_watched("the model's rules", _unchanged, stages)]
+    watched = [_watched("the model's rules", lambda scores, state: scores, stages)]
     watched += [_watched(label, process, stages) for label, process in (processors or {}).items()]
     choose, tree = sample(*watched) if draws else greedy(*watched), None
     if beams is not None:
@@ -87,17 +87,24 @@ def record(
             processors=[*(processors or {}).values()],
             **length,
         )
-        choose = Chooser(tuple(watched), _follow(tree["best"]))
+        best = np.asarray(tree["best"])
+        choose = Chooser(tuple(watched), lambda scores, state: best[state.n_new])
     trace = Trace("*attention.weights")
     steps = decode_steps(model, source, choose=choose, seed=seed, tap=trace, **length)
     recorded = list(_steps(model, steps, stages))
+    for rules in (-1, 1):  # stages of forced and of banned tokens: deleted if they change nothing
+        shown = [step["stages"] for step in recorded]
+        if all(stage[rules]["probs"] == stage[rules - 1]["probs"] for stage in shown):
+            for stage in shown:
+                del stage[rules]
+    letters = [symbol(model.source_vocabulary, token) for token in source[0]]
     return {
         "text": text,
         "output": model.target_vocabulary.decode([step["token"] for step in recorded]),
-        "source": [symbol(model.source_vocabulary, token) for token in source[0]],
+        "source": letters,
         "start": symbol(model.target_vocabulary, model.config.decoder_start_id),
-        "steps": _without_idle_rules(_without_idle_rules(recorded, -1), 1),
-        **_attention(model, source, trace, len(recorded)),
+        "steps": recorded,
+        **_attention(model.config, letters, trace, len(recorded)),
         "tree": tree,
     }
 
@@ -142,10 +149,8 @@ def _candidates(
     }
 
 
-def _attention(model: Model, source: Tokens, trace: Trace, n_steps: int) -> dict[str, Any]:
+def _attention(c: ModelConfig, letters: list[str], trace: Trace, n_steps: int) -> dict[str, Any]:
     """Attention weights of the encoder and of each step's newest token, with labels of the keys."""
-    c = model.config
-    letters = [symbol(model.source_vocabulary, i) for i in source[0]]  # type: ignore[arg-type]
     encoder, decoder = c.encoder, c.decoder
 
     def learned(n: int) -> list[str]:
@@ -184,23 +189,6 @@ def _watched(label: str, process: Processor, stages: list[tuple[str, Array]]) ->
         return after
 
     return watched
-
-
-def _unchanged(scores: Array, state: State) -> Array:
-    return scores
-
-
-def _follow(tokens: list[int]) -> Callable[[Array, State], Array]:
-    """A function that picks the given tokens in order and ignores the scores."""
-    return lambda scores, state: np.asarray(tokens)[state.n_new]
-
-
-def _without_idle_rules(steps: list[dict[str, Any]], stage: int) -> list[dict[str, Any]]:
-    """Delete a stage of the model's rules (banned or forced tokens) that changes nothing."""
-    if all(step["stages"][stage]["probs"] == step["stages"][stage - 1]["probs"] for step in steps):
-        for step in steps:
-            del step["stages"][stage]
-    return steps
 
 
 def _rounded(weights: Array) -> list[Any]:

@@ -31,7 +31,11 @@ def search(model: Model, source: Tokens, *, beams: int, **options: Any) -> dict[
         for k in range(beams)
         if pool.lengths[0, k]
     ]
-    best = found[0][0]
+    best, path, parent = found[0][0], [], -1
+    indices = {(node["step"], node["parent"], node["token"]): i for i, node in enumerate(nodes)}
+    for place, token in enumerate(best):
+        parent = indices[place, parent, token]
+        path.append(parent)
     return {
         "beams": beams,
         "nodes": nodes,
@@ -40,7 +44,7 @@ def search(model: Model, source: Tokens, *, beams: int, **options: Any) -> dict[
             for tokens, score in found
         ],
         "best": best,
-        "path": _path(nodes, best),
+        "path": path,
     }
 
 
@@ -67,16 +71,3 @@ def _grow(model: Model, nodes: list[dict[str, Any]], live: list[int], step: Beam
             }
         )
     return [place_of.get(place, -1) for place in survivors]
-
-
-def _path(nodes: list[dict[str, Any]], tokens: list[int]) -> list[int]:
-    """The indices of a hypothesis's nodes, from the first token to the last."""
-    path, parent = [], -1
-    for index, token in enumerate(tokens):
-        parent = next(
-            i
-            for i, node in enumerate(nodes)
-            if (node["step"], node["parent"], node["token"]) == (index, parent, token)
-        )
-        path.append(parent)
-    return path

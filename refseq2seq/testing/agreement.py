@@ -182,9 +182,11 @@ def assert_tokens_agree(
     oracle = _Oracle(spread, lengths, check_processors(processors, "processors=[{}]"), ends)
     compared, total, diverged = 0, 0, []
     for row, new in enumerate(tokens):
-        own = _up_to_end(target[row, lengths[row] : spread.target_mask[row].sum()], ends)
+        own = target[row, lengths[row] : spread.target_mask[row].sum()].tolist()
+        own = own[: next((i + 1 for i, token in enumerate(own) if token in ends), len(own))]
         theirs = _integers(row, new)[: len(own)]
-        agreed = _agreeing(theirs, own)
+        equal = [a == b for a, b in zip(theirs, own, strict=False)]
+        agreed = [*equal, False].index(False)  # the length of the common prefix
         oracle.check_greedy(row, own[: agreed + 1])
         if agreed == len(theirs) < len(own):
             raise AssertionError(
@@ -229,18 +231,6 @@ def _integers(row: int, tokens: Any) -> list[int]:
             f"tokens must be rows of integers, got {ids.dtype} of shape {ids.shape} in row {row}"
         )
     return [int(token) for token in ids]
-
-
-def _up_to_end(tokens: np.ndarray, ends: Sequence[int]) -> list[int]:
-    ids = [int(token) for token in tokens]
-    n = next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
-    return ids[:n]
-
-
-def _agreeing(a: list[int], b: list[int]) -> int:
-    """The length of the common prefix."""
-    equal = [x == y for x, y in zip(a, b, strict=False)]
-    return [*equal, False].index(False)
 
 
 class _Oracle:

@@ -22,52 +22,38 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from ..config import FeedForwardConfig, ModelConfig, NormConfig, StackConfig
+from ..config import FeedForwardConfig, ModelConfig, NormConfig
 from ..generation.loop import Generation, generate
 from ..generation.sampling import greedy, sample
 from ..model import Model, forward
 from ..params import Params, build_params, named_arrays, random_params
-from ..presets import plain_attention
+from ..presets import plain_attention, plain_model, plain_stack
 
 PARAMETERS = ("well_scaled", "large", "tiny_variances", "outliers", "near_ties")
 
 
-def _plain_stack(cross: bool) -> StackConfig:
-    attention = plain_attention(n_heads=1, d_k=2)
-    return StackConfig(
-        vocab_size=5,
-        d_model=2,
-        n_layers=1,
-        embedding_scale=1.0,
-        embedding_norm="none",
-        positions=None,
-        relative_positions=None,
-        n_register_tokens=0,
-        norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=False),
-        norm_positions=("before",),
-        final_norm=False,
-        self_attention=attention,
-        cross_attention=attention if cross else None,
-        feed_forward=FeedForwardConfig(
-            d_ff=2, activation="relu", gated=False, biases=(), hidden_norm=None
-        ),
-    )
-
-
-PLAIN = ModelConfig(
-    encoder=_plain_stack(cross=False),
-    decoder=_plain_stack(cross=True),
-    tied_embeddings=False,
-    tied_logits=False,
-    logits_scale=1.0,
-    logits_bias=False,
+PLAIN = plain_model(
+    *(
+        plain_stack(
+            plain_attention(n_heads=1, d_k=2),
+            cross=cross,
+            vocab_size=5,
+            d_model=2,
+            n_layers=1,
+            positions=None,
+            norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=False),
+            norm_positions=("before",),
+            final_norm=False,
+            feed_forward=FeedForwardConfig(
+                d_ff=2, activation="relu", gated=False, biases=(), hidden_norm=None
+            ),
+        )
+        for cross in (False, True)
+    ),
+    tied=False,
     decoder_start_id=0,
     eos_ids=(),
     pad_id=0,
-    forced_bos_id=None,
-    forced_eos_id=None,
-    suppressed_ids=(),
-    begin_suppressed_ids=(),
 )
 """The simplest conventions of the smallest model, to which cases shrink."""
 
@@ -237,37 +223,22 @@ def make_params(config: ModelConfig, kind: str, seed: int, dtype: str = "float64
     arrays = dict(named_arrays(random_params(config, seed, dtype)))
     channel = np.random.default_rng(seed).random()  # in [0, 1): index / number of channels
 
-    def array(name: str, shape: tuple[int, ...]) -> Array:
-        x = arrays[name]
-        if kind == "near_ties" and config.tied_logits and name == "decoder.embedding":
+    def changed(path: str, shape: tuple[int, ...]) -> Array:
+        x, name = arrays[path], path.rpartition(".")[2]
+        if kind == "large" and (name.startswith("w_") or name == "unembedding"):
+            return x * 4
+        if kind == "tiny_variances" and name in _ADDED:
+            return x / 1024
+        if kind == "outliers" and name in _ADDED and name != "positions":
+            x = x.copy()
+            x[..., int(channel * x.shape[-1])] *= 64
+        if kind == "near_ties" and config.tied_logits and path == "decoder.embedding":
             return _twins(x.T).T
-        return _CHANGES[kind](name.rpartition(".")[2], x, channel)
-
-    return build_params(config, array)
-
-
-def _unchanged(name: str, x: Array, channel: float) -> Array:
-    return x
-
-
-def _large(name: str, x: Array, channel: float) -> Array:
-    return x * 4 if name.startswith("w_") or name == "unembedding" else x
-
-
-def _tiny_variances(name: str, x: Array, channel: float) -> Array:
-    return x / 1024 if name in _ADDED else x
-
-
-def _outliers(name: str, x: Array, channel: float) -> Array:
-    if name not in _ADDED or name == "positions":
+        if kind == "near_ties" and name in ("unembedding", "logits_bias"):
+            return _twins(x)
         return x
-    x = x.copy()
-    x[..., int(channel * x.shape[-1])] *= 64
-    return x
 
-
-def _near_ties(name: str, x: Array, channel: float) -> Array:
-    return _twins(x) if name in ("unembedding", "logits_bias") else x
+    return build_params(config, changed)
 
 
 def _twins(x: Array) -> Array:
@@ -280,10 +251,3 @@ def _twins(x: Array) -> Array:
 
 
 _ADDED = ("embedding", "positions", "register_tokens", "w_o", "b_o", "w_out", "b_out")
-_CHANGES = {
-    "well_scaled": _unchanged,
-    "large": _large,
-    "tiny_variances": _tiny_variances,
-    "outliers": _outliers,
-    "near_ties": _near_ties,
-}

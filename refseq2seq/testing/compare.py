@@ -14,7 +14,7 @@ import numpy as np
 
 from ..backend import Array, to_numpy
 from ..checks import check_number
-from ..watching.quantities import inputs_of
+from ..watching.quantities import find_quantity, inputs_of
 from .expected import Expected, row_mean
 from .rounding import FORMATS, step_at
 
@@ -72,23 +72,24 @@ class Difference:
                 f"         {self.spreads:.3g} spreads (allowed {self.limit:g}); root mean square "
                 f"of a row {self.rms_spreads:.3g} (allowed {self.rms_limit:.3g})"
             )
-        return story + self._pairs()
-
-    def _pairs(self) -> list[str]:
-        lines = [f"{'index':20}{'reference':>17}{'other':>17}{'difference':>12}"]
+        story.append(f"{'index':20}{'reference':>17}{'other':>17}{'difference':>12}")
         for place, expected, actual in self.pairs:
-            at, apart = str(place).replace(" ", ""), _apart(actual, expected)
-            lines.append(f"{at:20}{expected:17.9g}{actual:17.9g}{apart:12.2e}")
-        return lines
+            at = str(place).replace(" ", "")
+            apart = actual - expected if math.isfinite(expected) else math.nan
+            story.append(f"{at:20}{expected:17.9g}{actual:17.9g}{apart:12.2e}")
+        return story
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; numbers that are not finite become strings."""
-        return {name: _as_json(value) for name, value in asdict(self).items()}
+        return {name: as_json(value) for name, value in asdict(self).items()}
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """The value of a field as one of JSON."""
+    if isinstance(value, Difference):
+        return value.to_dict()
     if isinstance(value, tuple):
-        return [_as_json(member) for member in value]
+        return [as_json(member) for member in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -192,10 +193,12 @@ def first_difference(
         found = _difference(reference[name], other[name], z, rtol)
         if found is not None:
             step = re.match(r"step\.(\d+)\.", name)
+            known = find_quantity(name) is not None  # or else a name of the caller's own
+            sources = inputs_of(name, list(reference)) if known else []
             return Difference(
                 name=name,
                 step=int(step[1]) if step else None,
-                sources=_sources(name, list(reference), names[:i]),
+                sources=tuple((source, source in names[:i]) for source in sources),
                 agreed=i,
                 **found,
             )
@@ -264,14 +267,6 @@ def _worst(a: np.ndarray, e: np.ndarray, badness: np.ndarray) -> dict[str, Any]:
     return {"place": places[0], "pairs": pairs}
 
 
-def _sources(name: str, among: list[str], agreed: list[str]) -> tuple[tuple[str, bool], ...]:
-    try:
-        found = inputs_of(name, among)
-    except KeyError:  # a name of the caller's own
-        return ()
-    return tuple((source, source in agreed) for source in found)
-
-
 def _finite_alike(a: np.ndarray, e: np.ndarray) -> np.ndarray:
     """Where both are finite, or both are the same infinity: boolean, True = alike."""
     return (np.isfinite(a) & np.isfinite(e)) | (a == e)
@@ -296,10 +291,6 @@ def _ratio(error: np.ndarray, unit: np.ndarray) -> np.ndarray:
 
 def _greatest(x: np.ndarray) -> float:
     return float(np.max(x, initial=0.0))
-
-
-def _apart(actual: float, expected: float) -> float:
-    return actual - expected if math.isfinite(expected) else math.nan
 
 
 def _coarser(*arrays: Array) -> str:

@@ -51,13 +51,7 @@ EXPONENT = 0x7FF0_0000_0000_0000  # exponent bits of a float64; alone, they repr
 
 
 def format_of(dtype: str) -> Format:
-    """The format named ``dtype``.
-
-    Raises
-    ------
-    ValueError
-        If there is no format of that name.
-    """
+    """The format named ``dtype``; raise a ValueError if there is none."""
     if dtype not in FORMATS:
         raise ValueError(f"dtype must be one of {', '.join(FORMATS)}, got {dtype!r}")
     return FORMATS[dtype]
@@ -95,18 +89,7 @@ def stochastically_rounded(x: Array, dtype: str, rng: np.random.Generator) -> np
     """Each element of ``x``, rounded at random to one of the two adjacent values of ``dtype``.
 
     The probability of rounding up is such that the mean is ``x``. Values of ``dtype`` do not
-    change.
-
-    Parameters
-    ----------
-    x : array
-    dtype : str
-        A name in `FORMATS`.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    float64 array, shape of ``x``
+    change. The result is in float64.
     """
 
     def up_or_down(n: np.ndarray) -> np.ndarray:
@@ -145,13 +128,7 @@ def rounded(model: Model, dtype: str) -> Model:
 
 
 def check_rounded(model: Model, dtype: str) -> None:
-    """Raise unless every array of the model contains only finite values of ``dtype``.
-
-    Raises
-    ------
-    ValueError
-        The message names the first other array, one of its values, and the solution.
-    """
+    """Raise a ValueError unless every array of the model has only finite values of ``dtype``."""
     for name, array in named_arrays(model.params):
         x = to_numpy(array).astype(np.float64)
         off = ~(x == round_to(x, dtype))

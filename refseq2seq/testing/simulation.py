@@ -28,29 +28,10 @@ def simulate(
     runs: int,
     by: Arithmetic,
 ) -> None:
-    """Run `forward` in low precision, and collect the errors of every quantity.
+    """Run `forward` in low precision, and add the errors of every quantity to ``errors``.
 
-    The runs form one batch, so that they cost little more than a single run.
-
-    Parameters
-    ----------
-    model : Model
-        In float64.
-    source : integer array (batch, n_source)
-    target : integer array (batch, n_target)
-    mask : boolean array (batch, n_source)
-        True = real token.
-    errors : mapping of str to Errors
-        By name of the quantity. The errors of these runs are added to it.
-    runs : int
-        Number of runs.
-    by : Arithmetic
-        The number formats and the random generator.
-
-    Raises
-    ------
-    ValueError
-        If a quantity overflows.
+    The runs form one batch, so that they cost little more than a single run. The model is in
+    float64; the other arguments are those of `forward`. A ValueError tells of an overflow.
     """
     positions = np.tile(real_positions(mask), (runs, 1))
 
@@ -66,7 +47,10 @@ def simulate(
             )
         errors[name].add(x)
         # The steps inside our erfc are not those of other implementations: they do not round.
-        return x if _goes_into_erfc(model, name) else low_precision(x, by)
+        into_erfc = _side(model, name).feed_forward.activation == "gelu_erf" and name.endswith(
+            (".projected", ".gate")
+        )
+        return x if into_erfc else low_precision(x, by)
 
     params = map_arrays(model.config, model.params, lambda x: low_precision(x, by))
     often = [np.tile(x, (runs, 1)) for x in (source, target, mask)]
@@ -95,11 +79,6 @@ def _with_rounded_angles(
         n = x.shape[2]
         return rotate(x, rotation(c.relative_positions, np.arange(n) * noise(n), x.dtype.name))
     return x
-
-
-def _goes_into_erfc(model: Model, name: str) -> bool:
-    c = _side(model, name).feed_forward
-    return name.endswith((".projected", ".gate")) and c.activation == "gelu_erf"
 
 
 def _side(model: Model, name: str) -> StackConfig:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import AlibiPositions, BucketedPositions, RotaryPositions, StackConfig
+from ..config import StackConfig
 from ..params import count_parameters
 from .quantities import find_quantity
 
@@ -42,14 +42,12 @@ def model_rows(m: Any) -> list[tuple[str, str]]:
 
 def _stack(c: StackConfig) -> str:
     a = c.self_attention
-    positions = type(c.positions).__name__.removesuffix("Positions").lower() if c.positions else ""
-    relative = {RotaryPositions: "rotary", AlibiPositions: "alibi", BucketedPositions: "bucketed"}
-    kinds = [positions, relative.get(type(c.relative_positions), "")]
+    kinds = [p.TYPE for p in (c.positions, c.relative_positions) if p is not None]
     return (
         f"{c.n_layers} layers, width {c.d_model}, {a.n_heads} heads of {a.d_k}, "
         f"feed-forward {c.feed_forward.d_ff} ({c.feed_forward.activation}), "
         f"{c.norm.kind} {'+'.join(c.norm_positions)}, vocabulary {c.vocab_size}, "
-        f"positions: {' and '.join(filter(None, kinds)) or 'none'}"
+        f"positions: {' and '.join(kinds) or 'none'}"
     )
 
 
@@ -91,7 +89,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> s
     left = len(rows) - len(shown)
     rest = f'<tr><td colspan="{len(head)}">and {left:,} more</td></tr>' if left else ""
     body = "".join(shown) + rest
-    return f"<table><caption>{_text(caption)}</caption>{_row('th', head)}{body}</table>"
+    return f"<table><caption>{escape(caption)}</caption>{_row('th', head)}{body}</table>"
 
 
 def listed(values: Iterable[Any]) -> str:
@@ -105,8 +103,4 @@ def _decimals(values: Iterable[float]) -> list[str]:
 
 
 def _row(tag: str, cells: Sequence[Any]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-
-def _text(x: Any) -> str:
-    return escape(str(x))
+    return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"

@@ -42,7 +42,7 @@ def quantity(name: str) -> Quantity:
     >>> quantity("step.3.decoder.layers.1.self_attention.q").shape
     '(batch, n_heads, n_target, d_k)'
     """
-    _, bare = _split(name)
+    _, _, bare = _split(name)
     return BY_NAME[re.sub(r"(?<=layers\.)\d+", "*", bare)]
 
 
@@ -73,21 +73,21 @@ def inputs_of(name: str, among: Collection[str]) -> list[str]:
     >>> inputs_of("decoder.layers.0.cross_attention.k", names)
     ['encoder.final']
     """
-    prefix, bare = _split(name)
+    step, amateur, bare = _split(name)
     layer = re.search(r"(?<=layers\.)\d+", bare)
     given = f"layers.{int(layer[0]) - 1}.after_feed_forward" if layer and int(layer[0]) else "embed"
     found: list[str] = []
     for other in quantity(name).inputs:
-        at = _without_step(prefix) if is_of_the_source(other) else prefix
-        pattern = at + other.replace("^", given).replace("*", layer[0] if layer else "*")
+        prefix = amateur if is_of_the_source(other) else step + amateur
+        pattern = prefix + other.replace("^", given).replace("*", layer[0] if layer else "*")
         found += [candidate for candidate in among if fnmatchcase(candidate, pattern)][-1:]
     return found
 
 
-def _split(name: str) -> tuple[str, str]:
-    """The prefix that names the step and the amateur, and the rest."""
-    match = re.match(r"(step\.\d+\.)?(amateur\.\d+\.)?", name)
-    return name[: match.end()], name[match.end() :]  # type: ignore[union-attr]
+def _split(name: str) -> tuple[str, ...]:
+    """The step, the amateur, and the rest, such as ``step.3.``, ``amateur.0.`` and ``logits``."""
+    parts = re.match(r"(step\.\d+\.)?(amateur\.\d+\.)?(.*)", name, re.DOTALL)
+    return parts.groups("")  # type: ignore[union-attr]
 
 
 def is_of_the_source(name: str) -> bool:
@@ -95,79 +95,35 @@ def is_of_the_source(name: str) -> bool:
     return name.startswith("encoder.") or name.endswith(("cross_attention.k", "cross_attention.v"))
 
 
-def _without_step(prefix: str) -> str:
-    return re.sub(r"^step\.\d+\.", "", prefix)
-
-
-TABLE = """
-encoder.tokens : (batch, n_source, d_model)
+# {stack} is encoder or decoder, {n} its number of tokens, {keys} those that each attends to, and
+# {attention} its last attention.
+_EMBEDDING_AND_SELF_ATTENTION = """\
+{stack}.tokens : (batch, {n}, d_model)
     token embeddings, scaled
-encoder.positions : ([batch,] n_source, d_model)
+{stack}.positions : ([batch,] {n}, d_model)
     position embeddings, scaled
-encoder.embed : (batch, n_source, d_model) <- encoder.tokens, encoder.positions
+{stack}.embed : (batch, {n}, d_model) <- {stack}.tokens, {stack}.positions
     their sum, normalised where the model has a norm; the input of layer 0
-encoder.layers.*.self_attention.input : (batch, n_source, d_model) <- encoder.^
+{stack}.layers.*.self_attention.input : (batch, {n}, d_model) <- {stack}.^
     the sublayer's input, after its norm where there is one
-encoder.layers.*.self_attention.q : (batch, n_heads, n_source, d_k) <- ~.input
+{stack}.layers.*.self_attention.q : (batch, n_heads, {n}, d_k) <- ~.input
     queries: input W_q + b_q by heads, normalised and rotated where the model does so
-encoder.layers.*.self_attention.k : (batch, n_kv_heads, n_source, d_k) <- ~.input
+{stack}.layers.*.self_attention.k : (batch, n_kv_heads, {n}, d_k) <- ~.input
     keys: input W_k + b_k by heads, normalised and rotated where the model does so
-encoder.layers.*.self_attention.v : (batch, n_kv_heads, n_source, d_v) <- ~.input
+{stack}.layers.*.self_attention.v : (batch, n_kv_heads, {n}, d_v) <- ~.input
     values: input W_v + b_v by heads
-encoder.layers.*.self_attention.scores : (batch, n_heads, n_source, n_source) <- ~.q, ~.k
+{stack}.layers.*.self_attention.scores : (batch, n_heads, {n}, {keys}) <- ~.q, ~.k
     scale q k^T plus the bias of relative positions, before mask and softmax
-encoder.layers.*.self_attention.weights : (batch, n_heads, n_source, n_source) <- ~.scores
+{stack}.layers.*.self_attention.weights : (batch, n_heads, {n}, {keys}) <- ~.scores
     softmax of the scores that the mask allows, 0 elsewhere
-encoder.layers.*.self_attention.heads : (batch, n_heads, n_source, d_v) <- ~.weights, ~.v
+{stack}.layers.*.self_attention.heads : (batch, n_heads, {n}, d_v) <- ~.weights, ~.v
     weights times values, before gates
-encoder.layers.*.self_attention.out : (batch, n_source, d_model) <- ~.heads
+{stack}.layers.*.self_attention.out : (batch, {n}, d_model) <- ~.heads
     concatenated heads, gated where the model has gates, times W_o + b_o
-encoder.layers.*.after_self_attention : (batch, n_source, d_model) <- encoder.^, @.self_attention.out
+{stack}.layers.*.after_self_attention : (batch, {n}, d_model) <- {stack}.^, @.self_attention.out
     the residual stream plus the self-attention's output, normalised where the model does so
-encoder.layers.*.feed_forward.input : (batch, n_source, d_model) <- @.after_self_attention
-    the sublayer's input, after its norm where there is one
-encoder.layers.*.feed_forward.projected : (batch, n_source, d_ff) <- ~.input
-    input W_in + b_in
-encoder.layers.*.feed_forward.gate : (batch, n_source, d_ff) <- ~.input
-    input W_gate + b_gate, in gated models
-encoder.layers.*.feed_forward.activated : (batch, n_source, d_ff) <- ~.projected, ~.gate
-    activation(projected), or activation(gate) projected, in models that normalise it next
-encoder.layers.*.feed_forward.hidden : (batch, n_source, d_ff) <- ~.projected, ~.gate, ~.activated
-    activation(projected), or activation(gate) projected; normalised where the model does so
-encoder.layers.*.feed_forward.out : (batch, n_source, d_model) <- ~.hidden
-    hidden W_out + b_out
-encoder.layers.*.after_feed_forward : (batch, n_source, d_model) <- @.after_self_attention, @.feed_forward.out
-    the residual stream plus the feed-forward's output, normalised where the model does so
-encoder.final : (batch, n_source, d_model) <- encoder.layers.*.after_feed_forward
-    output of the last layer, after the final norm where there is one
-decoder.layers.*.cross_attention.k : (batch, n_kv_heads, n_source, d_k) <- encoder.final
-    keys of the source: encoder.final W_k + b_k by heads, normalised where the model does so, computed once
-decoder.layers.*.cross_attention.v : (batch, n_kv_heads, n_source, d_v) <- encoder.final
-    values of the source: encoder.final W_v + b_v by heads, computed once
-decoder.tokens : (batch, n_target, d_model)
-    token embeddings, scaled
-decoder.positions : ([batch,] n_target, d_model)
-    position embeddings, scaled
-decoder.embed : (batch, n_target, d_model) <- decoder.tokens, decoder.positions
-    their sum, normalised where the model has a norm; the input of layer 0
-decoder.layers.*.self_attention.input : (batch, n_target, d_model) <- decoder.^
-    the sublayer's input, after its norm where there is one
-decoder.layers.*.self_attention.q : (batch, n_heads, n_target, d_k) <- ~.input
-    queries: input W_q + b_q by heads, normalised and rotated where the model does so
-decoder.layers.*.self_attention.k : (batch, n_kv_heads, n_target, d_k) <- ~.input
-    keys: input W_k + b_k by heads, normalised and rotated where the model does so
-decoder.layers.*.self_attention.v : (batch, n_kv_heads, n_target, d_v) <- ~.input
-    values: input W_v + b_v by heads
-decoder.layers.*.self_attention.scores : (batch, n_heads, n_target, n_so_far) <- ~.q, ~.k
-    scale q k^T plus the bias of relative positions, before mask and softmax
-decoder.layers.*.self_attention.weights : (batch, n_heads, n_target, n_so_far) <- ~.scores
-    softmax of the scores that the mask allows, 0 elsewhere
-decoder.layers.*.self_attention.heads : (batch, n_heads, n_target, d_v) <- ~.weights, ~.v
-    weights times values, before gates
-decoder.layers.*.self_attention.out : (batch, n_target, d_model) <- ~.heads
-    concatenated heads, gated where the model has gates, times W_o + b_o
-decoder.layers.*.after_self_attention : (batch, n_target, d_model) <- decoder.^, @.self_attention.out
-    the residual stream plus the self-attention's output, normalised where the model does so
+"""
+_CROSS_ATTENTION = """\
 decoder.layers.*.cross_attention.input : (batch, n_target, d_model) <- @.after_self_attention
     the sublayer's input, after its norm where there is one
 decoder.layers.*.cross_attention.q : (batch, n_heads, n_target, d_k) <- ~.input
@@ -182,22 +138,32 @@ decoder.layers.*.cross_attention.out : (batch, n_target, d_model) <- ~.heads
     concatenated heads, gated where the model has gates, times W_o + b_o
 decoder.layers.*.after_cross_attention : (batch, n_target, d_model) <- @.after_self_attention, @.cross_attention.out
     the residual stream plus the cross-attention's output, normalised where the model does so
-decoder.layers.*.feed_forward.input : (batch, n_target, d_model) <- @.after_cross_attention
+"""
+_FEED_FORWARD_AND_END = """\
+{stack}.layers.*.feed_forward.input : (batch, {n}, d_model) <- @.after_{attention}
     the sublayer's input, after its norm where there is one
-decoder.layers.*.feed_forward.projected : (batch, n_target, d_ff) <- ~.input
+{stack}.layers.*.feed_forward.projected : (batch, {n}, d_ff) <- ~.input
     input W_in + b_in
-decoder.layers.*.feed_forward.gate : (batch, n_target, d_ff) <- ~.input
+{stack}.layers.*.feed_forward.gate : (batch, {n}, d_ff) <- ~.input
     input W_gate + b_gate, in gated models
-decoder.layers.*.feed_forward.activated : (batch, n_target, d_ff) <- ~.projected, ~.gate
+{stack}.layers.*.feed_forward.activated : (batch, {n}, d_ff) <- ~.projected, ~.gate
     activation(projected), or activation(gate) projected, in models that normalise it next
-decoder.layers.*.feed_forward.hidden : (batch, n_target, d_ff) <- ~.projected, ~.gate, ~.activated
+{stack}.layers.*.feed_forward.hidden : (batch, {n}, d_ff) <- ~.projected, ~.gate, ~.activated
     activation(projected), or activation(gate) projected; normalised where the model does so
-decoder.layers.*.feed_forward.out : (batch, n_target, d_model) <- ~.hidden
+{stack}.layers.*.feed_forward.out : (batch, {n}, d_model) <- ~.hidden
     hidden W_out + b_out
-decoder.layers.*.after_feed_forward : (batch, n_target, d_model) <- @.after_cross_attention, @.feed_forward.out
+{stack}.layers.*.after_feed_forward : (batch, {n}, d_model) <- @.after_{attention}, @.feed_forward.out
     the residual stream plus the feed-forward's output, normalised where the model does so
-decoder.final : (batch, n_target, d_model) <- decoder.layers.*.after_feed_forward
+{stack}.final : (batch, {n}, d_model) <- {stack}.layers.*.after_feed_forward
     output of the last layer, after the final norm where there is one
+"""
+_SOURCE = """\
+decoder.layers.*.cross_attention.k : (batch, n_kv_heads, n_source, d_k) <- encoder.final
+    keys of the source: encoder.final W_k + b_k by heads, normalised where the model does so, computed once
+decoder.layers.*.cross_attention.v : (batch, n_kv_heads, n_source, d_v) <- encoder.final
+    values of the source: encoder.final W_v + b_v by heads, computed once
+"""
+_CHOICE = """\
 logits : (batch, n_target, vocab_size) <- decoder.final
     (logits_scale decoder.final) W + b, where W is the unembedding
 contrast : (batch, vocab_size) <- logits
@@ -219,11 +185,24 @@ candidates.scores : (batch, n_candidates) <- log_probs
 pool.scores : (batch, beams) <- candidates.scores
     normalised scores of the hypotheses so far, best first
 """
+
+_ENCODER = {"stack": "encoder", "n": "n_source", "keys": "n_source", "attention": "self_attention"}
+_DECODER = {"stack": "decoder", "n": "n_target", "keys": "n_so_far", "attention": "cross_attention"}
+
+TABLE = (
+    _EMBEDDING_AND_SELF_ATTENTION.format(**_ENCODER)
+    + _FEED_FORWARD_AND_END.format(**_ENCODER)
+    + _SOURCE
+    + _EMBEDDING_AND_SELF_ATTENTION.format(**_DECODER)
+    + _CROSS_ATTENTION
+    + _FEED_FORWARD_AND_END.format(**_DECODER)
+    + _CHOICE
+)
 """``name : shape <- inputs``, then the meaning; ``@`` is the layer, ``~`` the sublayer."""
 
 
 def _rows() -> Iterator[Quantity]:
-    lines = TABLE.strip().splitlines()
+    lines = TABLE.splitlines()
     for head, meaning in zip(lines[::2], lines[1::2], strict=True):
         name, _, rest = head.partition(" : ")
         shape, _, inputs = rest.partition(" <- ")

@@ -40,20 +40,16 @@ class Trace(Mapping[str, Array]):
             check_pattern(pattern)
         self._patterns = patterns or ("*",)
         self._arrays: dict[str, Array] = {}
-        self._tap = FunctionTap(self._keep)
 
-    def _keep(self, name: str, x: Array) -> Array:
+    def __call__(self, name: str, x: Array) -> Array:
         if any(fnmatchcase(name, pattern) for pattern in self._patterns):
             if name in self._arrays:
                 raise ValueError(f"{name} has passed already: use one Trace per computation")
             self._arrays[name] = x
         return x
 
-    def __call__(self, name: str, x: Array) -> Array:
-        return self._keep(name, x)
-
     def at(self, place: object) -> FunctionTap:
-        return self._tap.at(place)
+        return FunctionTap(self).at(place)
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._arrays:

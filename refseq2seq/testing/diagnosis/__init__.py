@@ -13,7 +13,7 @@ compared last.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from ...config import ModelConfig
 from ...convert import UnsupportedFeature
 from ...model import Model, forward
 from ...watching.trace import Trace
-from ..compare import Difference, as_float64, first_difference
+from ..compare import Difference, as_float64, as_json, first_difference
 from ..expected import Expected
 from ..rounding import rounded
 from ..tolerance import spread
@@ -117,16 +117,8 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, without ``config``."""
-        return {
-            "first": self.first,
-            "difference": None if self.difference is None else self.difference.to_dict(),
-            "unhooked": None if self.unhooked is None else self.unhooked.to_dict(),
-            "compared": list(self.compared),
-            "not_compared": list(self.not_compared),
-            "changed_by_hooks": list(self.changed_by_hooks),
-            "dtype": self.dtype,
-            "z": self.z,
-        }
+        names = [field.name for field in fields(self) if field.name != "config"]
+        return {"first": self.first} | {name: as_json(getattr(self, name)) for name in names}
 
 
 def diagnose(
@@ -218,7 +210,9 @@ def diagnose(
     ids = np.where(real, ids, model.config.pad_id)
     mask = None if real.all() else real  # modules may compute otherwise with a mask
     if target is None:
-        target = _start(model, max_new_tokens, len(ids))
+        if max_new_tokens is None:
+            raise TypeError("target is missing: pass a target, or max_new_tokens to generate one")
+        target = np.full((len(ids), 1), model.config.decoder_start_id)
     fed, _ = as_tokens("target", target, model.config.decoder.vocab_size)
     given = ids, fed, mask, max_new_tokens
     tokens, logits = run_once(peer, *given)
@@ -258,13 +252,6 @@ def _converted(peer: Peer) -> Model:
             f"{error}. Pass model= to diagnose: the model that the module should implement, such "
             "as its conversion before the change, or refseq2seq.load of a checkpoint"
         ) from error
-
-
-def _start(model: Model, max_new_tokens: int | None, batch: int) -> np.ndarray:
-    """The default prefix of the decoder, the start token: integers (batch, 1)."""
-    if max_new_tokens is None:
-        raise TypeError("target is missing: pass a target, or max_new_tokens to generate one")
-    return np.full((batch, 1), model.config.decoder_start_id)
 
 
 def _expected(

@@ -15,6 +15,11 @@ import numpy as np
 from ...config import StackConfig
 from ...watching.quantities import is_of_the_source
 
+SUBLAYERS = {
+    "encoder": ("self_attention", "feed_forward"),
+    "decoder": ("self_attention", "cross_attention", "feed_forward"),
+}
+
 
 @dataclass(frozen=True)
 class Call:
@@ -38,10 +43,6 @@ def first_argument(call: Call) -> Any:
     return call.args[0]
 
 
-def nothing(call: Call) -> None:
-    """Read nothing."""
-
-
 def first_output(call: Call) -> Any:
     """The output of the module, or its first element if it is a tuple."""
     return call.output[0] if isinstance(call.output, tuple) else call.output
@@ -56,13 +57,14 @@ class Catch:
     """
 
     by_step: bool
+    sequence_first: bool = False  # whether parts registered next have tensors (n, batch, d)
     tensors: dict[str, Any] = field(default_factory=dict)  # captured tensors, by name
     fed: list[Any] = field(default_factory=list)  # new token ids of each pass of the decoder
     _handles: list[Any] = field(default_factory=list)
     _side: str = ""  # the stack that runs: encoder or decoder
     _calls: Counter[int] = field(default_factory=Counter)  # calls of each hook in this pass
 
-    def passes(self, part: Any, side: str, ids: Read = nothing) -> None:
+    def passes(self, part: Any, side: str, ids: Read) -> None:
         """Register ``part`` as the stack ``side``, encoder or decoder; ``ids`` reads new tokens."""
 
         def begin(module: Any, args: Any, kwargs: Any) -> None:
@@ -75,30 +77,24 @@ class Catch:
 
     def given(self, part: Any, names: Sequence[str], read: Read = first_argument) -> None:
         """Capture the input of ``part``; ``names`` has a name for each of its calls, in order."""
-
-        def hook(module: Any, args: Any, kwargs: Any) -> None:
-            self._keep(key, names, read, Call(args, kwargs))
-
-        key = len(self._handles)
-        self._handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
+        self._capture(part.register_forward_pre_hook, names, read)
 
     def gives(self, part: Any, names: Sequence[str], read: Read = first_output) -> None:
         """Capture the output of ``part``; ``names`` has a name for each of its calls, in order."""
+        self._capture(part.register_forward_hook, names, read)
 
-        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            self._keep(key, names, read, Call(args, kwargs, output))
+    def _capture(self, register: Callable[..., Any], names: Sequence[str], read: Read) -> None:
+        def hook(module: Any, args: Any, kwargs: Any, output: Any = None) -> None:
+            if not names[0].startswith((f"{self._side}.", "logits")):
+                return  # a submodule of both stacks, such as shared embeddings, has a hook for each
+            name = names[self._calls[key] % len(names)]
+            self._calls[key] += 1
+            tensor = read(Call(args, kwargs, output))
+            if tensor is not None:
+                self.keep(name, tensor.transpose(0, 1) if transposed else tensor)
 
-        key = len(self._handles)
-        self._handles.append(part.register_forward_hook(hook, with_kwargs=True))
-
-    def _keep(self, key: int, names: Sequence[str], read: Read, call: Call) -> None:
-        if not names[0].startswith((f"{self._side}.", "logits")):
-            return  # a submodule of both stacks, such as shared embeddings, has a hook for each
-        name = names[self._calls[key] % len(names)]
-        self._calls[key] += 1
-        tensor = read(call)
-        if tensor is not None:
-            self.keep(name, tensor)
+        key, transposed = len(self._handles), self.sequence_first
+        self._handles.append(register(hook, with_kwargs=True))
 
     def keep(self, name: str, tensor: Any) -> None:
         """Store a copy, unless there is already a tensor of this name."""
@@ -121,30 +117,27 @@ class Catch:
         return {name: x.cpu().double().numpy() for name, x in self.tensors.items()}
 
 
-def split_heads(x: Any, n_heads: int) -> Any:
-    """(batch, n, n_heads * d) -> (batch, n_heads, n, d)."""
-    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+def watch_feed_forward(catch: Catch, at: str, into: Any, out: Any) -> None:
+    """Capture the inputs and outputs of the two projections of the layer called ``at``."""
+    place = f"{at}.feed_forward"
+    catch.given(into, [f"{place}.input"])
+    catch.gives(into, [f"{place}.projected"])
+    catch.given(out, [f"{place}.hidden"])
+    catch.gives(out, [f"{place}.out"])
 
 
 def watch_residuals(
-    catch: Catch,
-    at: str,
-    norms: dict[str, Any],
-    layer: Any,
-    c: StackConfig,
-    given: Read = first_argument,
-    gives: Read = first_output,
+    catch: Catch, at: str, norms: Sequence[Any], layer: Any, c: StackConfig
 ) -> None:
     """Capture the residual stream after each sublayer of the layer called ``at``.
 
-    ``norms`` maps the kinds of sublayers to their norms, in order. If norms come after the
-    sublayers, the quantity is the output of the sublayer's norm; otherwise it is the input of
-    the next sublayer's norm.
+    If norms come after the sublayers, the quantity is the output of the sublayer's norm;
+    otherwise it is the input of the next sublayer's norm. ``norms`` has one for each sublayer.
     """
-    kinds = list(norms)
-    for kind, following in itertools.pairwise(kinds):
+    kinds = SUBLAYERS["decoder"]  # those of the encoder begin with the same one
+    for kind, (own, following) in zip(kinds, itertools.pairwise(norms), strict=False):
         if "after" in c.norm_positions:
-            catch.gives(norms[kind], [f"{at}.after_{kind}"], gives)
+            catch.gives(own, [f"{at}.after_{kind}"])
         else:
-            catch.given(norms[following], [f"{at}.after_{kind}"], given)
-    catch.gives(layer, [f"{at}.after_feed_forward"], gives)
+            catch.given(following, [f"{at}.after_{kind}"])
+    catch.gives(layer, [f"{at}.after_feed_forward"])

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...config import ModelConfig, StackConfig
+from ...config import StackConfig
 from ...convert import from_huggingface
 from ...model import Model
 from .hooks import (
@@ -11,7 +11,7 @@ from .hooks import (
     Read,
     first_argument,
     first_output,
-    split_heads,
+    watch_feed_forward,
     watch_residuals,
 )
 
@@ -24,15 +24,17 @@ class HuggingFaceModule:
         self.model = getattr(module, "_orig_mod", module)
         self.called, self.parts = [self.module], [self.model]
 
+    @property
+    def stacks(self) -> list[Any]:
+        return [self.model.get_encoder(), self.model.get_decoder()]
+
     def convert(self) -> Model:
-        """The converted model."""
         return from_huggingface(self.model)
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
-        """Teacher forcing."""
         return self.module(
             input_ids=source,
-            attention_mask=_as_int(mask),
+            attention_mask=None if mask is None else mask.long(),
             decoder_input_ids=target,
             use_cache=False,
         ).logits
@@ -46,7 +48,7 @@ class HuggingFaceModule:
 
         found = self.model.generate(
             source,
-            attention_mask=source.new_ones(source.shape) if mask is None else _as_int(mask),
+            attention_mask=source.new_ones(source.shape) if mask is None else mask.long(),
             decoder_input_ids=prefix,
             max_new_tokens=n_new,
             min_new_tokens=n_new,
@@ -58,24 +60,16 @@ class HuggingFaceModule:
         )
         return found.sequences[:, -n_new - 1 : -1], torch.stack(found.logits, dim=1)
 
-    def watch(self, catch: Catch, config: ModelConfig) -> None:
-        """Register hooks on the submodules that compute our quantities."""
-        for side, stack, c in (
-            ("encoder", self.model.get_encoder(), config.encoder),
-            ("decoder", self.model.get_decoder(), config.decoder),
-        ):
-            catch.passes(stack, side, ids=lambda call: call.argument(0, "input_ids"))
-            if c.embedding_scale == 1 or hasattr(stack.embed_tokens, "embed_scale"):
-                catch.gives(stack.embed_tokens, [f"{side}.tokens"])
-            if hasattr(stack, "block"):
-                _watch_t5(catch, side, stack, c)
-            else:
-                _watch_bart(catch, side, stack, c)
-        catch.gives(self.model, ["logits"], lambda call: call.output.logits)
+    def new_tokens(self, call: Call) -> Any:
+        return call.argument(0, "input_ids")
 
-
-def _as_int(mask: Any) -> Any:
-    return None if mask is None else mask.long()
+    def watch(self, catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
+        if c.embedding_scale == 1 or hasattr(stack.embed_tokens, "embed_scale"):
+            catch.gives(stack.embed_tokens, [f"{side}.tokens"])
+        watch = _watch_t5 if hasattr(stack, "block") else _watch_bart
+        watch(catch, side, stack, c)
+        if side == "decoder":
+            catch.gives(self.model, ["logits"], lambda call: call.output.logits)
 
 
 def _hidden_states(call: Call) -> Any:
@@ -99,7 +93,7 @@ def _watch_t5(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
         gated = hasattr(inner, "wi_1")
         if gated:
             catch.gives(inner.wi_0, [f"{at}.feed_forward.gate"])
-        _watch_feed_forward(catch, at, inner.wi_1 if gated else inner.wi, inner.wo)
+        watch_feed_forward(catch, at, inner.wi_1 if gated else inner.wi, inner.wo)
         catch.gives(block, [f"{at}.after_feed_forward"])
 
 
@@ -110,17 +104,15 @@ def _watch_bart(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
     last = stack.layer_norm if c.final_norm else stack.layers[-1]
     for i, layer in enumerate(stack.layers):
         at = f"{side}.layers.{i}"
-        attentions = {"self_attention": layer.self_attn}
-        norms = {"self_attention": layer.self_attn_layer_norm}
+        norms, attentions = [layer.self_attn_layer_norm], {"self_attention": layer.self_attn}
         if side == "decoder":
+            norms.append(layer.encoder_attn_layer_norm)
             attentions["cross_attention"] = layer.encoder_attn
-            norms["cross_attention"] = layer.encoder_attn_layer_norm
-        norms["feed_forward"] = layer.final_layer_norm
         for kind, attention in attentions.items():
             projections = attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj
             _watch_attention(catch, f"{at}.{kind}", attention, projections, c)
-        _watch_feed_forward(catch, at, layer.fc1, layer.fc2)
-        watch_residuals(catch, at, norms, layer, c)
+        watch_feed_forward(catch, at, layer.fc1, layer.fc2)
+        watch_residuals(catch, at, [*norms, layer.final_layer_norm], layer, c)
     catch.gives(last, [f"{side}.final"])
 
 
@@ -130,7 +122,9 @@ def _watch_attention(
     """Register hooks on the projections; their heads are concatenated, and split here."""
 
     def heads(read: Read) -> Read:
-        return lambda call: split_heads(read(call), c.self_attention.n_heads)
+        """(batch, n, n_heads * d) -> (batch, n_heads, n, d)."""
+        n_heads = c.self_attention.n_heads
+        return lambda call: read(call).unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
     *inner, out = projections
     catch.given(attention, [f"{place}.input"], _hidden_states)
@@ -139,12 +133,3 @@ def _watch_attention(
     catch.gives(attention, [f"{place}.weights"], lambda call: call.output[-1])  # None unless eager
     catch.given(out, [f"{place}.heads"], heads(first_argument))
     catch.gives(attention, [f"{place}.out"])
-
-
-def _watch_feed_forward(catch: Catch, at: str, into: Any, out: Any) -> None:
-    """Register hooks on the two projections of a feed-forward sublayer."""
-    place = f"{at}.feed_forward"
-    catch.given(into, [f"{place}.input"])
-    catch.gives(into, [f"{place}.projected"])
-    catch.given(out, [f"{place}.hidden"])
-    catch.gives(out, [f"{place}.out"])

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...config import ModelConfig
+from ...config import ModelConfig, StackConfig
 from ...model import Model
-from .hooks import Catch
+from .hooks import SUBLAYERS, Call, Catch
 from .huggingface import HuggingFaceModule
 from .pytorch import PyTorchModule, Run
 from .x_transformers import XTransformersModule
@@ -20,11 +20,18 @@ class Peer(Protocol):
     called: list[Any]  # the modules that run
     parts: list[Any]  # the same modules before torch.compile
 
+    @property
+    def stacks(self) -> list[Any]:
+        """Encoder and decoder, which compute the quantities."""
+
     def convert(self) -> Model:
         """Convert its weights to a `Model`."""
 
-    def watch(self, catch: Catch, config: ModelConfig) -> None:
-        """Register hooks on the submodules that compute the quantities of ``config``."""
+    def new_tokens(self, call: Call) -> Any:
+        """The token ids that are new in a call of the decoder."""
+
+    def watch(self, catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
+        """Register hooks on the submodules of encoder or decoder that compute our quantities."""
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
         """Logits of teacher forcing, (batch, n_target, vocab_size).
@@ -65,17 +72,13 @@ def as_peer(module: Any, run: Run | None) -> Peer:
         )
     if hasattr(whole, "can_generate"):
         return HuggingFaceModule(module)
-    if isinstance(whole, tuple) or _is_of("x_transformers", whole):
+    packages = {kind.__module__.partition(".")[0] for kind in type(whole).__mro__}
+    if isinstance(whole, tuple) or "x_transformers" in packages:
         return XTransformersModule(module)
     raise TypeError(
         "module must be an XTransformer, a pair (encoder, decoder) of TransformerWrapper, a model "
         f"of transformers or an nn.Transformer, got {type(whole).__qualname__}"
     )
-
-
-def _is_of(package: str, module: Any) -> bool:
-    """Whether a module's class, or one of its base classes, is from ``package``."""
-    return any(kind.__module__.partition(".")[0] == package for kind in type(module).__mro__)
 
 
 def dtype_of(peer: Peer) -> str:
@@ -135,7 +138,9 @@ def watching(peer: Peer, catch: Catch, config: ModelConfig) -> Iterator[None]:
         torch.compiler.reset()  # code that is already compiled has no hooks
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        peer.watch(catch, config)
+        for side, stack in zip(SUBLAYERS, peer.stacks, strict=True):
+            catch.passes(stack, side, peer.new_tokens)
+            peer.watch(catch, side, stack, getattr(config, side))
         yield
     finally:
         catch.close()

@@ -7,9 +7,9 @@ scores and weights are not compared.
 from collections.abc import Callable
 from typing import Any
 
-from ...config import ModelConfig, StackConfig
+from ...config import StackConfig
 from ...model import Model
-from .hooks import Call, Catch, first_argument, first_output, watch_residuals
+from .hooks import Call, Catch, watch_feed_forward, watch_residuals
 
 Run = Callable[[Any, Any, Any], Any]
 """Maps tensors (source, target, source_mask or None) to logits (batch, n_target, vocab_size)."""
@@ -26,7 +26,7 @@ class PyTorchModule:
             )
         self.called = [module]
         self.module = getattr(module, "_orig_mod", module)
-        self.parts = [self.module]
+        self.parts, self.stacks = [self.module], [self.module.encoder, self.module.decoder]
         self.run = run
 
     def convert(self) -> Model:
@@ -34,46 +34,27 @@ class PyTorchModule:
         raise TypeError("an nn.Transformer needs model: pass the result of from_pytorch")
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
-        """Teacher forcing."""
         return self.run(source, target, mask)
 
     def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:
         """Raise: an nn.Transformer has neither a loop nor a cache."""
         raise TypeError("an nn.Transformer does not generate: pass a target, not max_new_tokens")
 
-    def watch(self, catch: Catch, config: ModelConfig) -> None:
-        """Register hooks on the submodules that compute our quantities."""
-        for side, stack, c in (
-            ("encoder", self.module.encoder, config.encoder),
-            ("decoder", self.module.decoder, config.decoder),
-        ):
-            catch.passes(stack, side)
-            _watch_stack(catch, side, stack, c)
+    def new_tokens(self, call: Call) -> None:
+        """Nothing: the module reads embeddings."""
 
-
-def _watch_stack(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
-    def in_batches(read: Callable[[Call], Any]) -> Callable[[Call], Any]:
-        """Transpose (n, batch, d), the default layout of nn.Transformer, to (batch, n, d)."""
-        if stack.layers[0].self_attn.batch_first:
-            return read
-        return lambda call: read(call).transpose(0, 1)
-
-    given, gives = in_batches(first_argument), in_batches(first_output)
-    catch.given(stack.layers[0], [f"{side}.embed"], given)
-    catch.gives(stack.norm, [f"{side}.final"], gives)
-    for i, layer in enumerate(stack.layers):
-        at = f"{side}.layers.{i}"
-        norms = {"self_attention": layer.norm1, "feed_forward": layer.norm2}
-        attentions = {"self_attention": layer.self_attn}
-        if side == "decoder":
-            attentions["cross_attention"] = layer.multihead_attn
-            norms = {"self_attention": layer.norm1, "cross_attention": layer.norm2}
-            norms["feed_forward"] = layer.norm3
-        for kind, attention in attentions.items():
-            catch.given(attention, [f"{at}.{kind}.input"], given)
-            catch.gives(attention, [f"{at}.{kind}.out"], gives)
-        catch.given(layer.linear1, [f"{at}.feed_forward.input"], given)
-        catch.gives(layer.linear1, [f"{at}.feed_forward.projected"], gives)
-        catch.given(layer.linear2, [f"{at}.feed_forward.hidden"], given)
-        catch.gives(layer.linear2, [f"{at}.feed_forward.out"], gives)
-        watch_residuals(catch, at, norms, layer, c, given, gives)
+    def watch(self, catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
+        catch.sequence_first = not stack.layers[0].self_attn.batch_first
+        catch.given(stack.layers[0], [f"{side}.embed"])
+        catch.gives(stack.norm, [f"{side}.final"])
+        for i, layer in enumerate(stack.layers):
+            at = f"{side}.layers.{i}"
+            norms, attentions = [layer.norm1, layer.norm2], {"self_attention": layer.self_attn}
+            if side == "decoder":
+                norms.append(layer.norm3)
+                attentions["cross_attention"] = layer.multihead_attn
+            for kind, attention in attentions.items():
+                catch.given(attention, [f"{at}.{kind}.input"])
+                catch.gives(attention, [f"{at}.{kind}.out"])
+            watch_feed_forward(catch, at, layer.linear1, layer.linear2)
+            watch_residuals(catch, at, norms, layer, c)

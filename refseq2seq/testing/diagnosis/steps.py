@@ -16,21 +16,13 @@ from ..expected import Expected
 
 
 def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[str, Expected]:
-    """The same expectations under the names of a loop that reads ``lengths[t]`` tokens in step t.
-
-    Parameters
-    ----------
-    reference : mapping of str to Expected
-        Quantities of a forward pass over all the tokens.
-    lengths : sequence of int
-        Number of tokens that each step reads.
-    """
+    """A forward pass under the names of a loop that reads ``lengths[t]`` tokens in step t."""
     steps = {name: e for name, e in reference.items() if is_of_the_source(name)}
     ends = np.cumsum(lengths)
     for step, (end, n) in enumerate(zip(ends, lengths, strict=True)):
         for name, e in reference.items():
             if not is_of_the_source(name):
-                part = _positions(e, int(end - n), int(end))
+                part = _part(e, np.s_[..., end - n : end, :])
                 if name.endswith(("self_attention.scores", "self_attention.weights")):
                     part = _without_last_keys(part, int(ends[-1] - end))
                 steps[f"step.{step}.{name}"] = part
@@ -40,27 +32,22 @@ def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[s
 def while_same(logits: Expected, tokens: np.ndarray, fed: np.ndarray) -> Expected:
     """The expected logits after each of ``tokens``, compared only while they equal ``fed``.
 
-    After a token that differs, a row has another history, and the rest of it is not compared.
-
-    Parameters
-    ----------
-    logits : Expected
-        Logits after each token of ``fed``.
-    tokens : integer array (batch, n)
-        Tokens that the run without hooks read, aligned with the last n of ``fed``.
-    fed : integer array (batch, n_fed)
-        Tokens that the run with hooks read.
+    The run without hooks read ``tokens``, integers (batch, n), and the run with hooks ``fed``,
+    integers (batch, n_fed), whose last n are aligned with them; ``logits`` are those after each
+    token of ``fed``. After a token that differs, a row has another history, and the rest of it is
+    not compared.
     """
-    n = fed.shape[1]
-    first = n - tokens.shape[1]
-    last = _positions(logits, first, n)
+    first = fed.shape[1] - tokens.shape[1]
+    last = _part(logits, np.s_[..., first:, :])
     same = np.logical_and.accumulate(tokens == fed[:, first:], axis=1)
     return replace(last, where=last.where & same[..., None])
 
 
-def _positions(e: Expected, start: int, end: int) -> Expected:
-    """The positions from ``start`` to ``end``; they are the second-to-last axis."""
-    return replace(e, **{name: x[..., start:end, :] for name, x in _arrays(e)})
+def _part(e: Expected, index: Any) -> Expected:
+    """The same part of every array; positions are the second-to-last axis."""
+    found = {field.name: getattr(e, field.name) for field in dataclasses.fields(e)}
+    arrays = {name: x for name, x in found.items() if isinstance(x, np.ndarray)}
+    return replace(e, **{name: x[index] for name, x in arrays.items()})
 
 
 def _without_last_keys(e: Expected, n: int) -> Expected:
@@ -70,11 +57,6 @@ def _without_last_keys(e: Expected, n: int) -> Expected:
     the row, is rescaled to the number of remaining elements.
     """
     kept = e.value.shape[-1] - n
-    part = replace(e, **{name: x[..., :kept] for name, x in _arrays(e)})
+    part = _part(e, np.s_[..., :kept])
     counted = [np.sum(of.where, axis=-1, keepdims=True) for of in (e, part)]
     return replace(part, sigma=e.sigma * np.sqrt(counted[0] / np.maximum(counted[1], 1)))
-
-
-def _arrays(e: Expected) -> list[tuple[str, Any]]:
-    fields = ((f.name, getattr(e, f.name)) for f in dataclasses.fields(e))
-    return [(name, x) for name, x in fields if isinstance(x, np.ndarray)]

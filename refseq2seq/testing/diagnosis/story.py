@@ -10,40 +10,28 @@ from ...params import param_shapes
 from ...watching.quantities import inputs_of
 
 # The last word of a name -> the config fields and the parameters from which it is computed.
-# {stack} is encoder or decoder, {layer} its layer, {sub} self_attention, cross_attention or
-# feed_forward, and {norms} the norms around that sublayer.
+# {stack} is encoder or decoder, {c} the config of the sublayer, {p} its parameters, and {norms} the
+# norms around it.
 ENTERS: dict[str, tuple[str, str]] = {
     "tokens": ("{stack}.embedding_scale", "{stack}.embedding"),
     "positions": ("{stack}.positions", "{stack}.positions"),
     "embed": ("{stack}.embedding_norm {stack}.norm", "{stack}.embedding_norm.*"),
     "input": ("{stack}.norm_positions {stack}.norm", "{norms}.before.*"),
-    "q": (
-        "{stack}.{sub}.n_heads {stack}.{sub}.qk_norm {stack}.relative_positions",
-        "{layer}.{sub}.w_q {layer}.{sub}.b_q {layer}.{sub}.q_norm.*",
-    ),
-    "k": (
-        "{stack}.{sub}.n_kv_heads {stack}.{sub}.qk_norm {stack}.relative_positions",
-        "{layer}.{sub}.w_k {layer}.{sub}.b_k {layer}.{sub}.k_norm.*",
-    ),
-    "v": ("{stack}.{sub}.n_kv_heads", "{layer}.{sub}.w_v {layer}.{sub}.b_v"),
+    "q": ("{c}.n_heads {c}.qk_norm {stack}.relative_positions", "{p}.w_q {p}.b_q {p}.q_norm.*"),
+    "k": ("{c}.n_kv_heads {c}.qk_norm {stack}.relative_positions", "{p}.w_k {p}.b_k {p}.k_norm.*"),
+    "v": ("{c}.n_kv_heads", "{p}.w_v {p}.b_v"),
     "scores": (
-        "{stack}.{sub}.scale {stack}.{sub}.kv_head_order {stack}.relative_positions",
-        "{stack}.relative_bias.* {layer}.{sub}.learned_k",
+        "{c}.scale {c}.kv_head_order {stack}.relative_positions",
+        "{stack}.relative_bias.* {p}.learned_k",
     ),
     "weights": ("", ""),
-    "heads": ("{stack}.{sub}.kv_head_order", "{layer}.{sub}.learned_v"),
-    "out": (
-        "{stack}.{sub}.biases {stack}.{sub}.gate {stack}.{sub}.head_scale",
-        "{layer}.{sub}.?_gate {layer}.{sub}.head_scale {layer}.{sub}.?_o {layer}.{sub}.?_out",
-    ),
+    "heads": ("{c}.kv_head_order", "{p}.learned_v"),
+    "out": ("{c}.biases {c}.gate {c}.head_scale", "{p}.?_gate {p}.head_scale {p}.?_o {p}.?_out"),
     "after": ("{stack}.norm_positions {stack}.norm", "{norms}.branch.* {norms}.after.*"),
-    "projected": ("{stack}.{sub}.biases", "{layer}.{sub}.?_in"),
-    "gate": ("{stack}.{sub}.biases", "{layer}.{sub}.?_gate"),
-    "activated": ("{stack}.{sub}.activation {stack}.{sub}.gated", ""),
-    "hidden": (
-        "{stack}.{sub}.activation {stack}.{sub}.gated {stack}.{sub}.hidden_norm",
-        "{layer}.{sub}.hidden_norm.*",
-    ),
+    "projected": ("{c}.biases", "{p}.?_in"),
+    "gate": ("{c}.biases", "{p}.?_gate"),
+    "activated": ("{c}.activation {c}.gated", ""),
+    "hidden": ("{c}.activation {c}.gated {c}.hidden_norm", "{p}.hidden_norm.*"),
     "final": ("{stack}.final_norm {stack}.norm", "{stack}.final_norm.*"),
     "logits": ("logits_scale tied_logits", "unembedding logits_bias"),
 }
@@ -57,7 +45,9 @@ def entering(config: ModelConfig, names: Iterable[str]) -> list[str]:
         kind, places = _parse(name)
         fields, patterns = (text.format(**places).split() for text in ENTERS[kind])
         for path in fields:
-            value = _value(config, path)
+            value: Any = config
+            for field in path.split("."):  # None if this kind of sublayer has no such field
+                value = getattr(value, field, None)
             if value is not None and _enters(kind, value):
                 lines[f"{path} = {value!r}"] = None
         if kind in ("scores", "weights"):
@@ -102,16 +92,8 @@ def _parse(name: str) -> tuple[str, dict[str, str]]:
     if kind.startswith("after_"):
         place, kind = f"{place}.{kind.removeprefix('after_')}", "after"
     layer, _, sub = place.rpartition(".")
-    norms = f"{layer}.{sub.removesuffix('_attention')}_norms"
-    return kind, {"stack": bare.partition(".")[0], "layer": layer, "sub": sub, "norms": norms}
-
-
-def _value(config: ModelConfig, path: str) -> Any:
-    """The config field at ``path``; None if this kind of sublayer has no such field."""
-    value: Any = config
-    for field in path.split("."):
-        value = getattr(value, field, None)
-    return value
+    stack, norms = bare.partition(".")[0], f"{layer}.{sub.removesuffix('_attention')}_norms"
+    return kind, {"stack": stack, "c": f"{stack}.{sub}", "p": place, "norms": norms}
 
 
 def _enters(kind: str, value: Any) -> bool:

@@ -4,15 +4,10 @@ from collections import defaultdict
 from functools import partial
 from typing import Any
 
-from ...config import ModelConfig, RotaryPositions, StackConfig
+from ...config import RotaryPositions, StackConfig
 from ...convert import UnsupportedFeature, from_x_transformers
 from ...model import Model
-from .hooks import Call, Catch, Read
-
-SUBLAYERS = {
-    "encoder": ("self_attention", "feed_forward"),
-    "decoder": ("self_attention", "cross_attention", "feed_forward"),
-}
+from .hooks import SUBLAYERS, Call, Catch, Read
 
 ACCEPTED = (
     "a module of x-transformers must be an XTransformer or a pair (encoder, decoder) of "
@@ -38,7 +33,7 @@ class XTransformersModule:
             _check_not_compiled(decoder)
         self.decoder = decoder.net if wrapped else decoder
         self.called = [self.encoder, self.decoder]
-        self.parts: list[Any] = [_uncompiled(part) for part in self.called]
+        self.parts = self.stacks = [_uncompiled(part) for part in self.called]
         for part in self.parts:
             if not isinstance(part, TransformerWrapper):
                 raise TypeError(f"{ACCEPTED}, got a pair with {type(part).__qualname__}")
@@ -49,7 +44,6 @@ class XTransformersModule:
         return from_x_transformers(tuple(self.parts), decoder_start_id=0, eos_ids=())
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
-        """Teacher forcing."""
         memory = self.encoder(source, mask=mask, return_embeddings=True)
         return self.decoder(target, context=memory, context_mask=mask)
 
@@ -71,23 +65,22 @@ class XTransformersModule:
         read = torch.cat([prefix[:, -1:], new[:, :-1]], dim=1)
         return read, torch.stack(logits, dim=1)
 
-    def watch(self, catch: Catch, config: ModelConfig) -> None:
-        """Register hooks on the submodules that compute our quantities."""
+    def new_tokens(self, call: Call) -> Any:
+        """The new tokens: a decoder with a cache gets all tokens, and only the last is new."""
+        ids = call.args[0]
+        return ids[:, -1:] if call.kwargs.get("cache") is not None else ids
 
+    def watch(self, catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
         def newest(call: Call) -> Any:
             """Only the last token, after step 0: a decoder with a cache embeds all tokens."""
             return call.output[..., -1:, :] if catch.by_step and len(catch.fed) > 1 else call.output
 
-        for side, wrapper, c in (
-            ("encoder", self.parts[0], config.encoder),
-            ("decoder", self.parts[1], config.decoder),
-        ):
-            catch.passes(wrapper, side, ids=_new_tokens)
-            catch.gives(wrapper.token_emb, [f"{side}.tokens"], newest)
-            if c.positions is not None:
-                catch.gives(wrapper.pos_emb, [f"{side}.positions"], newest)
-            _watch_layers(catch, side, wrapper.attn_layers, c)
-        catch.gives(self.parts[1], ["logits"])
+        catch.gives(stack.token_emb, [f"{side}.tokens"], newest)
+        if c.positions is not None:
+            catch.gives(stack.pos_emb, [f"{side}.positions"], newest)
+        _watch_layers(catch, side, stack.attn_layers, c)
+        if side == "decoder":
+            catch.gives(stack, ["logits"])
 
 
 def _uncompiled(module: Any) -> Any:
@@ -103,12 +96,6 @@ def _check_not_compiled(module: Any) -> None:
             "parts and pass the pair (torch.compile(module.encoder), "
             "torch.compile(module.decoder.net))"
         )
-
-
-def _new_tokens(call: Call) -> Any:
-    """The new tokens: a decoder with a cache gets all tokens, and only the last is new."""
-    ids = call.args[0]
-    return ids[:, -1:] if call.kwargs.get("cache") is not None else ids
 
 
 def _watch_layers(catch: Catch, side: str, layers: Any, c: StackConfig) -> None:

@@ -1,6 +1,6 @@
 """The implementation under test, as a set of functions, and random trials of it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,7 +186,8 @@ class Trial:
         """The new tokens of each row, as ``generate`` returns them."""
         mask = None if mask is None else mask.copy()
         tokens = self.subject.generate(source.copy(), mask, max_new_tokens)  # type: ignore[misc]
-        rows = [[int(token) for token in row] for row in to_numpy_rows(tokens)]
+        tokens = tokens if isinstance(tokens, list) else to_numpy(tokens)
+        rows = [[int(token) for token in row] for row in tokens]
         if len(rows) != len(source):
             raise ValueError(f"generate must return {len(source)} rows, got {len(rows)}")
         return rows
@@ -201,15 +202,12 @@ class Trial:
         n = self.most_source
         mask = np.zeros((self.batch, n), dtype=bool)
         for real, row in zip(mask, self.rows, strict=True):
-            real[self._real_places(side, len(row), n)] = True
+            places = self.rng.permutation(n) if side == "between" else np.arange(n)
+            first = n - len(row) if side == "left" else 0
+            real[places[first : first + len(row)]] = True
         tokens = self.source_tokens(self.batch, n)
         tokens[mask] = np.concatenate(self.rows)
         return tokens, mask
-
-    def _real_places(self, side: str, length: int, n: int) -> np.ndarray:
-        if side == "between":
-            return np.sort(self.rng.permutation(n)[:length])
-        return np.arange(length) if side == "right" else np.arange(n - length, n)
 
     def _tokens(self, vocab_size: int, batch: int, n: int) -> np.ndarray:
         tokens = self.rng.integers(0, vocab_size, (batch, n))
@@ -224,8 +222,3 @@ class Trial:
         if host.dtype.kind != "f":
             raise TypeError(f"logits must be float16, float32 or float64, got {host.dtype}")
         return host
-
-
-def to_numpy_rows(tokens: Any) -> Iterator[Any]:
-    """The rows of an array, or of a list of lists, on the host."""
-    yield from tokens if isinstance(tokens, list) else to_numpy(tokens)

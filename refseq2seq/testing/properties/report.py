@@ -181,12 +181,9 @@ def _outcome(
 
 
 def _failure(p: Property, distance: float, how: str, inputs: dict[str, Any]) -> Outcome:
-    shown = [f"      {name} = {_plain(value)!r}" for name, value in inputs.items()]
+    plain = {name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in inputs.items()}
+    shown = [f"      {name} = {value!r}" for name, value in plain.items()]
     return Outcome(p, "failed", distance, "\n".join([f"    {how}", *shown]))
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def table(properties: Iterable[Property] = ALL) -> str:

@@ -1,6 +1,7 @@
 """Strategies for parameters, models and complete cases."""
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 from hypothesis import strategies as st
@@ -95,21 +96,6 @@ def cases(
         1. Lengths never exceed the position tables.
     """
     c = draw(one_config(config, configs()))
-    tokens = draw(_tokens_of_a_case(c, max_batch, max_length, max_new_tokens))
-    return Case(
-        config=c,
-        parameters=draw(one_of("kind", kind, PARAMETERS)),
-        seed=draw(SEEDS),
-        dtype=draw(one_of("dtype", dtype, DTYPES)),
-        **tokens,
-    )
-
-
-@st.composite
-def _tokens_of_a_case(
-    draw: st.DrawFn, c: ModelConfig, max_batch: int, max_length: int, max_new_tokens: int
-) -> dict[str, Any]:
-    """The fields of a `Case` that hold tokens, its uniform numbers and ``max_new_tokens``."""
     check_sizes("batch", 1, max_batch)
     check_sizes("new_tokens", 1, max_new_tokens)
     n_source = check_sizes("length", 1, max_length, c.encoder.max_length)
@@ -129,13 +115,20 @@ def _tokens_of_a_case(
     rows = draw(st.lists(row, min_size=1, max_size=max_batch))
     sources, targets, prefixes, uniforms = zip(*rows, strict=True)
     shortest = min(map(len, targets))
-    found = {
+    optional = {
         "target": [tokens[:shortest] for tokens in targets],
         "prefix": [[c.decoder_start_id, *tokens] for tokens in prefixes],
         "uniforms": list(uniforms),
     }
-    chosen = {name: value for (name, value), there in zip(found.items(), has, strict=True) if there}
-    return {"max_new_tokens": n_new, **_source(sources, masked), **chosen}
+    return Case(
+        config=c,
+        parameters=draw(one_of("kind", kind, PARAMETERS)),
+        seed=draw(SEEDS),
+        dtype=draw(one_of("dtype", dtype, DTYPES)),
+        max_new_tokens=n_new,
+        **_source(sources, masked),
+        **dict(compress(optional.items(), has)),
+    )
 
 
 def _ids(c: StackConfig) -> st.SearchStrategy[int]:

@@ -1,6 +1,8 @@
 """Strategies for configurations: every convention, in every valid combination."""
 
 import math
+from functools import cache
+from itertools import compress
 from typing import Any, get_args
 
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from ...config import (
     SinusoidalPositions,
     StackConfig,
 )
+from ...presets import plain_model
 
 NORM_POSITIONS = (
     ("before",),
@@ -48,20 +51,16 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         )
     )
     ids = st.integers(0, decoder.vocab_size - 1)
-    return ModelConfig(
-        encoder=encoder,
-        decoder=decoder,
-        tied_embeddings=tied,
+    return plain_model(
+        encoder,
+        decoder,
+        tied=tied,
         tied_logits=draw(st.booleans()),
         logits_scale=draw(st.sampled_from((1.0, 1 / math.sqrt(decoder.d_model)))),
         logits_bias=draw(st.booleans()),
         decoder_start_id=draw(ids),
         eos_ids=tuple(draw(st.lists(ids, max_size=2, unique=True))),
         pad_id=draw(ids),
-        forced_bos_id=None,
-        forced_eos_id=None,
-        suppressed_ids=(),
-        begin_suppressed_ids=(),
     )
 
 
@@ -110,14 +109,28 @@ def feed_forwards(draw: st.DrawFn) -> FeedForwardConfig:
     return FeedForwardConfig(gated=gated, biases=biases, **draw(_FEED_FORWARD))
 
 
+@cache
 def norms() -> st.SearchStrategy[NormConfig]:
     """Every kind of norm, with and without gain and bias."""
-    return _NORMS
+    return st.builds(
+        NormConfig,
+        kind=st.sampled_from(("layer_norm", "rms_norm", "l2_norm", "std_norm")),
+        eps=st.sampled_from((1e-5, 1e-6, 1e-2)),
+        gain=st.sampled_from(("vector", "scalar", "none")),
+        bias=st.booleans(),
+    )
 
 
+@cache
 def absolute_positions() -> st.SearchStrategy[LearnedPositions | SinusoidalPositions | None]:
     """Absolute positions: tables for 11 to 17 tokens, sinusoids in three layouts, or None."""
-    return _ABSOLUTE_POSITIONS
+    offsets, scales = st.integers(0, 2), st.sampled_from((1.0, 0.5))
+    layouts = st.sampled_from(("interleaved", "concatenated", "tensor2tensor"))
+    return (
+        st.none()
+        | st.builds(LearnedPositions, n_positions=st.integers(13, 17), offset=offsets, scale=scales)
+        | st.builds(SinusoidalPositions, layout=layouts, offset=offsets, scale=scales)
+    )
 
 
 def relative_positions(
@@ -145,27 +158,18 @@ def relative_positions(
 def _subsets(*names: str) -> st.SearchStrategy[tuple[Any, ...]]:
     """Any subset of the names, in the given order."""
     chosen = st.lists(st.booleans(), min_size=len(names), max_size=len(names))
-    return chosen.map(
-        lambda flags: tuple(name for name, flag in zip(names, flags, strict=True) if flag)
-    )
+    return chosen.map(lambda flags: tuple(compress(names, flags)))
 
 
 # Strategies that depend on no other draw are created once: creating one takes longer than drawing.
 
-_NORMS = st.builds(
-    NormConfig,
-    kind=st.sampled_from(("layer_norm", "rms_norm", "l2_norm", "std_norm")),
-    eps=st.sampled_from((1e-5, 1e-6, 1e-2)),
-    gain=st.sampled_from(("vector", "scalar", "none")),
-    bias=st.booleans(),
-)
 _ATTENTION: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "kv_head_order": st.sampled_from(("grouped", "tiled")),
         "d_k": st.sampled_from((2, 3, 5)),
         "d_v": st.sampled_from((2, 3, 5)),
         "biases": _subsets("q", "k", "v", "o"),
-        "qk_norm": st.none() | _NORMS,
+        "qk_norm": st.none() | norms(),
         "n_learned_kv": st.integers(0, 2),
         "gate": st.sampled_from(("none", "per_value", "per_head")),
         "head_scale": st.booleans(),
@@ -175,23 +179,8 @@ _FEED_FORWARD: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "d_ff": st.sampled_from((2, 3, 5, 11)),
         "activation": st.sampled_from(get_args(Activation)),
-        "hidden_norm": st.none() | _NORMS,
+        "hidden_norm": st.none() | norms(),
     }
-)
-_ABSOLUTE_POSITIONS = (
-    st.none()
-    | st.builds(
-        LearnedPositions,
-        n_positions=st.integers(13, 17),
-        offset=st.integers(0, 2),
-        scale=st.sampled_from((1.0, 0.5)),
-    )
-    | st.builds(
-        SinusoidalPositions,
-        layout=st.sampled_from(("interleaved", "concatenated", "tensor2tensor")),
-        offset=st.integers(0, 2),
-        scale=st.sampled_from((1.0, 0.5)),
-    )
 )
 _BUCKETED_POSITIONS = st.builds(
     BucketedPositions,
@@ -205,8 +194,8 @@ _STACK: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "n_layers": st.integers(1, 3),
         "embedding_norm": st.sampled_from(("none", "before_positions", "after_positions")),
-        "positions": _ABSOLUTE_POSITIONS,
-        "norm": _NORMS,
+        "positions": absolute_positions(),
+        "norm": norms(),
         "norm_positions": st.sampled_from(NORM_POSITIONS),
         "final_norm": st.booleans(),
     }

@@ -58,25 +58,17 @@ class Case:
 def outputs_of(case: Case, tap: Tap = no_tap) -> dict[str, np.ndarray]:
     """The outputs of the generation of a case, by name; every quantity passes the tap."""
     if case.method["name"] == "beam_search":
-        found = beam_search(case.model, case.source, tap=tap, **case.request, **case.search)
-        names = ("tokens", "lengths", "log_probs", "scores")
-        return {name: getattr(found, name) for name in names}
-    out = Generation.from_steps(steps_of(case, tap), case.model.config.pad_id)
-    names = ("tokens", "lengths", "log_probs", "finished")
-    return {name: getattr(out, name) for name in names}
+        found: Any = beam_search(case.model, case.source, tap=tap, **case.request, **case.search)
+        last = "scores"
+    else:
+        found = Generation.from_steps(steps_of(case, tap), case.model.config.pad_id)
+        last = "finished"
+    return {name: getattr(found, name) for name in ("tokens", "lengths", "log_probs", last)}
 
 
 def steps_of(case: Case, tap: Tap = no_tap) -> list[Step]:
     """The steps of a case with greedy decoding or sampling."""
     filters = [make(case.method[name]) for name, make in FILTERS.items() if name in case.method]
     choose = sample(*filters) if case.method["name"] == "sample" else greedy()
-    return list(
-        decode_steps(
-            case.model,
-            case.source,
-            choose=choose,
-            uniforms=case.uniforms,
-            tap=tap,
-            **case.request,
-        )
-    )
+    options = {"choose": choose, "uniforms": case.uniforms, "tap": tap, **case.request}
+    return list(decode_steps(case.model, case.source, **options))

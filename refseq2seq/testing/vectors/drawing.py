@@ -30,18 +30,14 @@ def draw_cases(family: str, n: int | None, seed: int, dtype: str) -> list[Case]:
 
 
 def _drawn(family: str, i: int, situation: str, seed: int, dtype: str) -> Case:
+    reveals = SHOWS.get(situation)
     for attempt in range(1000):
         rng = np.random.default_rng([seed, zlib.crc32(family.encode()), i, attempt])
         case = SITUATIONS[situation](ordinary(family, rng), rng)
-        if _comes_up(situation, case) and _is_clear(case):
+        if (reveals is None or reveals(case)) and _is_clear(case):
             model = case.model.astype(dtype).exact()
             return replace(case, name=f"{family}-{i:02}-{situation}", model=model)
     raise ValueError(f"seed {seed} gives no clear case of {family}, {situation}: use another seed")
-
-
-def _comes_up(situation: str, case: Case) -> bool:
-    """Whether the tokens would reveal the mistake."""
-    return situation not in SHOWS or SHOWS[situation](case)
 
 
 def _a_row_ends_early(case: Case) -> bool:
@@ -62,22 +58,15 @@ def _edges_are_filtered(case: Case) -> bool:
     These are the lowest id in the first step of row 0, and the highest in step 1 of row 1.
     """
     steps = steps_of(case)
-    reversed_filters = replace(case, method=dict(reversed(case.method.items())))
-    kept, other = steps[0].scores > -np.inf, _kept_at_first(reversed_filters)
+    reordered = steps[0].logits
+    for name in reversed(FILTERS):
+        reordered = FILTERS[name](case.method[name])(reordered, None)  # type: ignore[arg-type]
+    removed = steps[0].scores == -np.inf
     return bool(
-        np.isneginf(steps[0].scores[0, 0])
+        removed[0, 0]
         and np.isneginf(steps[1].scores[1, -1])
-        and (kept != other).any()
+        and (removed != (reordered == -np.inf)).any()
     )
-
-
-def _kept_at_first(case: Case) -> Array:
-    """The tokens that remain in the first step after the filters, in the order of the method."""
-    scores = steps_of(replace(case, method={"name": "greedy"}))[0].logits
-    for name, value in case.method.items():
-        if name in FILTERS:
-            scores = FILTERS[name](value)(scores, None)  # type: ignore[arg-type]  # unused
-    return scores > -np.inf
 
 
 def _beams_change_places(case: Case) -> bool:
@@ -98,6 +87,7 @@ SHOWS: dict[str, Callable[[Case], bool]] = {
     "sampling": _edges_are_filtered,
     "beams": _beams_change_places,
 }
+"""Whether the tokens of a case would reveal the mistake of its situation; others always do."""
 
 
 def _is_clear(case: Case) -> bool:

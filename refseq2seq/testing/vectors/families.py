@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any, Literal
 
-from ... import presets
 from ...config import (
     AttentionConfig,
     BucketedPositions,
@@ -15,82 +14,54 @@ from ...config import (
     SinusoidalPositions,
     StackConfig,
 )
+from ...presets import plain_attention, plain_model, plain_stack, vaswani, x_transformers
 
 _TOKENS: dict[str, Any] = {"decoder_start_id": 1, "eos_ids": (2,), "pad_id": 0}
-_NO_RULES: dict[str, Any] = {
-    "forced_bos_id": None,
-    "forced_eos_id": None,
-    "suppressed_ids": (),
-    "begin_suppressed_ids": (),
-}
 
 
-def vaswani() -> ModelConfig:
-    """The original Transformer: post-norm, sinusoids, ReLU, one table for all embeddings."""
-    return presets.vaswani(d_model=14, vocab_size=19, n_layers=2, n_heads=2, d_ff=23, **_TOKENS)
-
-
-def x_transformers() -> ModelConfig:
-    """x-transformers without options: pre-norm, learned positions, exact GELU, few biases."""
-    return presets.x_transformers(
-        d_model=13,
-        source_vocab_size=23,
-        target_vocab_size=19,
-        n_source_positions=11,
-        n_target_positions=7,
-        encoder_layers=2,
-        decoder_layers=2,
-        n_heads=3,
-        d_k=5,
-        **_TOKENS,
-    )
-
-
-def t5() -> ModelConfig:
+def _t5() -> ModelConfig:
     """T5 1.1 with a tied head: RMS norms, relative buckets, unscaled scores, gated tanh GELU."""
 
     def stack(cross: bool) -> StackConfig:
-        attention = replace(presets.plain_attention(n_heads=3, d_k=5), scale=1.0)
-        return StackConfig(
+        return plain_stack(
+            replace(plain_attention(n_heads=3, d_k=5), scale=1.0),
+            cross=cross,
             vocab_size=19,
             d_model=11,
             n_layers=2,
-            embedding_scale=1.0,
-            embedding_norm="none",
             positions=None,
             relative_positions=BucketedPositions(
                 n_buckets=6, max_distance=5, bidirectional=not cross, per_layer=False, scale=1.0
             ),
-            n_register_tokens=0,
             norm=NormConfig(kind="rms_norm", eps=1e-6, gain="vector", bias=False),
             norm_positions=("before",),
             final_norm=True,
-            self_attention=attention,
-            cross_attention=attention if cross else None,
             feed_forward=FeedForwardConfig(
                 d_ff=17, activation="gelu_tanh", gated=True, biases=(), hidden_norm=None
             ),
         )
 
-    return ModelConfig(
-        encoder=stack(cross=False),
-        decoder=stack(cross=True),
-        tied_embeddings=True,
-        tied_logits=True,
+    return plain_model(
+        stack(cross=False),
+        stack(cross=True),
+        tied=True,
         logits_scale=11**-0.5,
-        logits_bias=False,
-        decoder_start_id=0,
-        eos_ids=(2,),
-        pad_id=0,
-        **_NO_RULES,
+        **_TOKENS | {"decoder_start_id": 0},
     )
 
 
-def everything() -> ModelConfig:
+def _everything() -> ModelConfig:
     """Options that are rarely combined: grouped heads, rotations, gates, memories, rare norms."""
     norm = NormConfig(kind="layer_norm", eps=1e-3, gain="vector", bias=True)
-    return ModelConfig(
-        encoder=StackConfig(
+    feed_forward = FeedForwardConfig(
+        d_ff=17,
+        activation="relu_squared",
+        gated=True,
+        biases=("in", "gate", "out"),
+        hidden_norm=norm,
+    )
+    return plain_model(
+        StackConfig(
             vocab_size=23,
             d_model=13,
             n_layers=1,
@@ -104,15 +75,9 @@ def everything() -> ModelConfig:
             final_norm=True,
             self_attention=_gated("grouped", "per_value", d_k=5, d_v=7),
             cross_attention=None,
-            feed_forward=FeedForwardConfig(
-                d_ff=17,
-                activation="relu_squared",
-                gated=True,
-                biases=("in", "gate", "out"),
-                hidden_norm=norm,
-            ),
+            feed_forward=feed_forward,
         ),
-        decoder=StackConfig(
+        StackConfig(
             vocab_size=19,
             d_model=11,
             n_layers=2,
@@ -121,25 +86,19 @@ def everything() -> ModelConfig:
             positions=SinusoidalPositions(layout="concatenated", offset=1, scale=0.5),
             relative_positions=RotaryPositions(d_rotary=6, base=10000.0, pairing="interleaved"),
             n_register_tokens=0,
-            norm=NormConfig(kind="std_norm", eps=1e-3, gain="scalar", bias=True),
+            norm=replace(norm, kind="std_norm", gain="scalar"),
             norm_positions=("before", "after"),
             final_norm=True,
             self_attention=_gated("tiled", "per_head", d_k=7, d_v=5),
             cross_attention=_gated("tiled", "per_value", d_k=3, d_v=5),
-            feed_forward=FeedForwardConfig(
-                d_ff=17,
-                activation="silu",
-                gated=True,
-                biases=("in", "gate", "out"),
-                hidden_norm=NormConfig(kind="rms_norm", eps=1e-3, gain="vector", bias=True),
+            feed_forward=replace(
+                feed_forward, activation="silu", hidden_norm=replace(norm, kind="rms_norm")
             ),
         ),
-        tied_embeddings=False,
-        tied_logits=False,
+        tied=False,
         logits_scale=0.5,
         logits_bias=True,
         **_TOKENS,
-        **_NO_RULES,
     )
 
 
@@ -163,8 +122,21 @@ def _gated(
 
 
 FAMILIES = {
-    "vaswani": vaswani(),
-    "x_transformers": x_transformers(),
-    "t5": t5(),
-    "everything": everything(),
+    # The original Transformer: post-norm, sinusoids, ReLU, one table for all embeddings.
+    "vaswani": vaswani(d_model=14, vocab_size=19, n_layers=2, n_heads=2, d_ff=23, **_TOKENS),
+    # x-transformers without options: pre-norm, learned positions, exact GELU, few biases.
+    "x_transformers": x_transformers(
+        d_model=13,
+        source_vocab_size=23,
+        target_vocab_size=19,
+        n_source_positions=11,
+        n_target_positions=7,
+        encoder_layers=2,
+        decoder_layers=2,
+        n_heads=3,
+        d_k=5,
+        **_TOKENS,
+    ),
+    "t5": _t5(),
+    "everything": _everything(),
 }

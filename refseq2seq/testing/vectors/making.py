@@ -67,7 +67,17 @@ def make(
         drawn = [case for family in families for case in draw_cases(family, cases, seed, dtype)]
         for case in drawn:
             _write(root / case.name, case)
-        _write_json(root / MANIFEST, _manifest(drawn, seed, dtype))
+        revealed = {flag for case in drawn for flag in case.flags}
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "made_with": {"refseq2seq": __version__, "numpy": np.__version__},
+            "seed": seed,
+            "dtype": dtype,
+            "cases": [_about(case) for case in drawn],
+            "notes": {flag: note for flag, note in FLAGS.items() if flag in revealed},
+        }
+        _write_json(root / MANIFEST, manifest)
         (root / CHECKSUMS).write_text(checksums(root), encoding="utf-8", newline="\n")
     return [case.name for case in drawn]
 
@@ -91,7 +101,11 @@ def _write(folder: Path, case: Case) -> None:
     _write_json(folder / "case.json", _about(case))
     weights = {name: arrays[name] for name in param_shapes(config)}
     safetensors.write(folder / "weights.safetensors", weights)
-    safetensors.write(folder / "inputs.safetensors", _inputs(case))
+    names = ("source", "target", "prefix", "prefix_lengths", "uniforms")
+    inputs = {name: getattr(case, name) for name in (*names, "source_mask")}  # bytes last: aligned
+    if case.uniforms is None:
+        del inputs["uniforms"]
+    safetensors.write(folder / "inputs.safetensors", inputs)
     trace = Trace()
     forward(case.model, case.source, case.target, case.source_mask, tap=trace)
     safetensors.write(folder / "forward.safetensors", trace)
@@ -111,31 +125,6 @@ def _about(case: Case) -> dict[str, Any]:
         "method": case.method,
         "max_new_tokens": case.max_new_tokens,
         "eos_ids": list(case.eos_ids),
-    }
-
-
-def _inputs(case: Case) -> dict[str, np.ndarray]:
-    inputs = {
-        "source": case.source,
-        "target": case.target,
-        "prefix": case.prefix,
-        "prefix_lengths": case.prefix_lengths,
-    }
-    if case.uniforms is not None:
-        inputs["uniforms"] = case.uniforms
-    return inputs | {"source_mask": case.source_mask}  # bytes last, so that the others are aligned
-
-
-def _manifest(drawn: list[Case], seed: int, dtype: str) -> dict[str, Any]:
-    used = {flag for case in drawn for flag in case.flags}
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "made_with": {"refseq2seq": __version__, "numpy": np.__version__},
-        "seed": seed,
-        "dtype": dtype,
-        "cases": [_about(case) for case in drawn],
-        "notes": {flag: note for flag, note in FLAGS.items() if flag in used},
     }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from .flags import OF_FAMILY
 
 N_SOURCE, N_TARGET, N_NEW = 5, 4, 4
 Rng = np.random.Generator
+Fields = dict[str, Any]  # of a `Case`
+Change = Callable[[Case, Rng], Fields]
 
 
 def ordinary(family: str, rng: Rng) -> Case:
@@ -49,178 +52,141 @@ def ordinary(family: str, rng: Rng) -> Case:
     )
 
 
-def left_padding(case: Case, rng: Rng) -> Case:
-    """Padding on the left."""
-    return replace(
-        case,
-        flags=("PositionAfterPadding",),
-        comment="sources padded on the left; greedy",
-        source=case.source[:, ::-1],
-        source_mask=case.source_mask[:, ::-1],
-    )
+SITUATIONS: dict[str, Callable[[Case, Rng], Case]] = {"ordinary": lambda case, rng: case}
 
 
-def scattered(case: Case, rng: Rng) -> Case:
-    """Masked tokens at any position, with ordinary ids, and real tokens with the id ``pad_id``."""
+def _situation(comment: str, *flags: str) -> Callable[[Change], Change]:
+    """Decorator of a function that returns the fields of an ordinary case that a situation changes.
+
+    It adds the situation to `SITUATIONS`, under the name of the function.
+    """
+
+    def register(change: Change) -> Change:
+        def changed(case: Case, rng: Rng) -> Case:
+            return replace(case, comment=comment, flags=flags, **change(case, rng))
+
+        SITUATIONS[change.__name__.removeprefix("_")] = changed
+        return change
+
+    return register
+
+
+@_situation("sources padded on the left; greedy", "PositionAfterPadding")
+def _left_padding(case: Case, rng: Rng) -> Fields:
+    return {"source": case.source[:, ::-1], "source_mask": case.source_mask[:, ::-1]}
+
+
+@_situation(
+    "masked places between real tokens; a real token is pad_id", "PadIdInferred", "ScatteredMask"
+)
+def _scattered(case: Case, rng: Rng) -> Fields:
     mask = np.array([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1], [1, 1, 0, 1, 1]], dtype=bool)
     source = rng.integers(3, case.model.config.encoder.vocab_size, mask.shape)
     source[np.arange(3), [2, 2, 3]] = case.model.config.pad_id
-    return replace(
-        case,
-        flags=("PadIdInferred", "ScatteredMask"),
-        comment="masked places between real tokens; a real token is pad_id",
-        source=source,
-        source_mask=mask,
-    )
+    return {"source": source, "source_mask": mask}
 
 
-def empty_source(case: Case, rng: Rng) -> Case:
-    """A row without any real token."""
+@_situation("the second source has no real token: attention to it is zero", "AllMaskedRow")
+def _empty_source(case: Case, rng: Rng) -> Fields:
     mask = case.source_mask.copy()
     mask[1] = False
-    return replace(
-        case,
-        flags=("AllMaskedRow",),
-        comment="the second source has no real token: attention to it is zero",
-        source_mask=mask,
-    )
+    return {"source_mask": mask}
 
 
-def prefixes(case: Case, rng: Rng) -> Case:
-    """Prefixes of one, three and two tokens, one of which contains an EOS."""
+@_situation(
+    "prefixes of 1, 3 and 2 tokens; one holds an end token, which ends nothing",
+    "RaggedPrefix",
+    "EosInPrefix",
+)
+def _prefixes(case: Case, rng: Rng) -> Fields:
     c, prefix = case.model.config, case.target[:, :3].copy()
     lengths = np.array([1, 3, 2])
     prefix[1, 1] = c.eos_ids[0]
     prefix[np.arange(3) >= lengths[:, None]] = c.pad_id
-    return replace(
-        case,
-        flags=("RaggedPrefix", "EosInPrefix"),
-        comment="prefixes of 1, 3 and 2 tokens; one holds an end token, which ends nothing",
-        prefix=prefix,
-        prefix_lengths=lengths,
-        eos_ids=c.eos_ids,
-    )
+    return {"prefix": prefix, "prefix_lengths": lengths, "eos_ids": c.eos_ids}
 
 
-def ending(case: Case, rng: Rng) -> Case:
-    """Rows that end at different steps."""
-    first = outputs_of(case)["tokens"]
-    return replace(
-        case,
-        flags=("FinishedRow",),
-        comment="a row ends before the others, which go on",
-        eos_ids=(int(first[0, 1]),),
-    )
+@_situation("a row ends before the others, which go on", "FinishedRow")
+def _ending(case: Case, rng: Rng) -> Fields:
+    return {"eos_ids": (int(outputs_of(case)["tokens"][0, 1]),)}
 
 
-def table_end(case: Case, rng: Rng) -> Case:
-    """A source and a target that fill their position tables."""
+@_situation("source and target fill their position tables", "LastPosition")
+def _table_end(case: Case, rng: Rng) -> Fields:
     c = case.model.config
     n_source, n_target = c.encoder.max_length or 0, c.decoder.max_length or 0
-    shape = (2, n_source)
-    mask = np.ones(shape, dtype=bool)
+    mask = np.ones((2, n_source), dtype=bool)
     mask[1, 0] = False
     target = rng.integers(3, c.decoder.vocab_size, (2, n_target))
     target[:, 0] = c.decoder_start_id
-    return replace(
-        case,
-        flags=("LastPosition",),
-        comment="source and target fill their position tables",
-        source=rng.integers(3, c.encoder.vocab_size, shape),
-        source_mask=mask,
-        target=target,
-        prefix=target[:, :1],
-        prefix_lengths=np.ones(2, dtype=np.int64),
-        max_new_tokens=n_target,  # the last one is never fed back
-    )
+    return {
+        "source": rng.integers(3, c.encoder.vocab_size, mask.shape),
+        "source_mask": mask,
+        "target": target,
+        "prefix": target[:, :1],
+        "prefix_lengths": np.ones(2, dtype=np.int64),
+        "max_new_tokens": n_target,  # the last one is never fed back
+    }
 
 
-def sampling(case: Case, rng: Rng) -> Case:
-    """Sampling with given uniform numbers, including 0 and the largest float32 below 1."""
+@_situation(
+    "sampled: temperature, then top-k, then top-p", "FilterOrder", "TopPCrossing", "UniformEdge"
+)
+def _sampling(case: Case, rng: Rng) -> Fields:
     uniforms = rng.random((3, N_NEW)).round(3)
-    uniforms[0, 0], uniforms[1, 1] = 0.0, 1 - 2**-24
-    return replace(
-        case,
-        flags=("FilterOrder", "TopPCrossing", "UniformEdge"),
-        comment="sampled: temperature, then top-k, then top-p",
-        uniforms=uniforms,
-        method={"name": "sample", "temperature": 1.5, "top_k": 7, "top_p": 0.75},
-    )
+    uniforms[0, 0], uniforms[1, 1] = 0.0, 1 - 2**-24  # the largest float32 below 1
+    method = {"name": "sample", "temperature": 1.5, "top_k": 7, "top_p": 0.75}
+    return {"uniforms": uniforms, "method": method}
 
 
-def ties(case: Case, rng: Rng) -> Case:
-    """Every logit occurs twice."""
-    return replace(
-        _with(case, _twins),
-        flags=("ArgmaxTie",),
-        comment="tokens 2i and 2i + 1 have equal logits; greedy",
-    )
+@_situation("tokens 2i and 2i + 1 have equal logits; greedy", "ArgmaxTie")
+def _ties(case: Case, rng: Rng) -> Fields:
+    return {"model": _with(case.model, _twins)}
 
 
-def sampled_ties(case: Case, rng: Rng) -> Case:
-    """Every logit occurs twice, and top-k cuts between two equal logits."""
-    return replace(
-        _with(case, _twins),
-        flags=("TopKTie",),
-        comment="tokens 2i and 2i + 1 have equal logits; sampled from the best 3",
-        uniforms=np.array([[0.1, 0.95, 0.5, 0.99]] * 3)[:, rng.permutation(N_NEW)],
-        method={"name": "sample", "temperature": 2.0, "top_k": 3},
-    )
+@_situation("tokens 2i and 2i + 1 have equal logits; sampled from the best 3", "TopKTie")
+def _sampled_ties(case: Case, rng: Rng) -> Fields:
+    return {
+        "model": _with(case.model, _twins),
+        "uniforms": np.array([[0.1, 0.95, 0.5, 0.99]] * 3)[:, rng.permutation(N_NEW)],
+        "method": {"name": "sample", "temperature": 2.0, "top_k": 3},
+    }
 
 
-def beams(case: Case, rng: Rng) -> Case:
-    """Beam search in which beams are reordered, and hypotheses have several lengths."""
-    first = outputs_of(case)["tokens"]
-    return replace(
-        case,
-        flags=("BeamReorder", "LengthPenalty"),
-        comment="beam search; hypotheses of several lengths compete",
-        eos_ids=(int(first[1, 2]),),
-        max_new_tokens=5,
-        method={
-            "name": "beam_search",
-            "beams": 3,
-            "n_best": 3,
-            "length_penalty": 0.7,
-            "early_stopping": False,
-        },
-    )
+@_situation("beam search; hypotheses of several lengths compete", "BeamReorder", "LengthPenalty")
+def _beams(case: Case, rng: Rng) -> Fields:
+    search = {"beams": 3, "n_best": 3, "length_penalty": 0.7, "early_stopping": False}
+    return {
+        "eos_ids": (int(outputs_of(case)["tokens"][1, 2]),),
+        "max_new_tokens": 5,
+        "method": {"name": "beam_search", **search},
+    }
 
 
-def overflow(case: Case, rng: Rng) -> Case:
-    """Scores of around a thousand, whose exponentials overflow."""
-
+@_situation("attention scores of around a thousand", "SoftmaxOverflow")
+def _overflow(case: Case, rng: Rng) -> Fields:
     def enlarge(config: ModelConfig, name: str, x: Array) -> Array:
         place, _, kind = name.rpartition(".")
         has_norm = config.decoder.self_attention.qk_norm is not None
         great = place.endswith("q_norm") if has_norm else kind in ("w_q", "b_q")
         return x * 1024 if great else x
 
-    return replace(
-        _with(case, enlarge),
-        flags=("SoftmaxOverflow",),
-        comment="attention scores of around a thousand",
-    )
+    return {"model": _with(case.model, enlarge)}
 
 
-def small(case: Case, rng: Rng) -> Case:
-    """Embeddings so small that the eps of the norms matters."""
-
+@_situation("embeddings so small that the norms' eps decides", "NormEps")
+def _small(case: Case, rng: Rng) -> Fields:
     def shrink(config: ModelConfig, name: str, x: Array) -> Array:
         return x / 256 if name.endswith((".embedding", ".positions")) else x
 
-    return replace(
-        _with(case, shrink),
-        flags=("NormEps",),
-        comment="embeddings so small that the norms' eps decides",
-    )
+    return {"model": _with(case.model, shrink)}
 
 
-def _with(case: Case, change: Callable[[ModelConfig, str, Array], Array]) -> Case:
-    """The case with each parameter replaced by ``change(config, name, array)``."""
-    config, arrays = case.model.config, dict(named_arrays(case.model.params))
+def _with(model: Model, change: Callable[[ModelConfig, str, Array], Array]) -> Model:
+    """The model with each parameter replaced by ``change(config, name, array)``."""
+    config, arrays = model.config, dict(named_arrays(model.params))
     params = build_params(config, lambda name, shape: change(config, name, arrays[name]))
-    return replace(case, model=replace(case.model, params=params))
+    return replace(model, params=params)
 
 
 def _twins(config: ModelConfig, name: str, x: Array) -> Array:
@@ -232,29 +198,9 @@ def _twins(config: ModelConfig, name: str, x: Array) -> Array:
     return x[twin] if name == "logits_bias" else x
 
 
-SITUATIONS: dict[str, Callable[[Case, Rng], Case]] = {
-    "ordinary": lambda case, rng: case,
-    "left_padding": left_padding,
-    "scattered": scattered,
-    "empty_source": empty_source,
-    "prefixes": prefixes,
-    "ending": ending,
-    "table_end": table_end,
-    "sampling": sampling,
-    "ties": ties,
-    "sampled_ties": sampled_ties,
-    "beams": beams,
-    "overflow": overflow,
-    "small": small,
-}
-
-
 def situations_of(config: ModelConfig) -> list[str]:
     """The names of the situations that apply to a model with this config."""
-    missing = set()
-    if config.decoder.max_length is None:
-        missing.add("table_end")
-    before = config.encoder.embedding_norm == "none" and "before" in config.encoder.norm_positions
-    if not before:
-        missing.add("small")  # the input of the first norm contains larger terms
-    return [name for name in SITUATIONS if name not in missing]
+    # In other models the input of the first norm contains larger terms than the embeddings.
+    small = config.encoder.embedding_norm == "none" and "before" in config.encoder.norm_positions
+    apply = {"table_end": config.decoder.max_length is not None, "small": small}
+    return [name for name in SITUATIONS if apply.get(name, True)]
