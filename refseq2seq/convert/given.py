@@ -5,7 +5,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,37 @@ from .table import UnsupportedFeature
 _OF_ADAPTERS = re.compile(
     r"(?:^|\.)(?:lora_\w+|base_layer|base_model\.model|modules_to_save)(?:\.|$)"
 )
+
+
+def arrays_and_options(
+    given: Any,
+    options: Any,
+    what: str,
+    packages: str,
+    read_module: Callable[[Any], tuple[dict[str, np.ndarray], Mapping[str, Any]]],
+) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+    """The arrays and options of a mapping of arrays with options, or of a live module without.
+
+    ``what`` describes the options; ``read_module`` reads a module and needs ``packages``.
+    """
+    if isinstance(given, Mapping):
+        if not isinstance(options, Mapping):
+            raise TypeError(
+                f"arrays need options: a mapping with the {what}, got {type(options).__name__}"
+            )
+        return numpy_arrays(given), options
+    if options is not None:
+        raise TypeError(
+            f"options are for a mapping of arrays, got them with {type(given).__name__}: "
+            "leave them out, since a module has its own"
+        )
+    try:
+        return read_module(given)
+    except ImportError as error:
+        raise ImportError(
+            f"{type(given).__qualname__} is not a mapping of arrays, and converting a live "
+            f"module needs {packages}: pip install 'refseq2seq[peers]' ({error})"
+        ) from error
 
 
 def numpy_arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -109,11 +140,3 @@ def wrong_module(argument: str, kinds: str, given: Any) -> TypeError:
     is_path = isinstance(given, str | bytes | os.PathLike)
     found = f"the path {given!r}: load the file first" if is_path else type(given).__qualname__
     return TypeError(f"{argument} must be {kinds}, or a mapping of names to arrays; got {found}")
-
-
-def missing_peers(module: Any, packages: str, error: ImportError) -> ImportError:
-    """The error for a live module whose converter needs packages of the extra ``peers``."""
-    return ImportError(
-        f"{type(module).__qualname__} is not a mapping of arrays, and converting a live "
-        f"module needs {packages}: pip install 'refseq2seq[peers]' ({error})"
-    )

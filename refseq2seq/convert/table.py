@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,34 @@ def token_ids(name: str, ids: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(ids, Sequence | np.ndarray):
         raise TypeError(f"{name} must be a sequence of token ids, such as (2,), got {ids!r}")
     return tuple(ids)
+
+
+def module_rows(ours: str, theirs: str, names: Mapping[str, str], **parts: Any) -> Table:
+    """The rows for PyTorch's modules: our name of a linear map or a norm -> their module.
+
+    Parameters
+    ----------
+    ours, theirs : str
+        Prefixes of all names.
+    names : mapping of str to str
+        ``a.q`` names the maps ``a.w_q`` and ``a.b_q``. A name of theirs that ends with
+        ``.weight`` is an array, which is not changed.
+    **parts
+        Replacements of ``{part}`` in names.
+    """
+    table: dict[str, tuple[str, Transform]] = {}
+    for our_name, their_name in names.items():
+        our, their = (ours + our_name).format(**parts), (theirs + their_name).format(**parts)
+        path, _, last = our.rpartition(".")
+        if their.endswith(".weight"):
+            table[our] = their, same
+        elif last in ("q", "k", "v", "o", "in", "gate", "out"):
+            table[f"{path}.w_{last}"] = f"{their}.weight", transposed
+            table[f"{path}.b_{last}"] = f"{their}.bias", same
+        else:
+            table[f"{our}.gain"] = f"{their}.weight", same
+            table[f"{our}.bias"] = f"{their}.bias", same
+    return table
 
 
 def numbered(config: ModelConfig, table: Table) -> Table:

@@ -40,7 +40,7 @@ from bad_files import npy, packed, spoiled, unpacked
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, numbered
 from refseq2seq.convert.huggingface import bart, t5
-from refseq2seq.convert.huggingface.common import SpecialTokens, table
+from refseq2seq.convert.huggingface.common import SpecialTokens
 from refseq2seq.files import FileError, safetensors
 from refseq2seq.params import param_shapes
 from refseq2seq.testing import vectors
@@ -164,7 +164,7 @@ def arrays_of(config: dict[str, Any]) -> dict[str, np.ndarray]:
     fields, draw = family.completed(config), np.random.default_rng(0)
     found = {family.SHARED: np.zeros(1), "final_logits_bias": np.zeros(1)}
     conversion = family.convert(fields, found, TOKENS)
-    rows = numbered(conversion.config, table(conversion.names))
+    rows = numbered(conversion.config, conversion.table)
     shapes = param_shapes(conversion.config)
     matrices = {ours for ours in rows if ours.rpartition(".")[2].startswith("w_")}
     arrays = {
