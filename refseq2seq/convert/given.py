@@ -51,17 +51,7 @@ def arrays_and_options(
 
 
 def numpy_arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Convert the arrays of a mapping, such as a state dict; the keys are those of `plain_name`.
-
-    Raises
-    ------
-    UnsupportedFeature
-        If a name is that of an adapter.
-    ValueError
-        If two names have the same `plain_name`.
-    TypeError, ValueError
-        As from `numpy_array`.
-    """
+    """Convert the arrays of a mapping, such as a state dict; the keys are those of `plain_name`."""
     if name := next(filter(_OF_ADAPTERS.search, given), None):
         raise adapters(name)
     names = {plain_name(name): name for name in given}
@@ -75,13 +65,6 @@ def numpy_array(name: str, x: Any) -> np.ndarray:
 
     A floating-point dtype that NumPy lacks, such as bfloat16, becomes float32, which represents
     its numbers exactly.
-
-    Raises
-    ------
-    TypeError
-        If it is not an array.
-    ValueError
-        If it is a tensor on the meta device, which has no data.
     """
     if not hasattr(x, "dtype"):
         is_mapping = isinstance(x, Mapping)
@@ -115,10 +98,7 @@ def plain_name(name: str) -> str:
 def plain_module(module: Any) -> Any:
     """The module that was passed to ``torch.compile``; any other module is returned unchanged.
 
-    Raises
-    ------
-    UnsupportedFeature
-        If it is a module of peft, which wraps another module and adds adapters.
+    A module of peft, which wraps another module and adds adapters, raises an error.
     """
     inner = getattr(module, "_orig_mod", module)
     for part in (module, inner):

@@ -36,7 +36,7 @@ from .table import (
     module_rows,
     numbered,
     same,
-    token_ids,
+    special_tokens,
     transposed,
 )
 
@@ -173,13 +173,7 @@ def from_pytorch(
         tied_logits=np.array_equal(around["unembedding"], target),
         logits_scale=1.0,
         logits_bias="unembedding.bias" in around,
-        decoder_start_id=decoder_start_id,
-        eos_ids=token_ids("eos_ids", eos_ids),
-        pad_id=pad_id,
-        forced_bos_id=None,
-        forced_eos_id=None,
-        suppressed_ids=(),
-        begin_suppressed_ids=(),
+        **special_tokens(decoder_start_id, eos_ids, pad_id),
     )
     table = numbered(config, _table("before" if options["norm_first"] else "after"))
     return Model(config=config, params=convert_params(config, table, layers | around, around))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -31,25 +31,39 @@ def transposed(x: Array) -> Array:
     return x.T
 
 
-def token_ids(name: str, ids: Sequence[int]) -> tuple[int, ...]:
-    """The ids as a tuple. A single integer raises an error."""
-    if not isinstance(ids, Sequence | np.ndarray):
-        raise TypeError(f"{name} must be a sequence of token ids, such as (2,), got {ids!r}")
-    return tuple(ids)
+class SpecialTokens(TypedDict):
+    """The fields of `ModelConfig` with tokens."""
+
+    decoder_start_id: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    forced_bos_id: int | None
+    forced_eos_id: int | None
+    suppressed_ids: tuple[int, ...]
+    begin_suppressed_ids: tuple[int, ...]
+
+
+def special_tokens(decoder_start_id: int, eos_ids: Sequence[int], pad_id: int) -> SpecialTokens:
+    """The tokens of a library that forces and suppresses none."""
+    if not isinstance(eos_ids, Sequence | np.ndarray):
+        raise TypeError(f"eos_ids must be a sequence of token ids, such as (2,), got {eos_ids!r}")
+    return {
+        "decoder_start_id": decoder_start_id,
+        "eos_ids": tuple(eos_ids),
+        "pad_id": pad_id,
+        "forced_bos_id": None,
+        "forced_eos_id": None,
+        "suppressed_ids": (),
+        "begin_suppressed_ids": (),
+    }
 
 
 def module_rows(ours: str, theirs: str, names: Mapping[str, str], **parts: Any) -> Table:
-    """The rows for PyTorch's modules: our name of a linear map or a norm -> their module.
+    """The rows for PyTorch's modules; ``names`` has our name of each -> theirs.
 
-    Parameters
-    ----------
-    ours, theirs : str
-        Prefixes of all names.
-    names : mapping of str to str
-        ``a.q`` names the maps ``a.w_q`` and ``a.b_q``. A name of theirs that ends with
-        ``.weight`` is an array, which is not changed.
-    **parts
-        Replacements of ``{part}`` in names.
+    Our name of a linear map is ``a.q`` for ``a.w_q`` and ``a.b_q``; any other is a norm. If their
+    name ends with ``.weight``, it is an array, which is not changed. ``ours`` and ``theirs`` are
+    prefixes, and ``parts`` the values of each ``{part}`` in the names.
     """
     table: dict[str, tuple[str, Transform]] = {}
     for our_name, their_name in names.items():

@@ -40,7 +40,7 @@ from bad_files import npy, packed, spoiled, unpacked
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, numbered
 from refseq2seq.convert.huggingface import bart, t5
-from refseq2seq.convert.huggingface.common import SpecialTokens
+from refseq2seq.convert.table import special_tokens
 from refseq2seq.files import FileError, safetensors
 from refseq2seq.params import param_shapes
 from refseq2seq.testing import vectors
@@ -138,10 +138,7 @@ CONFIGS = {
     "Marian": BART | {"model_type": "marian", "static_position_embeddings": True},
     "M2M100": BART | {"model_type": "m2m_100", "scale_embedding": True},
 }
-TOKENS = SpecialTokens(
-    decoder_start_id=2, eos_ids=(2,), pad_id=1, forced_bos_id=None, forced_eos_id=None,
-    suppressed_ids=(), begin_suppressed_ids=(),
-)  # fmt: skip
+TOKENS = special_tokens(decoder_start_id=2, eos_ids=(2,), pad_id=1)
 GENERATION = IDS | {"forced_eos_token_id": 2, "suppress_tokens": [5], "bad_words_ids": [[3], [4]]}
 WORDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "cat": 5}
 TOKENIZER = {

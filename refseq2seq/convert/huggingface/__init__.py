@@ -19,9 +19,9 @@ from ...files.reading import FileError, file_errors, read_json
 from ...model import Model
 from ...params import MIN_LAYER
 from ..given import numpy_arrays, plain_module, wrong_module
-from ..table import UnsupportedFeature, convert_params, numbered
+from ..table import SpecialTokens, UnsupportedFeature, convert_params, numbered
 from . import bart, t5
-from .common import Arrays, Fields, SpecialTokens
+from .common import Arrays, Fields
 from .files import CONFIG, GENERATION_CONFIG, check_directory, read_arrays
 from .tokenizer import Vocabularies, read_tokenizers
 

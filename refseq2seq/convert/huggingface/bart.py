@@ -21,8 +21,8 @@ from ...config import (
 )
 from ...positions import sinusoids
 from ...presets import plain_attention
-from ..table import UnsupportedFeature, module_rows
-from .common import Arrays, Conversion, Fields, SpecialTokens, activation, token_tables
+from ..table import SpecialTokens, UnsupportedFeature, module_rows
+from .common import Arrays, Conversion, Fields, activation, token_tables
 
 EmbeddingNorm = Literal["none", "before_positions", "after_positions"]
 

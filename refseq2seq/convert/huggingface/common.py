@@ -86,18 +86,6 @@ class Fields(dict[str, Any]):
         return self[name] if name in self else default  # noqa: SIM401 - that would call itself
 
 
-class SpecialTokens(TypedDict):
-    """The fields of `ModelConfig` that come from the generation settings."""
-
-    decoder_start_id: int
-    eos_ids: tuple[int, ...]
-    pad_id: int
-    forced_bos_id: int | None
-    forced_eos_id: int | None
-    suppressed_ids: tuple[int, ...]
-    begin_suppressed_ids: tuple[int, ...]
-
-
 ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "relu2": "relu_squared",

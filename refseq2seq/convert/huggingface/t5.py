@@ -16,8 +16,8 @@ from ...config import (
     StackConfig,
 )
 from ...presets import plain_attention
-from ..table import UnsupportedFeature, module_rows
-from .common import Arrays, Conversion, Fields, SpecialTokens, activation, token_tables
+from ..table import SpecialTokens, UnsupportedFeature, module_rows
+from .common import Arrays, Conversion, Fields, activation, token_tables
 
 # Defaults of the config classes for fields that older files omit.
 DEFAULTS: dict[str, dict[str, Any]] = {

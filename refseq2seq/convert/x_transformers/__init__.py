@@ -16,7 +16,7 @@ from ...config import ModelConfig
 from ...model import Model
 from ...text import Vocabulary
 from ..given import arrays_and_options
-from ..table import convert_params, token_ids, transposed
+from ..table import convert_params, special_tokens, transposed
 from .arrays import read_otherwise, stack_table
 from .config import logits_scale, stack_config
 from .options import SHARED, Side
@@ -85,13 +85,9 @@ def from_x_transformers(
         tied_logits=decoder["tie_embedding"],
         logits_scale=logits_scale(decoder),
         logits_bias=False,
-        decoder_start_id=decoder_start_id,
-        eos_ids=token_ids("eos_ids", eos_ids),
-        pad_id=shared["pad_value"] if pad_id is None else pad_id,
-        forced_bos_id=None,
-        forced_eos_id=None,
-        suppressed_ids=(),
-        begin_suppressed_ids=(),
+        **special_tokens(
+            decoder_start_id, eos_ids, shared["pad_value"] if pad_id is None else pad_id
+        ),
     )
     table = {
         **stack_table(encoder, arrays),

@@ -39,18 +39,9 @@ WITHOUT_EFFECT = {
 
 
 def read_module(module: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and options, with the names that an XTransformer gives them.
+    """The arrays and options of a module that `from_x_transformers` accepts.
 
-    Parameters
-    ----------
-    module : XTransformer, or pair (encoder, decoder) of TransformerWrapper
-        The decoder may be in an AutoregressiveWrapper. Each module and submodule may come
-        from ``torch.compile``.
-
-    Raises
-    ------
-    UnsupportedFeature
-        If a part of the module is not implemented. The message names it.
+    They have the names that an XTransformer gives them.
     """
     encoder, decoder = _pair(plain_module(module))
     options: dict[str, Any] = {}
