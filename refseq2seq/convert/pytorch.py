@@ -250,7 +250,10 @@ def _read_module(transformer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any
     if not isinstance(transformer, torch.nn.Transformer):
         raise wrong_module("transformer", "an nn.Transformer", transformer)
     arrays = numpy_arrays(transformer.state_dict())
-    _check_parts(transformer)
+    for name, part in transformer.named_modules():
+        kind = type(plain_module(part))
+        if not kind.__module__.startswith("torch.nn.modules.") or kind.__name__ not in PARTS:
+            raise UnsupportedFeature(f"transformer.{plain_name(name)} is a {kind.__qualname__}")
     encoder, decoder = transformer.encoder, transformer.decoder
     layers = [*encoder.layers, *decoder.layers]
     attentions = [layer.self_attn for layer in layers]
@@ -273,14 +276,6 @@ def _read_module(transformer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any
         "bias": _only("bias", [layer.linear1.bias is not None for layer in layers]),
     }
     return arrays, options
-
-
-def _check_parts(transformer: Any) -> None:
-    """Raise unless all modules are of the classes in `PARTS`; torch.compile may wrap them."""
-    for name, part in transformer.named_modules():
-        kind = type(plain_module(part))
-        if not kind.__module__.startswith("torch.nn.modules.") or kind.__name__ not in PARTS:
-            raise UnsupportedFeature(f"transformer.{plain_name(name)} is a {kind.__qualname__}")
 
 
 def _only(option: str, values: Iterable[Any]) -> Any:

@@ -121,7 +121,9 @@ def convert_params(
     def array(ours: str, shape: tuple[int, ...]) -> Array:
         theirs, transform = table[ours]
         if theirs not in arrays:
-            raise ValueError(_missing(ours, theirs, arrays))
+            longer = next((name for name in arrays if name.endswith(f".{theirs}")), None)
+            cure = f"; it may be {longer}: remove the prefix from all names" if longer else ""
+            raise ValueError(f"there is no array {theirs}, from which {ours} is made{cure}")
         stored = np.asarray(arrays[theirs])
         if stored.dtype.name not in ("float16", "float32", "float64"):
             raise ValueError(f"{theirs} must be float16, float32 or float64, got {stored.dtype}")
@@ -141,10 +143,3 @@ def convert_params(
         by_dtype = {dtype: name for name, dtype in used.items()}
         raise ValueError(f"the arrays must have one dtype, got {by_dtype}")
     return params
-
-
-def _missing(ours: str, theirs: str, arrays: Collection[str]) -> str:
-    """The message for an array that is missing, or present only under a longer name."""
-    found = next((name for name in arrays if name.endswith(f".{theirs}")), None)
-    prefixed = f"; it may be {found}: remove the prefix from all names" if found else ""
-    return f"there is no array {theirs}, from which {ours} is made{prefixed}"

@@ -225,7 +225,9 @@ def _traits(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, part in module.named_modules(remove_duplicate=False):
         at = plain_name(f"{path}.") if path else ""
         if hasattr(part, "_orig_mod"):
-            yield from _hooks_of_compiled(at, part)
+            for name, value in vars(part).items():  # otherwise it computes what the original does
+                if name.endswith("_hooks") and value:
+                    yield f"{at}compiled.{name}", _text(value)
         elif type(part) is not nn.Dropout:
             yield from _traits_of(at, part)
 
@@ -244,13 +246,6 @@ def _traits_of(at: str, part: nn.Module) -> Iterator[tuple[str, Any]]:
                     yield f"{at}{buffer}", x
         elif name not in WITHOUT_EFFECT | {"_modules"} and value is not None:
             yield f"{at}{name}", _text(value)
-
-
-def _hooks_of_compiled(at: str, part: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The hooks of a compiled module; apart from them it computes what the original does."""
-    for name, value in vars(part).items():
-        if name.endswith("_hooks") and value:
-            yield f"{at}compiled.{name}", _text(value)
 
 
 def _text(value: Any) -> str:
