@@ -26,14 +26,9 @@ class Config:
     TYPE: ClassVar[str] = ""
     """The ``type`` in JSON, which distinguishes the members of a union."""
 
-    POSITIVE: ClassVar[tuple[str, ...]] = ()
-    """The fields that must be at least 1."""
-
     def __post_init__(self) -> None:
         for name, annotation in _annotations(type(self)).items():
             check_type(f"{type(self).__name__}.{name}", annotation, getattr(self, name))
-        for name in self.POSITIVE:
-            self._require(getattr(self, name) >= 1, name, "must be at least 1")
         self._check()
 
     def _check(self) -> None:
@@ -43,6 +38,10 @@ class Config:
         if not holds:
             where = f"{type(self).__name__}.{name}"
             raise ValueError(f"{where} {rule}, got {getattr(self, name)}")
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            self._require(getattr(self, name) >= 1, name, "must be at least 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of JSON's types; the members of a union have a key ``type``."""
@@ -86,7 +85,6 @@ class AttentionConfig(Config):
     output by sigmoid(x W_gate + b_gate), one gate per value or per head.
     """
 
-    POSITIVE: ClassVar = ("n_heads", "n_kv_heads", "d_k", "d_v")
     n_heads: int
     n_kv_heads: int
     kv_head_order: Literal["grouped", "tiled"]
@@ -100,6 +98,7 @@ class AttentionConfig(Config):
     head_scale: bool
 
     def _check(self) -> None:
+        self._require_positive("n_heads", "n_kv_heads", "d_k", "d_v")
         divides = self.n_heads % self.n_kv_heads == 0
         self._require(divides, "n_kv_heads", f"must divide n_heads = {self.n_heads}")
 
@@ -112,7 +111,6 @@ class FeedForwardConfig(Config):
     ``hidden_norm`` is applied to the factor of W_out.
     """
 
-    POSITIVE: ClassVar = ("d_ff",)
     d_ff: int
     activation: Activation
     gated: bool
@@ -120,6 +118,7 @@ class FeedForwardConfig(Config):
     hidden_norm: NormConfig | None
 
     def _check(self) -> None:
+        self._require_positive("d_ff")
         if "gate" in self.biases and not self.gated:
             raise ValueError("FeedForwardConfig.biases names 'gate', but gated is False")
 
@@ -208,7 +207,6 @@ class StackConfig(Config):
     removed from the output.
     """
 
-    POSITIVE: ClassVar = ("vocab_size", "d_model", "n_layers")
     vocab_size: int
     d_model: int
     n_layers: int
@@ -225,6 +223,7 @@ class StackConfig(Config):
     feed_forward: FeedForwardConfig
 
     def _check(self) -> None:
+        self._require_positive("vocab_size", "d_model", "n_layers")
         relative, attention = self.relative_positions, self.self_attention
         if isinstance(relative, AlibiPositions) and len(relative.slopes) != attention.n_heads:
             raise ValueError(
