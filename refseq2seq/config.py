@@ -29,6 +29,19 @@ class Config:
     def __post_init__(self) -> None:
         for name, annotation in _annotations(type(self)).items():
             check_type(f"{type(self).__name__}.{name}", annotation, getattr(self, name))
+        self._check()
+
+    def _check(self) -> None:
+        """Raise unless the fields, which have their types, are consistent."""
+
+    def _require(self, holds: bool, name: str, rule: str) -> None:
+        if not holds:
+            where = f"{type(self).__name__}.{name}"
+            raise ValueError(f"{where} {rule}, got {getattr(self, name)}")
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            self._require(getattr(self, name) >= 1, name, "must be at least 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of JSON's types; the members of a union have a key ``type``."""
@@ -56,10 +69,8 @@ class NormConfig(Config):
     gain: Literal["vector", "scalar", "none"]
     bias: bool
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.eps < 0:
-            raise ValueError(f"NormConfig.eps must not be negative, got {self.eps}")
+    def _check(self) -> None:
+        self._require(self.eps >= 0, "eps", "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +97,10 @@ class AttentionConfig(Config):
     gate: Literal["none", "per_value", "per_head"]
     head_scale: bool
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_positive(self, "n_heads", "n_kv_heads", "d_k", "d_v")
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"AttentionConfig.n_kv_heads must divide n_heads = {self.n_heads}, "
-                f"got {self.n_kv_heads}"
-            )
+    def _check(self) -> None:
+        self._require_positive("n_heads", "n_kv_heads", "d_k", "d_v")
+        divides = self.n_heads % self.n_kv_heads == 0
+        self._require(divides, "n_kv_heads", f"must divide n_heads = {self.n_heads}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +117,8 @@ class FeedForwardConfig(Config):
     biases: tuple[Literal["in", "gate", "out"], ...]
     hidden_norm: NormConfig | None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_positive(self, "d_ff")
+    def _check(self) -> None:
+        self._require_positive("d_ff")
         if "gate" in self.biases and not self.gated:
             raise ValueError("FeedForwardConfig.biases names 'gate', but gated is False")
 
@@ -126,13 +132,9 @@ class LearnedPositions(Config):
     offset: int
     scale: float
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.n_positions <= self.offset:
-            raise ValueError(
-                f"LearnedPositions.n_positions must be more than offset = {self.offset}, "
-                f"got {self.n_positions}"
-            )
+    def _check(self) -> None:
+        fits = self.n_positions > self.offset
+        self._require(fits, "n_positions", f"must be more than offset = {self.offset}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,10 +156,8 @@ class RotaryPositions(Config):
     base: float
     pairing: Literal["interleaved", "halves"]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.base <= 0:
-            raise ValueError(f"RotaryPositions.base must be more than 0, got {self.base}")
+    def _check(self) -> None:
+        self._require(self.base > 0, "base", "must be more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,19 +182,15 @@ class BucketedPositions(Config):
     per_layer: bool
     scale: float
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         one_way = self.n_buckets // 2 if self.bidirectional else self.n_buckets
         if one_way < 2:
             raise ValueError(
                 "BucketedPositions.n_buckets must be at least 2 for each direction, "
                 f"got {self.n_buckets} with bidirectional = {self.bidirectional}"
             )
-        if self.max_distance <= one_way // 2:
-            raise ValueError(
-                f"BucketedPositions.max_distance must be more than {one_way // 2}, up to which "
-                f"each distance has its own bucket, got {self.max_distance}"
-            )
+        rule = f"must be more than {one_way // 2}, up to which each distance has its own bucket"
+        self._require(self.max_distance > one_way // 2, "max_distance", rule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +222,8 @@ class StackConfig(Config):
     cross_attention: AttentionConfig | None
     feed_forward: FeedForwardConfig
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_positive(self, "vocab_size", "d_model", "n_layers")
+    def _check(self) -> None:
+        self._require_positive("vocab_size", "d_model", "n_layers")
         relative, attention = self.relative_positions, self.self_attention
         if isinstance(relative, AlibiPositions) and len(relative.slopes) != attention.n_heads:
             raise ValueError(
@@ -277,8 +272,7 @@ class ModelConfig(Config):
     suppressed_ids: tuple[int, ...]
     begin_suppressed_ids: tuple[int, ...]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         if self.encoder.cross_attention is not None:
             raise ValueError("ModelConfig.encoder.cross_attention must be None")
         if self.decoder.cross_attention is None:
@@ -287,16 +281,12 @@ class ModelConfig(Config):
             raise ValueError(
                 "ModelConfig.decoder.n_register_tokens must be 0: only an encoder has them"
             )
-        for name, ids in (
-            ("decoder_start_id", (self.decoder_start_id,)),
-            ("eos_ids", self.eos_ids),
-            ("pad_id", (self.pad_id,)),
-            ("forced_bos_id", (self.forced_bos_id,)),
-            ("forced_eos_id", (self.forced_eos_id,)),
-            ("suppressed_ids", self.suppressed_ids),
-            ("begin_suppressed_ids", self.begin_suppressed_ids),
-        ):
-            for token in ids:
+        for name in (
+            "decoder_start_id", "eos_ids", "pad_id", "forced_bos_id", "forced_eos_id",
+            "suppressed_ids", "begin_suppressed_ids",
+        ):  # fmt: skip
+            ids = getattr(self, name)
+            for token in ids if isinstance(ids, tuple) else (ids,):
                 if token is not None and not 0 <= token < self.decoder.vocab_size:
                     raise ValueError(
                         f"ModelConfig.{name} must be in the decoder's vocabulary, "
@@ -314,13 +304,6 @@ class ModelConfig(Config):
 def _annotations(config: type) -> dict[str, Any]:
     hints = typing.get_type_hints(config)
     return {field.name: hints[field.name] for field in dataclasses.fields(config)}
-
-
-def _check_positive(config: Config, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            where = f"{type(config).__name__}.{name}"
-            raise ValueError(f"{where} must be at least 1, got {getattr(config, name)}")
 
 
 def check_type(where: str, annotation: Any, value: Any) -> None:

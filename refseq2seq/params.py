@@ -120,22 +120,34 @@ def build_params(config: ModelConfig, array: ArrayMaker) -> Params:
 
     A tied table is requested once, under the name ``decoder.embedding``.
     """
-    decoder = _stack(config.decoder, config.encoder.d_model, _under("decoder", array))
+    shapes, tied = _shapes(config), {}
+    decoder = _filled("decoder", shapes.decoder, array)
     if config.tied_logits:
         decoder = replace(decoder, embedding=_by_columns(decoder.embedding))
-    shared = decoder.embedding if config.tied_embeddings else None
-    encoder = _stack(config.encoder, 0, _under("encoder", array), embedding=shared)
-    d_model, vocab_size = config.decoder.d_model, config.decoder.vocab_size
+        tied["unembedding"] = decoder.embedding.T
+    if config.tied_embeddings:
+        tied["encoder.embedding"] = decoder.embedding
+
+    def array_or_tied(name: str, shape: tuple[int, ...]) -> Array:
+        return tied[name] if name in tied else array(name, shape)
+
     return Params(
-        encoder=encoder,
+        encoder=_filled("encoder", shapes.encoder, array_or_tied),
         decoder=decoder,
-        unembedding=(
-            decoder.embedding.T
-            if config.tied_logits
-            else array("unembedding", (d_model, vocab_size))
-        ),
-        logits_bias=array("logits_bias", (vocab_size,)) if config.logits_bias else None,
+        unembedding=_filled("unembedding", shapes.unembedding, array_or_tied),
+        logits_bias=_filled("logits_bias", shapes.logits_bias, array),
     )
+
+
+def _filled(name: str, part: Any, array: ArrayMaker) -> Any:
+    """A part of the tree of `_shapes` with the arrays that ``array`` returns."""
+    if is_dataclass(part):
+        names = [field.name for field in fields(part)]
+        members = {n: _filled(f"{name}.{n}", getattr(part, n), array) for n in names}
+        return replace(part, **members)  # type: ignore[type-var]
+    if isinstance(part, tuple):
+        return tuple(_filled(f"{name}.{i}", member, array) for i, member in enumerate(part))
+    return None if part is None else array(name, part.shape)
 
 
 def _by_columns(table: Array) -> Array:
@@ -147,131 +159,95 @@ def _by_columns(table: Array) -> Array:
     return table.copy(order="F") if in_rows else table
 
 
-def _stack(
-    c: StackConfig, d_memory: int, array: ArrayMaker, embedding: Array | None = None
-) -> StackParams:
-    if embedding is None:
-        embedding = array("embedding", (c.vocab_size, c.d_model))
-    n_tables, buckets = 0, (0, 0)
+def _shapes(config: ModelConfig) -> Params:
+    """The tree of the parameters of ``config``; its arrays have a shape but no memory."""
+    d_model, vocab_size = config.decoder.d_model, config.decoder.vocab_size
+    return Params(
+        encoder=_stack(config.encoder, d_memory=0),
+        decoder=_stack(config.decoder, d_memory=config.encoder.d_model),
+        unembedding=_shape(d_model, vocab_size),
+        logits_bias=_shape(vocab_size, where=config.logits_bias),
+    )
+
+
+def _shape(*shape: int, where: bool = True) -> Array | None:
+    """An array without memory, or None where the configuration has no such parameter."""
+    return np.broadcast_to(np.float64(0), shape) if where else None
+
+
+def _stack(c: StackConfig, d_memory: int) -> StackParams:
+    norm, n_positions, tables = _norm(c.norm, c.d_model), 0, []
+    if isinstance(c.positions, LearnedPositions):
+        n_positions = c.positions.n_positions
     if isinstance(c.relative_positions, BucketedPositions):
-        n_tables = c.n_layers if c.relative_positions.per_layer else 1
-        buckets = (c.relative_positions.n_buckets, c.self_attention.n_heads)
+        table = _shape(c.relative_positions.n_buckets, c.self_attention.n_heads)
+        tables = [table] * (c.n_layers if c.relative_positions.per_layer else 1)
     return StackParams(
-        embedding=embedding,
-        embedding_norm=(
-            _norm(c.norm, (c.d_model,), _under("embedding_norm", array))
-            if c.embedding_norm != "none"
-            else None
-        ),
-        positions=(
-            array("positions", (c.positions.n_positions, c.d_model))
-            if isinstance(c.positions, LearnedPositions)
-            else None
-        ),
-        relative_bias=tuple(array(f"relative_bias.{i}", buckets) for i in range(n_tables)),
-        register_tokens=(
-            array("register_tokens", (c.n_register_tokens, c.d_model))
-            if c.n_register_tokens
-            else None
-        ),
-        layers=tuple(_layer(c, d_memory, _under(f"layers.{i}", array)) for i in range(c.n_layers)),
-        final_norm=(
-            _norm(c.norm, (c.d_model,), _under("final_norm", array)) if c.final_norm else None
-        ),
+        embedding=_shape(c.vocab_size, c.d_model),
+        embedding_norm=norm if c.embedding_norm != "none" else None,
+        positions=_shape(n_positions, c.d_model, where=n_positions > 0),
+        relative_bias=tuple(tables),
+        register_tokens=_shape(c.n_register_tokens, c.d_model, where=c.n_register_tokens > 0),
+        layers=(_layer(c, d_memory),) * c.n_layers,
+        final_norm=norm if c.final_norm else None,
     )
 
 
-def _layer(c: StackConfig, d_memory: int, array: ArrayMaker) -> LayerParams:
-    def attention(name: str, config: AttentionConfig, d_memory: int) -> AttentionParams:
-        return _attention(config, c.d_model, d_memory, _under(name, array))
-
-    def norms(name: str) -> SublayerNorms:
-        return SublayerNorms(
-            **{
-                place: _norm(c.norm, (c.d_model,), _under(f"{name}.{place}", array))
-                if place in c.norm_positions
-                else None
-                for place in ("before", "branch", "after")
-            }
-        )
-
-    cross, no_norms = c.cross_attention, SublayerNorms(before=None, branch=None, after=None)
+def _layer(c: StackConfig, d_memory: int) -> LayerParams:
+    norm, cross = _norm(c.norm, c.d_model), c.cross_attention
+    none = SublayerNorms(before=None, branch=None, after=None)
+    chosen: dict[str, NormParams | None] = dict.fromkeys(c.norm_positions, norm)
+    norms = replace(none, **chosen)
     return LayerParams(
-        self_attention=attention("self_attention", c.self_attention, c.d_model),
-        self_norms=norms("self_norms"),
-        cross_attention=attention("cross_attention", cross, d_memory) if cross else None,
-        cross_norms=norms("cross_norms") if cross else no_norms,
-        feed_forward=_feed_forward(c.feed_forward, c.d_model, _under("feed_forward", array)),
-        feed_forward_norms=norms("feed_forward_norms"),
+        self_attention=_attention(c.self_attention, c.d_model, c.d_model),
+        self_norms=norms,
+        cross_attention=_attention(cross, c.d_model, d_memory) if cross else None,
+        cross_norms=norms if cross else none,
+        feed_forward=_feed_forward(c.feed_forward, c.d_model),
+        feed_forward_norms=norms,
     )
 
 
-def _attention(
-    c: AttentionConfig, d_model: int, d_memory: int, array: ArrayMaker
-) -> AttentionParams:
+def _attention(c: AttentionConfig, d_model: int, d_memory: int) -> AttentionParams:
     n_q, n_k, n_v = c.n_heads * c.d_k, c.n_kv_heads * c.d_k, c.n_kv_heads * c.d_v
-    n_o = c.n_heads * c.d_v
+    n_o, n_learned = c.n_heads * c.d_v, c.n_learned_kv
     n_gates = {"none": 0, "per_value": n_o, "per_head": c.n_heads}[c.gate]
-
-    def bias(name: str, size: int) -> Array | None:
-        return array(f"b_{name}", (size,)) if name in c.biases else None
-
-    def qk_norm(name: str, n_heads: int) -> NormParams | None:
-        if c.qk_norm is None:
-            return None
-        return _norm(c.qk_norm, (n_heads, 1, c.d_k), _under(name, array))
-
-    def learned(name: str, d: int) -> Array | None:
-        return array(name, (c.n_kv_heads, c.n_learned_kv, d)) if c.n_learned_kv else None
-
     return AttentionParams(
-        w_q=array("w_q", (d_model, n_q)),
-        b_q=bias("q", n_q),
-        w_k=array("w_k", (d_memory, n_k)),
-        b_k=bias("k", n_k),
-        w_v=array("w_v", (d_memory, n_v)),
-        b_v=bias("v", n_v),
-        w_o=array("w_o", (n_o, d_model)),
-        b_o=bias("o", d_model),
-        q_norm=qk_norm("q_norm", c.n_heads),
-        k_norm=qk_norm("k_norm", c.n_kv_heads),
-        learned_k=learned("learned_k", c.d_k),
-        learned_v=learned("learned_v", c.d_v),
-        w_gate=array("w_gate", (d_model, n_gates)) if n_gates else None,
-        b_gate=array("b_gate", (n_gates,)) if n_gates else None,
-        head_scale=array("head_scale", (c.n_heads, 1, 1)) if c.head_scale else None,
+        w_q=_shape(d_model, n_q),
+        b_q=_shape(n_q, where="q" in c.biases),
+        w_k=_shape(d_memory, n_k),
+        b_k=_shape(n_k, where="k" in c.biases),
+        w_v=_shape(d_memory, n_v),
+        b_v=_shape(n_v, where="v" in c.biases),
+        w_o=_shape(n_o, d_model),
+        b_o=_shape(d_model, where="o" in c.biases),
+        q_norm=_norm(c.qk_norm, c.n_heads, 1, c.d_k),
+        k_norm=_norm(c.qk_norm, c.n_kv_heads, 1, c.d_k),
+        learned_k=_shape(c.n_kv_heads, n_learned, c.d_k, where=n_learned > 0),
+        learned_v=_shape(c.n_kv_heads, n_learned, c.d_v, where=n_learned > 0),
+        w_gate=_shape(d_model, n_gates, where=n_gates > 0),
+        b_gate=_shape(n_gates, where=n_gates > 0),
+        head_scale=_shape(c.n_heads, 1, 1, where=c.head_scale),
     )
 
 
-def _feed_forward(c: FeedForwardConfig, d_model: int, array: ArrayMaker) -> FeedForwardParams:
-    def bias(name: str, size: int) -> Array | None:
-        return array(f"b_{name}", (size,)) if name in c.biases else None
-
+def _feed_forward(c: FeedForwardConfig, d_model: int) -> FeedForwardParams:
     return FeedForwardParams(
-        w_in=array("w_in", (d_model, c.d_ff)),
-        b_in=bias("in", c.d_ff),
-        w_gate=array("w_gate", (d_model, c.d_ff)) if c.gated else None,
-        b_gate=bias("gate", c.d_ff),
-        hidden_norm=(
-            _norm(c.hidden_norm, (c.d_ff,), _under("hidden_norm", array))
-            if c.hidden_norm is not None
-            else None
-        ),
-        w_out=array("w_out", (c.d_ff, d_model)),
-        b_out=bias("out", d_model),
+        w_in=_shape(d_model, c.d_ff),
+        b_in=_shape(c.d_ff, where="in" in c.biases),
+        w_gate=_shape(d_model, c.d_ff, where=c.gated),
+        b_gate=_shape(c.d_ff, where="gate" in c.biases),
+        hidden_norm=_norm(c.hidden_norm, c.d_ff),
+        w_out=_shape(c.d_ff, d_model),
+        b_out=_shape(d_model, where="out" in c.biases),
     )
 
 
-def _norm(c: NormConfig, shape: tuple[int, ...], array: ArrayMaker) -> NormParams:
-    gain_shape = {"vector": shape, "scalar": (), "none": None}[c.gain]
-    return NormParams(
-        gain=None if gain_shape is None else array("gain", gain_shape),
-        bias=array("bias", shape) if c.bias else None,
-    )
-
-
-def _under(prefix: str, array: ArrayMaker) -> ArrayMaker:
-    return lambda name, shape: array(f"{prefix}.{name}", shape)
+def _norm(c: NormConfig | None, *shape: int) -> NormParams | None:
+    if c is None:
+        return None
+    gains = {"vector": _shape(*shape), "scalar": _shape(), "none": None}
+    return NormParams(gain=gains[c.gain], bias=_shape(*shape, where=c.bias))
 
 
 MIN_LAYER = 6
@@ -284,7 +260,7 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
     def note(name: str, shape: tuple[int, ...]) -> Array:
         shapes[name] = shape
-        return _shaped(name, shape)
+        return _shape(*shape)
 
     build_params(config, note)
     return shapes
@@ -300,7 +276,7 @@ def check_params(config: ModelConfig, params: Params) -> None:
     for name, x in named_arrays(params):
         if not hasattr(x, "dtype") or isinstance(x, np.ma.MaskedArray):
             raise TypeError(f"{name} must be an array without a mask, got {type(x).__name__}")
-    expected = {name: x.shape for name, x in named_arrays(build_params(config, _shaped))}
+    expected = {name: x.shape for name, x in named_arrays(_shapes(config))}
     found = {name: x.shape for name, x in named_arrays(params)}
     for name in expected | found:
         if name not in found:
@@ -333,10 +309,6 @@ def _is_same(a: Array, b: Array) -> bool:
     if not isinstance(a, np.ndarray) or a.ctypes.data == b.ctypes.data:
         return True
     return np.array_equal(a, b)
-
-
-def _shaped(name: str, shape: tuple[int, ...]) -> Array:
-    return np.broadcast_to(np.float64(0), shape)  # the shape, without allocation
 
 
 def random_params(config: ModelConfig, seed: int, dtype: str = "float32") -> Params:

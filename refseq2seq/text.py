@@ -77,8 +77,7 @@ class Vocabulary(Config):
     special: tuple[str, ...]
     replacements: tuple[tuple[str, str], ...]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         if len(set(self.symbols)) != len(self.symbols):
             raise ValueError("Vocabulary.symbols must all be different")
         if unknown := sorted(set(self.special) - set(self.symbols)):

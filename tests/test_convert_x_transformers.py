@@ -66,4 +66,4 @@ except ImportError as error:
 
 def test_eos_ids_that_are_one_id_raise():
     with pytest.raises(TypeError, match=r"eos_ids .*got 2"):
-        rs.convert.table.token_ids("eos_ids", 2)
+        rs.convert.table.special_tokens(1, 2, 0)

@@ -27,13 +27,8 @@ def add_to(commands: Any) -> None:
     )
     command.set_defaults(run=_explain)
     command.add_argument("text", metavar="TEXT", help="the source text")
-    command.add_argument(
-        "--html",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="write the page to FILE; - is standard output",
-    )
+    page = "write the page to FILE; - is standard output"
+    command.add_argument("--html", type=Path, required=True, metavar="FILE", help=page)
     add_model_options(command)
     add_choice_options(command)
 

@@ -15,7 +15,8 @@ from ..generation.loop import decode_steps, generate
 from ..model import Model, check_fits
 
 Answer = dict[str, Any]
-"""The ``input`` of a line, and its ``samples`` or the ``error`` that explains their absence."""
+"""The ``input`` of a line, and its ``samples`` with their ``text``, ``tokens`` and ``log_probs`` in
+nats, or the ``error`` that explains why there are none."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +80,10 @@ def answers(
     batch_size: int,
     advance: Callable[[int], object] = lambda n: None,
 ) -> list[Answer]:
-    """Compute the answer to each line; lines of similar length share a batch.
+    """Compute the answers, in the order of the lines; lines of similar length share a batch.
 
-    Parameters
-    ----------
-    model : Model
-        With vocabularies.
-    lines : iterable of Line
-    method : dict
-        The arguments of `beam_search` if it has ``beams``, otherwise of `generate`.
-    batch_size : int
-    advance : function of int
-        Called with the number of lines that were answered since the last call.
-
-    Returns
-    -------
-    list of dict
-        In the order of the lines: the ``input``, and ``samples`` with their ``text``, ``tokens``
-        and ``log_probs`` in nats, or the ``error`` that explains why there are none.
+    ``method`` has the arguments of `beam_search` if it has ``beams``, otherwise of `generate`.
+    ``advance`` is called with the number of lines that were answered since the last call.
     """
     found: list[Answer] = []
     to_do: list[tuple[int, list[int], Answer]] = []

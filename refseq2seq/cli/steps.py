@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from ..backend import to_numpy
-from ..generation.beam import BeamStep
+from ..generation.beam import BeamStep, Hypotheses
 from ..generation.loop import Step
 from ..model import Model
 from ..ops import softmax
@@ -32,11 +32,7 @@ def print_beam_steps(model: Model, steps: Iterable[BeamStep]) -> None:
     """Print for each step the live beams and the finished hypotheses, with sums of log-probs."""
     for step in steps:
         print(f"  step {step.index}")
-        n = step.live.lengths[0, 0]
-        for tokens, score in zip(step.live.tokens[0], step.live.scores[0], strict=True):
-            if score > -np.inf:
-                symbols = " ".join(_symbol(model, token) for token in tokens[:n])
-                print(f"    {score:8.3f}  {symbols}")
+        _print_hypotheses(model, step.live)
         c = step.candidates
         for place in np.flatnonzero(step.finishing[0]):
             print(
@@ -44,8 +40,12 @@ def print_beam_steps(model: Model, steps: Iterable[BeamStep]) -> None:
             )
         sys.stdout.flush()
     print("  pool, by normalised score")
-    pool = step.pool
-    for tokens, length, score in zip(pool.tokens[0], pool.lengths[0], pool.scores[0], strict=True):
+    _print_hypotheses(model, step.pool)
+
+
+def _print_hypotheses(model: Model, found: Hypotheses) -> None:
+    rows = zip(found.tokens[0], found.lengths[0], found.scores[0], strict=True)
+    for tokens, length, score in rows:
         if score > -np.inf:
             print(f"    {score:8.3f}  {' '.join(_symbol(model, t) for t in tokens[:length])}")
 

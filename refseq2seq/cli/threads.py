@@ -27,11 +27,6 @@ SETTERS = (  # OpenBLAS in NumPy's wheels, OpenBLAS of the system, MKL
 def use_threads(asked: int | None, model: Model) -> None:
     """Use ``asked`` threads. None means one for a narrow model, and the setting of the environment
     or the BLAS for any other model.
-
-    Raises
-    ------
-    ValueError
-        If ``asked`` is a number and the BLAS has no function that sets it.
     """
     if asked is None:
         width = max(model.config.encoder.d_model, model.config.decoder.d_model)

@@ -5,7 +5,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,39 @@ _OF_ADAPTERS = re.compile(
 )
 
 
-def numpy_arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Convert the arrays of a mapping, such as a state dict; the keys are those of `plain_name`.
+def arrays_and_options(
+    given: Any,
+    options: Any,
+    what: str,
+    packages: str,
+    read_module: Callable[[Any], tuple[dict[str, np.ndarray], Mapping[str, Any]]],
+) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+    """The arrays and options of a mapping of arrays with options, or of a live module without.
 
-    Raises
-    ------
-    UnsupportedFeature
-        If a name is that of an adapter.
-    ValueError
-        If two names have the same `plain_name`.
-    TypeError, ValueError
-        As from `numpy_array`.
+    ``what`` describes the options; ``read_module`` reads a module and needs ``packages``.
     """
+    if isinstance(given, Mapping):
+        if not isinstance(options, Mapping):
+            raise TypeError(
+                f"arrays need options: a mapping with the {what}, got {type(options).__name__}"
+            )
+        return numpy_arrays(given), options
+    if options is not None:
+        raise TypeError(
+            f"options are for a mapping of arrays, got them with {type(given).__name__}: "
+            "leave them out, since a module has its own"
+        )
+    try:
+        return read_module(given)
+    except ImportError as error:
+        raise ImportError(
+            f"{type(given).__qualname__} is not a mapping of arrays, and converting a live "
+            f"module needs {packages}: pip install 'refseq2seq[peers]' ({error})"
+        ) from error
+
+
+def numpy_arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Convert the arrays of a mapping, such as a state dict; the keys are those of `plain_name`."""
     if name := next(filter(_OF_ADAPTERS.search, given), None):
         raise adapters(name)
     names = {plain_name(name): name for name in given}
@@ -44,13 +65,6 @@ def numpy_array(name: str, x: Any) -> np.ndarray:
 
     A floating-point dtype that NumPy lacks, such as bfloat16, becomes float32, which represents
     its numbers exactly.
-
-    Raises
-    ------
-    TypeError
-        If it is not an array.
-    ValueError
-        If it is a tensor on the meta device, which has no data.
     """
     if not hasattr(x, "dtype"):
         is_mapping = isinstance(x, Mapping)
@@ -84,10 +98,7 @@ def plain_name(name: str) -> str:
 def plain_module(module: Any) -> Any:
     """The module that was passed to ``torch.compile``; any other module is returned unchanged.
 
-    Raises
-    ------
-    UnsupportedFeature
-        If it is a module of peft, which wraps another module and adds adapters.
+    A module of peft, which wraps another module and adds adapters, raises an error.
     """
     inner = getattr(module, "_orig_mod", module)
     for part in (module, inner):
@@ -109,11 +120,3 @@ def wrong_module(argument: str, kinds: str, given: Any) -> TypeError:
     is_path = isinstance(given, str | bytes | os.PathLike)
     found = f"the path {given!r}: load the file first" if is_path else type(given).__qualname__
     return TypeError(f"{argument} must be {kinds}, or a mapping of names to arrays; got {found}")
-
-
-def missing_peers(module: Any, packages: str, error: ImportError) -> ImportError:
-    """The error for a live module whose converter needs packages of the extra ``peers``."""
-    return ImportError(
-        f"{type(module).__qualname__} is not a mapping of arrays, and converting a live "
-        f"module needs {packages}: pip install 'refseq2seq[peers]' ({error})"
-    )

@@ -5,6 +5,7 @@ the unembedding, so these are arguments here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,14 +21,22 @@ from ..config import (
 )
 from ..model import Model
 from ..presets import plain_attention
-from .given import missing_peers, numpy_array, numpy_arrays, plain_module, plain_name, wrong_module
+from .given import (
+    arrays_and_options,
+    numpy_array,
+    numpy_arrays,
+    plain_module,
+    plain_name,
+    wrong_module,
+)
 from .table import (
     Table,
     UnsupportedFeature,
     convert_params,
+    module_rows,
     numbered,
     same,
-    token_ids,
+    special_tokens,
     transposed,
 )
 
@@ -58,6 +67,25 @@ PARTS = {
     "Linear",
     "LayerNorm",
     "Dropout",
+}
+
+
+# Our names of modules -> theirs. {norm} is the place of the norms, {last} the last norm's number.
+LAYERS = {
+    "layers.*.self_norms.{norm}": "layers.*.norm1",
+    "layers.*.self_attention.o": "layers.*.self_attn.out_proj",
+    "layers.*.cross_norms.{norm}": "layers.*.norm2",
+    "layers.*.cross_attention.o": "layers.*.multihead_attn.out_proj",
+    "layers.*.feed_forward_norms.{norm}": "layers.*.norm{last}",
+    "layers.*.feed_forward.in": "layers.*.linear1",
+    "layers.*.feed_forward.out": "layers.*.linear2",
+    "final_norm": "norm",
+}
+# Our attentions -> the arrays in which theirs stack the maps to queries, keys and values.
+PACKED = {
+    "encoder.layers.*.self_attention": "encoder.layers.*.self_attn.in_proj",
+    "decoder.layers.*.self_attention": "decoder.layers.*.self_attn.in_proj",
+    "decoder.layers.*.cross_attention": "decoder.layers.*.multihead_attn.in_proj",
 }
 
 
@@ -116,20 +144,9 @@ def from_pytorch(
     TypeError
         If an argument is neither a module nor arrays.
     """
-    if isinstance(transformer, Mapping):
-        if not isinstance(options, Mapping):
-            raise TypeError(
-                "arrays need options: a mapping with the arguments of nn.Transformer, got "
-                f"{type(options).__name__}"
-            )
-        layers = numpy_arrays(transformer)
-    elif options is not None:
-        raise TypeError(
-            f"options are for a mapping of arrays, got them with {type(transformer).__name__}: "
-            "leave them out, since a module has its own"
-        )
-    else:
-        layers, options = _read_module(transformer)
+    layers, options = arrays_and_options(
+        transformer, options, "arguments of nn.Transformer", "torch", _read_module
+    )
     if missing := [name for name in OPTIONS if name not in options]:
         raise ValueError(f"options must have all arguments of nn.Transformer, lacks {missing}")
     around = {
@@ -156,13 +173,7 @@ def from_pytorch(
         tied_logits=np.array_equal(around["unembedding"], target),
         logits_scale=1.0,
         logits_bias="unembedding.bias" in around,
-        decoder_start_id=decoder_start_id,
-        eos_ids=token_ids("eos_ids", eos_ids),
-        pad_id=pad_id,
-        forced_bos_id=None,
-        forced_eos_id=None,
-        suppressed_ids=(),
-        begin_suppressed_ids=(),
+        **special_tokens(decoder_start_id, eos_ids, pad_id),
     )
     table = numbered(config, _table("before" if options["norm_first"] else "after"))
     return Model(config=config, params=convert_params(config, table, layers | around, around))
@@ -209,68 +220,40 @@ def _stack(
 
 def _table(place: Literal["before", "after"]) -> Table:
     """The table from our names to theirs; ``place`` is the position of the norms."""
-    return {
+    table = {
+        **module_rows("encoder.", "encoder.", LAYERS, norm=place, last=2),
+        **module_rows("decoder.", "decoder.", LAYERS, norm=place, last=3),
         "encoder.embedding": ("source_embedding", same),
         "encoder.positions": ("source_positions", same),
-        **_attention("encoder.layers.*.self_attention", "encoder.layers.*.self_attn"),
-        **_norm(f"encoder.layers.*.self_norms.{place}", "encoder.layers.*.norm1"),
-        **_feed_forward("encoder.layers.*"),
-        **_norm(f"encoder.layers.*.feed_forward_norms.{place}", "encoder.layers.*.norm2"),
-        **_norm("encoder.final_norm", "encoder.norm"),
         "decoder.embedding": ("target_embedding", same),
         "decoder.positions": ("target_positions", same),
-        **_attention("decoder.layers.*.self_attention", "decoder.layers.*.self_attn"),
-        **_norm(f"decoder.layers.*.self_norms.{place}", "decoder.layers.*.norm1"),
-        **_attention("decoder.layers.*.cross_attention", "decoder.layers.*.multihead_attn"),
-        **_norm(f"decoder.layers.*.cross_norms.{place}", "decoder.layers.*.norm2"),
-        **_feed_forward("decoder.layers.*"),
-        **_norm(f"decoder.layers.*.feed_forward_norms.{place}", "decoder.layers.*.norm3"),
-        **_norm("decoder.final_norm", "decoder.norm"),
         "unembedding": ("unembedding", transposed),
         "logits_bias": ("unembedding.bias", same),
     }
+    for ours, theirs in PACKED.items():
+        for i, name in enumerate("qkv"):
+            table[f"{ours}.w_{name}"] = f"{theirs}_weight", partial(_third, i)
+            table[f"{ours}.b_{name}"] = f"{theirs}_bias", partial(_third, i)
+    return table
 
 
-def _attention(ours: str, theirs: str) -> Table:
-    return {
-        f"{ours}.w_q": (f"{theirs}.in_proj_weight", lambda w: np.split(w, 3)[0].T),
-        f"{ours}.b_q": (f"{theirs}.in_proj_bias", lambda b: np.split(b, 3)[0]),
-        f"{ours}.w_k": (f"{theirs}.in_proj_weight", lambda w: np.split(w, 3)[1].T),
-        f"{ours}.b_k": (f"{theirs}.in_proj_bias", lambda b: np.split(b, 3)[1]),
-        f"{ours}.w_v": (f"{theirs}.in_proj_weight", lambda w: np.split(w, 3)[2].T),
-        f"{ours}.b_v": (f"{theirs}.in_proj_bias", lambda b: np.split(b, 3)[2]),
-        f"{ours}.w_o": (f"{theirs}.out_proj.weight", transposed),
-        f"{ours}.b_o": (f"{theirs}.out_proj.bias", same),
-    }
-
-
-def _feed_forward(layer: str) -> Table:
-    return {
-        f"{layer}.feed_forward.w_in": (f"{layer}.linear1.weight", transposed),
-        f"{layer}.feed_forward.b_in": (f"{layer}.linear1.bias", same),
-        f"{layer}.feed_forward.w_out": (f"{layer}.linear2.weight", transposed),
-        f"{layer}.feed_forward.b_out": (f"{layer}.linear2.bias", same),
-    }
-
-
-def _norm(ours: str, theirs: str) -> Table:
-    return {
-        f"{ours}.gain": (f"{theirs}.weight", same),
-        f"{ours}.bias": (f"{theirs}.bias", same),
-    }
+def _third(i: int, packed: np.ndarray) -> np.ndarray:
+    """The queries' (0), keys' (1) or values' (2) part of a packed matrix or bias."""
+    return np.split(packed, 3)[i].T
 
 
 def _read_module(transformer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of an nn.Transformer, and the arguments of its constructor."""
-    try:
-        import torch
-    except ImportError as error:
-        raise missing_peers(transformer, "torch", error) from error
+    import torch
+
     transformer = plain_module(transformer)
     if not isinstance(transformer, torch.nn.Transformer):
         raise wrong_module("transformer", "an nn.Transformer", transformer)
     arrays = numpy_arrays(transformer.state_dict())
-    _check_parts(transformer)
+    for name, part in transformer.named_modules():
+        kind = type(plain_module(part))
+        if not kind.__module__.startswith("torch.nn.modules.") or kind.__name__ not in PARTS:
+            raise UnsupportedFeature(f"transformer.{plain_name(name)} is a {kind.__qualname__}")
     encoder, decoder = transformer.encoder, transformer.decoder
     layers = [*encoder.layers, *decoder.layers]
     attentions = [layer.self_attn for layer in layers]
@@ -293,14 +276,6 @@ def _read_module(transformer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any
         "bias": _only("bias", [layer.linear1.bias is not None for layer in layers]),
     }
     return arrays, options
-
-
-def _check_parts(transformer: Any) -> None:
-    """Raise unless all modules are of the classes in `PARTS`; torch.compile may wrap them."""
-    for name, part in transformer.named_modules():
-        kind = type(plain_module(part))
-        if not kind.__module__.startswith("torch.nn.modules.") or kind.__name__ not in PARTS:
-            raise UnsupportedFeature(f"transformer.{plain_name(name)} is a {kind.__qualname__}")
 
 
 def _only(option: str, values: Iterable[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -30,11 +31,53 @@ def transposed(x: Array) -> Array:
     return x.T
 
 
-def token_ids(name: str, ids: Sequence[int]) -> tuple[int, ...]:
-    """The ids as a tuple. A single integer raises an error."""
-    if not isinstance(ids, Sequence | np.ndarray):
-        raise TypeError(f"{name} must be a sequence of token ids, such as (2,), got {ids!r}")
-    return tuple(ids)
+class SpecialTokens(TypedDict):
+    """The fields of `ModelConfig` with tokens."""
+
+    decoder_start_id: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    forced_bos_id: int | None
+    forced_eos_id: int | None
+    suppressed_ids: tuple[int, ...]
+    begin_suppressed_ids: tuple[int, ...]
+
+
+def special_tokens(decoder_start_id: int, eos_ids: Sequence[int], pad_id: int) -> SpecialTokens:
+    """The tokens of a library that forces and suppresses none."""
+    if not isinstance(eos_ids, Sequence | np.ndarray):
+        raise TypeError(f"eos_ids must be a sequence of token ids, such as (2,), got {eos_ids!r}")
+    return {
+        "decoder_start_id": decoder_start_id,
+        "eos_ids": tuple(eos_ids),
+        "pad_id": pad_id,
+        "forced_bos_id": None,
+        "forced_eos_id": None,
+        "suppressed_ids": (),
+        "begin_suppressed_ids": (),
+    }
+
+
+def module_rows(ours: str, theirs: str, names: Mapping[str, str], **parts: Any) -> Table:
+    """The rows for PyTorch's modules; ``names`` has our name of each -> theirs.
+
+    Our name of a linear map is ``a.q`` for ``a.w_q`` and ``a.b_q``; any other is a norm. If their
+    name ends with ``.weight``, it is an array, which is not changed. ``ours`` and ``theirs`` are
+    prefixes, and ``parts`` the values of each ``{part}`` in the names.
+    """
+    table: dict[str, tuple[str, Transform]] = {}
+    for our_name, their_name in names.items():
+        our, their = (ours + our_name).format(**parts), (theirs + their_name).format(**parts)
+        path, _, last = our.rpartition(".")
+        if their.endswith(".weight"):
+            table[our] = their, same
+        elif last in ("q", "k", "v", "o", "in", "gate", "out"):
+            table[f"{path}.w_{last}"] = f"{their}.weight", transposed
+            table[f"{path}.b_{last}"] = f"{their}.bias", same
+        else:
+            table[f"{our}.gain"] = f"{their}.weight", same
+            table[f"{our}.bias"] = f"{their}.bias", same
+    return table
 
 
 def numbered(config: ModelConfig, table: Table) -> Table:
@@ -78,7 +121,9 @@ def convert_params(
     def array(ours: str, shape: tuple[int, ...]) -> Array:
         theirs, transform = table[ours]
         if theirs not in arrays:
-            raise ValueError(_missing(ours, theirs, arrays))
+            longer = next((name for name in arrays if name.endswith(f".{theirs}")), None)
+            cure = f"; it may be {longer}: remove the prefix from all names" if longer else ""
+            raise ValueError(f"there is no array {theirs}, from which {ours} is made{cure}")
         stored = np.asarray(arrays[theirs])
         if stored.dtype.name not in ("float16", "float32", "float64"):
             raise ValueError(f"{theirs} must be float16, float32 or float64, got {stored.dtype}")
@@ -98,10 +143,3 @@ def convert_params(
         by_dtype = {dtype: name for name, dtype in used.items()}
         raise ValueError(f"the arrays must have one dtype, got {by_dtype}")
     return params
-
-
-def _missing(ours: str, theirs: str, arrays: Collection[str]) -> str:
-    """The message for an array that is missing, or present only under a longer name."""
-    found = next((name for name in arrays if name.endswith(f".{theirs}")), None)
-    prefixed = f"; it may be {found}: remove the prefix from all names" if found else ""
-    return f"there is no array {theirs}, from which {ours} is made{prefixed}"

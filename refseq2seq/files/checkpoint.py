@@ -184,7 +184,19 @@ def _read(entries: Mapping[str, npz.Entry]) -> Model:
         raise CheckpointError(f"it has entries that its config does not have: {_list(unknown)}")
 
     def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return _numbers(entries[f"{name}.npy"].array(), name, shape, header["dtype"])
+        stored = entries[f"{name}.npy"].array()
+        if stored.shape != shape:
+            raise CheckpointError(f"{name} must have shape {shape}, got {stored.shape}")
+        if stored.dtype.str not in ("<f2", "<f4", "<f8") or not stored.flags.c_contiguous:
+            raise CheckpointError(
+                f"{name} must be little-endian float in C order, got {stored.dtype.str} with "
+                f"strides {stored.strides}"
+            )
+        with np.errstate(all="ignore"):  # an overflow is reported by name below
+            converted = stored.astype(header["dtype"])
+        if not np.isfinite(converted).all():
+            raise CheckpointError(f"{name} is not finite as {header['dtype']}")
+        return converted
 
     return Model(
         config=config,
@@ -234,22 +246,6 @@ def _vocabulary(header: dict[str, Any], side: str, c: StackConfig) -> Vocabulary
             f"its {side} vocabulary has {len(vocabulary)} symbols, its config {c.vocab_size}"
         )
     return vocabulary
-
-
-def _numbers(stored: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Convert a stored parameter to the model's dtype; raise if the format does not allow it."""
-    if stored.shape != shape:
-        raise CheckpointError(f"{name} must have shape {shape}, got {stored.shape}")
-    if stored.dtype.str not in ("<f2", "<f4", "<f8") or not stored.flags.c_contiguous:
-        raise CheckpointError(
-            f"{name} must be little-endian float in C order, got {stored.dtype.str} with strides "
-            f"{stored.strides}"
-        )
-    with np.errstate(all="ignore"):  # an overflow is reported by name below
-        array = stored.astype(dtype)
-    if not np.isfinite(array).all():
-        raise CheckpointError(f"{name} is not finite as {dtype}")
-    return array
 
 
 def _parsed(what: str, parse: Callable[[Any], T], value: Any) -> T:

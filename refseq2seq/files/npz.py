@@ -63,13 +63,7 @@ class Entry:
 
 @contextmanager
 def entries(path: str | os.PathLike[str]) -> Iterator[dict[str, Entry]]:
-    """The entries of a zip file by name; they are uncompressed, unique and do not overlap.
-
-    Raises
-    ------
-    FileError
-        If an entry breaks these rules, or the file is not a complete zip file.
-    """
+    """The entries of a zip file by name; they are uncompressed, unique and do not overlap."""
     with opened(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:

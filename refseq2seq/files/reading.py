@@ -92,14 +92,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def parse_json(content: bytes) -> dict[str, Any]:
-    """The object in JSON text.
-
-    Raises
-    ------
-    FileError
-        If it is not JSON, is nested too deeply, is not an object, or has more than
-        `MAX_JSON_VALUES` values.
-    """
+    """The object in JSON text of at most `MAX_JSON_VALUES` values."""
     if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
         raise FileError(f"more than {MAX_JSON_VALUES:,} values")
     try:

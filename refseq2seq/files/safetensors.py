@@ -34,13 +34,7 @@ WHAT_TO_DO = (
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
-    """Write the arrays to a file, in the order of the mapping.
-
-    Raises
-    ------
-    TypeError
-        If the dtype of an array is not one of `DTYPES`.
-    """
+    """Write arrays, each of one of the `DTYPES`, to a file in the order of the mapping."""
     header, data, end = {}, [], 0
     for name, array in arrays.items():
         x = np.asarray(array)
@@ -64,12 +58,6 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays of a file, in the order of their bytes.
 
     BF16, the upper half of float32, is read as float32, since NumPy has no such dtype.
-
-    Raises
-    ------
-    FileError
-        If the file does not have this format or is not complete, or the dtype of an array is
-        neither one of `DTYPES` nor BF16.
     """
     with file_errors(path), opened(path) as file:
         size = os.fstat(file.fileno()).st_size

@@ -39,13 +39,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary directory that becomes ``path`` on success and is deleted on an error.
-
-    Raises
-    ------
-    ValueError
-        If ``path`` exists and is not empty.
-    """
+    """A temporary directory that becomes ``path`` on success and is deleted on an error."""
     path = Path(os.path.realpath(path))
     if path.exists() and any(path.iterdir()):
         raise ValueError(f"{path} is not empty: give a directory that is new or empty")

@@ -41,8 +41,7 @@ def repetition_penalty(penalty: float) -> Processor:
     penalty : float
         Positive; above 1 discourages, below 1 encourages. The prefix counts.
     """
-    name = "repetition_penalty's penalty"
-    penalty = check_number(name, penalty, "(0, inf)")
+    penalty = check_number("repetition_penalty's penalty", penalty, "(0, inf)")
     return _penalty(penalty, lambda state: state.tokens)
 
 
@@ -58,27 +57,22 @@ def encoder_repetition_penalty(penalty: float) -> Processor:
         Positive; above 1 encourages copying, below 1 discourages it. Padding does not
         count (in Hugging Face it does).
     """
-    name = "encoder_repetition_penalty's penalty"
-    penalty = check_number(name, penalty, "(0, inf)")
-
-    def real_source(state: State) -> np.ndarray:
-        return np.where(state.source_mask, state.source, -1)
-
-    return _penalty(1 / penalty, real_source)
+    penalty = check_number("encoder_repetition_penalty's penalty", penalty, "(0, inf)")
+    return _penalty(1 / penalty, lambda state: np.where(state.source_mask, state.source, -1))
 
 
 def _penalty(penalty: float, tokens_of: Callable[[State], np.ndarray]) -> Processor:
+    """Penalise the tokens of each row of ``tokens_of(state)`` (batch, n), except -1."""
+
+    @widened
     def process(scores: Array, state: State) -> Array:
-        seen = array_namespace(scores).asarray(_members(tokens_of(state), scores.shape[-1]))
-        return _penalised(scores, seen, penalty)
+        xp, vocab_size, tokens = array_namespace(scores), scores.shape[-1], tokens_of(state)
+        among = np.zeros((len(tokens), vocab_size + 1), dtype=bool)
+        np.put_along_axis(among, np.where(tokens < vocab_size, tokens, -1), True, axis=1)
+        seen = xp.asarray(among[:, :-1])
+        return xp.where(seen, xp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
     return process
-
-
-@widened
-def _penalised(scores: Array, seen: Array, penalty: float) -> Array:
-    xp = array_namespace(scores)
-    return xp.where(seen, xp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 @makes_processor
@@ -293,13 +287,6 @@ def _completions(text: np.ndarray, tokens: np.ndarray, n: int) -> set[int]:
     windows = np.lib.stride_tricks.sliding_window_view(text, n)
     ending = tokens[len(tokens) - n + 1 :]
     return set(windows[(windows[:, :-1] == ending).all(axis=1), -1].tolist())
-
-
-def _members(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """A mask (batch, vocab_size) of the ids in each row of ``tokens`` (batch, n), except -1."""
-    members = np.zeros((len(tokens), vocab_size + 1), dtype=bool)
-    np.put_along_axis(members, np.where(tokens < vocab_size, tokens, -1), True, axis=1)
-    return members[:, :-1]
 
 
 def _checked_ids(name: str, ids: TokenIds) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ are compared in at least float32, because float16 has no number between 0 and 6e
 """
 
 import math
+from collections.abc import Callable
 
 from ..backend import Array, array_namespace, at_least_float32, widened
 from ..checks import check_int, check_number
@@ -25,12 +26,12 @@ def temperature(t: float) -> Processor:
         Positive and finite. The limit t -> 0 is `greedy`, which x-transformers uses at 0.
     """
     t = check_number("temperature", t, "(0, inf)")
-    return lambda scores, state: _divided(scores, t)
+    return widened(lambda scores, state: scores / t)
 
 
-@widened
-def _divided(scores: Array, t: float) -> Array:
-    return scores / t
+def _keeping(kept: Callable[[Array], Array]) -> Processor:
+    """Keep the scores where ``kept(scores)`` is True."""
+    return lambda scores, state: keep(scores, kept(scores))
 
 
 @makes_processor
@@ -48,13 +49,11 @@ def top_k(k: int, *, keep_ties: bool = False) -> Processor:
     """
     k = check_int("top_k's k", k, 1)
 
-    def process(scores: Array, state: State) -> Array:
-        xp, count = array_namespace(scores), min(k, scores.shape[-1])
-        if keep_ties:
-            return keep(scores, scores >= xp.sort(scores, axis=-1)[..., -count, None])
-        return keep(scores, ranks(scores) < count)
+    def at_least_kth(scores: Array) -> Array:
+        count = min(k, scores.shape[-1])
+        return scores >= array_namespace(scores).sort(scores, axis=-1)[..., -count, None]
 
-    return process
+    return _keeping(at_least_kth if keep_ties else lambda scores: ranks(scores) < k)
 
 
 @makes_processor
@@ -69,10 +68,7 @@ def top_fraction(fraction: float) -> Processor:
     """
     fraction = check_number("top_fraction's fraction", fraction, "(0, 1]")
 
-    def process(scores: Array, state: State) -> Array:
-        return keep(scores, ranks(scores) < math.ceil(fraction * scores.shape[-1]))
-
-    return process
+    return _keeping(lambda scores: ranks(scores) < math.ceil(fraction * scores.shape[-1]))
 
 
 @makes_processor
@@ -93,13 +89,9 @@ def top_p(p: float) -> Processor:
     keeps the highest ids among equals. ``rs.like`` has both rules.
     """
     p = check_number("top_p's p", p, "(0, 1]")
-
-    def process(scores: Array, state: State) -> Array:
-        if p == 1:
-            return scores
-        return keep(scores, probability_before(scores) < p)
-
-    return process
+    if p == 1:
+        return lambda scores, state: scores
+    return _keeping(lambda scores: probability_before(scores) < p)
 
 
 @makes_processor
@@ -112,13 +104,17 @@ def min_p(ratio: float) -> Processor:
         In [0, 1]. A token exactly at the limit is kept, as in Hugging Face and x-transformers.
     """
     ratio = check_number("min_p's ratio", ratio, "[0, 1]")
+    return _keeping_from(lambda best: ratio * best)
 
-    def process(scores: Array, state: State) -> Array:
+
+def _keeping_from(limit: Callable[[Array], Array]) -> Processor:
+    """Keep tokens whose probability is at least ``limit`` of the highest probability."""
+
+    def kept(scores: Array) -> Array:
         probs = softmax(at_least_float32(scores))
-        best = probs.max(axis=-1, keepdims=True)
-        return keep(scores, probs >= ratio * best)
+        return probs >= limit(probs.max(axis=-1, keepdims=True))
 
-    return process
+    return _keeping(kept)
 
 
 @makes_processor
@@ -136,13 +132,7 @@ def top_a(ratio: float, power: float = 2.0) -> Processor:
     """
     ratio = check_number("top_a's ratio", ratio, "[0, 1]")
     power = check_number("top_a's power", power, "[1, inf)")
-
-    def process(scores: Array, state: State) -> Array:
-        probs = softmax(at_least_float32(scores))
-        best = probs.max(axis=-1, keepdims=True)
-        return keep(scores, probs >= best**power * ratio)
-
-    return process
+    return _keeping_from(lambda best: best**power * ratio)
 
 
 @makes_processor
@@ -163,15 +153,15 @@ def typical(mass: float) -> Processor:
     as the last one kept.
     """
     mass = check_number("typical's mass", mass, "(0, 1]")
+    if mass == 1:
+        return lambda scores, state: scores
 
-    def process(scores: Array, state: State) -> Array:
-        if mass == 1:
-            return scores
+    def kept(scores: Array) -> Array:
         log_probs = log_softmax(at_least_float32(scores))
         distance = array_namespace(scores).abs(-log_probs - entropy(log_probs))
-        return keep(scores, probability_before(scores, -distance) < mass)
+        return probability_before(scores, -distance) < mass
 
-    return process
+    return _keeping(kept)
 
 
 @makes_processor
@@ -184,11 +174,7 @@ def epsilon(cutoff: float) -> Processor:
         In [0, 1].
     """
     cutoff = check_number("epsilon's cutoff", cutoff, "[0, 1]")
-
-    def process(scores: Array, state: State) -> Array:
-        return keep(scores, (softmax(at_least_float32(scores)) >= cutoff) | _is_best(scores))
-
-    return process
+    return _keeping(lambda scores: (softmax(at_least_float32(scores)) >= cutoff) | _is_best(scores))
 
 
 @makes_processor
@@ -203,13 +189,13 @@ def eta(cutoff: float) -> Processor:
     """
     cutoff = check_number("eta's cutoff", cutoff, "[0, 1]")
 
-    def process(scores: Array, state: State) -> Array:
+    def kept(scores: Array) -> Array:
         xp = array_namespace(scores)
         log_probs = log_softmax(at_least_float32(scores))
         bar = xp.minimum(math.sqrt(cutoff) * xp.exp(-entropy(log_probs)), cutoff)
-        return keep(scores, (xp.exp(log_probs) >= bar) | _is_best(scores))
+        return (xp.exp(log_probs) >= bar) | _is_best(scores)
 
-    return process
+    return _keeping(kept)
 
 
 @widened

@@ -5,6 +5,7 @@ Order, ties and boundaries are those of the other library.
 
 import reprlib
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, Literal
 
 from ..backend import Array, array_namespace
@@ -69,15 +70,10 @@ def _x_transformers_top_p(*, thres: float = 0.9) -> Processor:
     """Remove a token if those before it, best first, add up to more than ``thres``."""
     thres = check_number("top_p's thres", thres, "[0, 1]")
 
-    def process(scores: Array, state: State) -> Array:
-        xp = array_namespace(scores)
-        order = xp.argsort(-scores, axis=-1, kind="stable")
-        mass = _running_sum(softmax(xp.take_along_axis(scores, order, axis=-1)))
-        before = xp.concat([xp.zeros_like(mass[:, :1]), mass[:, :-1]], axis=-1)
-        kept = xp.take_along_axis(before <= thres, xp.argsort(order, axis=-1), axis=-1)
-        return keep(scores, kept)
+    def kept(xp: ModuleType, sums: Array) -> Array:
+        return xp.concat([xp.zeros_like(sums[:, :1]), sums[:, :-1]], axis=-1) <= thres
 
-    return process
+    return _keeping_by_sums(kept, best_first=True)
 
 
 def _x_transformers_top_a(*, min_p_pow: float = 2.0, min_p_ratio: float = 0.02) -> Processor:
@@ -146,21 +142,27 @@ def _huggingface_top_p(p: float) -> Processor:
     """Remove the least probable tokens while they add up to at most 1 - p; keep the best."""
     p = check_number("top_p", p, "[0, 1]")
 
+    def kept(xp: ModuleType, sums: Array) -> Array:
+        return (sums > 1 - p) | (xp.arange(sums.shape[-1]) == sums.shape[-1] - 1)
+
+    return _keeping_by_sums(kept, best_first=False)
+
+
+def _keeping_by_sums(kept: Callable[[ModuleType, Array], Array], *, best_first: bool) -> Processor:
+    """Keep tokens by the sums of the probabilities up to and including each, in one order.
+
+    The sums are those of PyTorch on the CPU: in float64, each rounded to the scores' dtype.
+    """
+
     def process(scores: Array, state: State) -> Array:
         xp = array_namespace(scores)
-        order = xp.argsort(scores, axis=-1, kind="stable")
-        mass = _running_sum(softmax(xp.take_along_axis(scores, order, axis=-1)))
-        last = xp.arange(scores.shape[-1]) == scores.shape[-1] - 1
-        kept = (mass > 1 - p) | last
-        return keep(scores, xp.take_along_axis(kept, xp.argsort(order, axis=-1), axis=-1))
+        order = xp.argsort(-scores if best_first else scores, axis=-1, kind="stable")
+        probs = softmax(xp.take_along_axis(scores, order, axis=-1))
+        sums = xp.cumsum(probs, axis=-1, dtype="float64").astype(probs.dtype)
+        places = xp.argsort(order, axis=-1)
+        return keep(scores, xp.take_along_axis(kept(xp, sums), places, axis=-1))
 
     return process
-
-
-def _running_sum(probs: Array) -> Array:
-    """Sums as PyTorch computes them on the CPU: in float64, each rounded to ``probs.dtype``."""
-    xp = array_namespace(probs)
-    return xp.cumsum(probs, axis=-1, dtype="float64").astype(probs.dtype)
 
 
 # Keywords of transformers that correspond to a processor, ...

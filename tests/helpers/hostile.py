@@ -42,7 +42,7 @@ from bad_files import npy, packed, spoiled, unpacked
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, numbered
 from refseq2seq.convert.huggingface import bart, t5
-from refseq2seq.convert.huggingface.common import SpecialTokens, table
+from refseq2seq.convert.table import special_tokens
 from refseq2seq.files import FileError, safetensors
 from refseq2seq.params import param_shapes
 from refseq2seq.testing import vectors
@@ -140,10 +140,7 @@ CONFIGS = {
     "Marian": BART | {"model_type": "marian", "static_position_embeddings": True},
     "M2M100": BART | {"model_type": "m2m_100", "scale_embedding": True},
 }
-TOKENS = SpecialTokens(
-    decoder_start_id=2, eos_ids=(2,), pad_id=1, forced_bos_id=None, forced_eos_id=None,
-    suppressed_ids=(), begin_suppressed_ids=(),
-)  # fmt: skip
+TOKENS = special_tokens(decoder_start_id=2, eos_ids=(2,), pad_id=1)
 GENERATION = IDS | {"forced_eos_token_id": 2, "suppress_tokens": [5], "bad_words_ids": [[3], [4]]}
 WORDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "cat": 5}
 TOKENIZER = {
@@ -166,7 +163,7 @@ def arrays_of(config: dict[str, Any]) -> dict[str, np.ndarray]:
     fields, draw = family.completed(config), np.random.default_rng(0)
     found = {family.SHARED: np.zeros(1), "final_logits_bias": np.zeros(1)}
     conversion = family.convert(fields, found, TOKENS)
-    rows = numbered(conversion.config, table(conversion.names))
+    rows = numbered(conversion.config, conversion.table)
     shapes = param_shapes(conversion.config)
     matrices = {ours for ours in rows if ours.rpartition(".")[2].startswith("w_")}
     arrays = {

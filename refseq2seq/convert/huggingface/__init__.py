@@ -19,9 +19,9 @@ from ...files.reading import FileError, file_errors, read_json
 from ...model import Model
 from ...params import MIN_LAYER
 from ..given import numpy_arrays, plain_module, wrong_module
-from ..table import UnsupportedFeature, convert_params, numbered
+from ..table import SpecialTokens, UnsupportedFeature, convert_params, numbered
 from . import bart, t5
-from .common import Arrays, Fields, SpecialTokens, table
+from .common import Arrays, Fields
 from .files import CONFIG, GENERATION_CONFIG, check_directory, read_arrays
 from .tokenizer import Vocabularies, read_tokenizers
 
@@ -121,10 +121,10 @@ def _converted(arrays: Mapping[str, Any], fields: Fields, settings: Fields) -> M
             "supported"
         )
     arrays = _in_one_dtype(numpy_arrays(arrays))
-    config, names, unused = family.convert(fields, arrays, _special_tokens(settings))
+    config, table, unused = family.convert(fields, arrays, _special_tokens(settings))
     if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(arrays):
         raise ValueError(f"the config has more layers than there are arrays for, {len(arrays)}")
-    params = convert_params(config, numbered(config, table(names)), arrays, unused)
+    params = convert_params(config, numbered(config, table), arrays, unused)
     return Model(config=config, params=params)
 
 

@@ -21,8 +21,8 @@ from ...config import (
 )
 from ...positions import sinusoids
 from ...presets import plain_attention
-from ..table import UnsupportedFeature
-from .common import Arrays, Conversion, Fields, SpecialTokens, activation, token_tables
+from ..table import SpecialTokens, UnsupportedFeature, module_rows
+from .common import Arrays, Conversion, Fields, activation, token_tables
 
 EmbeddingNorm = Literal["none", "before_positions", "after_positions"]
 
@@ -58,38 +58,22 @@ FAMILIES = {
 
 # Our names -> theirs. {norm} is `Family.norm`.
 STACK = {
-    "embedding": "embed_tokens.weight",
-    "embedding_norm.gain": "layernorm_embedding.weight",
-    "embedding_norm.bias": "layernorm_embedding.bias",
+    "embedding_norm": "layernorm_embedding",
     "positions": "embed_positions.weight",
-    "layers.*.self_norms.{norm}.gain": "layers.*.self_attn_layer_norm.weight",
-    "layers.*.self_norms.{norm}.bias": "layers.*.self_attn_layer_norm.bias",
-    "layers.*.self_attention.w_q": "layers.*.self_attn.q_proj.weight",
-    "layers.*.self_attention.b_q": "layers.*.self_attn.q_proj.bias",
-    "layers.*.self_attention.w_k": "layers.*.self_attn.k_proj.weight",
-    "layers.*.self_attention.b_k": "layers.*.self_attn.k_proj.bias",
-    "layers.*.self_attention.w_v": "layers.*.self_attn.v_proj.weight",
-    "layers.*.self_attention.b_v": "layers.*.self_attn.v_proj.bias",
-    "layers.*.self_attention.w_o": "layers.*.self_attn.out_proj.weight",
-    "layers.*.self_attention.b_o": "layers.*.self_attn.out_proj.bias",
-    "layers.*.cross_norms.{norm}.gain": "layers.*.encoder_attn_layer_norm.weight",
-    "layers.*.cross_norms.{norm}.bias": "layers.*.encoder_attn_layer_norm.bias",
-    "layers.*.cross_attention.w_q": "layers.*.encoder_attn.q_proj.weight",
-    "layers.*.cross_attention.b_q": "layers.*.encoder_attn.q_proj.bias",
-    "layers.*.cross_attention.w_k": "layers.*.encoder_attn.k_proj.weight",
-    "layers.*.cross_attention.b_k": "layers.*.encoder_attn.k_proj.bias",
-    "layers.*.cross_attention.w_v": "layers.*.encoder_attn.v_proj.weight",
-    "layers.*.cross_attention.b_v": "layers.*.encoder_attn.v_proj.bias",
-    "layers.*.cross_attention.w_o": "layers.*.encoder_attn.out_proj.weight",
-    "layers.*.cross_attention.b_o": "layers.*.encoder_attn.out_proj.bias",
-    "layers.*.feed_forward_norms.{norm}.gain": "layers.*.final_layer_norm.weight",
-    "layers.*.feed_forward_norms.{norm}.bias": "layers.*.final_layer_norm.bias",
-    "layers.*.feed_forward.w_in": "layers.*.fc1.weight",
-    "layers.*.feed_forward.b_in": "layers.*.fc1.bias",
-    "layers.*.feed_forward.w_out": "layers.*.fc2.weight",
-    "layers.*.feed_forward.b_out": "layers.*.fc2.bias",
-    "final_norm.gain": "layer_norm.weight",
-    "final_norm.bias": "layer_norm.bias",
+    "layers.*.self_norms.{norm}": "layers.*.self_attn_layer_norm",
+    "layers.*.self_attention.q": "layers.*.self_attn.q_proj",
+    "layers.*.self_attention.k": "layers.*.self_attn.k_proj",
+    "layers.*.self_attention.v": "layers.*.self_attn.v_proj",
+    "layers.*.self_attention.o": "layers.*.self_attn.out_proj",
+    "layers.*.cross_norms.{norm}": "layers.*.encoder_attn_layer_norm",
+    "layers.*.cross_attention.q": "layers.*.encoder_attn.q_proj",
+    "layers.*.cross_attention.k": "layers.*.encoder_attn.k_proj",
+    "layers.*.cross_attention.v": "layers.*.encoder_attn.v_proj",
+    "layers.*.cross_attention.o": "layers.*.encoder_attn.out_proj",
+    "layers.*.feed_forward_norms.{norm}": "layers.*.final_layer_norm",
+    "layers.*.feed_forward.in": "layers.*.fc1",
+    "layers.*.feed_forward.out": "layers.*.fc2",
+    "final_norm": "layer_norm",
 }
 SHARED = "model.shared.weight"
 ENCODER = "model.encoder.embed_tokens.weight"
@@ -121,43 +105,33 @@ def completed(json_fields: dict[str, Any]) -> Fields:
 
 
 def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
-    """The configuration and the names of arrays for a model of one of the `FAMILIES`."""
+    """The configuration and the table of arrays for a model of one of the `FAMILIES`."""
     family = FAMILIES[c["model_type"]]
     _check_consistent(c, family)
     shared = c["model_type"] != "marian" or c["share_encoder_decoder_embeddings"]
     tied = (SHARED, ENCODER, DECODER, HEAD) if shared else (DECODER, HEAD)
-    tables = token_tables(
-        arrays,
-        encoder=ENCODER,
-        decoder=DECODER,
-        unembedding=HEAD,
-        tied=tied if c["tie_word_embeddings"] else (),
+    tables, ties = token_tables(
+        arrays, ENCODER, DECODER, HEAD, tied=tied if c["tie_word_embeddings"] else ()
     )
     config = ModelConfig(
         encoder=_stack(c, family, "encoder", c["vocab_size"]),
         decoder=_stack(c, family, "decoder", c["vocab_size" if shared else "decoder_vocab_size"]),
-        tied_embeddings=tables.tied_embeddings,
-        tied_logits=tables.tied_logits,
         logits_scale=1.0,
         logits_bias=LOGITS_BIAS in arrays,  # transformers uses 0 if it is missing
+        **ties,
         **tokens,
     )
-    names = {
-        f"{side}.{ours.format(norm=family.norm)}": f"model.{side}.{theirs}"
-        for side in ("encoder", "decoder")
-        for ours, theirs in STACK.items()
-    }
-    names |= {
-        "encoder.embedding": tables.encoder,
-        "decoder.embedding": tables.decoder,
-        "unembedding": tables.unembedding,
-        "logits_bias": LOGITS_BIAS,
+    table = {
+        **module_rows("encoder.", "model.encoder.", STACK, norm=family.norm),
+        **module_rows("decoder.", "model.decoder.", STACK, norm=family.norm),
+        **tables,
+        "logits_bias": (LOGITS_BIAS, lambda x: x.reshape(-1)),  # stored as (1, vocab_size)
     }
     unused = {SHARED, ENCODER, DECODER, HEAD, *UNUSED}
     if isinstance(config.encoder.positions, SinusoidalPositions):
         _check_sinusoids(arrays, config.encoder.positions, c["d_model"])
         unused |= SINUSOIDS
-    return Conversion(config, names, unused)
+    return Conversion(config, table, unused)
 
 
 def _stack(

@@ -1,13 +1,12 @@
-"""Functions that all families use: reading a config, finding the token tables, naming arrays."""
+"""Functions that all families use: reading a config and finding the token tables."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict, get_origin
 
 import numpy as np
 
 from ...config import Activation, ModelConfig, check_type, from_json
-from ..table import Table, Transform, UnsupportedFeature, same, transposed
+from ..table import Table, UnsupportedFeature, same, transposed
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -87,18 +86,6 @@ class Fields(dict[str, Any]):
         return self[name] if name in self else default  # noqa: SIM401 - that would call itself
 
 
-class SpecialTokens(TypedDict):
-    """The fields of `ModelConfig` that come from the generation settings."""
-
-    decoder_start_id: int
-    eos_ids: tuple[int, ...]
-    pad_id: int
-    forced_bos_id: int | None
-    forced_eos_id: int | None
-    suppressed_ids: tuple[int, ...]
-    begin_suppressed_ids: tuple[int, ...]
-
-
 ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "relu2": "relu_squared",
@@ -117,28 +104,24 @@ def activation(c: Fields, field: str) -> Activation:
     return ACTIVATIONS[c[field]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenTables:
-    """The names of the arrays with the token tables, and which tables are equal."""
+class Conversion(NamedTuple):
+    """Our config, and the arrays that become its parameters."""
 
-    encoder: str
-    decoder: str
-    unembedding: str
+    config: ModelConfig
+    table: Table  # with * for a layer's number
+    unused: set[str]  # arrays that the model has but generation does not need
+
+
+class Ties(TypedDict):
+    """The fields of `ModelConfig` that say which token tables are equal."""
+
     tied_embeddings: bool
     tied_logits: bool
 
 
-class Conversion(NamedTuple):
-    """Our config, and the names of the arrays that become its parameters."""
-
-    config: ModelConfig
-    names: dict[str, str]  # ours -> theirs, with * for a layer's number
-    unused: set[str]  # arrays that the model has but generation does not need
-
-
 def token_tables(
-    arrays: Arrays, *, encoder: str, decoder: str, unembedding: str, tied: tuple[str, ...]
-) -> TokenTables:
+    arrays: Arrays, encoder: str, decoder: str, unembedding: str, *, tied: tuple[str, ...]
+) -> tuple[Table, Ties]:
     """Find each token table under its own name, or else under another of the ``tied`` names.
 
     As in transformers, a file may omit a table that is tied to another, and tables that
@@ -153,22 +136,9 @@ def token_tables(
         return a == b or (a in arrays and b in arrays and np.array_equal(arrays[a], arrays[b]))
 
     e, d, u = find(encoder), find(decoder), find(unembedding)
-    return TokenTables(
-        encoder=e,
-        decoder=d,
-        unembedding=u,
-        tied_embeddings=equal(e, d),
-        tied_logits=equal(u, d),
-    )
-
-
-def table(names: Mapping[str, str]) -> Table:
-    """Add to names, ours -> theirs, the transform from their array to ours."""
-    return {ours: (theirs, _transform(ours)) for ours, theirs in names.items()}
-
-
-def _transform(ours: str) -> Transform:
-    if ours == "logits_bias":
-        return lambda x: x.reshape(-1)  # stored as (1, vocab_size)
-    matrix = ours == "unembedding" or ours.rpartition(".")[2].startswith("w_")
-    return transposed if matrix else same
+    rows = {
+        "encoder.embedding": (e, same),
+        "decoder.embedding": (d, same),
+        "unembedding": (u, transposed),
+    }
+    return rows, {"tied_embeddings": equal(e, d), "tied_logits": equal(u, d)}

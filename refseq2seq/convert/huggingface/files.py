@@ -57,14 +57,6 @@ def read_arrays(directory: Path) -> Arrays:
     return arrays
 
 
-def missing_extra(package: str, path: Path) -> ImportError:
-    """The error for a file that needs a package of the extra ``huggingface``."""
-    return ImportError(
-        f"reading {path} needs the package {package}: "
-        'python -m pip install "refseq2seq[huggingface]"'
-    )
-
-
 def _shards(index: Path) -> list[str]:
     """The names of the files that an index lists."""
     with file_errors(index):

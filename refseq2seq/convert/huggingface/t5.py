@@ -16,8 +16,8 @@ from ...config import (
     StackConfig,
 )
 from ...presets import plain_attention
-from ..table import UnsupportedFeature
-from .common import Arrays, Conversion, Fields, SpecialTokens, activation, token_tables
+from ..table import SpecialTokens, UnsupportedFeature, module_rows
+from .common import Arrays, Conversion, Fields, activation, token_tables
 
 # Defaults of the config classes for fields that older files omit.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -28,26 +28,25 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Our names -> theirs. {ff} is 1 in the encoder and 2 in the decoder, where 1 is cross-attention.
 STACK = {
-    "embedding": "embed_tokens.weight",
     "relative_bias.*": "block.*.layer.0.SelfAttention.relative_attention_bias.weight",
-    "layers.*.self_norms.before.gain": "block.*.layer.0.layer_norm.weight",
-    "layers.*.self_attention.w_q": "block.*.layer.0.SelfAttention.q.weight",
-    "layers.*.self_attention.w_k": "block.*.layer.0.SelfAttention.k.weight",
-    "layers.*.self_attention.w_v": "block.*.layer.0.SelfAttention.v.weight",
-    "layers.*.self_attention.w_o": "block.*.layer.0.SelfAttention.o.weight",
-    "layers.*.cross_norms.before.gain": "block.*.layer.1.layer_norm.weight",
-    "layers.*.cross_attention.w_q": "block.*.layer.1.EncDecAttention.q.weight",
-    "layers.*.cross_attention.w_k": "block.*.layer.1.EncDecAttention.k.weight",
-    "layers.*.cross_attention.w_v": "block.*.layer.1.EncDecAttention.v.weight",
-    "layers.*.cross_attention.w_o": "block.*.layer.1.EncDecAttention.o.weight",
-    "layers.*.feed_forward_norms.before.gain": "block.*.layer.{ff}.layer_norm.weight",
-    "layers.*.feed_forward.w_in": "block.*.layer.{ff}.DenseReluDense.wi.weight",
-    "layers.*.feed_forward.w_out": "block.*.layer.{ff}.DenseReluDense.wo.weight",
-    "final_norm.gain": "final_layer_norm.weight",
+    "layers.*.self_norms.before": "block.*.layer.0.layer_norm",
+    "layers.*.self_attention.q": "block.*.layer.0.SelfAttention.q",
+    "layers.*.self_attention.k": "block.*.layer.0.SelfAttention.k",
+    "layers.*.self_attention.v": "block.*.layer.0.SelfAttention.v",
+    "layers.*.self_attention.o": "block.*.layer.0.SelfAttention.o",
+    "layers.*.cross_norms.before": "block.*.layer.1.layer_norm",
+    "layers.*.cross_attention.q": "block.*.layer.1.EncDecAttention.q",
+    "layers.*.cross_attention.k": "block.*.layer.1.EncDecAttention.k",
+    "layers.*.cross_attention.v": "block.*.layer.1.EncDecAttention.v",
+    "layers.*.cross_attention.o": "block.*.layer.1.EncDecAttention.o",
+    "layers.*.feed_forward_norms.before": "block.*.layer.{ff}.layer_norm",
+    "layers.*.feed_forward.in": "block.*.layer.{ff}.DenseReluDense.wi",
+    "layers.*.feed_forward.out": "block.*.layer.{ff}.DenseReluDense.wo",
+    "final_norm": "final_layer_norm",
 }
 GATED = {
-    "layers.*.feed_forward.w_gate": "block.*.layer.{ff}.DenseReluDense.wi_0.weight",
-    "layers.*.feed_forward.w_in": "block.*.layer.{ff}.DenseReluDense.wi_1.weight",
+    "layers.*.feed_forward.gate": "block.*.layer.{ff}.DenseReluDense.wi_0",
+    "layers.*.feed_forward.in": "block.*.layer.{ff}.DenseReluDense.wi_1",
 }
 SHARED = "shared.weight"
 ENCODER = "encoder.embed_tokens.weight"
@@ -83,28 +82,20 @@ def completed(json_fields: dict[str, Any]) -> Fields:
 
 
 def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
-    """The configuration and the names of arrays for a model of this family."""
-    tables = token_tables(
-        arrays, encoder=ENCODER, decoder=DECODER, unembedding=HEAD, tied=TOKEN_TABLES
-    )
+    """The configuration and the table of arrays for a model of this family."""
+    tables, ties = token_tables(arrays, ENCODER, DECODER, HEAD, tied=TOKEN_TABLES)
     config = ModelConfig(
         encoder=_stack(c, c["num_layers"], is_decoder=False),
         decoder=_stack(c, c["num_decoder_layers"], is_decoder=True),
-        tied_embeddings=tables.tied_embeddings,
-        tied_logits=tables.tied_logits,
         logits_scale=c["d_model"] ** -0.5 if _scales_logits(c) else 1.0,
         logits_bias=False,
+        **ties,
         **tokens,
     )
-    rows = STACK | GATED if c["is_gated_act"] else STACK
-    names = {f"encoder.{ours}": f"encoder.{theirs.format(ff=1)}" for ours, theirs in rows.items()}
-    names |= {f"decoder.{ours}": f"decoder.{theirs.format(ff=2)}" for ours, theirs in rows.items()}
-    names |= {
-        "encoder.embedding": tables.encoder,
-        "decoder.embedding": tables.decoder,
-        "unembedding": tables.unembedding,
-    }
-    return Conversion(config, names, {*TOKEN_TABLES, *UNUSED})
+    names = STACK | GATED if c["is_gated_act"] else STACK
+    encoder = module_rows("encoder.", "encoder.", names, ff=1)
+    decoder = module_rows("decoder.", "decoder.", names, ff=2)
+    return Conversion(config, {**encoder, **decoder, **tables}, {*TOKEN_TABLES, *UNUSED})
 
 
 def _scales_logits(c: Fields) -> bool:

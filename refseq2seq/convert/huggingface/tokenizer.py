@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,7 +17,6 @@ import numpy as np
 from ...files.reading import FileError, file_errors, parse_json, read_bytes, read_json
 from ...text import Tokenizer, UnknownSymbolError
 from .common import Fields
-from .files import missing_extra
 
 JSON = "tokenizer.json"
 SENTENCEPIECE = "spiece.model"
@@ -67,19 +67,12 @@ class JsonTokenizer:
     @classmethod
     def read(cls, path: Path, vocab_size: int) -> "JsonTokenizer":
         """Read a file with the package tokenizers."""
-        try:
-            import tokenizers
-        except ImportError as error:
-            raise missing_extra("tokenizers", path) from error
-        with file_errors(path):
-            content = read_bytes(path)
+        with _reading("tokenizers", path) as (tokenizers, content):
             parse_json(content)  # raises unless it is a JSON object of limited size
-            with _package_errors("tokenizers"):
-                tokenizer = tokenizers.Tokenizer.from_buffer(content)
-                tokenizer.no_truncation()
-                tokenizer.no_padding()
-                ids = tokenizer.get_vocab(with_added_tokens=True)
-            _check_ids(ids, vocab_size)
+            tokenizer = tokenizers.Tokenizer.from_buffer(content)
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            _check_ids(tokenizer.get_vocab(with_added_tokens=True), vocab_size)
         return cls(tokenizer)
 
     @cached_property
@@ -186,17 +179,11 @@ class ByteTokenizer:
 
 def _processor(path: Path) -> tuple[Any, list[str]]:
     """A SentencePiece model, and its pieces in the order of their ids."""
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise missing_extra("sentencepiece", path) from error
-    with file_errors(path):
-        content = read_bytes(path)
+    with _reading("sentencepiece", path) as (sentencepiece, content):
         if not content:  # the package accepts an empty file
             raise FileError("it is empty")
-        with _package_errors("sentencepiece"):
-            processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-            return processor, [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+        processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+        return processor, [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
 
 
 def _read_ids(path: Path, vocab_size: int) -> dict[str, int]:
@@ -222,10 +209,28 @@ def _check_ids(ids: Mapping[str, Any], vocab_size: int) -> None:
 
 
 @contextmanager
+def _reading(package: str, path: Path) -> Iterator[tuple[Any, bytes]]:
+    """An optional package that reads the file at ``path``, and the content of the file."""
+    try:
+        module = import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"reading {path} needs the package {package}: "
+            'python -m pip install "refseq2seq[huggingface]"'
+        ) from error
+    with file_errors(path):
+        content = read_bytes(path)
+        with _package_errors(package):
+            yield module, content
+
+
+@contextmanager
 def _package_errors(package: str, kind: type[ValueError] = FileError) -> Iterator[None]:
     """Reraise any error of a package as a ``kind``, also a Rust panic, which is no Exception."""
     try:
         yield
+    except FileError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

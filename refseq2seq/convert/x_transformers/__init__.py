@@ -10,11 +10,13 @@ converts the arrays to parameters.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ...config import ModelConfig
 from ...model import Model
 from ...text import Vocabulary
-from ..given import missing_peers, numpy_arrays
-from ..table import convert_params, token_ids, transposed
+from ..given import arrays_and_options
+from ..table import convert_params, special_tokens, transposed
 from .arrays import read_otherwise, stack_table
 from .config import logits_scale, stack_config
 from .options import SHARED, Side
@@ -67,24 +69,13 @@ def from_x_transformers(
     TypeError
         If ``module`` is neither modules nor a mapping of arrays.
     """
-    if isinstance(module, Mapping):
-        if not isinstance(options, Mapping):
-            raise TypeError(
-                "arrays need options: a mapping with the keyword arguments given to "
-                f"XTransformer, got {type(options).__name__}"
-            )
-        arrays = numpy_arrays(module)
-    elif options is not None:
-        raise TypeError(
-            f"options are for a mapping of arrays, got them with {type(module).__name__}: leave "
-            "them out, since a module has its own"
-        )
-    else:
-        try:
-            from .module import read_module
-        except ImportError as error:
-            raise missing_peers(module, "torch and x-transformers", error) from error
-        arrays, options = read_module(module)
+    arrays, options = arrays_and_options(
+        module,
+        options,
+        "keyword arguments given to XTransformer",
+        "torch and x-transformers",
+        _read_module,
+    )
     shared = SHARED | {name: options[name] for name in SHARED.keys() & options.keys()}
     encoder, decoder = Side.of("enc_", options), Side.of("dec_", options)
     config = ModelConfig(
@@ -94,13 +85,9 @@ def from_x_transformers(
         tied_logits=decoder["tie_embedding"],
         logits_scale=logits_scale(decoder),
         logits_bias=False,
-        decoder_start_id=decoder_start_id,
-        eos_ids=token_ids("eos_ids", eos_ids),
-        pad_id=shared["pad_value"] if pad_id is None else pad_id,
-        forced_bos_id=None,
-        forced_eos_id=None,
-        suppressed_ids=(),
-        begin_suppressed_ids=(),
+        **special_tokens(
+            decoder_start_id, eos_ids, shared["pad_value"] if pad_id is None else pad_id
+        ),
     )
     table = {
         **stack_table(encoder, arrays),
@@ -113,3 +100,9 @@ def from_x_transformers(
         source_vocabulary=source_vocabulary,
         target_vocabulary=target_vocabulary,
     )
+
+
+def _read_module(module: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    from .module import read_module  # here, because it imports torch
+
+    return read_module(module)

@@ -39,18 +39,9 @@ WITHOUT_EFFECT = {
 
 
 def read_module(module: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and options, with the names that an XTransformer gives them.
+    """The arrays and options of a module that `from_x_transformers` accepts.
 
-    Parameters
-    ----------
-    module : XTransformer, or pair (encoder, decoder) of TransformerWrapper
-        The decoder may be in an AutoregressiveWrapper. Each module and submodule may come
-        from ``torch.compile``.
-
-    Raises
-    ------
-    UnsupportedFeature
-        If a part of the module is not implemented. The message names it.
+    They have the names that an XTransformer gives them.
     """
     encoder, decoder = _pair(plain_module(module))
     options: dict[str, Any] = {}
@@ -234,7 +225,9 @@ def _traits(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, part in module.named_modules(remove_duplicate=False):
         at = plain_name(f"{path}.") if path else ""
         if hasattr(part, "_orig_mod"):
-            yield from _hooks_of_compiled(at, part)
+            for name, value in vars(part).items():  # otherwise it computes what the original does
+                if name.endswith("_hooks") and value:
+                    yield f"{at}compiled.{name}", _text(value)
         elif type(part) is not nn.Dropout:
             yield from _traits_of(at, part)
 
@@ -253,13 +246,6 @@ def _traits_of(at: str, part: nn.Module) -> Iterator[tuple[str, Any]]:
                     yield f"{at}{buffer}", x
         elif name not in WITHOUT_EFFECT | {"_modules"} and value is not None:
             yield f"{at}{name}", _text(value)
-
-
-def _hooks_of_compiled(at: str, part: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The hooks of a compiled module; apart from them it computes what the original does."""
-    for name, value in vars(part).items():
-        if name.endswith("_hooks") and value:
-            yield f"{at}compiled.{name}", _text(value)
 
 
 def _text(value: Any) -> str:

@@ -99,12 +99,23 @@ SHARED = {
 }
 
 
+# The prefix of the options -> our prefix of the names of arrays, theirs, and the sublayers of a
+# layer in the order in which both libraries run them.
+SIDES = {
+    "enc_": ("encoder.", "encoder.", ("self", "feed_forward")),
+    "dec_": ("decoder.", "decoder.net.", ("self", "cross", "feed_forward")),
+}
+
+
 @dataclass(frozen=True)
 class Side:
-    """The options of the encoder or of the decoder."""
+    """The options of the encoder or of the decoder, and a row of `SIDES`."""
 
-    prefix: str  # enc_ or dec_
     given: Mapping[str, Any]
+    prefix: str
+    ours: str
+    theirs: str
+    block: tuple[str, ...]
 
     @classmethod
     def of(cls, prefix: str, options: Mapping[str, Any]) -> Self:
@@ -113,9 +124,9 @@ class Side:
         for name, value in options.items():
             if name.startswith(prefix):
                 given[name.removeprefix(prefix)] = value
-            elif not name.startswith(("enc_", "dec_")) and name not in {"dim", *SHARED}:
+            elif not name.startswith(tuple(SIDES)) and name not in {"dim", *SHARED}:
                 raise UnsupportedFeature(f"x-transformers' {name} = {value!r} is not implemented")
-        side = cls(prefix, given)
+        side = cls(given, prefix, *SIDES[prefix])
         for name, value in given.items():
             if name in WITHOUT_EFFECT or _without_cross(name) in WITHOUT_EFFECT:
                 continue
@@ -142,21 +153,6 @@ class Side:
     def is_decoder(self) -> bool:
         """Whether these are the decoder's options."""
         return self.prefix == "dec_"
-
-    @property
-    def ours(self) -> str:
-        """The prefix of our names of its arrays."""
-        return "decoder." if self.is_decoder else "encoder."
-
-    @property
-    def theirs(self) -> str:
-        """The prefix of their names of its arrays."""
-        return "decoder.net." if self.is_decoder else "encoder."
-
-    @property
-    def block(self) -> tuple[str, ...]:
-        """The sublayers of a layer, in the order in which both libraries run them."""
-        return ("self", "cross", "feed_forward") if self.is_decoder else ("self", "feed_forward")
 
     @property
     def order(self) -> tuple[int, ...]:
