@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ..backend import Array, array_namespace, at_least_float32, widened
 from ..checks import check_int, check_number
 from ..ops import keep, log_softmax, softmax
-from .sampling import Processor, State, makes_processor, to_log_probs
+from .sampling import Processor, makes_processor, to_log_probs
 
 
 @makes_processor
