@@ -104,15 +104,10 @@ def min_p(ratio: float) -> Processor:
         In [0, 1]. A token exactly at the limit is kept, as in Hugging Face and x-transformers.
     """
     ratio = check_number("min_p's ratio", ratio, "[0, 1]")
-    return _keeping_from(lambda best: ratio * best)
-
-
-def _keeping_from(limit: Callable[[Array], Array]) -> Processor:
-    """Keep tokens whose probability is at least ``limit`` of the highest probability."""
 
     def kept(scores: Array) -> Array:
         probs = softmax(at_least_float32(scores))
-        return probs >= limit(probs.max(axis=-1, keepdims=True))
+        return probs >= ratio * probs.max(axis=-1, keepdims=True)
 
     return _keeping(kept)
 
@@ -132,7 +127,12 @@ def top_a(ratio: float, power: float = 2.0) -> Processor:
     """
     ratio = check_number("top_a's ratio", ratio, "[0, 1]")
     power = check_number("top_a's power", power, "[1, inf)")
-    return _keeping_from(lambda best: best**power * ratio)
+
+    def kept(scores: Array) -> Array:
+        probs = softmax(at_least_float32(scores))
+        return probs >= ratio * probs.max(axis=-1, keepdims=True) ** power
+
+    return _keeping(kept)
 
 
 @makes_processor
