@@ -183,9 +183,9 @@ def watched(function, doc=None):
     @functools.wraps(function)
     def checked(*args, **kwargs):
         result = function(*args, **kwargs)
-        given = dict(zip(names, args, strict=False)) | kwargs
-        forms = (*((n, form(x)) for n, x in given.items()), form(result))
+        forms = (*map(form, args), *kwargs, *map(form, kwargs.values()), form(result))
         if forms not in passed:
+            given = dict(zip(names, args, strict=False)) | kwargs
             letters = {n: x for n, x in given.items() if isinstance(x, int | list | tuple)}
             for parameter, said in parameters.items():
                 x = given.get(parameter) if parameter else first_array(given)
@@ -207,6 +207,8 @@ def kind_of(x):
 
 def form(x):
     """All of a value that a contract depends on."""
+    if isinstance(x, np.ndarray):
+        return x.shape, x.dtype.kind
     if hasattr(x, "shape") and hasattr(x, "dtype"):
         return x.shape, getattr(x.dtype, "kind", x.dtype)  # a tensor's dtype has none
     if isinstance(x, tuple) and x and hasattr(x[0], "shape"):
