@@ -107,7 +107,7 @@ def as_tokens(
 
 
 def on_host(name: str, x: Any) -> np.ndarray:
-    """``x`` as a NumPy array. Raise unless it is an array, or lists of one shape."""
+    """``x`` as a NumPy array. Raise for a masked array, and for lists of different shapes."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(
             f"{name} is a masked array, whose mask would be lost: pass x.filled(...), and the mask "

@@ -61,7 +61,8 @@ class NormConfig(Config):
 
     ``layer_norm`` adds eps to the variance, ``rms_norm`` to the mean square; ``l2_norm``
     clamps the Euclidean norm from below by eps; ``std_norm`` adds eps to the unbiased
-    standard deviation.
+    standard deviation. The result is multiplied by a ``gain``, one number for each element
+    (``vector``) or one for all (``scalar``), if there is one.
     """
 
     kind: NormKind
@@ -82,7 +83,8 @@ class AttentionConfig(Config):
     head h uses key-value head ``h // (n_heads // n_kv_heads)`` if ``grouped`` and
     ``h % n_kv_heads`` if ``tiled``. ``qk_norm`` normalises each head's queries and keys. Every
     query may attend to ``n_learned_kv`` learned key-value pairs. ``gate`` multiplies the heads'
-    output by sigmoid(x W_gate + b_gate), one gate per value or per head.
+    output by sigmoid(x W_gate + b_gate), one gate per value or per head. With ``head_scale``, one
+    learned number multiplies the output of each head.
     """
 
     n_heads: int
@@ -197,8 +199,10 @@ class BucketedPositions(Config):
 class StackConfig(Config):
     """An encoder or a decoder.
 
-    ``positions`` are added to the embedding, ``relative_positions`` act inside
-    self-attention. ``norm_positions`` lists the norms of each sublayer:
+    ``embedding_scale`` multiplies the embedding of a token, ``positions`` are added to it, and
+    ``embedding_norm`` is a norm before or after that; ``final_norm`` is one after the last layer.
+    ``relative_positions`` act inside self-attention. ``norm_positions`` lists the norms of each
+    sublayer:
 
         x = after(x + branch(sublayer(before(x))))
 
@@ -253,9 +257,10 @@ class ModelConfig(Config):
     ``tied_embeddings``: encoder and decoder share one table. ``tied_logits``: the
     unembedding is the decoder's table transposed. ``logits_scale`` multiplies the last
     hidden state before the unembedding. ``decoder_start_id`` begins a target,
-    any of ``eos_ids`` ends it, ``pad_id`` follows. ``forced_bos_id`` is the first new token
-    regardless of the logits, ``forced_eos_id`` the last one at the maximum length;
-    ``suppressed_ids`` are never chosen, ``begin_suppressed_ids`` not as the first free token.
+    any of ``eos_ids`` ends it, ``pad_id`` follows. ``forced_bos_id`` is the first new token after
+    a prefix of one token, regardless of the logits, ``forced_eos_id`` the last one at the maximum
+    length; ``suppressed_ids`` are never chosen, ``begin_suppressed_ids`` not as the first new token
+    that is not forced.
     """
 
     encoder: StackConfig

@@ -11,9 +11,11 @@ h. The map (t - 3) / (t + 3) takes the half-line to [-1, 1), where one polynomia
 that product (Shepherd and Laframboise 1981, "Chebyshev approximation of (1 + 2x) exp(x^2)
 erfc x").
 
-There are two such polynomials. float16 and float32, for which GELU must be fast, are computed
-in float64 with a short polynomial and rounded once. float64, which has no wider dtype, uses a
-long polynomial and tracks the rounding errors.
+There are two such polynomials: a short one with h = 3, written in y = 3 / (t + 3), because the map
+is 1 - 2 y; and a long one with h = 3/4. float16 and float32, for which GELU must be fast, are
+computed in float64 with the short one and rounded once. float64, which has no wider dtype, uses
+the long one and tracks the rounding errors. Models use `gelu_erf`; the other functions are public
+and use the same polynomials.
 """
 
 import math
@@ -119,7 +121,8 @@ def gelu_erf(x: Array) -> Array:
 
     The argument and the accuracy are those of `erfc`. The form on the right rounds once in the
     left tail, where a rounded :math:`\Phi(x)` may be subnormal. PyTorch and x-transformers
-    compute x (1 + erf(x / sqrt 2)) / 2 under the name ``gelu``; there it loses every digit.
+    compute x (1 + erf(x / sqrt 2)) / 2 under the name ``gelu``; in the left tail that form loses
+    every digit.
 
     Examples
     --------

@@ -4,8 +4,8 @@
     logits = decode(model, target, memory)     all positions at once, or step by step
     logits = forward(model, source, target)    both: teacher forcing
 
-A parameter that a model lacks is None, and its operation is then the identity, so that each
-function has one version. A float16 model computes in float32 and rounds each quantity that
+A parameter that a model lacks is None. A missing norm or bias then changes nothing, and an ``if``
+skips any other missing part. A float16 model computes in float32 and rounds each quantity that
 passes a tap to float16.
 """
 
@@ -91,7 +91,7 @@ class Model:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of the parameters and of everything computed from them."""
+        """The dtype of the parameters, the logits and the other named quantities."""
         return np.dtype(self.params.decoder.embedding.dtype)
 
     def astype(self, dtype: str) -> Model:
@@ -243,6 +243,7 @@ def project_memory(model: Model, hidden: Array, mask: Array | None, *, tap: Tap 
         True = real token.
     tap : Tap
     """
+    check_model(model)
     c, dtype, keys, values = model.config.decoder, model.dtype, [], []
     hidden, tap = at_least_float32(hidden), _rounding(model, tap)
     for i, layer in enumerate(model.params.decoder.layers):
@@ -307,8 +308,8 @@ def decode_checked(
     x = embed(p, c, ids, positions, inside)
     for i, layer in enumerate(p.layers):
         own = SelfContext(rotation, biases[i], causal, cache[i] if cache else None)
-        source = CrossContext(memory.keys[i], memory.values[i], source_mask)
-        x = decoder_layer(layer, c, x, own, source, inside.at(f"layers.{i}"))
+        cross = CrossContext(memory.keys[i], memory.values[i], source_mask)
+        x = decoder_layer(layer, c, x, own, cross, inside.at(f"layers.{i}"))
     x = inside("final", normalize(p.final_norm, c.norm, x)) * model.config.logits_scale
     logits = tap("logits", linear(x, model.params.unembedding, model.params.logits_bias))
     return logits.astype(model.dtype, copy=False)
@@ -321,6 +322,7 @@ def _rounding(model: Model, tap: Tap) -> Tap:
 
 def new_cache(model: Model, batch: int, capacity: int) -> tuple[KeyValueCache, ...]:
     """Empty caches for `decode`, one per decoder layer, for ``capacity`` tokens."""
+    check_model(model)
     c, like = model.config.decoder.self_attention, model.params.decoder.embedding
     return tuple(
         KeyValueCache(batch, c.n_kv_heads, capacity, c.d_k, c.d_v, like)
@@ -347,16 +349,16 @@ def encoder_layer(
 
 
 def decoder_layer(
-    p: LayerParams, c: StackConfig, x: Array, context: SelfContext, source: CrossContext, tap: Tap
+    p: LayerParams, c: StackConfig, x: Array, own: SelfContext, cross: CrossContext, tap: Tap
 ) -> Array:
     """Self-attention, cross-attention, then feed-forward, each added to its input."""
     h = normalize(p.self_norms.before, c.norm, x)
-    h = self_attention(p.self_attention, c.self_attention, h, context, tap.at("self_attention"))
+    h = self_attention(p.self_attention, c.self_attention, h, own, tap.at("self_attention"))
     x = x + normalize(p.self_norms.branch, c.norm, h)
     x = tap("after_self_attention", normalize(p.self_norms.after, c.norm, x))
 
     h = normalize(p.cross_norms.before, c.norm, x)
-    h = cross_attention(p.cross_attention, c.cross_attention, h, source, tap.at("cross_attention"))  # type: ignore[arg-type]
+    h = cross_attention(p.cross_attention, c.cross_attention, h, cross, tap.at("cross_attention"))  # type: ignore[arg-type]
     x = x + normalize(p.cross_norms.branch, c.norm, h)
     x = tap("after_cross_attention", normalize(p.cross_norms.after, c.norm, x))
 
@@ -374,7 +376,7 @@ def feed_forward(p: FeedForwardParams, c: FeedForwardConfig, x: Array, tap: Tap 
         hidden = activation(tap("gate", linear(x, p.w_gate, p.b_gate))) * hidden
     else:
         hidden = activation(hidden)
-    if c.hidden_norm is not None:
+    if c.hidden_norm is not None:  # a model without it has no quantity "activated" either
         hidden = normalize(p.hidden_norm, c.hidden_norm, tap("activated", hidden))
     return tap("out", linear(tap("hidden", hidden), p.w_out, p.b_out))
 

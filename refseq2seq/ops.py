@@ -3,8 +3,8 @@
 Every function acts on the last axis, preserves the dtype and does not modify its arguments.
 Scalars are Python floats: a NumPy float64 scalar would promote float32 arrays to float64.
 Functions marked ``widened`` compute float16 in float32 and round the result once. A norm whose
-squares overflow returns NaN, never plausible finite numbers: the remainder by infinity is the
-number itself, but NaN for an infinite divisor.
+squares overflow returns NaN, never plausible finite numbers: it divides by r % inf, which is r for
+a finite r >= 0, and NaN for an infinite one.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 Matrices are stored as ``(d_in, d_out)``, so that code reads ``x @ w + b`` as in papers. A
 parameter that a configuration does not have is None. `build_params` obtains each array by name
-and shape from a function; creating, loading, checking and converting a model each pass one.
+and shape from a function; creating, loading, converting and mapping a model each pass one.
 """
 
 import math
@@ -251,7 +251,8 @@ def _norm(c: NormConfig | None, *shape: int) -> NormParams | None:
 
 
 MIN_LAYER = 6
-"""The minimum number of arrays of a layer: four of attention, two of the feed-forward."""
+"""The minimum number of arrays of a layer: four of attention, two of the feed-forward. A loader
+refuses a config with more layers than its arrays can have before it builds them."""
 
 
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -312,7 +313,7 @@ def _is_same(a: Array, b: Array) -> bool:
 
 
 def random_params(config: ModelConfig, seed: int, dtype: str = "float32") -> Params:
-    """Random parameters, scaled so that activations keep unit size through the layers.
+    """Random parameters, scaled so that each matrix product keeps about the size of its input.
 
     Each array has its own generator, keyed by ``seed`` and the array's name, so that it does
     not depend on the other arrays. Biases and gains are random too, so that a test that omits

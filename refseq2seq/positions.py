@@ -1,7 +1,8 @@
 """Positions: vectors added to embeddings, biases added to scores, rotations of queries and keys.
 
-Positions are integer arrays counted from 0, of shape (n,), or (batch, n) where padding
-makes rows differ. Angles are computed in float64 and rounded once.
+Positions are arrays of shape (n,), or (batch, n) where padding makes rows differ. Those of tokens
+are integers counted from 0; register tokens have the positions -n to -1. Angles are computed in
+float64 and rounded once.
 """
 
 import math
@@ -96,7 +97,7 @@ def rotation(c: RotaryPositions, positions: Array, dtype: str) -> Rotation:
     ----------
     c : RotaryPositions
     positions : array, shape (n,) or (batch, n)
-        Integers or fractions, counted from 0.
+        Integers or fractions; the first token has position 0.
     dtype : str or dtype
         The dtype of the result.
 
@@ -220,7 +221,7 @@ def _bucket_borders(n: int, max_distance: int) -> tuple[int, ...]:
     exact = n // 2
     wide = n - exact
 
-    def border(k: int) -> int:  # the smallest r with log(r / exact) / log(max / exact) wide >= k
+    def border(k: int) -> int:  # the smallest r with log(r / exact) / log(max / exact) * wide >= k
         power = max_distance**k * exact**wide
         distances = range(max_distance + 1)
         return bisect_left(distances, power, lo=exact, key=lambda r: r**wide * exact**k)

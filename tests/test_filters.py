@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from naming import raises_naming, short
 
 import refseq2seq as rs
 from refseq2seq.generation import filters
+from refseq2seq.generation.noise import _gumbel
 
 
 @pytest.fixture
@@ -349,6 +351,13 @@ def test_gumbel_top_k_has_seed_zero_and_keeps_scores():
     assert set(first[first > -math.inf].tolist()) == {0.0}
     only = rs.gumbel_top_k(5, rs.top_k(2), seed=1)(np.arange(50.0)[None], state())
     assert set(np.flatnonzero(only[0] > -math.inf).tolist()) >= {48, 49}
+
+
+@pytest.mark.parametrize("extreme", [0.0, 1 - 2.0**-53])
+def test_gumbel_noise_of_the_extreme_uniforms_is_finite(extreme, monkeypatch):
+    drawn = SimpleNamespace(random=lambda n: np.full(n, extreme))
+    monkeypatch.setattr(np.random, "Generator", lambda bits: drawn)
+    assert np.isfinite(_gumbel(0, state(), 3)).all()
 
 
 def test_noise_of_gumbel_top_k_that_does_not_fit_raises():

@@ -303,6 +303,14 @@ def test_stop_ends_a_row_in_its_prefix():
     assert (new_tokens(out), out.tokens.shape) == ([[], [3]], (2, 1))
 
 
+def test_stop_does_not_finish_a_row_that_was_cut_off():
+    """Row 0 reaches its two new tokens in step 1; row 1 follows its prefix until step 3."""
+    for ended, finished in (([True, False], [False, False]), (True, [False, True])):
+        stop = {"stop": lambda step, ended=ended: ended if step.index == 4 else False}
+        out = path(path_model(), [[0], [0, 3, 4, 2, 3]], max_new_tokens=2, eos_ids=(), **stop)
+        assert out.finished.tolist() == finished
+
+
 @pytest.mark.parametrize("tap", [rs.no_tap, rs.Trace()])
 def test_a_row_that_is_stopped_in_its_prefix_gets_pads(tap):
     how = {"prefix": [[1, 3, 4, 5], [1]], "max_new_tokens": 3, "eos_ids": (), "tap": tap}

@@ -239,7 +239,16 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", [*CALLS.values(), lambda model, source: rs.amateur(model)])
+OF_MODELS = [
+    *CALLS.values(),
+    lambda model, source: rs.amateur(model),
+    lambda model, source: rs.generate_text(model, ["a"]),
+    lambda model, source: rs.new_cache(model, 1, 3),
+    lambda model, source: rs.project_memory(model, np.ones((1, 2, 3)), None),
+]
+
+
+@pytest.mark.parametrize("call", OF_MODELS)
 @pytest.mark.parametrize(("model", "names"), [("g2p", ["str", "rs.load('g2p')"]), (None, ["None"])])
 def test_a_model_of_another_type_raises(call, model, names):
     with raises_naming(TypeError, "model", *names):

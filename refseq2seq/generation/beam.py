@@ -6,11 +6,12 @@
 The rules, which Hugging Face and CTranslate2 share:
 
 1. A row begins with one live beam, the prefix, with score 0. The score of a beam is the sum of
-   the log-probabilities of its new tokens, after the processors. A beam with score -inf cannot
-   be chosen: it repeats the best live beam, and ``emitted`` of a processor's state is False.
+   the log-probabilities of its new tokens, after the processors. Where a row has fewer than B
+   live beams, the other places have the score -inf and copies of the best live beam. No candidate
+   comes from them, and ``emitted`` of a processor's state is False there.
 2. Each step continues every live beam by every token. The best 2B of these candidates are
-   considered (more with several EOS ids, so that at least B do not end), ordered by score,
-   then beam, then token.
+   considered, (n + 1) B with n > 1 EOS ids, so that at least B do not end. They are ordered by
+   score, then beam, then token.
 3. Candidates among the best B that end with EOS become hypotheses. The best B candidates that
    do not end are the next live beams.
 4. Hypotheses compare by their normalised score, sum / length ** length_penalty, where the
@@ -391,12 +392,12 @@ def _improvable(
     if settings.early_stopping is True:
         return ~full & (best > -np.inf), np.full(len(full), np.inf)
     if settings.early_stopping == "never":
-        reachable = np.array([settings.divisors[n:].max() for n in n_new])
+        divisor = np.array([settings.divisors[n:].max() for n in n_new])
     else:
-        reachable = settings.divisors[n_new]
+        divisor = settings.divisors[n_new]
     with np.errstate(invalid="ignore"):  # a row without live beams and hypotheses
-        gap = np.where(full & (best > -np.inf), np.abs(best / reachable - worst), np.inf)
-    return best / reachable > worst, gap
+        gap = np.where(full & (best > -np.inf), np.abs(best / divisor - worst), np.inf)
+    return best / divisor > worst, gap
 
 
 def _least_gap(scores: np.ndarray) -> np.ndarray:

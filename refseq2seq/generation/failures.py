@@ -37,14 +37,16 @@ def no_token(
     logits: Array,
     state: State,
     *,
-    place: int,
     row: int,
     step: int,
+    place: int | None = None,
 ) -> NonFiniteLogitsError:
     """The error for row ``place`` of ``logits`` (batch, vocab_size), called ``row`` in its text.
 
-    ``processors`` are all that turn logits into scores, including rules.
+    By default both are the same; in beam search a row has several places. ``processors`` are all
+    that turn logits into scores, including rules.
     """
+    place = row if place is None else place
     where = f"row {row} in step {step}"
     with np.errstate(all="ignore"):
         if np.isnan(to_numpy(logsumexp(logits[place : place + 1]))).any():

@@ -1,7 +1,8 @@
 """A model during decoding: the memory of the sources and the cache of the targets.
 
 A loop requests the logits after targets that grow by one token at a time, and reorders their
-rows. Contrastive decoding combines the logits of several models.
+rows. In contrastive decoding (`refseq2seq.amateur`) the logits of weaker models, the amateurs,
+correct those of the model, the expert.
 """
 
 from dataclasses import replace
@@ -55,7 +56,7 @@ class Inference:
 
     def reorder(self, rows: np.ndarray) -> None:
         """Replace the target of row i by that of row ``rows[i]``, which has the same source."""
-        index = np.searchsorted(self._rows, rows[self._rows])
+        index = np.searchsorted(self._rows, rows[self._rows])  # rows of a source drop together
         for layer in self._cache or ():
             layer.reorder(index)
         for _, inference in self._amateurs:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..backend import Array, array_namespace, at_least_float32, freeze, read, to_numpy
 from ..checks import Tokens, check_int
-from ..model import Model, encode_checked
+from ..model import Model, check_model, encode_checked
 from ..ops import logsumexp
 from ..taps import Tap, no_tap
 from .contrastive import Amateur
@@ -135,7 +135,7 @@ def decode_steps(
     ------
     TypeError, ValueError
         At once, for arguments of the wrong type, a request that exceeds the position table, or
-        a config that forces a token where it suppresses it.
+        a token that the config forces where the config or a processor suppresses it.
     NonFiniteLogitsError
         While iterating, if the logits of a row are NaN or infinite. The error names the row,
         the step and the first quantity that is not finite.
@@ -184,10 +184,11 @@ def _loop(
     targets = _Targets(request, model.config.pad_id, uniforms)
     index = 0
     while not targets.ended.all():
-        tap = request.tap.at(f"step.{index}")
+        tap, had_ended = request.tap.at(f"step.{index}"), targets.ended
         step = _step(model, inference, targets, processors, pick, index, tap)
         if request.stop is not None:
-            targets.finished = targets.finished | stopped(request.stop, step, len(step.tokens))
+            stop_now = stopped(request.stop, step, len(step.tokens)) & ~had_ended
+            targets.finished = targets.finished | stop_now
             step = replace(step, finished=targets.finished)
         if request.tap is no_tap:  # a tap receives the whole batch in every step
             inference.drop(targets.ended)
@@ -216,12 +217,11 @@ def _step(
         filtered = tap("scores", apply(processors, logits, state))
         chosen = tap("chosen", pick(filtered, state))
         tokens, log_probs, best, margin = _read(logits, filtered, chosen, forced_tokens, emitted)
-    unfit = np.isnan(log_probs) & ~ended | ~np.isfinite(best) & emitted
+    # Logits that define no distribution, or no token left to choose.
+    unfit = (np.isnan(log_probs) & ~ended) | (~np.isfinite(best) & emitted)
     if unfit.any():
         row = int(unfit.argmax())
-        raise no_token(
-            model, targets.request, processors, logits, state, place=row, row=row, step=index
-        )
+        raise no_token(model, targets.request, processors, logits, state, row=row, step=index)
     log_probs = tap("log_probs", log_probs)
 
     # One more token.
@@ -402,6 +402,7 @@ def generate_text(model: Model, texts: Sequence[str], **options: Any) -> list[st
     >>> rs.generate_text(rs.load("g2p"), ["oracle"])
     ['AO R AH K AH L']
     """
+    check_model(model)
     if model.source_vocabulary is None or model.target_vocabulary is None:
         raise ValueError("the model has no vocabularies: give token ids to rs.generate instead")
     if isinstance(texts, str):

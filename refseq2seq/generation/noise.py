@@ -1,7 +1,8 @@
 """Random choices by noise for every token: the exponential race and Gumbel top-k.
 
-They draw from the same distributions as `sample` does, as other libraries draw from them. Their
-noise may be recorded in another library and given, to replay its choices token for token.
+`exponential_race` draws a token from softmax(scores), as `torch.multinomial` does; `gumbel_top_k`
+keeps k tokens, drawn without replacement. Both accept noise recorded in another library, to
+replay its choices token for token.
 """
 
 from functools import partial
@@ -66,8 +67,8 @@ def gumbel_top_k(
     *processors : Processor
         Such as a filter and a temperature: x-transformers filters first.
     seed : int
-        Of the noise: Philox with the key (seed, index of the source) and the counter
-        (0, new tokens so far, index among the rows of that source, 1).
+        Of the noise: Philox with the key (seed, index of the source in the batch) and the counter
+        (0, new tokens so far, index among the rows of that source, 1). ``row_ids`` has no effect.
     noise : array, shape (n_steps, rows, vocab_size), optional
         Gumbel noise to use instead; ``noise[t]`` is for new token number t.
     """
@@ -98,7 +99,8 @@ def _gumbel(seed: int, state: State, vocab_size: int) -> np.ndarray:
         key = np.array([seed, row], dtype=np.uint64)
         counter = np.array([0, t, place, 1], dtype=np.uint64)
         uniform = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(vocab_size)
-        noise[i] = -np.log(-np.log(uniform + 2.0**-54))  # never log 0
+        uniform = np.minimum(uniform + 2.0**-54, 1 - 2.0**-53)  # neither 0 nor 1: finite logarithms
+        noise[i] = -np.log(-np.log(uniform))
     return noise
 
 

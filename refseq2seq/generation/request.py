@@ -20,7 +20,10 @@ from .sampling import MadeProcessor, Processor, State, described, no_uniforms
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """Sources, prefixes, conditions that end targets, and options. Arrays are on the host."""
+    """Sources, prefixes, conditions that end targets, and options. Arrays are on the host.
+
+    A loop also keeps ``take(source_index)``: the same request with one row for each target.
+    """
 
     source: np.ndarray  # (batch, n_source) token ids
     source_mask: np.ndarray  # (batch, n_source) True = real token
@@ -37,7 +40,7 @@ class Request:
 
     @property
     def batch(self) -> int:
-        """The number of sources."""
+        """The number of rows: sources, or targets after ``take(source_index)``."""
         return len(self.source)
 
     @cached_property

@@ -52,7 +52,7 @@ P = ParamSpec("P")
 
 
 class MadeProcessor:
-    """A processor that records the call that made it, as its repr and to repeat in unpickling."""
+    """A processor that stores the call that made it: repr shows it, and unpickling repeats it."""
 
     def __init__(self, maker: Callable[..., Processor], args: Any, kwargs: Any) -> None:
         self.module, self.name = maker.__module__, maker.__name__
