@@ -272,7 +272,7 @@ def test_a_bad_word_that_is_one_eos_is_ignored(search):
     assert END not in search(model, [rs.bad_words([[END]])], **how, eos_ids=())
 
 
-SUPPRESSED = "suppressed_ids of the model's config"
+SUPPRESSED, ONE = "suppressed_ids of the model's config", {"max_new_tokens": 1}
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ SUPPRESSED = "suppressed_ids of the model's config"
     [
         ({"forced_bos_id": 11, "suppressed_ids": (7, 11)}, [], {}, f"rule {SUPPRESSED}"),
         ({"forced_eos_id": 11, "suppressed_ids": (7, 11)}, [], {}, f"rule {SUPPRESSED}"),
-        ({"forced_eos_id": 11, "begin_suppressed_ids": (11,)}, [], {"max_new_tokens": 1}, "rule"),
+        ({"forced_eos_id": 11, "begin_suppressed_ids": (11,)}, [], ONE, f"rule begin_{SUPPRESSED}"),
         ({"forced_bos_id": 11}, [rs.suppress([3, 11])], {}, "processor suppress([3, 11])"),
         ({"forced_eos_id": 11}, [rs.suppress([3, 11])], {}, "processor suppress([3, 11])"),
         ({"forced_bos_id": 11}, [rs.begin_suppress([11])], {}, "new token 0"),
@@ -292,7 +292,8 @@ def test_a_forced_token_that_is_suppressed_raises_before_the_loop(
 ):
     encoded = rs.Trace()
     model, asked = asked_of(G2P, [START], **rules)
-    with raises_naming(ValueError, "os_id = 11", "new token", "bans it", ban):
+    field = next(name for name in rules if name.startswith("forced"))
+    with raises_naming(ValueError, f"{field} = 11", "new token", "bans it", ban):
         search(model, processors, **asked | how, tap=encoded)
     assert not encoded
 

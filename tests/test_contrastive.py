@@ -47,14 +47,16 @@ def test_logits_are_the_experts_corrected(make, weights, use_cache):
 def test_an_amateur_may_read_the_experts_encoding():
     expert, weaker = tiny(0, 7), tiny(1, 7)
     shared = rs.amateur(weaker, reads_source=False)
-    (step,) = rs.decode_steps(expert, SOURCE, amateurs=[shared], max_new_tokens=1, eos_ids=())
+    trace, how = rs.Trace(), {"max_new_tokens": 1, "eos_ids": ()}
+    (step,) = rs.decode_steps(expert, SOURCE, amateurs=[shared], **how, tap=trace)
+    assert "amateur.0.decoder.layers.0.cross_attention.k" in trace
     memory, start = rs.encode(expert, SOURCE), [[1], [1]]
     projected = rs.project_memory(weaker, memory.hidden, memory.mask)
     theirs = rs.decode(weaker, start, projected)[:, -1]
     expected = contrasted(rs.forward(expert, SOURCE, start)[:, -1], theirs, 0.1, 1.5, 0.5)
     assert_same_logits(step.logits, expected, 1e-10)
     own = rs.amateur(weaker)
-    (other,) = rs.decode_steps(expert, SOURCE, amateurs=[own], max_new_tokens=1, eos_ids=())
+    (other,) = rs.decode_steps(expert, SOURCE, amateurs=[own], **how)
     assert not np.array_equal(step.logits, other.logits)
 
 

@@ -405,7 +405,10 @@ def test_only_real_tokens_need_positions():
 CONTRADICTIONS = {
     "final_norm": ({"decoder": {"final_norm": False}}, "decoder.final_norm.gain"),
     "norm_positions": ({"encoder": {"norm_positions": ("after",)}}, "encoder.layers.0.self_norms"),
-    "a norm more": ({"decoder": {"norm_positions": ("before", "branch")}}, "norms.branch.gain"),
+    "a norm more": (
+        {"decoder": {"norm_positions": ("before", "branch")}},
+        "decoder.layers.0.self_norms.branch.gain",
+    ),
     "logits_bias": ({"logits_bias": True}, "logits_bias"),
     "embedding_norm": ({"encoder": {"embedding_norm": "after_positions"}}, "embedding_norm"),
     "fewer layers": ({"decoder": {"n_layers": 1}}, "decoder.layers.1"),

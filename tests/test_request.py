@@ -249,7 +249,9 @@ OF_MODELS = [
 
 
 @pytest.mark.parametrize("call", OF_MODELS)
-@pytest.mark.parametrize(("model", "names"), [("g2p", ["str", "rs.load('g2p')"]), (None, ["None"])])
+@pytest.mark.parametrize(
+    ("model", "names"), [("g2p", ["str", "rs.load('g2p')"]), (None, ["NoneType"])]
+)
 def test_a_model_of_another_type_raises(call, model, names):
     with raises_naming(TypeError, "model", *names):
         call(model, [[3]])
