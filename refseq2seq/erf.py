@@ -140,8 +140,8 @@ def _erfc_of_abs(x: Array, scale: tuple[float, float], times: Array | float = 1.
     if x.dtype.kind != "f":
         raise TypeError(f"expected an array of floating-point numbers, got {x.dtype}")
     xp = array_namespace(x)
-    if x.dtype == xp.float64:
-        return _accurate_erfc(xp.abs(x), scale, times)
+    if x.dtype.itemsize > 4:
+        return _accurate_erfc(xp.abs(x), scale, times).astype(x.dtype)
     t = xp.abs(x).astype(xp.float64) * sum(scale)
     result = _polynomial(_SHORT, 3 / (t + 3))  # erfcx(t)
     t *= -t  # in place: memory access is slower here than arithmetic

@@ -3,8 +3,7 @@
 Every function acts on the last axis, preserves the dtype and does not modify its arguments.
 Scalars are Python floats: a NumPy float64 scalar would promote float32 arrays to float64.
 Functions marked ``widened`` compute float16 in float32 and round the result once. A norm whose
-squares overflow returns NaN, never plausible finite numbers: it divides by r % inf, which is r for
-a finite r >= 0, and NaN for an infinite one.
+squares overflow returns NaN, never plausible finite numbers.
 """
 
 import math
@@ -246,7 +245,7 @@ def l2_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Arr
     below by eps; eps is not added to it.
     """
     xp = array_namespace(x)
-    length = xp.sqrt((x * x).sum(axis=-1, keepdims=True)) % math.inf
+    length = _nan_if_infinite(xp.sqrt((x * x).sum(axis=-1, keepdims=True)))
     return _affine(x / xp.maximum(length, eps) * math.sqrt(x.shape[-1]), gain, bias)
 
 
@@ -263,7 +262,7 @@ def std_norm(x: Array, gain: Array | None, bias: Array | None, eps: float) -> Ar
     xp = array_namespace(x)
     centred = x - _mean(x)
     variance = (centred * centred).sum(axis=-1, keepdims=True) / (x.shape[-1] - 1)
-    return _affine(centred / (xp.sqrt(variance) % math.inf + eps), gain, bias)
+    return _affine(centred / (_nan_if_infinite(xp.sqrt(variance)) + eps), gain, bias)
 
 
 @elementwise
@@ -271,8 +270,13 @@ def _over_root(
     x: Array, mean_square: Array, eps: float, gain: Array | None, bias: Array | None
 ) -> Array:
     """x / sqrt(mean_square + eps) * gain + bias."""
-    root = array_namespace(x).sqrt(mean_square + eps) % math.inf
+    root = _nan_if_infinite(array_namespace(x).sqrt(mean_square + eps))
     return _affine(x / root, gain, bias)
+
+
+def _nan_if_infinite(root: Array) -> Array:
+    """A root >= 0, but NaN where its squares overflowed: x / inf would be 0."""
+    return root % math.inf
 
 
 def _affine(x: Array, gain: Array | None, bias: Array | None) -> Array:

@@ -67,10 +67,17 @@ def test_several_amateurs_correct_one_after_the_other_and_in_beams_too():
     raw = [np.asarray(rs.forward(m, SOURCE, [[1], [1]])[:, -1]) for m in models]
     expected = contrasted(contrasted(raw[0], raw[1], 0.1, 1.5, 0.5), raw[2], 0.5, 2.0, 1.0)
     assert_same_logits(np.asarray(step.logits), expected, 1e-12)
-    options = {"amateurs": amateurs, "max_new_tokens": 6}
-    beam = rs.beam_search(models[0], SOURCE, beams=3, **options)
-    uncached = rs.beam_search(models[0], SOURCE, beams=3, use_cache=False, **options)
-    assert np.array_equal(beam.scores, uncached.scores)
+
+
+def test_the_caches_of_amateurs_follow_the_beams():
+    expert, weaker = tiny(0, 7).exact(), tiny(1, 7).exact()
+    options = {"amateurs": [rs.amateur(weaker, alpha=0.01)], "eos_ids": (), "max_new_tokens": 9}
+    steps = list(rs.beam_steps(expert, SOURCE, **options))
+    parents = [np.take_along_axis(s.candidates.beams, s.survivors, axis=1) for s in steps]
+    assert any((rows != np.arange(4)).any() for rows in parents[1:])  # beams change places
+    uncached = list(rs.beam_steps(expert, SOURCE, use_cache=False, **options))
+    for step, other in zip(steps, uncached, strict=True):
+        assert np.array_equal(step.live.scores, other.live.scores)
 
 
 def test_an_alpha_of_zero_raises():

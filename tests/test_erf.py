@@ -88,6 +88,14 @@ def test_errors_are_at_most_two_units_in_the_last_place(function, dtype):
     assert all(e <= 2 for e in errors(function(x), exact_values(function, x)))
 
 
+@functions
+@pytest.mark.parametrize("dtype", [">f8", np.longdouble])
+def test_other_wide_dtypes_are_as_accurate_as_float64(function, dtype):
+    x = sample(np.float64)
+    found = function(x.astype(dtype)).astype(np.float64)
+    np.testing.assert_allclose(found, function(x), rtol=1e-14, atol=1e-300)
+
+
 def test_known_values():
     one = np.array(1.0)
     assert gelu_erf(one) == 0.8413447460685429

@@ -150,6 +150,7 @@ def test_rows_of_amateurs_leave_the_batch_but_with_a_tap(batches):
     options = {"amateurs": amateurs, "max_new_tokens": 30}
     out = rs.generate(model, rows, **options)
     assert len(set(batches)) > 1
+    assert batches[0::2] == batches[1::2]  # the expert's and the amateur's, by turns
     batches.clear()
     watched = rs.generate(model, rows, tap=rs.FunctionTap(watching), **options)
     assert set(batches) == {7}

@@ -24,11 +24,12 @@ def arrays_and_options(
     options: Any,
     what: str,
     packages: str,
-    read_module: Callable[[Any], tuple[dict[str, np.ndarray], Mapping[str, Any]]],
+    reader: Callable[[], Callable[[Any], tuple[dict[str, np.ndarray], Mapping[str, Any]]]],
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     """The arrays and options of a mapping of arrays with options, or of a live module without.
 
-    ``what`` describes the options; ``read_module`` reads a module and needs ``packages``.
+    ``what`` describes the options; ``reader`` imports ``packages`` and returns the function that
+    reads a module.
     """
     if isinstance(given, Mapping):
         if not isinstance(options, Mapping):
@@ -42,12 +43,13 @@ def arrays_and_options(
             "leave them out, since a module has its own"
         )
     try:
-        return read_module(given)
+        read_module = reader()
     except ImportError as error:
         raise ImportError(
             f"{type(given).__qualname__} is not a mapping of arrays, and converting a live "
             f"module needs {packages}: pip install 'refseq2seq[peers]' ({error})"
         ) from error
+    return read_module(given)
 
 
 def numpy_arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -4,8 +4,9 @@ nn.Transformer contains the layers only. Its users add the token embeddings, the
 the unembedding, so these are arguments here.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -145,7 +146,7 @@ def from_pytorch(
         If an argument is neither a module nor arrays.
     """
     layers, options = arrays_and_options(
-        transformer, options, "arguments of nn.Transformer", "torch", _read_module
+        transformer, options, "arguments of nn.Transformer", "torch", _reader
     )
     if missing := [name for name in OPTIONS if name not in options]:
         raise ValueError(f"options must have all arguments of nn.Transformer, lacks {missing}")
@@ -239,7 +240,12 @@ def _table(place: Literal["before", "after"]) -> Table:
 
 def _third(i: int, packed: np.ndarray) -> np.ndarray:
     """The queries' (0), keys' (1) or values' (2) part of a packed matrix or bias."""
-    return np.split(packed, 3)[i].T
+    return np.split(packed, 3)[i].T  # a bias is its own transpose
+
+
+def _reader() -> Callable[[Any], tuple[dict[str, np.ndarray], dict[str, Any]]]:
+    import_module("torch")
+    return _read_module
 
 
 def _read_module(transformer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -59,11 +59,15 @@ def special_tokens(decoder_start_id: int, eos_ids: Sequence[int], pad_id: int) -
 
 
 def module_rows(ours: str, theirs: str, names: Mapping[str, str], **parts: Any) -> Table:
-    """The rows for PyTorch's modules; ``names`` has our name of each -> theirs.
+    """The rows of a table for the arrays of PyTorch's modules.
 
-    Our name of a linear map is ``a.q`` for ``a.w_q`` and ``a.b_q``; any other is a norm. If their
-    name ends with ``.weight``, it is an array, which is not changed. ``ours`` and ``theirs`` are
-    prefixes, and ``parts`` the values of each ``{part}`` in the names.
+    ``names`` maps our name of a module to theirs, of three kinds:
+
+    - a linear map: ``self_attention.q`` stands for the arrays ``w_q`` and ``b_q``;
+    - an array, if their name ends with ``.weight``: it is taken unchanged;
+    - any other is a norm, with a gain and a bias.
+
+    ``ours`` and ``theirs`` are prefixes, and ``parts`` the values of each ``{part}`` in the names.
     """
     table: dict[str, tuple[str, Transform]] = {}
     for our_name, their_name in names.items():

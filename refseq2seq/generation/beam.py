@@ -95,8 +95,8 @@ class Hypotheses:
 
     def best(self, k: int, others: Self) -> Self:
         """The k best of these and others, best first; of equal scores, these come first."""
-        pairs = ((name, (x, vars(others)[name])) for name, x in vars(self).items())
-        both = type(self)(**{name: np.concatenate(pair, axis=1) for name, pair in pairs})
+        pairs = {name: [x, getattr(others, name)] for name, x in vars(self).items()}
+        both = type(self)(**{name: np.concatenate(pair, axis=1) for name, pair in pairs.items()})
         return both.take(np.argsort(-both.scores, axis=1, kind="stable")[:, :k])
 
 

@@ -67,6 +67,7 @@ def _penalty(penalty: float, tokens_of: Callable[[State], np.ndarray]) -> Proces
     @widened
     def process(scores: Array, state: State) -> Array:
         xp, vocab_size, tokens = array_namespace(scores), scores.shape[-1], tokens_of(state)
+        # The last column takes -1 and ids beyond the vocabulary.
         among = np.zeros((len(tokens), vocab_size + 1), dtype=bool)
         np.put_along_axis(among, np.where(tokens < vocab_size, tokens, -1), True, axis=1)
         seen = xp.asarray(among[:, :-1])

@@ -151,7 +151,8 @@ def _huggingface_top_p(p: float) -> Processor:
 def _keeping_by_sums(kept: Callable[[ModuleType, Array], Array], *, best_first: bool) -> Processor:
     """Keep tokens by the sums of the probabilities up to and including each, in one order.
 
-    The sums are those of PyTorch on the CPU: in float64, each rounded to the scores' dtype.
+    ``kept(xp, sums)`` returns a mask (batch, vocab_size) in that order. The sums are those of
+    PyTorch on the CPU: in float64, each rounded to the scores' dtype.
     """
 
     def process(scores: Array, state: State) -> Array:

@@ -172,7 +172,9 @@ class Chooser:
 
 
 def check_chooser(choose: Any) -> Chooser:
-    """Raise unless ``choose`` is a `Chooser`; the error for a processor shows how to wrap it."""
+    """``choose`` itself. Raise unless it is a `Chooser`; the error for a processor shows how to
+    wrap it.
+    """
     if isinstance(choose, MadeProcessor):
         raise TypeError(
             f"choose must be a Chooser, got the processor {choose!r}: write "

@@ -225,17 +225,19 @@ def make_params(config: ModelConfig, kind: str, seed: int, dtype: str = "float64
 
     def changed(path: str, shape: tuple[int, ...]) -> Array:
         x, name = arrays[path], path.rpartition(".")[2]
-        if kind == "large" and (name.startswith("w_") or name == "unembedding"):
-            return x * 4
-        if kind == "tiny_variances" and name in _ADDED:
-            return x / 1024
-        if kind == "outliers" and name in _ADDED and name != "positions":
-            x = x.copy()
-            x[..., int(channel * x.shape[-1])] *= 64
-        if kind == "near_ties" and config.tied_logits and path == "decoder.embedding":
-            return _twins(x.T).T
-        if kind == "near_ties" and name in ("unembedding", "logits_bias"):
-            return _twins(x)
+        match kind:
+            case "large" if name.startswith("w_") or name == "unembedding":
+                return x * 4
+            case "tiny_variances" if name in _ADDED:
+                return x / 1024
+            case "outliers" if name in _ADDED and name != "positions":
+                factors = np.ones(x.shape[-1], x.dtype)
+                factors[int(channel * x.shape[-1])] = 64
+                return x * factors
+            case "near_ties" if config.tied_logits and path == "decoder.embedding":
+                return _twins(x.T).T
+            case "near_ties" if name in ("unembedding", "logits_bias"):
+                return _twins(x)
         return x
 
     return build_params(config, changed)

@@ -85,7 +85,7 @@ class Difference:
 
 
 def as_json(value: Any) -> Any:
-    """The value of a field as one of JSON."""
+    """The value of a field as a JSON value."""
     if isinstance(value, Difference):
         return value.to_dict()
     if isinstance(value, tuple):

@@ -31,7 +31,8 @@ def simulate(
     """Run `forward` in low precision, and add the errors of every quantity to ``errors``.
 
     The runs form one batch, so that they cost little more than a single run. The model is in
-    float64; the other arguments are those of `forward`. A ValueError tells of an overflow.
+    float64; the other arguments are those of `forward`. Raises a ValueError if a quantity
+    overflows.
     """
     positions = np.tile(real_positions(mask), (runs, 1))
 

@@ -69,10 +69,12 @@ class JsonTokenizer:
         """Read a file with the package tokenizers."""
         with _reading("tokenizers", path) as (tokenizers, content):
             parse_json(content)  # raises unless it is a JSON object of limited size
-            tokenizer = tokenizers.Tokenizer.from_buffer(content)
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            _check_ids(tokenizer.get_vocab(with_added_tokens=True), vocab_size)
+            with _package_errors("tokenizers"):
+                tokenizer = tokenizers.Tokenizer.from_buffer(content)
+                tokenizer.no_truncation()
+                tokenizer.no_padding()
+                ids = tokenizer.get_vocab(with_added_tokens=True)
+            _check_ids(ids, vocab_size)
         return cls(tokenizer)
 
     @cached_property
@@ -182,8 +184,9 @@ def _processor(path: Path) -> tuple[Any, list[str]]:
     with _reading("sentencepiece", path) as (sentencepiece, content):
         if not content:  # the package accepts an empty file
             raise FileError("it is empty")
-        processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-        return processor, [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+        with _package_errors("sentencepiece"):
+            processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+            return processor, [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
 
 
 def _read_ids(path: Path, vocab_size: int) -> dict[str, int]:
@@ -219,9 +222,7 @@ def _reading(package: str, path: Path) -> Iterator[tuple[Any, bytes]]:
             'python -m pip install "refseq2seq[huggingface]"'
         ) from error
     with file_errors(path):
-        content = read_bytes(path)
-        with _package_errors(package):
-            yield module, content
+        yield module, read_bytes(path)
 
 
 @contextmanager
@@ -229,8 +230,6 @@ def _package_errors(package: str, kind: type[ValueError] = FileError) -> Iterato
     """Reraise any error of a package as a ``kind``, also a Rust panic, which is no Exception."""
     try:
         yield
-    except FileError:
-        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

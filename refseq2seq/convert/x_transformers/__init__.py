@@ -7,7 +7,7 @@
 converts the arrays to parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ def from_x_transformers(
         options,
         "keyword arguments given to XTransformer",
         "torch and x-transformers",
-        _read_module,
+        _reader,
     )
     shared = SHARED | {name: options[name] for name in SHARED.keys() & options.keys()}
     encoder, decoder = Side.of("enc_", options), Side.of("dec_", options)
@@ -102,7 +102,7 @@ def from_x_transformers(
     )
 
 
-def _read_module(module: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _reader() -> Callable[[Any], tuple[dict[str, np.ndarray], dict[str, Any]]]:
     from .module import read_module  # here, because it imports torch
 
-    return read_module(module)
+    return read_module

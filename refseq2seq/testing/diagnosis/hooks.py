@@ -57,7 +57,7 @@ class Catch:
     """
 
     by_step: bool
-    sequence_first: bool = False  # whether parts registered next have tensors (n, batch, d)
+    sequence_first: bool = False  # parts registered from now on have tensors (n, batch, d)
     tensors: dict[str, Any] = field(default_factory=dict)  # captured tensors, by name
     fed: list[Any] = field(default_factory=list)  # new token ids of each pass of the decoder
     _handles: list[Any] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Catch:
             if tensor is not None:
                 self.keep(name, tensor.transpose(0, 1) if transposed else tensor)
 
-        key, transposed = len(self._handles), self.sequence_first
+        key, transposed = len(self._handles), self.sequence_first  # as it is at registration
         self._handles.append(register(hook, with_kwargs=True))
 
     def keep(self, name: str, tensor: Any) -> None:
@@ -134,8 +134,8 @@ def watch_residuals(
     If norms come after the sublayers, the quantity is the output of the sublayer's norm;
     otherwise it is the input of the next sublayer's norm. ``norms`` has one for each sublayer.
     """
-    kinds = SUBLAYERS["decoder"]  # those of the encoder begin with the same one
-    for kind, (own, following) in zip(kinds, itertools.pairwise(norms), strict=False):
+    kinds = SUBLAYERS["encoder" if c.cross_attention is None else "decoder"]
+    for kind, (own, following) in zip(kinds[:-1], itertools.pairwise(norms), strict=True):
         if "after" in c.norm_positions:
             catch.gives(own, [f"{at}.after_{kind}"])
         else:

@@ -32,10 +32,16 @@ def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[s
 def while_same(logits: Expected, tokens: np.ndarray, fed: np.ndarray) -> Expected:
     """The expected logits after each of ``tokens``, compared only while they equal ``fed``.
 
-    The run without hooks read ``tokens``, integers (batch, n), and the run with hooks ``fed``,
-    integers (batch, n_fed), whose last n are aligned with them; ``logits`` are those after each
-    token of ``fed``. After a token that differs, a row has another history, and the rest of it is
-    not compared.
+    After a token that differs, a row has another history, and the rest of it is not compared.
+
+    Parameters
+    ----------
+    logits : Expected
+        After each token of ``fed``.
+    tokens : integer array, shape (batch, n)
+        What the run without hooks read.
+    fed : integer array, shape (batch, n_fed)
+        What the run with hooks read; its last n are aligned with ``tokens``.
     """
     first = fed.shape[1] - tokens.shape[1]
     last = _part(logits, np.s_[..., first:, :])

@@ -20,7 +20,6 @@ from ...config import (
     SinusoidalPositions,
     StackConfig,
 )
-from ...presets import plain_model
 
 NORM_POSITIONS = (
     ("before",),
@@ -51,16 +50,20 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         )
     )
     ids = st.integers(0, decoder.vocab_size - 1)
-    return plain_model(
-        encoder,
-        decoder,
-        tied=tied,
+    return ModelConfig(
+        encoder=encoder,
+        decoder=decoder,
+        tied_embeddings=tied,
         tied_logits=draw(st.booleans()),
         logits_scale=draw(st.sampled_from((1.0, 1 / math.sqrt(decoder.d_model)))),
         logits_bias=draw(st.booleans()),
         decoder_start_id=draw(ids),
         eos_ids=tuple(draw(st.lists(ids, max_size=2, unique=True))),
         pad_id=draw(ids),
+        forced_bos_id=None,
+        forced_eos_id=None,
+        suppressed_ids=(),
+        begin_suppressed_ids=(),
     )
 
 

@@ -173,7 +173,7 @@ class Meaning:
             n_new = int(step[1]) + 1 - self._n_forced  # the row's new tokens after the step
             running = n_new <= self._lengths
             if name.endswith(".chosen"):
-                running &= n_new > 0
+                running &= n_new > 0  # a row in its prefix chooses nothing
             where = where & running.reshape(-1, *[1] * (x.ndim - 1))
         return where
 

@@ -58,7 +58,8 @@ SITUATIONS: dict[str, Callable[[Case, Rng], Case]] = {"ordinary": lambda case, r
 def _situation(comment: str, *flags: str) -> Callable[[Change], Change]:
     """Decorator of a function that returns the fields of an ordinary case that a situation changes.
 
-    It adds the situation to `SITUATIONS`, under the name of the function.
+    It adds the situation to `SITUATIONS`, under the function's name without its underscore: the
+    names and the order of the functions are those of the cases.
     """
 
     def register(change: Change) -> Change:
