@@ -629,6 +629,13 @@ def test_stop_ends_rows_with_their_live_beams(seed, data):
     assert whole.tokens.shape[2] == 1
 
 
+def test_a_step_after_which_rows_are_stopped_shows_them_as_done():
+    steps = rs.beam_steps(tiny(0, 7), [[3, 4], [5]], stop=lambda step: [True, False])
+    first = next(steps)
+    assert first.done[0]
+    assert not first.done[1]
+
+
 def test_state_and_live_beams_are_read_only():
     model, source = tiny(1, 7), [[3, 4], [5]]
     plain = rs.beam_search(model, source, max_new_tokens=4)
