@@ -184,11 +184,11 @@ def _loop(
     targets = _Targets(request, model.config.pad_id, uniforms)
     index = 0
     while not targets.ended.all():
-        tap, had_ended = request.tap.at(f"step.{index}"), targets.ended
+        tap = request.tap.at(f"step.{index}")
         step = _step(model, inference, targets, processors, pick, index, tap)
         if request.stop is not None:
-            stop_now = stopped(request.stop, step, len(step.tokens)) & ~had_ended
-            targets.finished = targets.finished | stop_now
+            ends = stopped(request.stop, step, len(step.tokens)) & (step.forced | step.emitted)
+            targets.finished = targets.finished | ends
             step = replace(step, finished=targets.finished)
         if request.tap is no_tap:  # a tap receives the whole batch in every step
             inference.drop(targets.ended)
