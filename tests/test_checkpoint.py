@@ -443,7 +443,7 @@ def test_random_mutations(path, tiny):
     """Bytes set to telling values, cut out, doubled; half of them in the records of the zip."""
     rng, size = random.Random(7), len(tiny)
     records = [(m.start(), m.start() + 50) for m in re.finditer(b"PK[\1\3\5]", tiny)]
-    for i in range(500):
+    for i in range(1000):
         start, end = (rng.randrange(size), size) if i % 2 else rng.choice(records)
         refused_or(path, spoiled(tiny[:end], rng, start) + tiny[end:], TINY)
 

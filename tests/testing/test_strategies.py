@@ -44,7 +44,7 @@ def all_choices(hint):
 def test_every_convention_is_drawn():
     seen = set()
 
-    @settings(max_examples=100)  # 51 is the most that was needed
+    @settings(max_examples=200)
     @given(config=strategies.configs())
     def collect(config):
         seen.update(choices(config))
