@@ -22,7 +22,7 @@ from .config import (
 
 
 def sinusoids(positions: Array, d_model: int, layout: SinusoidLayout) -> Array:
-    r"""Sines and cosines, wavelengths in geometric progression (Vaswani et al. 2017, section 3.5).
+    r"""Sines and cosines of geometrically spaced frequencies (Vaswani et al. 2017, section 3.5).
 
     .. math:: \sin(p\,\omega_j),\ \cos(p\,\omega_j), \qquad j = 0, \dots, h - 1,\quad h = d/2
 
@@ -62,8 +62,9 @@ def sinusoids(positions: Array, d_model: int, layout: SinusoidLayout) -> Array:
         table = xp.stack(waves, axis=-1).reshape(*positions.shape, 2 * half)
     else:
         table = xp.concat(waves, axis=-1)
-    odd = xp.zeros((*positions.shape, d_model - 2 * half), dtype="float64")
-    return xp.concat([table, odd], axis=-1) if d_model % 2 else table
+    if d_model % 2:
+        table = xp.concat([table, xp.zeros((*positions.shape, 1), dtype="float64")], axis=-1)
+    return table
 
 
 def position_embedding(

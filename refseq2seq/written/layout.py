@@ -1,0 +1,155 @@
+"""Python text from syntax trees, with comments, as the project's formatter lays it out."""
+
+import ast
+import copy
+import io
+import json
+import tokenize
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+WIDTH = 100
+
+_SIMPLE = (ast.Name, ast.Constant, ast.UnaryOp)
+
+_FOR_TOOLS = ("# type:", "# fmt:", "# noqa")
+
+
+def parsed(source: str) -> ast.Module:
+    """The syntax tree of a module; each statement has the comments ``above`` and ``beside`` it."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
+    comments = {n: text for n, text in comments.items() if not text.startswith(_FOR_TOOLS)}
+    own = {n for n, line in enumerate(source.splitlines(), 1) if line.lstrip().startswith("#")}
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.stmt):
+            first = node.lineno
+            while first - 1 in own:
+                first -= 1
+            node.above = [comments[n] for n in range(first, node.lineno) if n in comments]  # type: ignore[attr-defined]
+            node.beside = comments.get(node.lineno, "")  # type: ignore[attr-defined]
+    return tree
+
+
+def lines(statements: Sequence[ast.stmt], indent: int = 0) -> list[str]:
+    """The lines of statements."""
+    found: list[str] = []
+    for node in statements:
+        found += [" " * indent + comment for comment in getattr(node, "above", [])]
+        found += _statement(node, indent)
+    return found
+
+
+def _statement(node: Any, indent: int) -> list[str]:
+    margin, beside = " " * indent, getattr(node, "beside", "")
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # a docstring
+        *first, last = node.value.value.split("\n")
+        texts = [f'"""{line}' for line in first[:1]] + first[1:]
+        return [margin + line for line in ([*texts, last, '"""'] if first else [f'"""{last}"""'])]
+    if not hasattr(node, "body"):
+        return with_comment(wrapped(text(node), indent), beside)
+    head = copy.copy(node)
+    head.body, head.orelse, head.decorator_list = [ast.Pass()], [], []
+    found = [f"{margin}@{text(d)}" for d in getattr(node, "decorator_list", [])]
+    found += with_comment([margin + text(head).split("\n")[0]], beside)
+    for before, part in zip([None, *node.body], node.body, strict=False):
+        is_function = isinstance(part, ast.FunctionDef) or isinstance(before, ast.FunctionDef)
+        after_docstring = isinstance(node, ast.ClassDef) and before is node.body[0]
+        if before is not None and (is_function or after_docstring):
+            found.append("")
+        found += lines([part], indent + 4)
+    if getattr(node, "orelse", []):
+        found += [f"{margin}else:", *lines(node.orelse, indent + 4)]
+    return found
+
+
+def with_comment(code: list[str], comment: str) -> list[str]:
+    """Lines of one statement with its comment: beside them where it fits, or else above."""
+    if not comment:
+        return code
+    if len(code) == 1 and len(code[0]) + 2 + len(comment) <= WIDTH:
+        return [f"{code[0]}  {comment}"]
+    margin = code[0][: len(code[0]) - len(code[0].lstrip())]
+    return [margin + comment, *code]
+
+
+def wrapped(statement: str, indent: int) -> list[str]:
+    """The lines of a simple statement: one, or split inside its last brackets if it is too long."""
+    margin = " " * indent
+    if len(margin + statement) <= WIDTH:
+        return [margin + statement]
+    code = statement.removesuffix(",")
+    comma = statement[len(code) :]
+    if code[-1] not in ")]}":
+        target, equals, value = code.partition(" = ")
+        return [f"{margin}{target}{equals}(", *wrapped(value, indent + 4), f"{margin})"]
+    begin = _last_bracket(code)
+    head, inside, tail = code[: begin + 1], code[begin + 1 : -1], code[-1] + comma
+    if len(margin) + 4 + len(inside) <= WIDTH:
+        return [margin + head, f"{margin}    {inside}", margin + tail]
+    parts = [line for part in _split(inside) for line in wrapped(part + ",", indent + 4)]
+    return [margin + head, *parts, margin + tail]
+
+
+def _last_bracket(code: str) -> int:
+    """The index of the bracket that the last character closes."""
+    depth = 0
+    for i in range(len(code) - 1, -1, -1):
+        depth += (code[i] in ")]}") - (code[i] in "([{")
+        if depth == 0:
+            return i
+    raise AssertionError(code)
+
+
+def _split(inside: str) -> list[str]:
+    """The elements between the brackets."""
+    depth, parts, begin = 0, [], 0
+    for i, character in enumerate(inside):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and character == ",":
+            parts.append(inside[begin:i].strip())
+            begin = i + 1
+    return [*parts, inside[begin:].strip()]
+
+
+def text(node: ast.AST) -> str:
+    """A statement or an expression on one line, without its comments."""
+    node = _Formatted().visit(copy.deepcopy(node))
+    return ast.unparse(ast.fix_missing_locations(node))
+
+
+class _Formatted(ast.NodeTransformer):
+    """Writes as names, which are printed as they stand, what `ast.unparse` lays out otherwise."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        """Double quotes."""
+        return ast.Name(json.dumps(node.value)) if isinstance(node.value, str) else node
+
+    def visit_Slice(self, node: ast.Slice) -> ast.expr:
+        """Spaces around the colon between expressions."""
+        bounds = [node.lower, node.upper]
+        simple = all(b is None or isinstance(b, _SIMPLE) for b in bounds)
+        lower, upper = ("" if b is None else text(b) for b in bounds)
+        sliced = f"{lower}:{upper}" if simple else f"{lower} : {upper}".strip()
+        return ast.Name(sliced + (f":{text(node.step)}" if node.step else ""))
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        """No spaces around the power of simple operands."""
+        operands = (node.left, node.right)
+        if isinstance(node.op, ast.Pow) and all(isinstance(x, _SIMPLE) for x in operands):
+            return ast.Name(f"{text(node.left)}**{text(node.right)}")
+        return self.generic_visit(node)  # type: ignore[return-value]
+
+    def visit_Return(self, node: ast.Return) -> ast.stmt:
+        """No brackets around a tuple."""
+        return self._bare(node)
+
+    def visit_Assign(self, node: ast.Assign) -> ast.stmt:
+        """No brackets around a tuple."""
+        return self._bare(node)
+
+    def _bare(self, node: Any) -> ast.stmt:
+        if isinstance(node.value, ast.Tuple) and len(node.value.elts) > 1:
+            node.value = ast.Name(", ".join(text(element) for element in node.value.elts))
+        return self.generic_visit(node)  # type: ignore[return-value]
