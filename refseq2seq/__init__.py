@@ -74,14 +74,15 @@ from .watching.trace import Trace
 if TYPE_CHECKING:
     from . import convert, explain, testing
     from .files.checkpoint import CheckpointError, load, save
+    from .written import Program, write_out
 
 __version__ = "0.2.0.dev0"
 
 __all__ = [
     "Amateur", "BackendError", "BeamSearch", "BeamStep", "Candidates", "CheckpointError", "Chooser",
     "FileError", "FunctionTap", "Generation", "Hypotheses", "Memory", "Model", "ModelConfig",
-    "NoTokenLeftError", "NonFiniteLogitsError", "Processor", "Scores", "State", "Step", "Tap",
-    "Trace", "UnknownSymbolError", "Vocabulary", "allowed_tokens", "amateur", "amateur_of_li",
+    "NoTokenLeftError", "NonFiniteLogitsError", "Processor", "Program", "Scores", "State", "Step",
+    "Tap", "Trace", "UnknownSymbolError", "Vocabulary", "allowed_tokens", "amateur", "amateur_of_li",
     "array_namespace", "backend", "bad_words", "beam_search", "beam_steps", "begin_suppress",
     "config", "convert", "decode", "decode_steps", "draw_uniforms", "encode",
     "encoder_no_repeat_ngram", "encoder_repetition_penalty", "epsilon", "eta", "explain",
@@ -90,13 +91,22 @@ __all__ = [
     "new_cache", "no_repeat_ngram", "no_tap", "presets", "project_memory", "random_params",
     "renormalize_logits", "repetition_penalty", "sample", "save", "score", "suppress",
     "temperature", "testing", "to_cupy", "to_numpy", "top_a", "top_fraction", "top_k", "top_p",
-    "typical",
+    "typical", "write_out",
 ]  # fmt: skip
 
 
+_LATER = {
+    "CheckpointError": ".files.checkpoint",
+    "load": ".files.checkpoint",
+    "save": ".files.checkpoint",
+    "Program": ".written",
+    "write_out": ".written",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name in ("CheckpointError", "load", "save"):
-        return getattr(importlib.import_module(".files.checkpoint", __name__), name)
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name], __name__), name)
     if name in ("convert", "explain", "testing"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

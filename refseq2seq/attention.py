@@ -208,7 +208,7 @@ def attend(
 ) -> Array:
     """Attention of all heads, gates, and the output projection: (batch, n, d_model).
 
-    Only gates use ``x``. The tap receives ``scores``, ``weights``, ``heads`` and ``out``.
+    Only gates use ``x``. The tap receives ``scores``, ``weights``, ``heads``, ``gate`` and ``out``.
     """
     if p.learned_k is not None:
         k, v, mask, bias = _with_learned(p, k, v, mask, bias)
@@ -218,10 +218,11 @@ def attend(
     if p.head_scale is not None:
         heads = heads * p.head_scale
     if c.gate == "per_head":
-        heads = heads * split_heads(sigmoid(linear(x, p.w_gate, p.b_gate)), c.n_heads)
+        gate = tap("gate", linear(x, p.w_gate, p.b_gate))
+        heads = heads * split_heads(sigmoid(gate), c.n_heads)
     merged = merge_heads(heads)
     if c.gate == "per_value":
-        merged = merged * sigmoid(linear(x, p.w_gate, p.b_gate))
+        merged = merged * sigmoid(tap("gate", linear(x, p.w_gate, p.b_gate)))
     return tap("out", linear(merged, p.w_o, p.b_o))
 
 

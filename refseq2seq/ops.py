@@ -77,8 +77,7 @@ def softmax(x: Array, mask: Array | None = None) -> Array:
         top = x.max(axis=-1, keepdims=True)
     else:
         x = xp.where(mask, x, -math.inf)
-        some_allowed = xp.any(mask, axis=-1, keepdims=True)
-        top = xp.where(some_allowed, x.max(axis=-1, keepdims=True), 0.0)
+        top = xp.where(xp.any(mask, axis=-1, keepdims=True), x.max(axis=-1, keepdims=True), 0.0)
     exponentials = _shifted_exp(x, top)
     return _normalised(exponentials, exponentials.sum(axis=-1, keepdims=True))
 

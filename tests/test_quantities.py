@@ -76,6 +76,7 @@ def test_shapes_are_those_of_the_table(data):
             "d_v": attention.d_v,
             "n_heads": attention.n_heads,
             "n_kv_heads": attention.n_kv_heads,
+            "n_gates": attention.n_heads * (attention.d_v if attention.gate == "per_value" else 1),
             "vocab_size": c.decoder.vocab_size,
         }
         symbols = re.findall(r"\w+", quantity(name).shape)

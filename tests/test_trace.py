@@ -199,6 +199,10 @@ def test_a_pattern_that_matches_a_name_is_accepted(data):
         rs.Trace(pattern)
 
 
+def test_a_star_may_follow_a_number():
+    rs.Trace("step.1*amateur.0.decoder.embed")
+
+
 @given(
     name=st.sampled_from(NAMES), place=st.integers(0, 99), wrong=st.sampled_from(["~", "..", "-"])
 )

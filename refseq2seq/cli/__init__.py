@@ -6,6 +6,7 @@
     refseq2seq explain oracle --html oracle.html
     refseq2seq info
     refseq2seq vectors make DIR
+    refseq2seq write-out g2p -o g2p.py --arrays g2p.npz
 
 A user's mistake gives one line on standard error, never a traceback. Each command is a module
 with two functions: ``add_to`` adds the command to the parser, the other runs it and may return
@@ -20,11 +21,11 @@ import sys
 
 from .. import __version__
 from ..backend import BackendError
-from . import explain, generate, info, vectors
+from . import explain, generate, info, vectors, write_out
 from .options import Parser
 from .progress import tell
 
-COMMANDS = (generate, explain, info, vectors)
+COMMANDS = (generate, explain, info, vectors, write_out)
 
 EXPECTED = (ValueError, OSError, ImportError, BackendError, MemoryError, OverflowError)
 """Errors that the user or the environment causes; any other error is a bug."""

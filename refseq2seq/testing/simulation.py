@@ -49,7 +49,7 @@ def simulate(
         errors[name].add(x)
         # The steps inside our erfc are not those of other implementations: they do not round.
         into_erfc = _side(model, name).feed_forward.activation == "gelu_erf" and name.endswith(
-            (".projected", ".gate")
+            (".feed_forward.projected", ".feed_forward.gate")
         )
         return x if into_erfc else low_precision(x, by)
 

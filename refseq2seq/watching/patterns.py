@@ -49,9 +49,8 @@ def _names() -> tuple[str, ...]:
 
 @cache
 def _matches_a_name(pattern: str) -> bool:
-    return any(
-        fnmatchcase(name, form) for form in (NUMBER.sub("0", pattern), pattern) for name in _names()
-    )
+    forms = (NUMBER.sub("0", pattern), pattern, re.sub(r"\d+", "0", pattern))
+    return any(fnmatchcase(name, form) for form in forms for name in _names())
 
 
 def _nearest(pattern: str) -> str | None:

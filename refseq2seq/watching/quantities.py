@@ -19,14 +19,15 @@ class Quantity:
     """A quantity that passes a tap.
 
     ``name`` has ``*`` for the index of a layer. ``inputs`` are the names of the quantities from
-    which it is computed, besides parameters; ``^`` stands for the input of the layer: the
-    embedding, or the last quantity of the previous layer.
+    which it is computed, besides parameters, where the model has them, or alternatives of which
+    the first that the model has holds; ``^`` stands for the input of the layer: the embedding, or
+    the last quantity of the previous layer.
     """
 
     name: str
     shape: str
     meaning: str
-    inputs: tuple[str, ...]
+    inputs: tuple[tuple[str, ...], ...]
 
 
 def quantity(name: str) -> Quantity:
@@ -76,12 +77,15 @@ def inputs_of(name: str, among: Collection[str]) -> list[str]:
     step, amateur, bare = _split(name)
     layer = re.search(r"(?<=layers\.)\d+", bare)
     given = f"layers.{int(layer[0]) - 1}.after_feed_forward" if layer and int(layer[0]) else "embed"
-    found: list[str] = []
-    for other in quantity(name).inputs:
-        prefix = amateur if is_of_the_source(other) else step + amateur
-        pattern = prefix + other.replace("^", given).replace("*", layer[0] if layer else "*")
-        found += [candidate for candidate in among if fnmatchcase(candidate, pattern)][-1:]
-    return found
+    for alternative in quantity(name).inputs:
+        found: list[str] = []
+        for other in alternative:
+            prefix = amateur if is_of_the_source(other) else step + amateur
+            pattern = prefix + other.replace("^", given).replace("*", layer[0] if layer else "*")
+            found += [candidate for candidate in among if fnmatchcase(candidate, pattern)][-1:]
+        if found:
+            return found
+    return []
 
 
 def _split(name: str) -> tuple[str, ...]:
@@ -118,8 +122,10 @@ _EMBEDDING_AND_SELF_ATTENTION = """\
     softmax of the scores that the mask allows, 0 elsewhere
 {stack}.layers.*.self_attention.heads : (batch, n_heads, {n}, d_v) <- ~.weights, ~.v
     weights times values, before gates
-{stack}.layers.*.self_attention.out : (batch, {n}, d_model) <- ~.heads
-    concatenated heads, gated where the model has gates, times W_o + b_o
+{stack}.layers.*.self_attention.gate : (batch, {n}, n_gates) <- ~.input
+    input W_gate + b_gate, in gated models, with a gate for each head or each of its values
+{stack}.layers.*.self_attention.out : (batch, {n}, d_model) <- ~.heads, ~.gate
+    concatenated heads, times sigmoid(gate) where the model has gates, times W_o + b_o
 {stack}.layers.*.after_self_attention : (batch, {n}, d_model) <- {stack}.^, @.self_attention.out
     the residual stream plus the self-attention's output, normalised where the model does so
 """
@@ -134,8 +140,10 @@ decoder.layers.*.cross_attention.weights : (batch, n_heads, n_target, n_source) 
     softmax of the scores that the mask allows, 0 elsewhere
 decoder.layers.*.cross_attention.heads : (batch, n_heads, n_target, d_v) <- ~.weights, ~.v
     weights times values, before gates
-decoder.layers.*.cross_attention.out : (batch, n_target, d_model) <- ~.heads
-    concatenated heads, gated where the model has gates, times W_o + b_o
+decoder.layers.*.cross_attention.gate : (batch, n_target, n_gates) <- ~.input
+    input W_gate + b_gate, in gated models, with a gate for each head or each of its values
+decoder.layers.*.cross_attention.out : (batch, n_target, d_model) <- ~.heads, ~.gate
+    concatenated heads, times sigmoid(gate) where the model has gates, times W_o + b_o
 decoder.layers.*.after_cross_attention : (batch, n_target, d_model) <- @.after_self_attention, @.cross_attention.out
     the residual stream plus the cross-attention's output, normalised where the model does so
 """
@@ -148,7 +156,7 @@ _FEED_FORWARD_AND_END = """\
     input W_gate + b_gate, in gated models
 {stack}.layers.*.feed_forward.activated : (batch, {n}, d_ff) <- ~.projected, ~.gate
     activation(projected), or activation(gate) projected, in models that normalise it next
-{stack}.layers.*.feed_forward.hidden : (batch, {n}, d_ff) <- ~.projected, ~.gate, ~.activated
+{stack}.layers.*.feed_forward.hidden : (batch, {n}, d_ff) <- ~.activated or ~.projected, ~.gate
     activation(projected), or activation(gate) projected; normalised where the model does so
 {stack}.layers.*.feed_forward.out : (batch, {n}, d_model) <- ~.hidden
     hidden W_out + b_out
@@ -198,7 +206,7 @@ TABLE = (
     + _FEED_FORWARD_AND_END.format(**_DECODER)
     + _CHOICE
 )
-"""``name : shape <- inputs``, then the meaning; ``@`` is the layer, ``~`` the sublayer."""
+"""``name : shape <- inputs or inputs``, then the meaning; ``@`` is the layer, ``~`` the sublayer."""
 
 
 def _rows() -> Iterator[Quantity]:
@@ -208,7 +216,8 @@ def _rows() -> Iterator[Quantity]:
         shape, _, inputs = rest.partition(" <- ")
         inputs = inputs.replace("@", name.partition(".*")[0] + ".*")
         inputs = inputs.replace("~", name.rpartition(".")[0])
-        yield Quantity(name, shape, meaning.strip(), tuple(inputs.split(", ") if inputs else ()))
+        alternatives = tuple(tuple(x.split(", ")) for x in inputs.split(" or ") if x)
+        yield Quantity(name, shape, meaning.strip(), alternatives)
 
 
 QUANTITIES = tuple(_rows())

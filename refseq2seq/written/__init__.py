@@ -1,5 +1,7 @@
 """Models, written out: the program of one checkpoint, derived from the one forward pass."""
 
+from .layout import WriteOutError
 from .program import Program, write_out
+from .templates import reads_text
 
-__all__ = ["Program", "write_out"]
+__all__ = ["Program", "WriteOutError", "reads_text", "write_out"]

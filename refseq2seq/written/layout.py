@@ -5,7 +5,8 @@ import copy
 import io
 import json
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from types import EllipsisType
 from typing import Any
 
 WIDTH = 100
@@ -13,6 +14,10 @@ WIDTH = 100
 _SIMPLE = (ast.Name, ast.Constant, ast.UnaryOp)
 
 _FOR_TOOLS = ("# type:", "# fmt:", "# noqa")
+
+
+class WriteOutError(ValueError):
+    """A model cannot be written out; the message says why."""
 
 
 def parsed(source: str) -> ast.Module:
@@ -44,7 +49,7 @@ def lines(statements: Sequence[ast.stmt], indent: int = 0) -> list[str]:
 def _statement(node: Any, indent: int) -> list[str]:
     margin, beside = " " * indent, getattr(node, "beside", "")
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # a docstring
-        *first, last = node.value.value.split("\n")
+        *first, last = str(node.value.value).split("\n")
         texts = [f'"""{line}' for line in first[:1]] + first[1:]
         return [margin + line for line in ([*texts, last, '"""'] if first else [f'"""{last}"""'])]
     if not hasattr(node, "body"):
@@ -84,18 +89,21 @@ def wrapped(statement: str, indent: int) -> list[str]:
     if code[-1] not in ")]}":
         target, equals, value = code.partition(" = ")
         return [f"{margin}{target}{equals}(", *wrapped(value, indent + 4), f"{margin})"]
-    begin = _last_bracket(code)
-    head, inside, tail = code[: begin + 1], code[begin + 1 : -1], code[-1] + comma
+    end = len(code)
+    begin = _opening(code, end)
+    while code[begin - 1] == ")" and len(margin) + begin >= WIDTH:  # an index of a long call
+        end, begin = begin, _opening(code, begin)
+    head, inside, tail = code[: begin + 1], code[begin + 1 : end - 1], code[end - 1 :] + comma
     if len(margin) + 4 + len(inside) <= WIDTH:
         return [margin + head, f"{margin}    {inside}", margin + tail]
     parts = [line for part in _split(inside) for line in wrapped(part + ",", indent + 4)]
     return [margin + head, *parts, margin + tail]
 
 
-def _last_bracket(code: str) -> int:
-    """The index of the bracket that the last character closes."""
+def _opening(code: str, end: int) -> int:
+    """The index of the bracket that the last character before ``end`` closes."""
     depth = 0
-    for i in range(len(code) - 1, -1, -1):
+    for i in range(end - 1, -1, -1):
         depth += (code[i] in ")]}") - (code[i] in "([{")
         if depth == 0:
             return i
@@ -153,3 +161,32 @@ class _Formatted(ast.NodeTransformer):
         if isinstance(node.value, ast.Tuple) and len(node.value.elts) > 1:
             node.value = ast.Name(", ".join(text(element) for element in node.value.elts))
         return self.generic_visit(node)  # type: ignore[return-value]
+
+
+def literal(value: Any, member: Callable[[Any], ast.expr] | None = None) -> ast.expr:
+    """The expression of a Python value; ``member`` gives those of its members."""
+    of = member or literal
+    match value:
+        case slice():
+            bounds = (value.start, value.stop, value.step)
+            return ast.Slice(*(x if x is None else of(x) for x in bounds))
+        case tuple():
+            return ast.Tuple([of(x) for x in value], ast.Load())
+        case list():
+            return ast.List([of(x) for x in value], ast.Load())
+        case None | str() | bool() | EllipsisType():
+            return ast.Constant(value)
+        case int() | float():
+            return expression(repr(value))
+    return ast.Constant(str(value))  # a dtype
+
+
+def expression(text: str) -> Any:
+    """The syntax tree of an expression."""
+    return ast.parse(text, mode="eval").body
+
+
+def operation(operator: str, *operands: ast.expr) -> ast.expr:
+    """An operator, such as ``@``, before one operand or between two."""
+    texts = [f"({ast.unparse(operand)})" for operand in operands]
+    return expression(operator.join(texts if len(texts) > 1 else ["", *texts]))

@@ -1,18 +1,18 @@
 """A model, written out: the program of one checkpoint, derived from the forward pass of all."""
 
-import ast
 import os
+from collections import defaultdict
 from typing import Any
 
 from ..backend import Array
 from ..checks import check_int
 from ..files.writing import replacing
 from ..model import Model, check_model
-from ..params import count_parameters, named_arrays
-from . import layout, templates
+from ..params import named_arrays
+from . import templates
 from .comments import Comments, sizes
-from .lines import Body, literal, reachable
-from .recording import Node, record
+from .lines import Body, reachable
+from .recording import record
 from .sources import Copies
 
 
@@ -30,6 +30,7 @@ class Program:
         self._of = model
         self._defined: dict[str, Any] = {"__name__": "program"}
         exec(compile(source, "<program>", "exec"), self._defined)
+        self._defined["np"] = model.xp
         self._model = self._defined["tree"](dict(named_arrays(model.params)))
 
     def __repr__(self) -> str:
@@ -83,7 +84,7 @@ class Program:
 
 
 def write_out(model: Model) -> Program:
-    """Write a model out as one program of NumPy: what this checkpoint computes, and nothing else.
+    r"""Write a model out as one program of NumPy: what this checkpoint computes, and nothing else.
 
     The forward pass runs once on arrays that note what is done to them; the program is what they
     noted. So it has no option and no branch that the model does not take, and its numbers have
@@ -100,7 +101,7 @@ def write_out(model: Model) -> Program:
 
     Raises
     ------
-    NotImplementedError
+    WriteOutError
         If the forward pass cannot be written as a loop over equal layers, without branches on
         sizes. No model of `refseq2seq.convert` or `refseq2seq.presets` is refused.
 
@@ -108,7 +109,7 @@ def write_out(model: Model) -> Program:
     --------
     >>> import refseq2seq as rs
     >>> program = rs.write_out(rs.load("g2p"))
-    >>> print(program.source[program.source.index("        scores = ") :].partition("\\n")[0])
+    >>> print(program.source[program.source.index("        scores = ") :].partition("\n")[0])
             scores = q @ k.mT * 0.15811388300841897  # 1 / sqrt(d_k); (batch, n_heads, n, n)
     """
     check_model(model)
@@ -117,74 +118,18 @@ def write_out(model: Model) -> Program:
 
 def _source(model: Model) -> str:
     recorder, encode, step = record(model)
-    nodes = [*encode, *step]
-    live = reachable(node for node in nodes if node.kind == "result")
-    calls = Calls(Copies(recorder.core), [n for n in nodes if n in live and n.kind == "operation"])
-    bodies = [
-        _body(encode, "source", calls, Comments(model.config, {"n_source": "n"})),
-        _body(step, "ids", calls, Comments(model.config, {"n_target": "1", "n_so_far": "t + 1"})),
-    ]
-    dtype, xp = model.dtype.name, model.xp.__name__
-    functions = [
-        templates.ENCODE.format(body=bodies[0]),
-        templates.STEP.format(body=bodies[1]),
-        templates.greedy(model.config, dtype),
-        *(line + "\n" for line in calls.copies.lines()),
+    live = reachable(node for node in [*encode, *step] if node.kind == "result")
+    calls: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for node in [*encode, *step]:
+        if node in live and node.kind == "operation":
+            calls[node.name].append(node.keywords)
+    copies, c = Copies(recorder.core, calls), model.config
+    comments = [Comments(c, n_source="n"), Comments(c, n_target="1", n_so_far="t + 1")]
+    code = [
+        templates.ENCODE.format(body=Body(encode, copies.call, comments[0]).text("source")),
+        templates.STEP.format(body=Body(step, copies.call, comments[1]).text("ids")),
+        templates.greedy(c, model.dtype.name),
+        *(line + "\n" for line in copies.lines()),
         templates.ending(model),
     ]
-    code = "".join(functions)
-    head = templates.HEAD.format(
-        n_parameters=count_parameters(model.config),
-        dtype=dtype,
-        usage=templates.USAGE_TEXT if templates.reads_text(model) else templates.USAGE_IDS,
-        sizes=sizes(model.config),
-        imports=templates.imports(code, calls.copies.imports),
-        xp=xp,
-    )
-    return head + code
-
-
-def _body(nodes: list[Node], ids: str, calls: "Calls", comments: Comments) -> str:
-    """The lines of a function, after those of the sizes that they use."""
-    body = Body(nodes, calls.expression, comments)
-    lines = body.lines()
-    sizes = {"batch": f"    batch = len({ids})", "n": f"    n = {ids}.shape[1]"}
-    return "\n".join([*(line for name, line in sizes.items() if name in body.sizes), *lines])
-
-
-class Calls:
-    """How the operations of a run are called: what is usual is the default of the parameter."""
-
-    def __init__(self, copies: Copies, nodes: list[Node]) -> None:
-        self.copies = copies
-        found: dict[str, list[dict[str, Any]]] = {}
-        for node in nodes:
-            copies.add(node.name)
-            found.setdefault(node.name, []).append(node.keywords)
-        copies.drop_unused_parameters()
-        copies.splice()
-        for name, calls in found.items():
-            defaults: list[ast.expr] = []
-            for parameter in copies.parameters(name):
-                values = [call.get(parameter) for call in calls]
-                literals = [x for x in values if not isinstance(x, Node)]
-                if literals or defaults:
-                    is_literal = len(literals) == len(values)
-                    usual = max(literals, key=literals.count) if is_literal else None
-                    defaults.append(literal(usual, literal))
-            copies.copied[name].args.defaults = defaults
-
-    def expression(self, name: str, arguments: dict[str, Any]) -> ast.expr:
-        """The call; arguments that are Python values, and those after omitted ones, are named."""
-        defaults, call = self.copies.defaults(name), ast.Call(ast.Name(name), [], [])
-        omitted = False
-        for parameter in self.copies.parameters(name):
-            given = arguments.get(parameter)
-            value = given if isinstance(given, ast.AST) else literal(given, literal)
-            if layout.text(value) == defaults.get(parameter):
-                omitted = True
-            elif omitted or call.keywords or value is not given:
-                call.keywords.append(ast.keyword(parameter, value))
-            else:
-                call.args.append(value)
-        return call
+    return templates.head(model, sizes(c), copies.imports, "".join(code)) + "".join(code)

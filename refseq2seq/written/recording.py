@@ -6,6 +6,8 @@ is one node, whatever it computes inside, and so is each quantity that passes th
 """
 
 import inspect
+import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -22,6 +24,7 @@ from ..model import Model
 from ..ops import ACTIVATIONS, NORMS
 from ..params import param_shapes
 from ..taps import FunctionTap
+from .layout import WriteOutError
 from .sources import Core
 
 OPERATIONS = (
@@ -33,6 +36,8 @@ OPERATIONS = (
 OPERATORS = {"add": "+", "sub": "-", "mul": "*", "matmul": "@", "le": "<="}
 """The operators between arrays, by the name of their method."""
 
+NEUTRAL = {"+": 0, "*": 1}
+
 
 @dataclass(eq=False)
 class Node:
@@ -40,16 +45,16 @@ class Node:
 
     ``kind`` is "input" or "parameter", whose ``name`` is an expression or a path; "operation",
     "function" (of the array namespace), "method", "attribute", "operator" or "index"; "tap", the
-    same array under the name of a quantity; or "part", one of several results. ``arguments`` are
-    nodes, Python values, and tuples or lists of them.
+    same array as a quantity; "store", an array after an assignment to a part of it; or "result",
+    a statement that takes an array. Arguments are nodes, Python values, and lists of them.
     """
 
     kind: str
     name: str
-    arguments: tuple[Any, ...] = ()
+    arguments: Any = ()
     keywords: dict[str, Any] = field(default_factory=dict)
-    variable: str = ""  # of the core, which held it
-    layer: tuple[str, int] | None = None  # a stack and an index, if a layer computed it
+    variable: str = ""  # of the core, which held it; the statement of a result
+    layer: tuple[str, int] | None = None  # the stack and index of the layer that computes it
 
     def inputs(self) -> Iterator["Node"]:
         """The nodes that this one is computed from, in the order of its arguments."""
@@ -60,8 +65,6 @@ class Node:
                 yield value
             elif isinstance(value, tuple | list):
                 pending[:0] = value
-            elif isinstance(value, slice):
-                pending[:0] = [value.start, value.stop]
 
 
 class Size(int):
@@ -69,35 +72,35 @@ class Size(int):
 
     text: str
 
-    def __repr__(self) -> str:
-        return self.text
-
     def __new__(cls, value: int, text: str) -> "Size":
         """The size of this run."""
         size = super().__new__(cls, value)
         size.text = text
         return size
 
+    def __repr__(self) -> str:
+        return self.text
+
     def __add__(self, other: int) -> "Size":
         return Size(int(self) + other, f"{self.text} + {other}")
 
-    def _compared(self, other: object) -> Any:
-        if isinstance(other, _Unlimited):
-            return NotImplemented
-        raise NotImplementedError(f"a branch on a size, {self.text}, cannot be written out")
+    def _compared(self, other: object) -> bool:
+        if other == math.inf:  # the capacity of the recorded cache
+            return False
+        raise WriteOutError(f"a branch on a size, {self.text}, cannot be written out")
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compared  # type: ignore[assignment]
     __hash__ = int.__hash__
 
 
 class Recorded:
-    """An array with its node."""
+    """An array with its node. What leaves the array as it is makes no node."""
 
     def __init__(self, recorder: "Recorder", value: Any, node: Node) -> None:
         self.recorder, self.value, self.node = recorder, value, node
 
     def __array_namespace__(self) -> Any:
-        return self.recorder.xp
+        return self.recorder
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -106,7 +109,7 @@ class Recorded:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the array; those of its axes that are rows or tokens are a `Size`."""
+        """The shape of the array, in which numbers of rows and of tokens are a `Size`."""
         sizes = {} if self.node.kind == "parameter" else self.recorder.sizes
         return tuple(Size(n, sizes[n]) if n in sizes else n for n in self.value.shape)
 
@@ -115,13 +118,12 @@ class Recorded:
         """The array with its last two axes exchanged."""
         return self.recorder.note("attribute", "mT", lambda x: x.mT, self)
 
-    def astype(self, dtype: Any, *, copy: bool = True, order: str = "K") -> "Recorded":
-        """The array in another dtype or order; the same array if both are as they were."""
-        if self.dtype == dtype and order == "K":
+    def astype(self, dtype: Any, *, copy: bool = True, **order: str) -> "Recorded":
+        """The array in another dtype or order."""
+        if self.dtype == dtype and not order:
             return self
-        how = {} if order == "K" else {"order": order}
-        convert = lambda x, dtype, **how: x.astype(dtype, **how)  # noqa: E731
-        return self.recorder.note("method", "astype", convert, self, np.dtype(dtype).name, **how)
+        compute = lambda x, dtype, **order: x.astype(dtype, **order)  # noqa: E731
+        return self.recorder.note("method", "astype", compute, self, np.dtype(dtype).name, **order)
 
     def __getitem__(self, index: Any) -> "Recorded":
         axes = index if isinstance(index, tuple) else (index,)
@@ -142,19 +144,19 @@ class Recorded:
 
 def _operator(name: str, symbol: str) -> Callable[[Recorded, Any], Recorded]:
     def method(x: Recorded, y: Any) -> Recorded:
-        if isinstance(y, int | float) and y == {"+": 0, "*": 1}.get(symbol):
+        if isinstance(y, int | float) and y == NEUTRAL.get(symbol):
             return x
-        return x.recorder.note("operator", symbol, lambda x, y: getattr(x, f"__{name}__")(y), x, y)
+        return x.recorder.note("operator", symbol, lambda x, y: getattr(x, name)(y), x, y)
 
     return method
 
 
 for _name, _symbol in OPERATORS.items():
-    setattr(Recorded, f"__{_name}__", _operator(_name, _symbol))
+    setattr(Recorded, f"__{_name}__", _operator(f"__{_name}__", _symbol))
 
 
 class Recorder:
-    """Runs functions of the core on recorded arrays.
+    """Runs functions of the core on recorded arrays; it is the array namespace of these.
 
     Attributes
     ----------
@@ -169,11 +171,11 @@ class Recorder:
 
     def __init__(self, model: Model) -> None:
         self.nodes: list[Node] = []
-        self.layer: tuple[str, int] | None = None
-        self._computed: dict[tuple[str, str, str], Node] = {}
         self.sizes: dict[int, str] = {}
-        self.core = Core()
-        self.xp = _Namespace(self, model.xp)
+        self.core, self._xp = Core(), model.xp
+        self._layer: tuple[str, int] | None = None
+        self._ends: set[Node] = set()  # what the layers return
+        self._noted: dict[str, Node] = {}
         space = self.core.namespace
         self.core.define(rounded)
         for name in OPERATIONS:
@@ -182,93 +184,96 @@ class Recorder:
         space["ACTIVATIONS"] = {name: space[name] for name in ACTIVATIONS}
         for stack in ("encoder", "decoder"):
             space[f"{stack}_layer"] = partial(self._in_layer, stack, space[f"{stack}_layer"])
-        space["check_model"] = lambda model: None  # it is the recorded one
         space["RoundingTap"] = self._rounding
+        space["check_model"] = lambda model: None  # it is the recorded one
         params = self._recorded("", model.params)
+        for stack in ("encoder", "decoder"):
+            tables = getattr(params, stack).relative_bias
+            for i, table in enumerate(tables if len(tables) > 1 else ()):
+                table.node.layer = (stack, i)
         if model.config.tied_embeddings:
             params.encoder.embedding.node.name = "decoder.embedding"
         if model.config.tied_logits:
             params.unembedding.node.name = "decoder.embedding.T"
-        self.model = SimpleNamespace(
-            config=model.config, params=params, dtype=model.dtype, xp=self.xp
-        )
-
-    def forget(self) -> None:
-        """Begin another program, which computes again what the last one did."""
-        self._computed.clear()
-
-    def result(self, statement: str, x: Recorded, place: str = "") -> None:
-        """Note that a program's statement, such as ``keys.append({})``, takes an array."""
-        self.nodes.append(Node("result", place, (x.node,), {}, statement))
+        self.model = SimpleNamespace(config=model.config, params=params, dtype=model.dtype, xp=self)
 
     def run(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """Call a function of the core."""
-        return self.core.namespace[name](*arguments, **options, tap=FunctionTap(self._tap))
+        """Call a function of the core; what it computes is not shared with an earlier call."""
+        self._noted.clear()
+        tap = FunctionTap(lambda name, x: self.note("tap", name, lambda x: x, x))
+        return self.core.namespace[name](self.model, *arguments, **options, tap=tap)
 
     def input(self, text: str, value: Any) -> Recorded:
         """An array that a program gets, and its expression there."""
-        return Recorded(self, value, self._node("input", text))
+        return self._with_node(value, Node("input", text))
+
+    def result(self, statement: str, x: Recorded) -> None:
+        """Note that a program's statement, such as ``keys.append({})``, takes an array."""
+        self.nodes.append(Node("result", "", (x.node,), {}, statement, x.node.layer))
 
     def note(
         self, kind: str, name: str, compute: Callable[..., Any], *arguments: Any, **keywords: Any
     ) -> Recorded:
         """The result of a computation on recorded arrays and Python values, with its node."""
         used: list[Recorded] = []
-        _mapped(lambda x: used.append(x) if isinstance(x, Recorded) else x, [*arguments, keywords])
+        _mapped(lambda x: used.append(x) if isinstance(x, Recorded) else x, [arguments, keywords])
         self._note_variables(used)
-        value = compute(*(_values(x) for x in arguments), **_values(keywords))
-        arguments, keywords = _nodes(arguments), _nodes(keywords)
-        key = repr(_mapped(lambda x: id(x) if isinstance(x, Node) else x, [arguments, keywords]))
-        if kind in ("tap", "store"):
-            return Recorded(self, value, self._node(kind, name, arguments, keywords))
-        node = self._computed.get((kind, name, key))
-        if node is None:
-            node = self._node(kind, name, arguments, keywords)
-            self._computed[kind, name, key] = node
-        elif node.layer != self.layer:
-            node.layer = None  # it is computed once, before the layers
-        return Recorded(self, value, node)
+        values = _mapped(_value, [arguments, keywords])
+        nodes = _mapped(lambda x: x.node if isinstance(x, Recorded) else x, [arguments, keywords])
+        inherited = (x.node.layer for x in used if x.node.layer and x.node not in self._ends)
+        node = Node(kind, name, *nodes, layer=self._layer or next(inherited, None))
+        if kind not in ("tap", "store"):
+            key = repr([kind, name, _mapped(lambda x: id(x) if isinstance(x, Node) else x, nodes)])
+            noted = self._noted.setdefault(key, node)
+            if noted.layer != node.layer:
+                noted.layer = None  # it is computed once, before the layers
+            node = noted
+        return self._with_node(compute(*values[0], **values[1]), node)
 
-    def _node(self, *fields: Any) -> Node:
-        self.nodes.append(Node(*fields, layer=self.layer))
-        return self.nodes[-1]
+    def asarray(self, x: Any, **keywords: Any) -> Recorded:
+        """A recorded array unchanged, or an array of Python values."""
+        return x if isinstance(x, Recorded) else self.__getattr__("asarray")(x, **keywords)
+
+    def __getattr__(self, name: str) -> Callable[..., Recorded]:
+        return partial(self.note, "function", name, getattr(self._xp, name))
+
+    def _with_node(self, value: Any, node: Node) -> Recorded:
+        if node not in self.nodes[-1:]:
+            self.nodes.append(node)
+        return Recorded(self, value, node)
 
     def _in_layer(self, stack: str, function: Callable[..., Any], p: Any, *arguments: Any) -> Any:
         """Call the function of a layer."""
-        layers = getattr(self.model.params, stack).layers
-        self.layer = (stack, layers.index(p))
+        self._layer = (stack, getattr(self.model.params, stack).layers.index(p))
         x = function(p, *arguments)
-        self.layer = None
+        self._layer = None
+        self._ends.add(x.node)
         return x
 
     def _recorded(self, path: str, part: Any) -> Any:
         """A part of the tree of parameters with recorded arrays."""
         if is_dataclass(part):
-            members = {f.name: getattr(part, f.name) for f in fields(part)}
-            return SimpleNamespace(
-                **{name: self._recorded(f"{path}.{name}", x) for name, x in members.items()}
-            )
+            names = [f.name for f in fields(part)]
+            members = {n: self._recorded(f"{path}.{n}", getattr(part, n)) for n in names}
+            return SimpleNamespace(**members)
         if isinstance(part, tuple):
             return tuple(self._recorded(f"{path}.{i}", x) for i, x in enumerate(part))
         if part is None:
             return None
-        return Recorded(self, part, self._node("parameter", path[1:]))
+        place = re.match(r"\.(\w+)\.layers\.(\d+)", path)
+        layer = (place[1], int(place[2])) if place else None
+        return Recorded(self, part, Node("parameter", path[1:], layer=layer))
 
-    def _operation(
-        self, name: str, function: Callable[..., Any], *arguments: Any, **named: Any
-    ) -> Any:
+    def _operation(self, name: str, function: Any, *arguments: Any, **named: Any) -> Any:
         bound = inspect.signature(function).bind(*arguments, **named).arguments
         if not any(isinstance(x, Recorded) for x in bound.values()):
             return function(*arguments, **named)  # inside another operation
-        recorded = self.note("operation", name, lambda **values: function(**values), **bound)
+        recorded = self.note("operation", name, function, **bound)
         keywords = recorded.node.keywords
         for parameter in [p for p, x in keywords.items() if isinstance(x, Config)]:
-            c = keywords.pop(parameter)
-            keywords |= {f.name: getattr(c, f.name) for f in fields(c)}
+            config = keywords.pop(parameter)
+            keywords |= {f.name: getattr(config, f.name) for f in fields(config)}
         return recorded
-
-    def _tap(self, name: str, x: Recorded) -> Recorded:
-        return self.note("tap", name, lambda x: x, x)
 
     def _rounding(self, tap: Any) -> Any:
         """The place of `RoundingTap`: the quantity that passes the tap is the rounded one."""
@@ -286,39 +291,30 @@ class Recorder:
             x.node.variable = x.node.variable or next(held, "")
 
 
-class _Namespace:
-    """The array namespace, whose functions return recorded arrays."""
-
-    def __init__(self, recorder: Recorder, xp: Any) -> None:
-        self._recorder, self._xp = recorder, xp
-
-    def asarray(self, x: Any, **keywords: Any) -> Recorded:
-        """A recorded array unchanged, or an array of Python values."""
-        if isinstance(x, Recorded):
-            return x
-        return self._recorder.note("function", "asarray", self._xp.asarray, x, **keywords)
-
-    def __getattr__(self, name: str) -> Callable[..., Recorded]:
-        return partial(self._recorder.note, "function", name, getattr(self._xp, name))
+def rounded(x: Any) -> Any:
+    """The nearest float16 numbers, in float32."""
+    return x.astype("float16").astype("float32")
 
 
-class _RecordedCache:
-    """The cache of layer ``i`` before token t, as `KeyValueCache` has it."""
-
-    def __init__(self, recorder: Recorder, model: Model, batch: int, i: int) -> None:
-        c, like = model.config.decoder.self_attention, model.params.decoder.embedding
-        for name, width in (("keys", c.d_k), ("values", c.d_v)):
-            array = model.xp.zeros((batch, c.n_kv_heads, 1, width), dtype=like.dtype)
-            setattr(self, f"_{name}", recorder.input(f"own_{name}[{i}]", array))
-        self.length, self.capacity = Size(0, "t"), _Unlimited()
-        self.append = partial(recorder.core.namespace["KeyValueCache"].append, self)
+def _is_rounded(node: Node) -> bool:
+    """Whether the elements of an array are all from quantities and parameters."""
+    is_moved = node.name in ("concat", "broadcast_to", "[]")
+    return node.kind in ("tap", "parameter") or (is_moved and all(map(_is_rounded, node.inputs())))
 
 
-class _Unlimited:
-    """A capacity that every number of tokens fits."""
+def _value(x: Any) -> Any:
+    if isinstance(x, Recorded):
+        return x.value
+    return int(x) if isinstance(x, Size) else x
 
-    def __lt__(self, other: Size) -> bool:
-        return False
+
+def _mapped(function: Callable[[Any], Any], x: Any) -> Any:
+    """A value with ``function`` applied to the members of its tuples, lists and dictionaries."""
+    if type(x) in (tuple, list):
+        return type(x)(_mapped(function, member) for member in x)
+    if isinstance(x, dict):
+        return {name: _mapped(function, member) for name, member in x.items()}
+    return function(x)
 
 
 def record(model: Model) -> tuple[Recorder, list[Node], list[Node]]:
@@ -327,75 +323,39 @@ def record(model: Model) -> tuple[Recorder, list[Node], list[Node]]:
     The source has padding, so that the program is right for every mask.
     """
     recorder, xp, c = Recorder(model), model.xp, model.config
+    a, n_registers = c.decoder.self_attention, c.encoder.n_register_tokens
     dimensions = {n for shape in param_shapes(c).values() for n in shape} | {1}
-    for a in (c.encoder.self_attention, c.decoder.self_attention, c.decoder.cross_attention):
-        dimensions |= {a.n_heads, a.n_kv_heads, a.d_k, a.d_v}  # type: ignore[union-attr]
+    for attention in (c.encoder.self_attention, a, c.decoder.cross_attention):
+        names = ("n_heads", "n_kv_heads", "d_k", "d_v")
+        dimensions |= {getattr(attention, name) for name in names}
     others = (n for n in count(2) if n not in dimensions)
-    batch, n_registers = next(others), c.encoder.n_register_tokens
-    n_source = next(n for n in others if n + n_registers not in dimensions)
-    size = Size(n_source, "n")
-    recorder.sizes = {batch: "batch", n_source: size.text}
-    if n_registers:
-        recorder.sizes[n_source + n_registers] = (size + n_registers).text
+    batch, n = next(others), next(n for n in others if n + n_registers not in dimensions)
+    recorder.sizes = {n + n_registers: f"n + {n_registers}", n: "n", batch: "batch"}
 
-    ids = xp.zeros((batch, n_source), dtype="int64")
-    mask = xp.broadcast_to(xp.arange(n_source) < 1, (batch, n_source))
-    source, source_mask = recorder.input("source", ids), _Padded(recorder.input("mask", mask))
-    memory = recorder.run("encode_checked", recorder.model, source, source_mask)
-    for i, (k, v) in enumerate(zip(memory.keys, memory.values, strict=True)):
-        recorder.result("keys.append({})", k, f"decoder.layers.{i}")
-        recorder.result("values.append({})", v, f"decoder.layers.{i}")
+    ids = xp.zeros((batch, n), dtype="int64")
+    mask = xp.broadcast_to(xp.arange(n) < 1, (batch, n))
+    source, source_mask = recorder.input("source", ids), recorder.input("mask", mask)
+    source_mask.all = lambda: False  # type: ignore[attr-defined]
+    memory = recorder.run("encode_checked", source, source_mask)
+    for k, v in zip(memory.keys, memory.values, strict=True):
+        recorder.result("keys.append({})", k)
+        recorder.result("values.append({})", v)
     encode = recorder.nodes.copy()
-    recorder.forget()
 
-    remembered = SimpleNamespace(
+    memory = SimpleNamespace(
         mask=recorder.input("mask", mask),
         keys=[recorder.input(f"keys[{i}]", k.value) for i, k in enumerate(memory.keys)],
         values=[recorder.input(f"values[{i}]", v.value) for i, v in enumerate(memory.values)],
     )
-    cache = [_RecordedCache(recorder, model, batch, i) for i in range(c.decoder.n_layers)]
+    caches = []
+    for i in range(c.decoder.n_layers):
+        like = model.params.decoder.embedding
+        cache = recorder.core.namespace["KeyValueCache"](batch, a.n_kv_heads, 1, a.d_k, a.d_v, like)
+        cache._keys = recorder.input(f"own_keys[{i}]", xp.zeros_like(cache._keys))
+        cache._values = recorder.input(f"own_values[{i}]", xp.zeros_like(cache._values))
+        cache.length, cache.capacity = Size(0, "t"), math.inf
+        caches.append(cache)
     new = recorder.input("ids", ids[:, :1])
-    logits = recorder.run("decode_checked", recorder.model, new, remembered, cache=cache)
+    logits = recorder.run("decode_checked", new, memory, cache=tuple(caches))
     recorder.result("return {}", logits)
     return recorder, encode, recorder.nodes[len(encode) :]
-
-
-class _Padded(Recorded):
-    """A mask of a source with padding."""
-
-    def __init__(self, mask: Recorded) -> None:
-        super().__init__(mask.recorder, mask.value, mask.node)
-
-    def all(self) -> bool:
-        """Whether no token is padding."""
-        return False
-
-
-def _is_rounded(node: Node) -> bool:
-    """Whether the elements of an array are all from quantities and parameters."""
-    moved = node.name in ("concat", "broadcast_to", "[]") and node.kind in ("function", "index")
-    return node.kind in ("tap", "parameter") or (moved and all(map(_is_rounded, node.inputs())))
-
-
-def rounded(x: Any) -> Any:
-    """The nearest float16 numbers, in float32."""
-    return x.astype("float16").astype("float32")
-
-
-def _values(x: Any) -> Any:
-    """The arrays of recorded ones in an argument, and plain sizes."""
-    plain = {Recorded: lambda x: x.value, _Padded: lambda x: x.value, Size: int}
-    return _mapped(lambda x: plain.get(type(x), lambda x: x)(x), x)
-
-
-def _nodes(x: Any) -> Any:
-    """The nodes of recorded arrays in an argument."""
-    return _mapped(lambda x: x.node if isinstance(x, Recorded) else x, x)
-
-
-def _mapped(function: Callable[[Any], Any], x: Any) -> Any:
-    if type(x) in (tuple, list):
-        return type(x)(_mapped(function, member) for member in x)
-    if isinstance(x, dict):
-        return {name: _mapped(function, member) for name, member in x.items()}
-    return function(x)

@@ -1,21 +1,19 @@
-"""The source of the core, read as syntax: run with a note of each branch, and copied without those
-that were never taken.
+"""The source of the core as syntax: run with a note of each branch, and copied without the others.
 
-A copied function has the names, the order and the comments of its source. It has no annotations and
-no parameters that it does not use, and a private function that is one expression stands where it
-was called.
+A copied function has the names, the order and the comments of its source. It has no annotations, no
+branch that was not taken and no parameter that it does not use. A private function without branches
+stands where it is called.
 """
 
 import ast
-import builtins
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from types import ModuleType
 from typing import Any
-
-import numpy as np
 
 from .. import attention, erf, masks, model, ops, positions
 from . import layout
@@ -25,333 +23,302 @@ MODULES = (masks, erf, positions, ops, attention, model)
 
 
 class Core:
-    """The functions of the forward pass in a namespace of their own, which notes their branches."""
+    """The functions of the forward pass in a namespace of their own, where they note branches.
+
+    Attributes
+    ----------
+    namespace : dict
+    definitions : dict
+        The syntax of functions, classes and constants, by name.
+    branches : dict
+        The outcomes of each test, by the ``key`` of its branch.
+    """
 
     def __init__(self) -> None:
-        self.namespace: dict[str, Any] = {}
-        self.definitions: dict[str, Any] = {}  # functions, classes, and assignments of constants
+        self.namespace: dict[str, Any] = {"_branch": self._branch}
+        self.definitions: dict[str, Any] = {}
         self.branches: dict[int, set[bool]] = {}
         for module in MODULES:
             self.namespace |= vars(module)
-        self.namespace["_branch"] = self._branch
         for module in MODULES:
             self.define(module)
 
     def define(self, source: ModuleType | Callable[..., Any]) -> None:
-        """Define a module's functions, or one function, in the namespace; their branches are noted."""
+        """Define a function, or the functions and the cache of a module."""
         tree = layout.parsed(inspect.getsource(source))
+
+        def noting(node: Any) -> Any:
+            if isinstance(node, ast.If | ast.IfExp):
+                node.test = ast.Call(
+                    ast.Name("_branch", ast.Load()), [ast.Constant(node.key), node.test], []
+                )
+            return node
+
         for node in ast.walk(tree):
             if isinstance(node, ast.If | ast.IfExp):
                 node.key = len(self.branches)  # type: ignore[union-attr]
                 self.branches[node.key] = set()  # type: ignore[union-attr]
-        for statement in tree.body:
-            self.definitions |= dict.fromkeys(_defined(statement), statement)
-        noting = [
-            _Noting().visit(copy.deepcopy(node))
-            for node in tree.body
-            if isinstance(node, ast.FunctionDef) or _defined(node) == ["KeyValueCache"]
-        ]
-        runnable = ast.fix_missing_locations(ast.Module(noting, type_ignores=[]))
-        exec(compile(runnable, "<refseq2seq>", "exec"), self.namespace)
+        runnable = []
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                self.definitions[node.targets[0].id] = node
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                self.definitions[node.name] = node
+                if isinstance(node, ast.FunctionDef) or node.name == "KeyValueCache":
+                    runnable.append(rewritten(copy.deepcopy(node), noting))
+        code = ast.fix_missing_locations(ast.Module(runnable, []))
+        exec(compile(code, "<refseq2seq>", "exec"), self.namespace)
 
     def _branch(self, key: int, test: Any) -> bool:
         self.branches[key].add(bool(test))
         return bool(test)
 
 
-def _defined(node: ast.stmt) -> list[str]:
-    """The names that a statement of a module defines."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else []
-    return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-class _Noting(ast.NodeTransformer):
-    """Replaces the test of each branch by ``_branch(key, test)``."""
-
-    def visit_If(self, node: Any) -> Any:
-        key = ast.Constant(node.key)
-        node.test = ast.Call(ast.Name("_branch", ast.Load()), [key, node.test], [])
-        return self.generic_visit(node)
-
-    visit_IfExp = visit_If  # noqa: N815
-
-
 class Copies:
-    """The definitions that a program needs, copied from the core after a recorded run."""
+    """The functions that a program calls, copied from the core after a recorded run.
 
-    def __init__(self, core: Core) -> None:
+    Parameters
+    ----------
+    core : Core
+    calls : mapping
+        The arguments of each call of a function, by its name, in the order of the program: Python
+        values, or nodes of the graph.
+    """
+
+    def __init__(self, core: Core, calls: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         self.core = core
         self.copied: dict[str, Any] = {}
         self.imports: set[str] = set()
+        for name in calls:
+            self._copy(name)
+        self._drop_unused_parameters()
+        self._inline()
+        for name, arguments in calls.items():
+            self._set_defaults(name, arguments)
 
-    def add(self, name: str) -> None:
-        """Copy a definition, unless it is copied, after its constants and before what it calls."""
-        if name in self.copied:
-            return
-        node = self._pruned(name)
-        used = {n: self.core.definitions[n] for n in _names(node) if n in self.core.definitions}
-        constants = {n: x for n, x in used.items() if isinstance(x, ast.Assign)}
-        self.copied |= constants | {name: node}
-        for other in used:
-            self.add(other)
-        for other in {*_names(node)} - {*used, "np"}:
-            value = self.core.namespace.get(other)
-            origin = getattr(value, "__module__", None) or "refseq2seq"
-            if isinstance(value, ModuleType):
-                self.imports.add(f"import {value.__name__}")
-            elif origin.partition(".")[0] not in ("builtins", "refseq2seq"):
-                self.imports.add(f"from {origin} import {other}")
-
-    def parameters(self, name: str) -> list[str]:
-        """The parameters of a copied function."""
-        return [a.arg for a in self.copied[name].args.args]
-
-    def defaults(self, name: str) -> dict[str, str]:
-        """The text of the defaults of a copied function, by parameter."""
-        defaults = self.copied[name].args.defaults
-        names = self.parameters(name)[len(self.parameters(name)) - len(defaults) :]
-        return {n: layout.text(default) for n, default in zip(names, defaults, strict=True)}
-
-    def splice(self) -> None:
-        """Write the statements of private functions that are called once where they are called."""
-        for name, function in list(self.copied.items()):
-            if not name.startswith("_") or not isinstance(function, ast.FunctionDef):
-                continue
-            *body, last = _without_docstring(function)
-            places = [
-                (caller, i, node)
-                for caller in self.copied.values()
-                for i, statement in enumerate(getattr(caller, "body", []))
-                for node in ast.walk(statement)
-                if isinstance(node, ast.Call) and _name(node.func) == name
-            ]
-            straight = all(isinstance(x, ast.Assign | ast.AugAssign) for x in body)
-            if not (len(places) == 1 and straight and isinstance(last, ast.Return)):
-                continue
-            ((caller, i, call),) = places
-            given = _given(function, call)
-            if all(isinstance(x, ast.Name | ast.Constant) for x in given.values()):
-                values = _Substituted(given)
-                value = values.visit(last.value)
-                statement = _Replaced(call, value).visit(caller.body[i])
-                caller.body[i : i + 1] = [*(values.visit(x) for x in body), statement]
-                del self.copied[name]
-
-    def drop_unused_parameters(self) -> None:
-        """Remove parameters that their function does not use, from it and from calls to it."""
-        functions = {n: f for n, f in self.copied.items() if isinstance(f, ast.FunctionDef)}
-        unused = True
-        while unused:
-            unused = {
-                (name, parameter)
-                for name, f in functions.items()
-                for parameter in self.parameters(name)
-                if parameter not in _names(ast.Module(f.body, []))
-            }
-            for name, parameter in unused:
-                index = self.parameters(name).index(parameter)
-                _remove_argument(functions[name].args, index)
-                for node in (n for f in functions.values() for n in ast.walk(f)):
-                    if isinstance(node, ast.Call) and _name(node.func) == name:
-                        del node.args[index : index + 1]
-                        node.keywords = [k for k in node.keywords if k.arg != parameter]
+    def call(self, name: str, arguments: Mapping[str, Any]) -> ast.expr:
+        """The call with these expressions or Python values, without those that are defaults."""
+        f, call, names_next = self.copied[name], ast.Call(ast.Name(name), [], []), False
+        defaults = [None] * len(f.args.args) + [layout.text(x) for x in f.args.defaults]
+        for parameter, default in zip(f.args.args, defaults[len(f.args.defaults) :], strict=True):
+            given = arguments.get(parameter.arg)
+            value = given if isinstance(given, ast.AST) else layout.literal(given)
+            names_next = names_next or value is not given
+            if layout.text(value) == default:
+                names_next = True
+            elif names_next:
+                call.keywords.append(ast.keyword(parameter.arg, value))
+            else:
+                call.args.append(value)
+        return call
 
     def lines(self) -> list[str]:
-        """The text: functions in the order in which they are called, each after its constants.
-
-        Private names are plain ones.
-        """
-        plain = _Substituted({name: ast.Name(name.lstrip("_")) for name in self.copied})
-        written: list[str] = []
+        """The text: functions in the order in which they are called, each after its constants."""
         found: list[str] = []
-        for name, node in self.copied.items():
-            if isinstance(node, ast.Assign):
-                continue
-            constants = {n: self.copied[n] for n in _names(node) if n in self.copied}
-            found += ["", ""]
-            for n, constant in constants.items():
-                if isinstance(constant, ast.Assign) and n not in written:
-                    written.append(n)
-                    found += _constant(n.lstrip("_"), self.core.namespace[n], constant)
-            found += ["", ""] if found[-1] else []
+        definitions, namespace = self.core.definitions, self.core.namespace
+
+        def folded(node: Any) -> Any:
+            match node:
+                case ast.Call(func=ast.Name("sum"), args=[ast.Name(name)]) if name in definitions:
+                    return ast.Constant(sum(namespace[name]))
+            return node
+
+        def plain(node: Any) -> Any:
+            if isinstance(node, ast.Name) and node.id in definitions:
+                node.id = node.id.lstrip("_")
+            return node
+
+        written: set[str] = set()
+        for name, function in self.copied.items():
+            node = rewritten(function, folded)
+            used = [n for n in _names(node) if isinstance(definitions.get(n), ast.Assign)]
+            constants = [n for n in dict.fromkeys(used) if n not in written]
+            written |= {*constants}
             node.name = name.lstrip("_")
-            found += layout.lines([plain.visit(node)])
+            for n in constants:
+                found += [] if n != constants[0] else ["", ""]
+                found += _constant(n.lstrip("_"), namespace[n], definitions[n].beside)
+            found += ["", "", *layout.lines([rewritten(node, plain)])]
         return found
 
-    def _pruned(self, name: str) -> Any:
-        """A definition without untaken branches, annotations and calls of one expression."""
+    def _copy(self, name: str) -> None:
+        """Copy a function or a class, and those that it uses, unless it is copied."""
+        if name in self.copied:
+            return
         node = copy.deepcopy(self.core.definitions[name])
-        if isinstance(node, ast.FunctionDef):
-            for argument in [a for a in node.args.args if a.arg == "c"]:  # a config
-                config = self.core.namespace[ast.unparse(argument.annotation)]
-                node.args.args.remove(argument)
-                node.args.args += [ast.arg(field.name) for field in fields(config)]
-                node = _Fields("c").visit(node)
-        return _Pruning(self, node).visit(node)
+        arguments = node.args.args if isinstance(node, ast.FunctionDef) else []
+        for parameter in [a for a in arguments if a.arg == "c"]:
+            config = self.core.namespace[ast.unparse(parameter.annotation)]
+            arguments.remove(parameter)
+            arguments += [ast.arg(field.name) for field in fields(config)]
+        self.copied[name] = node = rewritten(node, self._pruned)
+        for used in dict.fromkeys(_names(node)):
+            value = self.core.namespace.get(used)
+            origin = getattr(value, "__module__", None) or "refseq2seq"
+            if isinstance(self.core.definitions.get(used), ast.FunctionDef | ast.ClassDef):
+                self._copy(used)
+            elif isinstance(value, ModuleType) and used != "np":
+                self.imports.add(f"import {used}")
+            elif origin.partition(".")[0] not in ("builtins", "refseq2seq"):
+                self.imports.add(f"from {origin} import {used}")
 
-    def expression(self, name: str, call: ast.Call) -> ast.expr | None:
-        """The value of a call to a private function of one expression; None for another function."""
-        if not name.startswith("_") or not isinstance(
-            self.core.definitions.get(name), ast.FunctionDef
-        ):
-            return None
-        function = self._pruned(name)
-        *assignments, last = _without_docstring(function)
-        if not isinstance(last, ast.Return):
-            return None
-        value = last.value
-        for node in reversed(assignments):
-            target = _name(node.targets[0]) if isinstance(node, ast.Assign) else None
-            if target is None or _names(value).count(target) != 1:
+    def _pruned(self, node: Any) -> Any:
+        """A node without what no program needs."""
+        match node:
+            case ast.If() | ast.IfExp() if len(self.core.branches[node.key]) < 2:
+                return node.body if True in self.core.branches[node.key] else node.orelse
+            case ast.Name("xp") | ast.Call(func=ast.Name("array_namespace")):
+                return ast.Name("np")
+            case ast.Assign(targets=[ast.Name("np")]):
                 return None
-            value = _Substituted({target: node.value}).visit(value)
-        given = _given(function, call)
-        once = all(_names(value).count(parameter) <= 1 for parameter in given)
-        return _Substituted(given).visit(value) if once else None
-
-
-class _Pruning(ast.NodeTransformer):
-    """Removes what a program does not need from a definition."""
-
-    def __init__(self, copies: Copies, definition: ast.AST) -> None:
-        self.copies = copies
-        calls = [_name(node.func) for node in ast.walk(definition) if isinstance(node, ast.Call)]
-        self.once = {name for name in calls if name and calls.count(name) == 1}
-
-    def visit_If(self, node: Any) -> Any:
-        outcomes = self.copies.core.branches[node.key]
-        self.generic_visit(node)
-        if outcomes == {True, False}:
-            return node
-        return node.body if outcomes == {True} else node.orelse
-
-    def visit_IfExp(self, node: Any) -> Any:
-        outcomes = self.copies.core.branches[node.key]
-        self.generic_visit(node)
-        if outcomes == {True, False}:
-            return node
-        return node.body if outcomes == {True} else node.orelse
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
-        node.decorator_list = [d for d in node.decorator_list if _name(d) == "cache"]
-        node.returns = None
-        for argument in node.args.args:
-            argument.annotation = None
-        return self._documented(node)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
-        node.annotation = ast.Name("object")
+            case ast.Assign(targets=[ast.Tuple([ast.Name("np"), x])], value=ast.Tuple([_, y])):
+                node.targets, node.value = [x], y
+            case ast.Attribute(value=ast.Name("c")):  # a field of a config is a parameter
+                return ast.Name(node.attr)
+            case ast.arg():
+                node.annotation = None
+            case ast.AnnAssign():
+                node.annotation = ast.Name("object")
+            case ast.FunctionDef() | ast.ClassDef():
+                kept = [d for d in node.decorator_list if ast.unparse(d) == "cache"]
+                node.decorator_list, node.returns = kept, None
+                if documentation := ast.get_docstring(node):
+                    node.body[0].value = ast.Constant(documentation.partition("\n\n")[0])
         return node
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> Any:
-        return self._documented(node)
+    def _drop_unused_parameters(self) -> None:
+        """Remove parameters that their function does not use, from it and from calls to it."""
+        functions = [f for f in self.copied.values() if isinstance(f, ast.FunctionDef)]
+        unused = [
+            (f, parameter.arg)
+            for f in functions
+            for parameter in f.args.args
+            if parameter.arg not in _names(ast.Module(f.body, []))
+        ]
+        for f, parameter in unused:
+            index = _parameters(f).index(parameter)
+            del f.args.args[index]
+            f.args.defaults = f.args.defaults[-len(f.args.args) or len(f.args.defaults) :]
+            for node in (n for caller in functions for n in ast.walk(caller)):
+                if isinstance(node, ast.Call) and _called(node) == f.name:
+                    del node.args[index : index + 1]
+                    node.keywords = [k for k in node.keywords if k.arg != parameter]
+        if unused:
+            self._drop_unused_parameters()
 
-    def _documented(self, node: Any) -> Any:
-        """With the first paragraph of the docstring, or without any, as in the source."""
-        self.generic_visit(node)
-        if documentation := ast.get_docstring(node):
-            node.body[0].value = ast.Constant(documentation.partition("\n\n")[0])
-        return node
+    def _inline(self) -> None:
+        """Write private functions without branches where they are called.
 
-    def visit_Assign(self, node: ast.Assign) -> Any:
-        """Without ``xp = array_namespace(x)``, alone or in a tuple."""
-        self.generic_visit(node)
-        target = node.targets[0]
-        if isinstance(target, ast.Name):
-            return None if target.id == "np" else node
-        names = [_name(element) for element in getattr(target, "elts", [])]
-        if "np" in names:
-            i = names.index("np")
-            del target.elts[i], node.value.elts[i]  # type: ignore[attr-defined]
-            if len(names) == 2:
-                node.targets, node.value = [target.elts[0]], node.value.elts[0]  # type: ignore[attr-defined]
-        return node
+        Those that are one expression, if they are called once in a function; the others, if they
+        are called once at all.
+        """
+        for name in reversed([n for n in self.copied if n.startswith("_")]):
+            function = self.copied[name]
+            body, value = _reduced(function)
+            places = [
+                (caller.body, statement, node, _given(function, node))
+                for caller in self.copied.values()
+                for statement in caller.body
+                for node in ast.walk(statement)
+                if isinstance(node, ast.Call) and _called(node) == name
+            ]
+            uses = Counter(_names(ast.Module([*body, ast.Expr(value)], []))) if value else Counter()
+            if (
+                value is None
+                or len({id(place[0]) for place in places}) < len(places)
+                or (body and len(places) > 1)
+                or any(
+                    uses[parameter] > 1 and not isinstance(x, ast.Name | ast.Constant)
+                    for *_, given in places
+                    for parameter, x in given.items()
+                )
+            ):
+                continue
+            for statements, statement, call, given in places:
+                expression = _substituted(value, given)
+                whole = rewritten(statement, lambda n, c=call, x=expression: x if n is c else n)
+                i = statements.index(statement)
+                statements[i : i + 1] = [*(_substituted(x, given) for x in body), whole]
+            del self.copied[name]
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return ast.Name("np") if node.id == "xp" else node
-
-    def visit_Call(self, node: ast.Call) -> Any:
-        self.generic_visit(node)
-        if _name(node.func) == "array_namespace":
-            return ast.Name("np")
-        name = _name(node.func)
-        return (name in self.once and self.copies.expression(name, node)) or node  # type: ignore[arg-type]
-
-
-class _Replaced(ast.NodeTransformer):
-    """Replaces one call by another expression."""
-
-    def __init__(self, call: ast.Call, value: ast.expr) -> None:
-        self.call, self.value = call, value
-
-    def visit_Call(self, node: ast.Call) -> ast.expr:
-        return self.value if node is self.call else self.generic_visit(node)  # type: ignore[return-value]
-
-
-class _Fields(ast.NodeTransformer):
-    """Writes ``c.name`` as ``name``."""
-
-    def __init__(self, parameter: str) -> None:
-        self.parameter = parameter
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
-        self.generic_visit(node)
-        return ast.Name(node.attr) if _name(node.value) == self.parameter else node
+    def _set_defaults(self, name: str, calls: Sequence[Mapping[str, Any]]) -> None:
+        """Make the usual Python value of each parameter its default, or None for arrays."""
+        defaults: list[ast.expr] = []
+        for parameter in _parameters(self.copied[name]):
+            values = [call.get(parameter) for call in calls]
+            literals = [x for x in values if x is None or isinstance(x, int | float | str)]
+            if literals or defaults:
+                is_literal = len(literals) == len(values)
+                usual = max(literals, key=literals.count) if is_literal else None
+                defaults.append(layout.literal(usual))
+        self.copied[name].args.defaults = defaults
 
 
-class _Substituted(ast.NodeTransformer):
-    """Replaces names by expressions."""
+class _Rewriting(ast.NodeTransformer):
+    def __init__(self, change: Callable[[Any], Any]) -> None:
+        self.change = change
 
-    def __init__(self, values: Mapping[str, ast.expr]) -> None:
-        self.values = values
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return copy.deepcopy(self.values.get(node.id, node))
+    def visit(self, node: ast.AST) -> Any:
+        return self.change(self.generic_visit(node))
 
 
-def _without_docstring(function: ast.FunctionDef) -> list[ast.stmt]:
-    return function.body[isinstance(function.body[0], ast.Expr) :]
+def rewritten(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """The tree with each node replaced by ``change(node)``, leaves first."""
+    return _Rewriting(change).visit(tree)
+
+
+def _substituted(tree: Any, values: Mapping[str, ast.expr]) -> Any:
+    """A copy of a tree with expressions in the place of names."""
+    return rewritten(
+        copy.deepcopy(tree),
+        lambda n: copy.deepcopy(values.get(n.id, n)) if isinstance(n, ast.Name) else n,
+    )
+
+
+def _reduced(function: Any) -> tuple[list[Any], Any]:
+    """The assignments and the value of a function without branches; no value for another one.
+
+    Variables that are used once are replaced by their value.
+    """
+    *body, last = function.body[ast.get_docstring(function) is not None :]
+    straight = all(isinstance(x, ast.Assign | ast.AugAssign) for x in body)
+    if not straight or not isinstance(last, ast.Return):
+        return [], None
+    value = last.value
+    while body and isinstance(body[-1], ast.Assign) and isinstance(body[-1].targets[0], ast.Name):
+        target = body[-1].targets[0].id
+        if _names(value).count(target) != 1:
+            break
+        value = _substituted(value, {target: body.pop().value})
+    return body, value
 
 
 def _given(function: ast.FunctionDef, call: ast.Call) -> dict[str, ast.expr]:
     """The arguments of a call by the name of their parameter."""
-    given = dict(zip([a.arg for a in function.args.args], call.args, strict=False))
-    return given | {k.arg: k.value for k in call.keywords}  # type: ignore[dict-item]
+    given = dict(zip(_parameters(function), call.args, strict=False))
+    return given | {k.arg: k.value for k in call.keywords if k.arg}
 
 
-def _name(node: ast.AST) -> str | None:
-    return node.id if isinstance(node, ast.Name) else None
+def _parameters(function: ast.FunctionDef) -> list[str]:
+    return [argument.arg for argument in function.args.args]
 
 
-def _names(node: ast.AST) -> list[str]:
-    """The names in a tree, in order of reading."""
-    return [n.id for n in _in_order(node) if isinstance(n, ast.Name) and n.id.isidentifier()]
+def _called(call: ast.Call) -> str:
+    return call.func.id if isinstance(call.func, ast.Name) else ""
 
 
-def _in_order(node: ast.AST) -> Iterator[ast.AST]:
-    yield node
-    for child in ast.iter_child_nodes(node):
-        yield from _in_order(child)
+def _names(tree: ast.AST) -> list[str]:
+    """The names in a tree, in the order of the text."""
+    if isinstance(tree, ast.Name):
+        return [tree.id]
+    return [name for child in ast.iter_child_nodes(tree) for name in _names(child)]
 
 
-def _remove_argument(arguments: ast.arguments, index: int) -> None:
-    first_default = len(arguments.args) - len(arguments.defaults)
-    if index >= first_default:
-        del arguments.defaults[index - first_default]
-    del arguments.args[index]
-
-
-def _constant(name: str, value: Any, node: ast.Assign) -> list[str]:
+def _constant(name: str, value: Any, comment: str) -> list[str]:
     """The assignment of a constant's value, in rows where it is long."""
-    flat = f"{name} = {value!r}"
-    if len(flat) <= layout.WIDTH:
-        return layout.with_comment([flat], node.beside)  # type: ignore[attr-defined]
-    rows = [""]
-    for number in value:
-        if len(rows[-1]) + len(f" {number!r},") > layout.WIDTH - 3:
-            rows.append("")
-        rows[-1] += f" {number!r},"
-    inside = [f"   {row}" for row in rows]
-    return ["# fmt: off", f"{name} = (  {node.beside}".rstrip(), *inside, ")", "# fmt: on"]  # type: ignore[attr-defined]
+    line = f"{name} = {value!r}"
+    if len(line) <= layout.WIDTH:
+        return layout.with_comment([line], comment)
+    rows = textwrap.wrap(f"{value!r}"[1:-1] + ",", layout.WIDTH - 4)
+    inside = [f"    {row}" for row in rows]
+    return ["# fmt: off", f"{name} = (  {comment}".rstrip(), *inside, ")", "# fmt: on"]

@@ -5,7 +5,9 @@ from typing import Any
 
 from ..config import ModelConfig
 from ..model import Model
+from ..params import count_parameters
 from ..text import Vocabulary
+from . import layout
 
 HEAD = '''\
 """A model of {n_parameters:,} parameters, {dtype}, as one program, written out by refseq2seq.
@@ -22,7 +24,7 @@ import {xp} as np
 '''
 
 USAGE_IDS = """\
-    python model.py model.npz 4 8 15    prints the new tokens after the source 4 8 15"""
+    python model.py model.npz 4 8 15    prints the new tokens, at most {n}, after the source 4 8 15"""
 
 USAGE_TEXT = """\
     python model.py model.npz TEXT ...    prints the text that follows from each"""
@@ -49,14 +51,10 @@ GREEDY = '''
 def greedy(model, source, mask, n):
     """The most probable next tokens, at most n: (batch, up to n); {pad} after the end of a row."""
     memory, new = encode(model, source, mask), []
-    ids = np.full((len(source), 1), {start})
-    going = ids >= 0
-    shape, layers = (len(source), {n_kv_heads}, n), range({n_layers})
-    cache = [[np.empty((*shape, d), "{dtype}") for _ in layers] for d in {widths}]
+{start}
     while len(new) < n and going.any():
         logits = step(model, ids, len(new), memory, cache)
 {choice}
-        going = going{ends}
         new.append(ids)
     return np.concat(new, axis=1)
 '''
@@ -87,7 +85,7 @@ TIED = """\
     model.decoder.embedding = model.decoder.embedding.copy(order="F")  # read by columns, as .T
 """
 
-MAIN_IDS = '''
+MAIN_IDS = """
 
 if __name__ == "__main__":
     source = np.asarray([[int(token) for token in sys.argv[2:]]])
@@ -95,13 +93,13 @@ if __name__ == "__main__":
     if len(sys.argv) < 3 or not mask.all():
         sys.exit(__doc__)
     print(*greedy(read(sys.argv[1]), source, mask, {n})[0].tolist())
-'''
+"""
 
 MAIN_TEXT = '''
 
 def spelled(text, vocabulary):
     """The token ids of a text, (1, n)."""
-    text = text.translate({{ord(old): new for old, new in vocabulary["replacements"]}})
+    plain = text.translate({{ord(old): new for old, new in vocabulary["replacements"]}})
     symbols = {symbols}
     known = vocabulary["symbols"]
     if unknown := {{*symbols}} - ({{*known}} - {{*vocabulary["special"]}}):
@@ -122,58 +120,73 @@ if __name__ == "__main__":
 '''
 
 
-def greedy(c: ModelConfig, dtype: str) -> str:
-    """The loop, with the rules of the config."""
-    a = c.decoder.self_attention
-    return GREEDY.format(
-        pad=c.pad_id,
-        start=c.decoder_start_id,
-        n_kv_heads=a.n_kv_heads,
-        n_layers=c.decoder.n_layers,
-        widths=(a.d_k, a.d_v),
-        dtype=dtype,
-        choice="\n".join(f"        {line}" for line in _choice(c)),
-        ends="".join(f" & (ids != {token})" for token in c.eos_ids),
+def head(model: Model, sizes: str, needed: set[str], code: str) -> str:
+    """The beginning: what the program is, and what its ``code`` imports."""
+    modules = {name for name in ("json", "math", "sys", "zipfile") if f"{name}." in code}
+    found = {f"import {name}" for name in modules} | needed | {"from types import SimpleNamespace"}
+    return HEAD.format(
+        n_parameters=count_parameters(model.config),
+        dtype=model.dtype.name,
+        usage=USAGE_TEXT if reads_text(model) else USAGE_IDS.format(n=longest(model)),
+        sizes=sizes,
+        imports="\n".join(sorted(found, key=lambda line: (line.startswith("from"), line))),
+        xp=model.xp.__name__,
     )
 
 
-def _choice(c: ModelConfig) -> list[str]:
-    """The choice of the next tokens. Bans act before forced tokens, and the last of these wins."""
-    forces_first = c.forced_bos_id is not None
-    begin, lines = int(forces_first), []
-    if c.suppressed_ids:
-        lines += [f"logits[..., {[*c.suppressed_ids]}] = -math.inf  # suppressed_ids"]
-    if c.begin_suppressed_ids:
-        banned = f"logits[..., {[*c.begin_suppressed_ids]}] = -math.inf"
-        lines += [f"if len(new) == {begin}:", f"    {banned}  # begin_suppressed_ids"]
-    lines += ["chosen = logits.argmax(axis=-1)"]
-    forced = (("0", "forced_bos_id"), ("n - 1", "forced_eos_id"))
-    for index, name in forced:
-        if (token := getattr(c, name)) is not None:
-            assigned = f"chosen = np.full_like(chosen, {token})  # {name}"
-            lines += [f"if len(new) == {index}:", f"    {assigned}"]
-    return [*lines, f"ids = np.where(going, chosen, {c.pad_id})"]
-
-
-def imports(code: str, needed: set[str]) -> str:
-    """The imports of a program, in their usual order."""
-    modules = {name for name in ("json", "math", "sys", "zipfile") if f"{name}." in code}
-    found = {f"import {name}" for name in modules} | needed | {"from types import SimpleNamespace"}
-    return "\n".join(sorted(found, key=lambda line: (line.startswith("from"), line)))
+def greedy(c: ModelConfig, dtype: str) -> str:
+    """The loop, with the rules of the config. Of two tokens that it forces, the last wins."""
+    a, begins = c.decoder.self_attention, [*c.begin_suppressed_ids]
+    first, last = int(c.forced_bos_id is not None), c.forced_eos_id
+    empty = f'np.empty((len(source), {a.n_kv_heads}, n, d), "{dtype}")'
+    full = f"np.full((len(source), 1), {c.decoder_start_id})"
+    start = [
+        f'ids, going = {full}, np.ones((len(source), 1), dtype="bool")',
+        f"cache = [[{empty} for _ in range({c.decoder.n_layers})] for d in {(a.d_k, a.d_v)}]",
+    ]
+    ban, force = "logits[..., np.asarray({})] = -math.inf", "chosen = np.full_like(chosen, {})"
+    ends = f"(ids != np.asarray({c.eos_ids})).all(axis=-1, keepdims=True)"
+    if len(c.eos_ids) == 1:
+        ends = f"(ids != {c.eos_ids[0]})"
+    rules = (  # at which new token, what is done, by which field, and whether the config has it
+        ("", ban.format([*c.suppressed_ids]), "suppressed_ids", c.suppressed_ids),
+        (first, ban.format(begins), "begin_suppressed_ids", begins),
+        ("", "chosen = logits.argmax(axis=-1)", "", True),
+        (0, force.format(c.forced_bos_id), "forced_bos_id", first),
+        ("n - 1", force.format(last), "forced_eos_id", last is not None),
+        ("", f"ids = np.where(going, chosen, {c.pad_id})", "", True),
+        ("", f"going = going & {ends}", "", c.eos_ids),
+    )
+    choice = []
+    for at, code, field, holds in rules:
+        if holds:
+            choice += [f"        if len(new) == {at}:"] * (at != "")
+            lines = layout.wrapped(code, 8 if at == "" else 12)
+            choice += layout.with_comment(lines, field and f"# {field}")
+    return GREEDY.format(
+        pad=c.pad_id,
+        start="\n".join(line for code in start for line in layout.wrapped(code, 4)),
+        choice="\n".join(choice),
+    )
 
 
 def ending(model: Model) -> str:
     """The arrays and the command line."""
     c, dtype = model.config, model.dtype.name
     text = TREE.format(dtype=dtype, tied=TIED if c.tied_logits else "")
-    n = c.decoder.max_length or 64
+    n = longest(model)
     if not reads_text(model):
         return text + MAIN_IDS.format(vocab_size=c.encoder.vocab_size, n=n)
     old: Any = model.source_vocabulary
     new: Any = model.target_vocabulary
-    split = f"text.split({json.dumps(old.separator)}) if text else []"
-    symbols = split if old.separator else "list(text)"
+    split = f"plain.split({json.dumps(old.separator)}) if plain else []"
+    symbols = split if old.separator else "list(plain)"
     return text + MAIN_TEXT.format(symbols=symbols, separator=json.dumps(new.separator), n=n)
+
+
+def longest(model: Model) -> int:
+    """The maximum number of new tokens on the command line."""
+    return model.config.decoder.max_length or 64
 
 
 def reads_text(model: Model) -> bool:

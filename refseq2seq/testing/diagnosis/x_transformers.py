@@ -148,6 +148,9 @@ def _watch_attention(catch: Catch, attention: Any, places: list[str], visible: s
     catch.gives(attend, under("scores"), scores)
     catch.gives(attend, under("weights"), lambda call: call.output[1].post_softmax_attn)
     catch.gives(attend, under("heads"))
+    for gate in (attention.to_v_gate, attention.to_v_head_gate):
+        if gate is not None:
+            catch.gives(gate, under("gate"))
 
 
 def _head_input(attention: Any, is_self: bool, i: int, call: Call) -> Any:

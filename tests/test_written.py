@@ -1,0 +1,313 @@
+"""Programs that models are written out as: they compute what the models compute, bit for bit.
+
+``python tests/test_written.py`` renews the programs in tests/written/.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import arrangements
+import numpy as np
+import pytest
+import test_vectors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_quantities import table_name
+
+import refseq2seq as rs
+from refseq2seq.testing import strategies
+from refseq2seq.watching.quantities import inputs_of
+from refseq2seq.written import WriteOutError, lines
+from refseq2seq.written.recording import OPERATIONS, Node, Recorder, Size
+from refseq2seq.written.sources import Core
+
+HERE = Path(__file__).parent
+KEPT = {
+    "bart": "transformers-bart",
+    "t5_1_1": "transformers-t5-1-1",
+    "umt5": "transformers-umt5",
+    "marian": "transformers-marian",
+    "x_transformers": "x-transformers-defaults",
+}
+"""Programs that are kept, and the recorded model of the peer that each is of."""
+
+dtypes = st.sampled_from(["float32", "float64", "float16"])
+
+
+def recorded(name, dtype="float32"):
+    about, arrays, _ = test_vectors.read(HERE / "vectors" / f"{name}.npz")
+    return test_vectors.converted(about, arrays).astype(dtype)
+
+
+def inputs(model, seed, batch=3, n=5):
+    """Padded sources, target tokens."""
+    rng, c = np.random.default_rng(seed), model.config
+    n, n_target = min(c.encoder.max_length or n, n), min(c.decoder.max_length or 4, 4)
+    mask = np.arange(n) < rng.integers(1, n + 1, (batch, 1))
+    mask = mask[:, ::-1] if seed % 3 == 0 else mask
+    source = np.where(mask, rng.integers(0, c.encoder.vocab_size, (batch, n)), 0)
+    return source, mask, rng.integers(0, c.decoder.vocab_size, (batch, n_target))
+
+
+def assert_same(actual, expected):
+    assert actual.dtype == expected.dtype
+    np.testing.assert_array_equal(actual, expected, strict=True)
+
+
+def assert_computes_the_same(model, seed=0):
+    program = rs.write_out(model)
+    source, mask, target = inputs(model, seed)
+    with np.errstate(all="ignore"):
+        memory, theirs = rs.encode(model, source, mask), program.encode(source, mask)
+        both = zip(memory.keys + memory.values, [*theirs[1], *theirs[2]], strict=True)
+        for ours, written in both:
+            assert_same(written, ours)
+        cache = rs.new_cache(model, len(target), target.shape[1])
+        own = program.new_cache(len(target), target.shape[1])
+        for t in range(target.shape[1]):
+            logits = rs.decode(model, target[:, [t]], memory, cache=cache)
+            assert_same(program.step(target[:, [t]], t, theirs, own), logits)
+        return program
+
+
+@settings(max_examples=30)
+@given(config=strategies.configs(), dtype=dtypes, seed=st.integers(0, 99))
+def test_programs_of_drawn_models(config, dtype, seed):
+    program = assert_computes_the_same(rs.Model.random(config, seed, dtype), seed)
+    assert max(map(len, program.source.split("\n"))) <= 100
+    assert not re.search(r"\b[a-z]_\d", program.source)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("name", arrangements.ALL)
+def test_programs_of_the_arrangements_also_with_exact_sums(name, dtype):
+    model = rs.Model.random(arrangements.ALL[name], 1, dtype)
+    assert_computes_the_same(model)
+    assert_computes_the_same(model.exact())
+
+
+@pytest.mark.parametrize("path", test_vectors.FILES, ids=[p.stem for p in test_vectors.FILES])
+def test_programs_of_every_family(path):
+    model = recorded(path.stem)
+    program = assert_computes_the_same(model)
+    source, mask, _ = inputs(model, 0)
+    out = rs.generate(model, source, source_mask=mask, max_new_tokens=4)
+    assert_same(program.greedy(source, mask, 4), out.tokens)
+
+
+@given(seed=st.integers(0, 99), data=st.data())
+@settings(max_examples=20)
+def test_greedy_obeys_the_rules_of_the_config(seed, data):
+    tokens = st.integers(0, 6)
+    few = st.lists(tokens, max_size=3, unique=True).map(tuple)
+    special = {
+        "eos_ids": data.draw(few),
+        "pad_id": data.draw(tokens),
+        "suppressed_ids": data.draw(few),
+        "begin_suppressed_ids": data.draw(few),
+        "forced_bos_id": data.draw(st.none() | tokens),
+        "forced_eos_id": data.draw(st.none() | tokens),
+    }
+    banned = {*special["suppressed_ids"], *special["begin_suppressed_ids"]}
+    for name in ("forced_bos_id", "forced_eos_id"):
+        if special[name] in banned:
+            special[name] = None
+    model = rs.Model.random(arrangements.t5_like, seed)
+    model = rs.Model(config=replace(model.config, **special), params=model.params)
+    source, mask, _ = inputs(model, seed)
+    out = rs.generate(model, source, source_mask=mask, max_new_tokens=5)
+    assert_same(rs.write_out(model).greedy(source, mask, 5), out.tokens)
+
+
+# In a process of its own.
+
+DRIVER = """
+import importlib.util, sys
+sys.modules["refseq2seq"] = None  # an import would raise
+import numpy as np
+for name in sys.argv[1:]:
+    spec = importlib.util.spec_from_file_location("page", name + ".py")
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    given = np.load(name + ".inputs.npz")
+    source, mask, target, shape = (given[k] for k in ("source", "mask", "target", "shape"))
+    model = page.read(name + ".npz")
+    with np.errstate(all="ignore"):
+        memory = page.encode(model, source, mask)
+        dtype = memory[1][0].dtype
+        cache = [[np.empty((*shape[:3], d), dtype) for _ in memory[1]] for d in shape[3:]]
+        logits = [page.step(model, target[:, [t]], t, memory, cache) for t in range(len(target[0]))]
+        tokens = page.greedy(model, source, mask, len(target[0]))
+    keys = {f"key.{i}": x for i, x in enumerate([*memory[1], *memory[2]])}
+    np.savez(name + ".outputs.npz", logits=np.concat(logits, axis=1), tokens=tokens, **keys)
+"""
+
+
+def test_programs_in_a_process_that_cannot_import_the_package(tmp_path):
+    models = {
+        f"{name}-{dtype}": rs.Model.random(config, 2, dtype)
+        for name, config in arrangements.ALL.items()
+        for dtype in ("float32", "float64", "float16")
+    }
+    models |= {name: recorded(of) for name, of in KEPT.items()} | {"g2p": rs.load("g2p")}
+    for name, model in models.items():
+        rs.save(model, tmp_path / f"{name}.npz")
+        rs.write_out(model).save(tmp_path / f"{name}.py")
+        source, mask, target = inputs(model, 1)
+        a = model.config.decoder.self_attention
+        shape = (len(target), a.n_kv_heads, target.shape[1], a.d_k, a.d_v)
+        np.savez(
+            tmp_path / f"{name}.inputs.npz", source=source, mask=mask, target=target, shape=shape
+        )
+    subprocess.run([sys.executable, "-c", DRIVER, *models], cwd=tmp_path, check=True)
+    for name, model in models.items():
+        source, mask, target = inputs(model, 1)
+        with np.load(tmp_path / f"{name}.outputs.npz") as found:
+            memory = rs.encode(model, source, mask)
+            for i, x in enumerate(memory.keys + memory.values):
+                assert_same(found[f"key.{i}"], x)
+            cache = rs.new_cache(model, len(target), target.shape[1])
+            for t in range(target.shape[1]):
+                logits = rs.decode(model, target[:, [t]], memory, cache=cache)
+                assert_same(found["logits"][:, [t]], logits)
+            out = rs.generate(model, source, source_mask=mask, max_new_tokens=target.shape[1])
+            assert_same(found["tokens"], out.tokens)
+
+
+def run(tmp_path, model, *arguments):
+    rs.write_out(model).save(tmp_path / "model.py")
+    rs.save(model, tmp_path / "model.npz", stored_dtype="float16")
+    command = [sys.executable, "-I", "model.py", "model.npz", *arguments]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+def test_a_program_prints_tokens_or_text(tmp_path):
+    rounded = recorded("transformers-marian", "float16").astype("float32")
+    expected = rs.generate(rounded, [[4, 8, 15]], max_new_tokens=64).tokens[0]
+    assert run(tmp_path, rounded, "4", "8", "15").stdout.split() == [str(t) for t in expected]
+    answers = rs.generate_text(rs.load("g2p"), ["oracle", "Zeus"])
+    assert run(tmp_path, rs.load("g2p"), "oracle", "Zeus").stdout == "\n".join(answers) + "\n"
+
+
+def test_a_program_refuses_what_it_cannot_read(tmp_path):
+    model = recorded("transformers-marian")
+    for wrong in ((), ("4", "-1"), ("4", "1000")):
+        refused = run(tmp_path, model, *wrong)
+        assert refused.returncode == 1
+        assert "python model.py model.npz 4 8 15" in refused.stderr
+    refused = run(tmp_path, rs.load("g2p"), "or_4cle!")
+    assert refused.stderr == "'or_4cle!' has unknown symbols: !, _\n"
+
+
+def test_a_program_is_saved_in_one_step(tmp_path):
+    program = rs.write_out(rs.load("g2p"))
+    program.save(tmp_path / "g2p.py")
+    assert (tmp_path / "g2p.py").read_text() == program.source
+    assert repr(program).startswith("<Program of <Model of 2,196,320 parameters, float32>, 2")
+
+
+# The text.
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_programs_are_what_the_core_computes(name):
+    kept = (HERE / "written" / f"{name}.py").read_text()
+    assert kept == rs.write_out(recorded(KEPT[name])).source
+
+
+def test_a_bart_is_short():
+    text = rs.write_out(recorded("transformers-bart")).source
+    assert text.count("\n") <= 210
+    begin, end = text.index("def encode"), text.index("def greedy")
+    assert text[begin:end].strip().count("\n") <= 70
+
+
+def test_programs_are_formatted(tmp_path):
+    ruff = shutil.which("ruff")
+    if ruff is None:
+        pytest.skip("ruff is not installed")
+    for path in test_vectors.FILES:
+        for dtype in ("float32", "float16"):
+            rs.write_out(recorded(path.stem, dtype)).save(tmp_path / f"{path.stem}_{dtype}.py")
+    for name, config in arrangements.ALL.items():
+        rs.write_out(rs.Model.random(config, 0, "float64")).save(tmp_path / f"{name}.py")
+    for command in ("format --check", "check --select E,F,I,B"):
+        options = ["--line-length", "100", "--isolated", "."]
+        done = subprocess.run(
+            [ruff, *command.split(), *options], cwd=tmp_path, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stdout.decode()
+
+
+def test_a_program_has_only_what_its_model_uses():
+    text = rs.write_out(recorded("transformers-t5-1-1")).source
+    for absent in ("sinusoids", "layer_norm", "b_q", "head_scale", "Array", " is not None"):
+        assert absent not in text
+    assert "scores = q @ k.mT + bias  # not scaled" in text
+    assert "(relative_position, n_buckets=6, max_distance=10, bidirectional=True)" in text
+
+
+# The graph.
+
+
+def forward_graph(model):
+    """The quantities that each quantity of a forward pass is computed from."""
+    recorder = Recorder(model)
+    mask = recorder.input("mask", np.array([[True, True, False], [True, False, False]]))
+    mask.all = lambda: False
+    ids = recorder.input("ids", np.zeros((2, 3), int))
+    memory = recorder.run("encode_checked", ids, mask)
+    recorder.run("decode_checked", ids, memory, cache=None)
+    return {
+        node.name: nearest_taps(node.arguments) for node in recorder.nodes if node.kind == "tap"
+    }
+
+
+def nearest_taps(nodes):
+    found = set()
+    for node in nodes:
+        found |= {node.name} if node.kind == "tap" else nearest_taps(tuple(node.inputs()))
+    return found
+
+
+@settings(max_examples=20)
+@given(config=strategies.configs() | st.sampled_from([*arrangements.ALL.values()]), dtype=dtypes)
+def test_the_graph_has_the_inputs_of_the_table(config, dtype):
+    with np.errstate(all="ignore"):
+        graph = forward_graph(rs.Model.random(config, 0, dtype))
+    for name, found in graph.items():
+        assert found == {*inputs_of(name, list(graph))}, table_name(name)
+
+
+def test_operations_are_functions_of_the_core():
+    namespace = Core().namespace
+    assert all(callable(namespace[name]) for name in OPERATIONS if name != "rounded")
+
+
+# Refusals.
+
+
+def test_a_branch_on_a_size_is_refused():
+    with pytest.raises(WriteOutError, match=r"a branch on a size, t \+ 1,"):
+        bool(Size(0, "t") + 1 > 3)
+
+
+def test_layers_that_differ_are_refused():
+    x, nodes = Node("input", "x"), []
+    for i, function in enumerate(("exp", "log")):
+        y = Node("function", function, (x,), layer=("encoder", i))
+        x = Node("tap", f"encoder.layers.{i}.after_x", (y,), layer=("encoder", i))
+        nodes += [y, x]
+    nodes.append(Node("result", "", (x,), {}, "return {}"))
+    body = lines.Body(nodes, None, lambda *_, **__: "")
+    with pytest.raises(WriteOutError, match=r"layer 1 of the encoder computes 'x = np\.log"):
+        body.text("ids")
+
+
+if __name__ == "__main__":
+    for name, of in KEPT.items():
+        rs.write_out(recorded(of)).save(HERE / "written" / f"{name}.py")

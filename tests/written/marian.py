@@ -1,0 +1,193 @@
+"""A model of 3,174 parameters, float32, as one program, written out by refseq2seq.
+
+    python model.py model.npz 4 8 15    prints the new tokens, at most 64, after the source 4 8 15
+
+encoder: n_layers 1, vocab_size 41, d_model 12, n_heads 1, d_k 12, d_v 12, d_ff 14
+decoder: n_layers 1, vocab_size 41, d_model 12, n_heads 4, d_k 3, d_v 3, d_ff 11
+Variables have the names of refseq2seq's quantities; a comment has the name where it is another.
+"""
+
+import math
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+
+
+def encode(model, source, mask):
+    """Mask, keys and values of the source tokens (batch, n); mask (batch, n): True = real token."""
+    encoder, decoder, keys, values = model.encoder, model.decoder, [], []
+    tokens = decoder.embedding[source] * 3.4641016151377544  # sqrt(d_model); (batch, n, d_model)
+    waves = sinusoids(np.maximum(np.cumsum(mask.astype("int64"), axis=-1) - 1, 0))
+    positions = waves.astype("float32")  # (batch, n, d_model)
+    x = tokens + positions  # embed: (batch, n, d_model)
+    key_mask = mask[:, None, None, :]
+    for layer in encoder.layers:
+        p, norms = layer.self_attention, layer.self_norms
+        q = split_heads(linear(x, p.w_q, p.b_q), n_heads=1)  # (batch, n_heads, n, d_k)
+        k = split_heads(linear(x, p.w_k, p.b_k), n_heads=1)  # (batch, n_heads, n, d_k)
+        v = split_heads(linear(x, p.w_v, p.b_v), n_heads=1)  # (batch, n_heads, n, d_v)
+        scores = q @ k.mT * 0.2886751345948129  # 1 / sqrt(d_k); (batch, n_heads, n, n)
+        weights = softmax(scores, key_mask)  # (batch, n_heads, n, n)
+        heads = weights @ v  # (batch, n_heads, n, d_v)
+        out = linear(merge_heads(heads), p.w_o, p.b_o)  # (batch, n, d_model)
+        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # after_self_attention
+
+        p, norms = layer.feed_forward, layer.feed_forward_norms
+        projected = linear(x, p.w_in, p.b_in)  # (batch, n, d_ff)
+        hidden = silu(projected)  # (batch, n, d_ff)
+        out = linear(hidden, p.w_out, p.b_out)
+        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # after_feed_forward
+    for layer in decoder.layers:
+        p = layer.cross_attention
+        keys.append(split_heads(linear(x, p.w_k, p.b_k)).astype("float32", order="C"))  # k
+        values.append(split_heads(linear(x, p.w_v, p.b_v)).astype("float32", order="C"))  # v
+    return mask, keys, values
+
+
+def step(model, ids, t, memory, cache):
+    """Logits (batch, 1, vocab_size) after token number t, from 0, of each row: ids (batch, 1)."""
+    decoder, (mask, keys, values), (own_keys, own_values) = model.decoder, memory, cache
+    source_mask = mask[:, None, None, :]
+    tokens = decoder.embedding[ids] * 3.4641016151377544  # sqrt(d_model); (batch, 1, d_model)
+    positions = sinusoids(np.arange(t, t + 1)).astype("float32")  # (batch, 1, d_model)
+    x = tokens + positions  # embed: (batch, 1, d_model)
+    for i, layer in enumerate(decoder.layers):
+        p, norms = layer.self_attention, layer.self_norms
+        q = split_heads(linear(x, p.w_q, p.b_q))  # (batch, n_heads, 1, d_k)
+        k = split_heads(linear(x, p.w_k, p.b_k))  # (batch, n_heads, 1, d_k)
+        v = split_heads(linear(x, p.w_v, p.b_v))  # (batch, n_heads, 1, d_v)
+        own_keys[i][:, :, t : t + 1] = k
+        own_values[i][:, :, t : t + 1] = v
+        # 1 / sqrt(d_k); (batch, n_heads, 1, t + 1)
+        scores = q @ own_keys[i][:, :, : t + 1].mT * 0.5773502691896258
+        weights = softmax(scores)  # (batch, n_heads, 1, t + 1)
+        heads = weights @ own_values[i][:, :, : t + 1]  # (batch, n_heads, 1, d_v)
+        out = linear(merge_heads(heads), p.w_o, p.b_o)  # (batch, 1, d_model)
+        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # after_self_attention
+
+        p, norms = layer.cross_attention, layer.cross_norms
+        q = split_heads(linear(x, p.w_q, p.b_q))
+        scores = q @ keys[i].mT * 0.5773502691896258  # 1 / sqrt(d_k)
+        weights = softmax(scores, source_mask)
+        heads = weights @ values[i]
+        out = linear(merge_heads(heads), p.w_o, p.b_o)
+        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # after_cross_attention
+
+        p, norms = layer.feed_forward, layer.feed_forward_norms
+        projected = linear(x, p.w_in, p.b_in)  # (batch, 1, d_ff)
+        hidden = silu(projected)  # (batch, 1, d_ff)
+        out = linear(hidden, p.w_out, p.b_out)
+        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # after_feed_forward
+    return linear(x, decoder.embedding.T, model.logits_bias)  # logits: (batch, 1, vocab_size)
+
+
+def greedy(model, source, mask, n):
+    """The most probable next tokens, at most n: (batch, up to n); 1 after the end of a row."""
+    memory, new = encode(model, source, mask), []
+    ids, going = np.full((len(source), 1), 1), np.ones((len(source), 1), dtype="bool")
+    cache = [[np.empty((len(source), 4, n, d), "float32") for _ in range(1)] for d in (3, 3)]
+    while len(new) < n and going.any():
+        logits = step(model, ids, len(new), memory, cache)
+        chosen = logits.argmax(axis=-1)
+        if len(new) == n - 1:
+            chosen = np.full_like(chosen, 0)  # forced_eos_id
+        ids = np.where(going, chosen, 1)
+        going = going & (ids != np.asarray((2, 5, 11, 17, 23, 29))).all(axis=-1, keepdims=True)
+        new.append(ids)
+    return np.concat(new, axis=1)
+
+
+def sinusoids(positions, d_model=12):
+    """Sines and cosines of geometrically spaced frequencies (Vaswani et al. 2017, section 3.5)."""
+    half = d_model // 2
+    steps = d_model / 2
+    frequencies = np.exp(np.arange(half, dtype="float64") * (-math.log(10000.0) / steps))
+    angles = positions.astype("float64")[..., None] * frequencies
+    waves = [np.sin(angles), np.cos(angles)]
+    table = np.concat(waves, axis=-1)
+    return table
+
+
+def linear(x, weight, bias):
+    """Affine map."""
+    # One 2-D product: matmul would compute a (batch, 1, d_in) stack as ``batch`` small products.
+    y = x.reshape(-1, x.shape[-1]) @ weight
+    y += bias
+    return y.reshape(*x.shape[:-1], weight.shape[-1])
+
+
+def split_heads(x, n_heads=4):
+    """(batch, n, n_heads * d) -> (batch, n_heads, n, d): head h has columns h d to (h+1) d - 1."""
+    batch, n, width = x.shape
+    return x.reshape(batch, n, n_heads, width // n_heads).transpose(0, 2, 1, 3)
+
+
+def softmax(x, mask=None):
+    """Probabilities proportional to exp(x) over the elements that the mask allows."""
+    if mask is None:
+        top = x.max(axis=-1, keepdims=True)
+    else:
+        x = np.where(mask, x, -math.inf)
+        top = np.where(np.any(mask, axis=-1, keepdims=True), x.max(axis=-1, keepdims=True), 0.0)
+    exponentials = np.exp(x - top)
+    return exponentials / np.maximum(exponentials.sum(axis=-1, keepdims=True), 1.0)
+
+
+def merge_heads(x):
+    """(batch, n_heads, n, d) -> (batch, n, n_heads * d), the inverse of `split_heads`."""
+    batch, n_heads, n, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, n, n_heads * d)
+
+
+def layer_norm(x, gain, bias, eps=1e-05):
+    """Layer normalisation (Ba, Kiros and Hinton 2016, eq. 4)."""
+    centred = x - mean(x)
+    variance = mean(centred * centred)
+    return centred / (np.sqrt(variance + eps) % math.inf) * gain + bias
+
+
+def mean(x):
+    return x.sum(axis=-1, keepdims=True) / x.shape[-1]
+
+
+def silu(x):
+    """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016, section 2)."""
+    return np.maximum(x, -800.0) * sigmoid(x)  # sigmoid(-800) is 0
+
+
+def sigmoid(x):
+    """Logistic function :math:`1 / (1 + e^{-x})`, computed as e^x / (1 + e^x) where x < 0: it
+    neither overflows nor loses digits in the left tail.
+    """
+    small = np.exp(-np.abs(x))
+    return np.where(x < 0, small, 1.0) / (1 + small)
+
+
+def tree(arrays):
+    """The arrays called a.0.b and so on, as a tree: a[0].b."""
+    if "" in arrays:
+        return arrays[""]
+    groups = {}
+    for name, x in arrays.items():
+        first, _, rest = name.partition(".")
+        groups.setdefault(first, {})[rest] = x
+    members = {name: tree(group) for name, group in groups.items()}
+    return list(members.values()) if "0" in members else SimpleNamespace(**members)
+
+
+def read(path):
+    """The model of a checkpoint."""
+    arrays = np.load(path)
+    names = [name for name in arrays.files if name != "checkpoint.json"]
+    model = tree({name: arrays[name].astype("float32") for name in names})
+    model.decoder.embedding = model.decoder.embedding.copy(order="F")  # read by columns, as .T
+    return model
+
+
+if __name__ == "__main__":
+    source = np.asarray([[int(token) for token in sys.argv[2:]]])
+    mask = (0 <= source) & (source < 41)
+    if len(sys.argv) < 3 or not mask.all():
+        sys.exit(__doc__)
+    print(*greedy(read(sys.argv[1]), source, mask, 64)[0].tolist())
