@@ -29,6 +29,7 @@ extensions = [
     "sphinxcontrib.katex",
     "downloads",
     "tables",
+    "written",
 ]
 exclude_patterns = ["_build", "_static/katex/README.md", "g2p", "examples"]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}

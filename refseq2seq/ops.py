@@ -15,9 +15,7 @@ from .params import NormParams
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """Affine map.
-
-    .. math:: y = x W + b
+    """Affine map x W + b, with W of shape (d_in, d_out).
 
     Parameters
     ----------
@@ -35,8 +33,11 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     >>> import numpy as np
     >>> linear(np.array([[1.0, 2.0]]), np.array([[3.0], [4.0]]), np.array([0.5]))
     array([[11.5]])
+
+    Notes
+    -----
+    The product is 2-D: matmul would compute a (batch, 1, d_in) stack as ``batch`` small products.
     """
-    # One 2-D product: matmul would compute a (batch, 1, d_in) stack as ``batch`` small products.
     y = x.reshape(-1, x.shape[-1]) @ weight
     if bias is not None:
         y += bias
@@ -45,7 +46,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
 @widened
 def softmax(x: Array, mask: Array | None = None) -> Array:
-    r"""Probabilities proportional to exp(x) over the elements that the mask allows.
+    r"""Probabilities proportional to exp(x) over the elements that the mask allows, or zeros.
 
     .. math:: \mathrm{softmax}(x)_i = \frac{m_i e^{x_i}}{\sum_j m_j e^{x_j}}
 
@@ -91,7 +92,7 @@ def _shifted_exp(x: Array, top: Array) -> Array:
 @elementwise
 def _normalised(x: Array, total: Array) -> Array:
     """x / total. The maximum adds e^0 = 1 to the total, so only a row of zeros has less."""
-    return x / array_namespace(x).maximum(total, 1.0)
+    return x / array_namespace(x).maximum(total, 1.0)  # not 0 / 0
 
 
 @widened
@@ -275,7 +276,7 @@ def _over_root(
 
 def _nan_if_infinite(root: Array) -> Array:
     """A root >= 0, but NaN where its squares overflowed: x / inf would be 0."""
-    return root % math.inf
+    return root % math.inf  # % inf: NaN if infinite
 
 
 def _affine(x: Array, gain: Array | None, bias: Array | None) -> Array:

@@ -25,8 +25,8 @@ def expected_names():
             yield from (f"{name}.{sublayer}.{quantity}" for quantity in quantities.split())
             yield f"{name}.after_{sublayer}"
 
-    own = "self_attention", "input q k v scores weights heads out"
-    cross = "cross_attention", "input q scores weights heads out"
+    own = "self_attention", "input q k v scores weights heads gate out"
+    cross = "cross_attention", "input q scores weights heads gate out"
     feed_forward = "feed_forward", "input projected gate activated hidden out"
     yield from ("encoder.tokens", "encoder.positions", "encoder.embed")
     for i in "01":

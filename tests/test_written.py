@@ -248,7 +248,8 @@ def test_a_program_has_only_what_its_model_uses():
     for absent in ("sinusoids", "layer_norm", "b_q", "head_scale", "Array", " is not None"):
         assert absent not in text
     assert "scores = q @ k.mT + bias  # not scaled" in text
-    assert "(relative_position, n_buckets=6, max_distance=10, bidirectional=True)" in text
+    assert "borders = np.asarray((1, 4))  # the smallest distance of each bucket" in text
+    assert "borders = np.asarray((1, 2, 3, 5, 7))" in text  # by hand: 6 buckets up to distance 10
 
 
 # The graph.

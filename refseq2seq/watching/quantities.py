@@ -19,15 +19,20 @@ class Quantity:
     """A quantity that passes a tap.
 
     ``name`` has ``*`` for the index of a layer. ``inputs`` are the names of the quantities from
-    which it is computed, besides parameters, where the model has them, or alternatives of which
-    the first that the model has holds; ``^`` stands for the input of the layer: the embedding, or
-    the last quantity of the previous layer.
+    which it is computed, besides parameters; ``^`` stands for the input of the layer: the
+    embedding, or the last quantity of the previous layer. Of several ``alternatives`` the first
+    is right whose quantities the model has.
     """
 
     name: str
     shape: str
     meaning: str
-    inputs: tuple[tuple[str, ...], ...]
+    alternatives: tuple[tuple[str, ...], ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The quantities of all alternatives."""
+        return tuple(name for names in self.alternatives for name in names)
 
 
 def quantity(name: str) -> Quantity:
@@ -77,7 +82,7 @@ def inputs_of(name: str, among: Collection[str]) -> list[str]:
     step, amateur, bare = _split(name)
     layer = re.search(r"(?<=layers\.)\d+", bare)
     given = f"layers.{int(layer[0]) - 1}.after_feed_forward" if layer and int(layer[0]) else "embed"
-    for alternative in quantity(name).inputs:
+    for alternative in quantity(name).alternatives:
         found: list[str] = []
         for other in alternative:
             prefix = amateur if is_of_the_source(other) else step + amateur

@@ -8,6 +8,13 @@ from ..config import AttentionConfig, ModelConfig, StackConfig
 from ..watching.quantities import quantity
 from . import layout
 
+OF_VARIABLES = {
+    "position_ids": "# real tokens only",
+    "relative_position": "# key minus query",
+    "borders": "# the smallest distance of each bucket but the first",
+}
+"""The comments of arrays that are not quantities."""
+
 
 class Comments:
     """The comments of a program's quantities; ``sizes`` are expressions of ``n_source`` etc."""
@@ -25,29 +32,33 @@ class Comments:
             known["n_kv_heads"] = "n_heads"
         pattern = "|".join(map(re.escape, known))
         shape = re.sub(pattern, lambda found: known[found[0]], quantity(name).shape)
-        named = ": ".join([last] * (variable != last) + [shape] * is_new)
+        named = ", ".join([f"= {last}"] * (variable != last) + [shape] * is_new)
         found = "; ".join(filter(None, [_convention(last, stack, a, self.c), named]))  # type: ignore[arg-type]
         return found and f"# {found}"
 
 
 def _convention(last: str, stack: StackConfig, a: AttentionConfig, c: ModelConfig) -> str:
-    """The meaning of the factor in a quantity's expression; a factor of 1 is not written."""
-    positions = stack.positions
+    """What the numbers in a quantity's expression mean; a factor of 1 is not written."""
+    positions, d_model = stack.positions, ("d_model", stack.d_model)
+    offset = positions.offset if positions else 0
+    said = {
+        "tokens": ["the decoder's table"] * (stack is c.encoder and c.tied_embeddings),
+        "positions": [f"position + {offset}"] * (offset > 0),
+    }
     factors = {
         "scores": (a.scale, "d_k", a.d_k),
-        "tokens": (stack.embedding_scale, "d_model", stack.d_model),
-        "embed": (1.0, "d_model", stack.d_model),
-        "positions": (positions.scale if positions else 1.0, "d_model", stack.d_model),
-        "logits": (c.logits_scale, "d_model", stack.d_model),
+        "tokens": (stack.embedding_scale, *d_model),
+        "positions": (positions.scale if positions else 1.0, *d_model),
+        "logits": (c.logits_scale, *d_model),
     }
-    if last not in factors:
-        return ""
-    factor, name, size = factors[last]
+    factor, name, size = factors.get(last, (1.0, *d_model))
     if factor == 1:
-        return "not scaled" if last == "scores" else ""
-    if math.isclose(factor, math.sqrt(size)):
-        return f"sqrt({name})"
-    return f"1 / sqrt({name})" if math.isclose(factor, 1 / math.sqrt(size)) else "scale"
+        factor_said = "not scaled" if last == "scores" else ""
+    elif math.isclose(factor, math.sqrt(size)):
+        factor_said = f"sqrt({name})"
+    else:
+        factor_said = f"1 / sqrt({name})" if math.isclose(factor, size**-0.5) else "scale"
+    return "; ".join([*said.get(last, []), *filter(None, [factor_said])])
 
 
 def sizes(c: ModelConfig) -> str:

@@ -6,8 +6,9 @@ import io
 import json
 import tokenize
 from collections.abc import Callable, Sequence
-from types import EllipsisType
 from typing import Any
+
+import numpy as np
 
 WIDTH = 100
 
@@ -166,19 +167,27 @@ class _Formatted(ast.NodeTransformer):
 def literal(value: Any, member: Callable[[Any], ast.expr] | None = None) -> ast.expr:
     """The expression of a Python value; ``member`` gives those of its members."""
     of = member or literal
+    found: ast.expr = ast.Constant(value)
     match value:
         case slice():
             bounds = (value.start, value.stop, value.step)
-            return ast.Slice(*(x if x is None else of(x) for x in bounds))
+            found = ast.Slice(*(x if x is None else of(x) for x in bounds))
+        case tuple() if (run := _run(value)) > 3:  # the borders of T5's buckets
+            found = expression(f"(*range(1, {run + 1}), {str(value[run:])[1:-1]})")
         case tuple():
-            return ast.Tuple([of(x) for x in value], ast.Load())
+            found = ast.Tuple([of(x) for x in value], ast.Load())
         case list():
-            return ast.List([of(x) for x in value], ast.Load())
-        case None | str() | bool() | EllipsisType():
-            return ast.Constant(value)
+            found = ast.List([of(x) for x in value], ast.Load())
         case int() | float():
-            return expression(repr(value))
-    return ast.Constant(str(value))  # a dtype
+            found = expression(repr(value))
+        case np.dtype():
+            found = ast.Constant(value.name)
+    return found
+
+
+def _run(value: tuple[Any, ...]) -> int:
+    """How many members count from 1."""
+    return next((i for i, x in enumerate(value) if type(x) is not int or x != i + 1), len(value))
 
 
 def expression(text: str) -> Any:

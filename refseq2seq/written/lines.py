@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from . import layout
+from .comments import OF_VARIABLES
 from .recording import Node, Size
 
 VARIABLES = {"embed": "x", "final": "x", "input": "h"}
@@ -98,11 +99,10 @@ class Body:
                         f"layer {i} of the {stack} computes {other.statement!r}, layer 0 "
                         f"{line.statement!r}: layers that differ cannot be written as a loop"
                     )
-        body = [*printed(bodies[0], 8)]
         head = f"    for layer in {stack}.layers:"
         if any(re.search(r"\bi\b", line.statement) for line in bodies[0]):
             head = f"    for i, layer in enumerate({stack}.layers):"
-        return [*printed(before, 4), head, *body]
+        return [*printed(before, 4), head, *printed(bodies[0], 8)]
 
     # Which nodes have a line.
 
@@ -195,7 +195,7 @@ class Body:
         while x.kind in ("result", "method"):
             (x, *_) = x.inputs()
         if x.kind != "tap":
-            return ""
+            return OF_VARIABLES.get(variable, "")
         is_new = variable not in self.held if variable else node.layer is None
         return self.comment(x.name, variable, is_new=is_new)
 
@@ -231,8 +231,7 @@ class Body:
                 p: self._reference(x) for p, x in node.keywords.items() if isinstance(x, Node)
             }
             return self.call(node.name, node.keywords | arrays)
-        x, *others = [*map(self._reference, node.arguments), ast.Constant(None)]
-        arguments = others[:-1]
+        x, *arguments = [*map(self._reference, node.arguments)] or [ast.expr()]
         keywords = [ast.keyword(name, self._reference(y)) for name, y in node.keywords.items()]
         computed: dict[str, Callable[[], ast.expr]] = {
             "input": lambda: layout.expression(self._with_index(node.name)),
@@ -273,7 +272,10 @@ def printed(lines: list[Line], indent: int) -> Iterator[str]:
             if k:
                 yield ""
             yield f"{margin}{', '.join(used)} = {', '.join(places[name] for name in used)}"
-        yield from layout.with_comment(layout.wrapped(line.statement, indent), line.comment)
+        written, comment = layout.wrapped(line.statement, indent), line.comment
+        if ";" not in comment and len(written[0]) + 2 + len(comment) > layout.WIDTH:
+            comment = ""  # only a name or a shape
+        yield from layout.with_comment(written, comment)
 
 
 def reachable(nodes: Iterable[Node]) -> set[Node]:

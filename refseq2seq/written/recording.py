@@ -29,11 +29,11 @@ from .sources import Core
 
 OPERATIONS = (
     "linear", "softmax", *NORMS, *ACTIVATIONS, "sigmoid", "split_heads", "merge_heads",
-    "rotation", "rotate", "sinusoids", "t5_bucket", "rounded",
+    "rotation", "rotate", "sinusoids", "rounded",
 )  # fmt: skip
 """The functions that a program calls by name. The others dissolve into what they do to arrays."""
 
-OPERATORS = {"add": "+", "sub": "-", "mul": "*", "matmul": "@", "le": "<="}
+OPERATORS = {"add": "+", "sub": "-", "mul": "*", "matmul": "@", "le": "<=", "gt": ">"}
 """The operators between arrays, by the name of their method."""
 
 NEUTRAL = {"+": 0, "*": 1}
@@ -89,7 +89,7 @@ class Size(int):
             return False
         raise WriteOutError(f"a branch on a size, {self.text}, cannot be written out")
 
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compared  # type: ignore[assignment]
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compared
     __hash__ = int.__hash__
 
 
@@ -137,6 +137,9 @@ class Recorded:
             return array
 
         self.node = self.recorder.note("store", "[]", store, self, index, x).node
+
+    def __radd__(self, other: Any) -> "Recorded":
+        return self + other
 
     def __neg__(self) -> "Recorded":
         return self.recorder.note("operator", "-", lambda x: -x, self)
@@ -221,7 +224,7 @@ class Recorder:
         values = _mapped(_value, [arguments, keywords])
         nodes = _mapped(lambda x: x.node if isinstance(x, Recorded) else x, [arguments, keywords])
         inherited = (x.node.layer for x in used if x.node.layer and x.node not in self._ends)
-        node = Node(kind, name, *nodes, layer=self._layer or next(inherited, None))
+        node = Node(kind, name, nodes[0], nodes[1], layer=self._layer or next(inherited, None))
         if kind not in ("tap", "store"):
             key = repr([kind, name, _mapped(lambda x: id(x) if isinstance(x, Node) else x, nodes)])
             noted = self._noted.setdefault(key, node)
@@ -273,6 +276,7 @@ class Recorder:
         for parameter in [p for p, x in keywords.items() if isinstance(x, Config)]:
             config = keywords.pop(parameter)
             keywords |= {f.name: getattr(config, f.name) for f in fields(config)}
+        keywords |= {p: x.name for p, x in keywords.items() if isinstance(x, np.dtype)}
         return recorded
 
     def _rounding(self, tap: Any) -> Any:
@@ -309,11 +313,13 @@ def _value(x: Any) -> Any:
 
 
 def _mapped(function: Callable[[Any], Any], x: Any) -> Any:
-    """A value with ``function`` applied to the members of its tuples, lists and dictionaries."""
+    """A value with ``function`` applied to the members of its containers."""
     if type(x) in (tuple, list):
         return type(x)(_mapped(function, member) for member in x)
     if isinstance(x, dict):
         return {name: _mapped(function, member) for name, member in x.items()}
+    if isinstance(x, slice):
+        return slice(*(_mapped(function, member) for member in (x.start, x.stop, x.step)))
     return function(x)
 
 

@@ -40,6 +40,7 @@ class Core:
         self.branches: dict[int, set[bool]] = {}
         for module in MODULES:
             self.namespace |= vars(module)
+        self.namespace["elementwise"] = lambda function: function  # no kernels, no pieces
         for module in MODULES:
             self.define(module)
 
@@ -48,16 +49,15 @@ class Core:
         tree = layout.parsed(inspect.getsource(source))
 
         def noting(node: Any) -> Any:
-            if isinstance(node, ast.If | ast.IfExp):
-                node.test = ast.Call(
-                    ast.Name("_branch", ast.Load()), [ast.Constant(node.key), node.test], []
-                )
+            if hasattr(node, "key"):
+                key, note = ast.Constant(node.key), ast.Name("_branch", ast.Load())
+                node.test = ast.Call(note, [key, node.test], [])
             return node
 
-        for node in ast.walk(tree):
-            if isinstance(node, ast.If | ast.IfExp):
-                node.key = len(self.branches)  # type: ignore[union-attr]
-                self.branches[node.key] = set()  # type: ignore[union-attr]
+        for branch in ast.walk(tree):
+            if isinstance(branch, ast.If | ast.IfExp):
+                vars(branch)["key"] = len(self.branches)
+                self.branches[len(self.branches)] = set()
         runnable = []
         for node in tree.body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -98,17 +98,18 @@ class Copies:
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> ast.expr:
         """The call with these expressions or Python values, without those that are defaults."""
-        f, call, names_next = self.copied[name], ast.Call(ast.Name(name), [], []), False
-        defaults = [None] * len(f.args.args) + [layout.text(x) for x in f.args.defaults]
-        for parameter, default in zip(f.args.args, defaults[len(f.args.defaults) :], strict=True):
-            given = arguments.get(parameter.arg)
-            value = given if isinstance(given, ast.AST) else layout.literal(given)
-            names_next = names_next or value is not given
-            if layout.text(value) == default:
-                names_next = True
-            elif names_next:
+        f, call, omits = self.copied[name].args, ast.Call(ast.Name(name), [], []), False
+        required = len(f.args) - len(f.defaults)
+        defaults = (
+            [None] * required + [layout.text(x) for x in f.defaults] + [None] * len(f.kwonlyargs)
+        )
+        for parameter, default in zip([*f.args, *f.kwonlyargs], defaults, strict=True):
+            given: Any = arguments.get(parameter.arg)
+            value = given if isinstance(given, ast.expr) else layout.literal(given)
+            omits = omits or layout.text(value) == default or value is not given
+            if omits and layout.text(value) != default:
                 call.keywords.append(ast.keyword(parameter.arg, value))
-            else:
+            elif not omits:
                 call.args.append(value)
         return call
 
@@ -146,7 +147,7 @@ class Copies:
         if name in self.copied:
             return
         node = copy.deepcopy(self.core.definitions[name])
-        arguments = node.args.args if isinstance(node, ast.FunctionDef) else []
+        arguments: list[Any] = node.args.args if isinstance(node, ast.FunctionDef) else []
         for parameter in [a for a in arguments if a.arg == "c"]:
             config = self.core.namespace[ast.unparse(parameter.annotation)]
             arguments.remove(parameter)
@@ -160,13 +161,14 @@ class Copies:
             elif isinstance(value, ModuleType) and used != "np":
                 self.imports.add(f"import {used}")
             elif origin.partition(".")[0] not in ("builtins", "refseq2seq"):
-                self.imports.add(f"from {origin} import {used}")
+                self.imports.add(f"from {origin.lstrip('_')} import {used}")
 
     def _pruned(self, node: Any) -> Any:
         """A node without what no program needs."""
+        outcomes = self.core.branches.get(getattr(node, "key", -1), {True, False})
+        if outcomes != {True, False}:
+            return node.body if outcomes == {True} else node.orelse
         match node:
-            case ast.If() | ast.IfExp() if len(self.core.branches[node.key]) < 2:
-                return node.body if True in self.core.branches[node.key] else node.orelse
             case ast.Name("xp") | ast.Call(func=ast.Name("array_namespace")):
                 return ast.Name("np")
             case ast.Assign(targets=[ast.Name("np")]):
@@ -181,9 +183,10 @@ class Copies:
                 node.annotation = ast.Name("object")
             case ast.FunctionDef() | ast.ClassDef():
                 kept = [d for d in node.decorator_list if ast.unparse(d) == "cache"]
-                node.decorator_list, node.returns = kept, None
+                node.decorator_list, node.returns = kept, None  # type: ignore[union-attr]
                 if documentation := ast.get_docstring(node):
-                    node.body[0].value = ast.Constant(documentation.partition("\n\n")[0])
+                    summary = ast.Constant(documentation.partition("\n\n")[0])
+                    node.body[0].value = summary  # type: ignore[attr-defined]
         return node
 
     def _drop_unused_parameters(self) -> None:
@@ -235,23 +238,31 @@ class Copies:
             ):
                 continue
             for statements, statement, call, given in places:
-                expression = _substituted(value, given)
-                whole = rewritten(statement, lambda n, c=call, x=expression: x if n is c else n)
+                replaced = {id(call): _substituted(value, given)}
+                whole = rewritten(statement, lambda n, r=replaced: r.get(id(n), n))  # type: ignore[misc]
+                whole.beside = whole.beside or function.body[-1].beside
                 i = statements.index(statement)
                 statements[i : i + 1] = [*(_substituted(x, given) for x in body), whole]
             del self.copied[name]
 
     def _set_defaults(self, name: str, calls: Sequence[Mapping[str, Any]]) -> None:
-        """Make the usual Python value of each parameter its default, or None for arrays."""
-        defaults: list[ast.expr] = []
-        for parameter in _parameters(self.copied[name]):
-            values = [call.get(parameter) for call in calls]
+        """Make a Python value that all calls give the default; one that differs has a keyword."""
+        arguments = self.copied[name].args
+        arguments.defaults, parameters = [], arguments.args
+        for parameter in list(parameters):
+            values = [call.get(parameter.arg) for call in calls]
             literals = [x for x in values if x is None or isinstance(x, int | float | str)]
-            if literals or defaults:
-                is_literal = len(literals) == len(values)
-                usual = max(literals, key=literals.count) if is_literal else None
-                defaults.append(layout.literal(usual))
-        self.copied[name].args.defaults = defaults
+            if len(literals) < len(values):
+                usual = None  # an array, or none
+            elif all(x == values[0] for x in values):
+                usual = values[0]
+            else:
+                parameters.remove(parameter)
+                arguments.kwonlyargs.append(parameter)
+                arguments.kw_defaults.append(None)
+                continue
+            if literals or arguments.defaults:
+                arguments.defaults.append(layout.literal(usual))
 
 
 class _Rewriting(ast.NodeTransformer):
@@ -280,7 +291,8 @@ def _reduced(function: Any) -> tuple[list[Any], Any]:
 
     Variables that are used once are replaced by their value.
     """
-    *body, last = function.body[ast.get_docstring(function) is not None :]
+    statements: list[Any] = function.body[ast.get_docstring(function) is not None :]
+    *body, last = statements
     straight = all(isinstance(x, ast.Assign | ast.AugAssign) for x in body)
     if not straight or not isinstance(last, ast.Return):
         return [], None
@@ -289,6 +301,8 @@ def _reduced(function: Any) -> tuple[list[Any], Any]:
         target = body[-1].targets[0].id
         if _names(value).count(target) != 1:
             break
+        assignment: Any = body[-1]
+        function.body[-1].beside = last.beside or assignment.beside  # type: ignore[attr-defined]
         value = _substituted(value, {target: body.pop().value})
     return body, value
 
@@ -307,7 +321,7 @@ def _called(call: ast.Call) -> str:
     return call.func.id if isinstance(call.func, ast.Name) else ""
 
 
-def _names(tree: ast.AST) -> list[str]:
+def _names(tree: Any) -> list[str]:
     """The names in a tree, in the order of the text."""
     if isinstance(tree, ast.Name):
         return [tree.id]

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import numpy as np
+
 from ..config import ModelConfig
 from ..model import Model
 from ..params import count_parameters
@@ -12,10 +14,11 @@ from . import layout
 HEAD = '''\
 """A model of {n_parameters:,} parameters, {dtype}, as one program, written out by refseq2seq.
 
-{usage}
+    python model.py model.npz {usage}
 
+needs {library} and the arrays of the checkpoint. A variable is the quantity of refseq2seq that has
+its name, or the name after = in its comment.
 {sizes}
-Variables have the names of refseq2seq's quantities; a comment has the name where it is another.
 """
 
 {imports}
@@ -23,16 +26,11 @@ Variables have the names of refseq2seq's quantities; a comment has the name wher
 import {xp} as np
 '''
 
-USAGE_IDS = """\
-    python model.py model.npz 4 8 15    prints the new tokens, at most {n}, after the source 4 8 15"""
-
-USAGE_TEXT = """\
-    python model.py model.npz TEXT ...    prints the text that follows from each"""
-
 ENCODE = '''
 
 def encode(model, source, mask):
-    """Mask, keys and values of the source tokens (batch, n); mask (batch, n): True = real token."""
+    """The mask (True = real token), and each decoder layer's keys and values of the source."""
+    # source and mask (batch, n); keys and values: a list of (batch, n_heads, n, d)
     encoder, decoder, keys, values = model.encoder, model.decoder, [], []
 {body}
     return mask, keys, values
@@ -41,7 +39,8 @@ def encode(model, source, mask):
 STEP = '''
 
 def step(model, ids, t, memory, cache):
-    """Logits (batch, 1, vocab_size) after token number t, from 0, of each row: ids (batch, 1)."""
+    """Logits of the next token, (batch, 1, vocab_size); ids (batch, 1): the tokens at t, from 0."""
+    # own keys and values of each layer are written to the cache at t, and read from 0 to t
     decoder, (mask, keys, values), (own_keys, own_values) = model.decoder, memory, cache
 {body}
 '''
@@ -49,7 +48,7 @@ def step(model, ids, t, memory, cache):
 GREEDY = '''
 
 def greedy(model, source, mask, n):
-    """The most probable next tokens, at most n: (batch, up to n); {pad} after the end of a row."""
+    """At most n tokens of the largest logits after the start token {start_id}: (batch, up to n)."""
     memory, new = encode(model, source, mask), []
 {start}
     while len(new) < n and going.any():
@@ -59,7 +58,7 @@ def greedy(model, source, mask, n):
     return np.concat(new, axis=1)
 '''
 
-TREE = '''
+READ = '''
 
 def tree(arrays):
     """The arrays called a.0.b and so on, as a tree: a[0].b."""
@@ -74,25 +73,27 @@ def tree(arrays):
 
 
 def read(path):
-    """The model of a checkpoint."""
+    """The arrays of a checkpoint; its other entry is the configuration, which is written here."""
     arrays = np.load(path)
     names = [name for name in arrays.files if name != "checkpoint.json"]
-    model = tree({{name: arrays[name].astype("{dtype}") for name in names}})
-{tied}    return model
+{result}
 '''
 
+TREE = 'tree({{name: arrays[name].astype("{dtype}") for name in names}})'
+
 TIED = """\
-    model.decoder.embedding = model.decoder.embedding.copy(order="F")  # read by columns, as .T
-"""
+    model = {tree}
+    model.decoder.embedding = model.decoder.embedding.copy(order="F")  # read by columns: faster
+    return model"""
 
 MAIN_IDS = """
 
 if __name__ == "__main__":
     source = np.asarray([[int(token) for token in sys.argv[2:]]])
-    mask = (0 <= source) & (source < {vocab_size})
-    if len(sys.argv) < 3 or not mask.all():
+    known = (0 <= source) & (source < {vocab_size})
+    if not 1 <= source.shape[1]{longest_source} or not known.all():
         sys.exit(__doc__)
-    print(*greedy(read(sys.argv[1]), source, mask, {n})[0].tolist())
+    print(*greedy(read(sys.argv[1]), source, known, {n})[0].tolist())
 """
 
 MAIN_TEXT = '''
@@ -100,10 +101,11 @@ MAIN_TEXT = '''
 def spelled(text, vocabulary):
     """The token ids of a text, (1, n)."""
     plain = text.translate({{ord(old): new for old, new in vocabulary["replacements"]}})
-    symbols = {symbols}
-    known = vocabulary["symbols"]
+    symbols, known = {symbols}, vocabulary["symbols"]
     if unknown := {{*symbols}} - ({{*known}} - {{*vocabulary["special"]}}):
         sys.exit(f"{{text!r}} has unknown symbols: {{', '.join(sorted(unknown))}}")
+    if not 1 <= len(symbols){longest_source}:
+        sys.exit(f"{{text!r}} has {{len(symbols)}} symbols: see the head of the program")
     return np.asarray([[known.index(symbol) for symbol in symbols]])
 
 
@@ -122,15 +124,21 @@ if __name__ == "__main__":
 
 def head(model: Model, sizes: str, needed: set[str], code: str) -> str:
     """The beginning: what the program is, and what its ``code`` imports."""
+    c, uses_numpy = model.config, model.xp is np
     modules = {name for name in ("json", "math", "sys", "zipfile") if f"{name}." in code}
     found = {f"import {name}" for name in modules} | needed | {"from types import SimpleNamespace"}
+    at_most = f" of at most {c.encoder.max_length} tokens" if c.encoder.max_length else ""
+    usage = f"4 8 15    prints the new tokens after this source{at_most}"
+    if reads_text(model):
+        usage = f"TEXT ...    prints the text after each source{at_most}"
     return HEAD.format(
-        n_parameters=count_parameters(model.config),
+        n_parameters=count_parameters(c),
         dtype=model.dtype.name,
-        usage=USAGE_TEXT if reads_text(model) else USAGE_IDS.format(n=longest(model)),
+        usage=usage,
+        library="NumPy 2" if uses_numpy else "CuPy 14",
         sizes=sizes,
         imports="\n".join(sorted(found, key=lambda line: (line.startswith("from"), line))),
-        xp=model.xp.__name__,
+        xp="numpy" if uses_numpy else "cupy",
     )
 
 
@@ -139,23 +147,23 @@ def greedy(c: ModelConfig, dtype: str) -> str:
     a, begins = c.decoder.self_attention, [*c.begin_suppressed_ids]
     first, last = int(c.forced_bos_id is not None), c.forced_eos_id
     empty = f'np.empty((len(source), {a.n_kv_heads}, n, d), "{dtype}")'
-    full = f"np.full((len(source), 1), {c.decoder_start_id})"
-    start = [
-        f'ids, going = {full}, np.ones((len(source), 1), dtype="bool")',
-        f"cache = [[{empty} for _ in range({c.decoder.n_layers})] for d in {(a.d_k, a.d_v)}]",
-    ]
-    ban, force = "logits[..., np.asarray({})] = -math.inf", "chosen = np.full_like(chosen, {})"
-    ends = f"(ids != np.asarray({c.eos_ids})).all(axis=-1, keepdims=True)"
+    ban, force = "logits[..., np.asarray({})] = -math.inf", "chosen = np.full(chosen.shape, {})"
+    ends = f"~np.isin(ids, np.asarray({c.eos_ids}))"
     if len(c.eos_ids) == 1:
         ends = f"(ids != {c.eos_ids[0]})"
+    full = f"np.full((len(source), 1), {c.decoder_start_id})"
+    start = (
+        f'ids, going = {full}, np.ones((len(source), 1), dtype="bool")',
+        f"cache = [[{empty} for _ in range({c.decoder.n_layers})] for d in {(a.d_k, a.d_v)}]",
+    )
     rules = (  # at which new token, what is done, by which field, and whether the config has it
         ("", ban.format([*c.suppressed_ids]), "suppressed_ids", c.suppressed_ids),
         (first, ban.format(begins), "begin_suppressed_ids", begins),
         ("", "chosen = logits.argmax(axis=-1)", "", True),
         (0, force.format(c.forced_bos_id), "forced_bos_id", first),
         ("n - 1", force.format(last), "forced_eos_id", last is not None),
-        ("", f"ids = np.where(going, chosen, {c.pad_id})", "", True),
-        ("", f"going = going & {ends}", "", c.eos_ids),
+        ("", f"ids = np.where(going, chosen, {c.pad_id})", "pad_id", True),
+        ("", f"going = going & {ends}", "eos_ids", c.eos_ids),
     )
     choice = []
     for at, code, field, holds in rules:
@@ -164,7 +172,7 @@ def greedy(c: ModelConfig, dtype: str) -> str:
             lines = layout.wrapped(code, 8 if at == "" else 12)
             choice += layout.with_comment(lines, field and f"# {field}")
     return GREEDY.format(
-        pad=c.pad_id,
+        start_id=c.decoder_start_id,
         start="\n".join(line for code in start for line in layout.wrapped(code, 4)),
         choice="\n".join(choice),
     )
@@ -172,21 +180,17 @@ def greedy(c: ModelConfig, dtype: str) -> str:
 
 def ending(model: Model) -> str:
     """The arrays and the command line."""
-    c, dtype = model.config, model.dtype.name
-    text = TREE.format(dtype=dtype, tied=TIED if c.tied_logits else "")
-    n = longest(model)
+    c, tree = model.config, TREE.format(dtype=model.dtype.name)
+    text = READ.format(result=TIED.format(tree=tree) if c.tied_logits else f"    return {tree}")
+    n, longest = c.decoder.max_length or 64, c.encoder.max_length
+    limits = {"n": n, "longest_source": f" <= {longest}" if longest else ""}
     if not reads_text(model):
-        return text + MAIN_IDS.format(vocab_size=c.encoder.vocab_size, n=n)
+        return text + MAIN_IDS.format(vocab_size=c.encoder.vocab_size, **limits)
     old: Any = model.source_vocabulary
     new: Any = model.target_vocabulary
     split = f"plain.split({json.dumps(old.separator)}) if plain else []"
     symbols = split if old.separator else "list(plain)"
-    return text + MAIN_TEXT.format(symbols=symbols, separator=json.dumps(new.separator), n=n)
-
-
-def longest(model: Model) -> int:
-    """The maximum number of new tokens on the command line."""
-    return model.config.decoder.max_length or 64
+    return text + MAIN_TEXT.format(symbols=symbols, separator=json.dumps(new.separator), **limits)
 
 
 def reads_text(model: Model) -> bool:

@@ -204,7 +204,18 @@ def operations(model: rs.Model) -> Results:
     return {function.__name__: function(x) for function in functions} | norms
 
 
-TEACHER_FORCED = {"forward": forward, "in pieces": in_pieces}
+def written_out(model: rs.Model) -> Results:
+    """The functions of its program."""
+    xp, program = model.xp, rs.write_out(model)
+    source, mask = xp.asarray([[3, 4, 5], [6, 7, 0]]), xp.asarray([[True] * 3, [True, True, False]])
+    memory, cache = program.encode(source, mask), program.new_cache(2, 3)
+    found = {f"memory.{i}": x for i, x in enumerate([memory[0], *memory[1], *memory[2]])}
+    for t in range(3):
+        found[f"step.{t}"] = program.step(xp.asarray([[4], [5]]), t, memory, cache)
+    return found | {"tokens": program.greedy(source, mask, 4)}
+
+
+TEACHER_FORCED = {"forward": forward, "in pieces": in_pieces, "written out": written_out}
 DECODING = {"greedy": greedily, "without cache": without_cache, "beams": beams()}
 CHOOSING = {
     "operations": operations,

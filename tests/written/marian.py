@@ -1,10 +1,11 @@
 """A model of 3,174 parameters, float32, as one program, written out by refseq2seq.
 
-    python model.py model.npz 4 8 15    prints the new tokens, at most 64, after the source 4 8 15
+    python model.py model.npz 4 8 15    prints the new tokens after this source
 
+needs NumPy 2 and the arrays of the checkpoint. A variable is the quantity of refseq2seq that has
+its name, or the name after = in its comment.
 encoder: n_layers 1, vocab_size 41, d_model 12, n_heads 1, d_k 12, d_v 12, d_ff 14
 decoder: n_layers 1, vocab_size 41, d_model 12, n_heads 4, d_k 3, d_v 3, d_ff 11
-Variables have the names of refseq2seq's quantities; a comment has the name where it is another.
 """
 
 import math
@@ -15,12 +16,14 @@ import numpy as np
 
 
 def encode(model, source, mask):
-    """Mask, keys and values of the source tokens (batch, n); mask (batch, n): True = real token."""
+    """The mask (True = real token), and each decoder layer's keys and values of the source."""
+    # source and mask (batch, n); keys and values: a list of (batch, n_heads, n, d)
     encoder, decoder, keys, values = model.encoder, model.decoder, [], []
-    tokens = decoder.embedding[source] * 3.4641016151377544  # sqrt(d_model); (batch, n, d_model)
+    # the decoder's table; sqrt(d_model); (batch, n, d_model)
+    tokens = decoder.embedding[source] * 3.4641016151377544
     waves = sinusoids(np.maximum(np.cumsum(mask.astype("int64"), axis=-1) - 1, 0))
     positions = waves.astype("float32")  # (batch, n, d_model)
-    x = tokens + positions  # embed: (batch, n, d_model)
+    x = tokens + positions  # = embed, (batch, n, d_model)
     key_mask = mask[:, None, None, :]
     for layer in encoder.layers:
         p, norms = layer.self_attention, layer.self_norms
@@ -31,32 +34,33 @@ def encode(model, source, mask):
         weights = softmax(scores, key_mask)  # (batch, n_heads, n, n)
         heads = weights @ v  # (batch, n_heads, n, d_v)
         out = linear(merge_heads(heads), p.w_o, p.b_o)  # (batch, n, d_model)
-        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # after_self_attention
+        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # = after_self_attention
 
         p, norms = layer.feed_forward, layer.feed_forward_norms
         projected = linear(x, p.w_in, p.b_in)  # (batch, n, d_ff)
         hidden = silu(projected)  # (batch, n, d_ff)
         out = linear(hidden, p.w_out, p.b_out)
-        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # after_feed_forward
+        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # = after_feed_forward
     for layer in decoder.layers:
         p = layer.cross_attention
-        keys.append(split_heads(linear(x, p.w_k, p.b_k)).astype("float32", order="C"))  # k
-        values.append(split_heads(linear(x, p.w_v, p.b_v)).astype("float32", order="C"))  # v
+        keys.append(split_heads(linear(x, p.w_k, p.b_k), n_heads=4).astype("float32", order="C"))
+        values.append(split_heads(linear(x, p.w_v, p.b_v), n_heads=4).astype("float32", order="C"))
     return mask, keys, values
 
 
 def step(model, ids, t, memory, cache):
-    """Logits (batch, 1, vocab_size) after token number t, from 0, of each row: ids (batch, 1)."""
+    """Logits of the next token, (batch, 1, vocab_size); ids (batch, 1): the tokens at t, from 0."""
+    # own keys and values of each layer are written to the cache at t, and read from 0 to t
     decoder, (mask, keys, values), (own_keys, own_values) = model.decoder, memory, cache
     source_mask = mask[:, None, None, :]
     tokens = decoder.embedding[ids] * 3.4641016151377544  # sqrt(d_model); (batch, 1, d_model)
     positions = sinusoids(np.arange(t, t + 1)).astype("float32")  # (batch, 1, d_model)
-    x = tokens + positions  # embed: (batch, 1, d_model)
+    x = tokens + positions  # = embed, (batch, 1, d_model)
     for i, layer in enumerate(decoder.layers):
         p, norms = layer.self_attention, layer.self_norms
-        q = split_heads(linear(x, p.w_q, p.b_q))  # (batch, n_heads, 1, d_k)
-        k = split_heads(linear(x, p.w_k, p.b_k))  # (batch, n_heads, 1, d_k)
-        v = split_heads(linear(x, p.w_v, p.b_v))  # (batch, n_heads, 1, d_v)
+        q = split_heads(linear(x, p.w_q, p.b_q), n_heads=4)  # (batch, n_heads, 1, d_k)
+        k = split_heads(linear(x, p.w_k, p.b_k), n_heads=4)  # (batch, n_heads, 1, d_k)
+        v = split_heads(linear(x, p.w_v, p.b_v), n_heads=4)  # (batch, n_heads, 1, d_v)
         own_keys[i][:, :, t : t + 1] = k
         own_values[i][:, :, t : t + 1] = v
         # 1 / sqrt(d_k); (batch, n_heads, 1, t + 1)
@@ -64,26 +68,26 @@ def step(model, ids, t, memory, cache):
         weights = softmax(scores)  # (batch, n_heads, 1, t + 1)
         heads = weights @ own_values[i][:, :, : t + 1]  # (batch, n_heads, 1, d_v)
         out = linear(merge_heads(heads), p.w_o, p.b_o)  # (batch, 1, d_model)
-        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # after_self_attention
+        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # = after_self_attention
 
         p, norms = layer.cross_attention, layer.cross_norms
-        q = split_heads(linear(x, p.w_q, p.b_q))
+        q = split_heads(linear(x, p.w_q, p.b_q), n_heads=4)
         scores = q @ keys[i].mT * 0.5773502691896258  # 1 / sqrt(d_k)
         weights = softmax(scores, source_mask)
         heads = weights @ values[i]
         out = linear(merge_heads(heads), p.w_o, p.b_o)
-        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # after_cross_attention
+        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # = after_cross_attention
 
         p, norms = layer.feed_forward, layer.feed_forward_norms
         projected = linear(x, p.w_in, p.b_in)  # (batch, 1, d_ff)
         hidden = silu(projected)  # (batch, 1, d_ff)
         out = linear(hidden, p.w_out, p.b_out)
-        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # after_feed_forward
-    return linear(x, decoder.embedding.T, model.logits_bias)  # logits: (batch, 1, vocab_size)
+        x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # = after_feed_forward
+    return linear(x, decoder.embedding.T, model.logits_bias)  # = logits, (batch, 1, vocab_size)
 
 
 def greedy(model, source, mask, n):
-    """The most probable next tokens, at most n: (batch, up to n); 1 after the end of a row."""
+    """At most n tokens of the largest logits after the start token 1: (batch, up to n)."""
     memory, new = encode(model, source, mask), []
     ids, going = np.full((len(source), 1), 1), np.ones((len(source), 1), dtype="bool")
     cache = [[np.empty((len(source), 4, n, d), "float32") for _ in range(1)] for d in (3, 3)]
@@ -91,9 +95,9 @@ def greedy(model, source, mask, n):
         logits = step(model, ids, len(new), memory, cache)
         chosen = logits.argmax(axis=-1)
         if len(new) == n - 1:
-            chosen = np.full_like(chosen, 0)  # forced_eos_id
-        ids = np.where(going, chosen, 1)
-        going = going & (ids != np.asarray((2, 5, 11, 17, 23, 29))).all(axis=-1, keepdims=True)
+            chosen = np.full(chosen.shape, 0)  # forced_eos_id
+        ids = np.where(going, chosen, 1)  # pad_id
+        going = going & ~np.isin(ids, np.asarray((2, 5, 11, 17, 23, 29)))  # eos_ids
         new.append(ids)
     return np.concat(new, axis=1)
 
@@ -110,28 +114,27 @@ def sinusoids(positions, d_model=12):
 
 
 def linear(x, weight, bias):
-    """Affine map."""
-    # One 2-D product: matmul would compute a (batch, 1, d_in) stack as ``batch`` small products.
+    """Affine map x W + b, with W of shape (d_in, d_out)."""
     y = x.reshape(-1, x.shape[-1]) @ weight
     y += bias
     return y.reshape(*x.shape[:-1], weight.shape[-1])
 
 
-def split_heads(x, n_heads=4):
+def split_heads(x, *, n_heads):
     """(batch, n, n_heads * d) -> (batch, n_heads, n, d): head h has columns h d to (h+1) d - 1."""
     batch, n, width = x.shape
     return x.reshape(batch, n, n_heads, width // n_heads).transpose(0, 2, 1, 3)
 
 
 def softmax(x, mask=None):
-    """Probabilities proportional to exp(x) over the elements that the mask allows."""
+    """Probabilities proportional to exp(x) over the elements that the mask allows, or zeros."""
     if mask is None:
         top = x.max(axis=-1, keepdims=True)
     else:
         x = np.where(mask, x, -math.inf)
         top = np.where(np.any(mask, axis=-1, keepdims=True), x.max(axis=-1, keepdims=True), 0.0)
     exponentials = np.exp(x - top)
-    return exponentials / np.maximum(exponentials.sum(axis=-1, keepdims=True), 1.0)
+    return exponentials / np.maximum(exponentials.sum(axis=-1, keepdims=True), 1.0)  # not 0 / 0
 
 
 def merge_heads(x):
@@ -144,7 +147,7 @@ def layer_norm(x, gain, bias, eps=1e-05):
     """Layer normalisation (Ba, Kiros and Hinton 2016, eq. 4)."""
     centred = x - mean(x)
     variance = mean(centred * centred)
-    return centred / (np.sqrt(variance + eps) % math.inf) * gain + bias
+    return centred / (np.sqrt(variance + eps) % math.inf) * gain + bias  # % inf: NaN if infinite
 
 
 def mean(x):
@@ -177,17 +180,17 @@ def tree(arrays):
 
 
 def read(path):
-    """The model of a checkpoint."""
+    """The arrays of a checkpoint; its other entry is the configuration, which is written here."""
     arrays = np.load(path)
     names = [name for name in arrays.files if name != "checkpoint.json"]
     model = tree({name: arrays[name].astype("float32") for name in names})
-    model.decoder.embedding = model.decoder.embedding.copy(order="F")  # read by columns, as .T
+    model.decoder.embedding = model.decoder.embedding.copy(order="F")  # read by columns: faster
     return model
 
 
 if __name__ == "__main__":
     source = np.asarray([[int(token) for token in sys.argv[2:]]])
-    mask = (0 <= source) & (source < 41)
-    if len(sys.argv) < 3 or not mask.all():
+    known = (0 <= source) & (source < 41)
+    if not 1 <= source.shape[1] or not known.all():
         sys.exit(__doc__)
-    print(*greedy(read(sys.argv[1]), source, mask, 64)[0].tolist())
+    print(*greedy(read(sys.argv[1]), source, known, 64)[0].tolist())

@@ -1,10 +1,11 @@
 """A model of 18,920 parameters, float32, as one program, written out by refseq2seq.
 
-    python model.py model.npz 4 8 15    prints the new tokens, at most 16, after the source 4 8 15
+    python model.py model.npz 4 8 15    prints the new tokens after this source of at most 16 tokens
 
+needs NumPy 2 and the arrays of the checkpoint. A variable is the quantity of refseq2seq that has
+its name, or the name after = in its comment.
 encoder: n_layers 1, vocab_size 13, d_model 22, n_heads 2, d_k 6, d_v 6, d_ff 88
 decoder: n_layers 2, vocab_size 11, d_model 22, n_heads 2, d_k 6, d_v 6, d_ff 88
-Variables have the names of refseq2seq's quantities; a comment has the name where it is another.
 """
 
 import math
@@ -15,16 +16,17 @@ import numpy as np
 
 
 def encode(model, source, mask):
-    """Mask, keys and values of the source tokens (batch, n); mask (batch, n): True = real token."""
+    """The mask (True = real token), and each decoder layer's keys and values of the source."""
+    # source and mask (batch, n); keys and values: a list of (batch, n_heads, n, d)
     encoder, decoder, keys, values = model.encoder, model.decoder, [], []
     tokens = encoder.embedding[source]  # (batch, n, d_model)
     rows = encoder.positions[np.maximum(np.cumsum(mask.astype("int64"), axis=-1) - 1, 0)]
     positions = rows * 0.21320071635561044  # 1 / sqrt(d_model); (batch, n, d_model)
-    x = tokens + positions  # embed: (batch, n, d_model)
+    x = tokens + positions  # = embed, (batch, n, d_model)
     key_mask = mask[:, None, None, :]
     for layer in encoder.layers:
         p, norms = layer.self_attention, layer.self_norms
-        h = layer_norm(x, norms.before.gain)  # input: (batch, n, d_model)
+        h = layer_norm(x, norms.before.gain)  # = input, (batch, n, d_model)
         q = split_heads(linear(h, p.w_q))  # (batch, n_heads, n, d_k)
         k = split_heads(linear(h, p.w_k))  # (batch, n_heads, n, d_k)
         v = split_heads(linear(h, p.w_v))  # (batch, n_heads, n, d_v)
@@ -32,33 +34,34 @@ def encode(model, source, mask):
         weights = softmax(scores, key_mask)  # (batch, n_heads, n, n)
         heads = weights @ v  # (batch, n_heads, n, d_v)
         out = linear(merge_heads(heads), p.w_o)  # (batch, n, d_model)
-        x = x + out  # after_self_attention
+        x = x + out  # = after_self_attention
 
         p, norms = layer.feed_forward, layer.feed_forward_norms
-        h = layer_norm(x, norms.before.gain)  # input
+        h = layer_norm(x, norms.before.gain)  # = input
         projected = linear(h, p.w_in, p.b_in)  # (batch, n, d_ff)
         hidden = gelu_erf(projected)  # (batch, n, d_ff)
         out = linear(hidden, p.w_out, p.b_out)
-        x = x + out  # after_feed_forward
-    x = layer_norm(x, encoder.final_norm.gain)  # final
+        x = x + out  # = after_feed_forward
+    x = layer_norm(x, encoder.final_norm.gain)  # = final
     for layer in decoder.layers:
         p = layer.cross_attention
-        keys.append(split_heads(linear(x, p.w_k)).astype("float32", order="C"))  # k
-        values.append(split_heads(linear(x, p.w_v)).astype("float32", order="C"))  # v
+        keys.append(split_heads(linear(x, p.w_k)).astype("float32", order="C"))  # = k
+        values.append(split_heads(linear(x, p.w_v)).astype("float32", order="C"))  # = v
     return mask, keys, values
 
 
 def step(model, ids, t, memory, cache):
-    """Logits (batch, 1, vocab_size) after token number t, from 0, of each row: ids (batch, 1)."""
+    """Logits of the next token, (batch, 1, vocab_size); ids (batch, 1): the tokens at t, from 0."""
+    # own keys and values of each layer are written to the cache at t, and read from 0 to t
     decoder, (mask, keys, values), (own_keys, own_values) = model.decoder, memory, cache
     source_mask = mask[:, None, None, :]
     tokens = decoder.embedding[ids]  # (batch, 1, d_model)
     rows = decoder.positions[np.arange(t, t + 1)]
     positions = rows * 0.21320071635561044  # 1 / sqrt(d_model); (batch, 1, d_model)
-    x = tokens + positions  # embed: (batch, 1, d_model)
+    x = tokens + positions  # = embed, (batch, 1, d_model)
     for i, layer in enumerate(decoder.layers):
         p, norms = layer.self_attention, layer.self_norms
-        h = layer_norm(x, norms.before.gain)  # input: (batch, 1, d_model)
+        h = layer_norm(x, norms.before.gain)  # = input, (batch, 1, d_model)
         q = split_heads(linear(h, p.w_q))  # (batch, n_heads, 1, d_k)
         k = split_heads(linear(h, p.w_k))  # (batch, n_heads, 1, d_k)
         v = split_heads(linear(h, p.w_v))  # (batch, n_heads, 1, d_v)
@@ -69,37 +72,37 @@ def step(model, ids, t, memory, cache):
         weights = softmax(scores)  # (batch, n_heads, 1, t + 1)
         heads = weights @ own_values[i][:, :, : t + 1]  # (batch, n_heads, 1, d_v)
         out = linear(merge_heads(heads), p.w_o)  # (batch, 1, d_model)
-        x = x + out  # after_self_attention
+        x = x + out  # = after_self_attention
 
         p, norms = layer.cross_attention, layer.cross_norms
-        h = layer_norm(x, norms.before.gain)  # input
+        h = layer_norm(x, norms.before.gain)  # = input
         q = split_heads(linear(h, p.w_q))
         scores = q @ keys[i].mT * 0.408248290463863  # 1 / sqrt(d_k)
         weights = softmax(scores, source_mask)
         heads = weights @ values[i]
         out = linear(merge_heads(heads), p.w_o)
-        x = x + out  # after_cross_attention
+        x = x + out  # = after_cross_attention
 
         p, norms = layer.feed_forward, layer.feed_forward_norms
-        h = layer_norm(x, norms.before.gain)  # input
+        h = layer_norm(x, norms.before.gain)  # = input
         projected = linear(h, p.w_in, p.b_in)  # (batch, 1, d_ff)
         hidden = gelu_erf(projected)  # (batch, 1, d_ff)
         out = linear(hidden, p.w_out, p.b_out)
-        x = x + out  # after_feed_forward
-    x = layer_norm(x, decoder.final_norm.gain)  # final
-    return linear(x, model.unembedding)  # logits: (batch, 1, vocab_size)
+        x = x + out  # = after_feed_forward
+    x = layer_norm(x, decoder.final_norm.gain)  # = final
+    return linear(x, model.unembedding)  # = logits, (batch, 1, vocab_size)
 
 
 def greedy(model, source, mask, n):
-    """The most probable next tokens, at most n: (batch, up to n); 0 after the end of a row."""
+    """At most n tokens of the largest logits after the start token 1: (batch, up to n)."""
     memory, new = encode(model, source, mask), []
     ids, going = np.full((len(source), 1), 1), np.ones((len(source), 1), dtype="bool")
     cache = [[np.empty((len(source), 2, n, d), "float32") for _ in range(2)] for d in (6, 6)]
     while len(new) < n and going.any():
         logits = step(model, ids, len(new), memory, cache)
         chosen = logits.argmax(axis=-1)
-        ids = np.where(going, chosen, 0)
-        going = going & (ids != 2)
+        ids = np.where(going, chosen, 0)  # pad_id
+        going = going & (ids != 2)  # eos_ids
         new.append(ids)
     return np.concat(new, axis=1)
 
@@ -108,7 +111,7 @@ def layer_norm(x, gain, eps=1e-05):
     """Layer normalisation (Ba, Kiros and Hinton 2016, eq. 4)."""
     centred = x - mean(x)
     variance = mean(centred * centred)
-    return centred / (np.sqrt(variance + eps) % math.inf) * gain
+    return centred / (np.sqrt(variance + eps) % math.inf) * gain  # % inf: NaN if infinite
 
 
 def mean(x):
@@ -116,8 +119,7 @@ def mean(x):
 
 
 def linear(x, weight, bias=None):
-    """Affine map."""
-    # One 2-D product: matmul would compute a (batch, 1, d_in) stack as ``batch`` small products.
+    """Affine map x W + b, with W of shape (d_in, d_out)."""
     y = x.reshape(-1, x.shape[-1]) @ weight
     if bias is not None:
         y += bias
@@ -131,14 +133,14 @@ def split_heads(x, n_heads=2):
 
 
 def softmax(x, mask=None):
-    """Probabilities proportional to exp(x) over the elements that the mask allows."""
+    """Probabilities proportional to exp(x) over the elements that the mask allows, or zeros."""
     if mask is None:
         top = x.max(axis=-1, keepdims=True)
     else:
         x = np.where(mask, x, -math.inf)
         top = np.where(np.any(mask, axis=-1, keepdims=True), x.max(axis=-1, keepdims=True), 0.0)
     exponentials = np.exp(x - top)
-    return exponentials / np.maximum(exponentials.sum(axis=-1, keepdims=True), 1.0)
+    return exponentials / np.maximum(exponentials.sum(axis=-1, keepdims=True), 1.0)  # not 0 / 0
 
 
 def merge_heads(x):
@@ -148,7 +150,7 @@ def merge_heads(x):
 
 
 # fmt: off
-SHORT = (  # erfcx(t) in y = 3 / (t + 3), so h is 3; t <= 9.3; relative error 3e-9
+SHORT = (  # erfcx(t) in y = 3 / (t + 3), so h is 3; relative error 3e-9 where exp(-t^2) > 0
     0.0, 0.18802819768824947, 0.18882296839834237, 0.17035618522311455, 0.19687502808599547,
     -0.015005654910979532, 0.42697436110740483, -0.4684886921302902, 0.5556532882368124,
     -0.30042856375832033, 0.05721288361979039,
@@ -157,7 +159,7 @@ SHORT = (  # erfcx(t) in y = 3 / (t + 3), so h is 3; t <= 9.3; relative error 3e
 
 
 def gelu_erf(x):
-    """Gaussian error linear unit, exact (Hendrycks and Gimpel 2016, eq. 1)."""
+    """Gaussian error linear unit x Phi(x), exact (Hendrycks and Gimpel 2016, eq. 1)."""
     half = 0.5 * np.minimum(np.abs(x), 40.0)  # erfc is 0 beyond 40, and inf * 0 is NaN
     t = np.abs(x).astype(np.float64) * 0.7071067811865476
     result = polynomial(SHORT, 3 / (t + 3))  # erfcx(t)
@@ -190,16 +192,15 @@ def tree(arrays):
 
 
 def read(path):
-    """The model of a checkpoint."""
+    """The arrays of a checkpoint; its other entry is the configuration, which is written here."""
     arrays = np.load(path)
     names = [name for name in arrays.files if name != "checkpoint.json"]
-    model = tree({name: arrays[name].astype("float32") for name in names})
-    return model
+    return tree({name: arrays[name].astype("float32") for name in names})
 
 
 if __name__ == "__main__":
     source = np.asarray([[int(token) for token in sys.argv[2:]]])
-    mask = (0 <= source) & (source < 13)
-    if len(sys.argv) < 3 or not mask.all():
+    known = (0 <= source) & (source < 13)
+    if not 1 <= source.shape[1] <= 16 or not known.all():
         sys.exit(__doc__)
-    print(*greedy(read(sys.argv[1]), source, mask, 16)[0].tolist())
+    print(*greedy(read(sys.argv[1]), source, known, 16)[0].tolist())
