@@ -57,7 +57,7 @@ def statements(family: str, function: str) -> list[tuple[str, str]]:
     A line is about the variable that it assigns, in the sublayer whose parameters were named last.
     """
     body = source(family).partition(f"\ndef {function}(")[2].partition("\n\n\n")[0]
-    found, place, above = [], "", ""
+    found, place, above, loops = [], "", "", 0
     for line in body.splitlines()[3:]:
         code, _, comment = line.strip().partition("  # ")
         if code.startswith("# "):
@@ -65,7 +65,9 @@ def statements(family: str, function: str) -> list[tuple[str, str]]:
             continue
         if not code or code.startswith("encoder, decoder"):
             continue
-        place = code if code.startswith(("for ", "p = ", "p, ")) else place
+        loops += code.startswith("for ")
+        place = code if code.startswith(("p = ", "p, ")) else place
+        place = place if line.startswith(" " * 8) else f"after {loops} loops"
         said = [part for part in (comment or above).split("; ") if not re.match(r"= |\(", part)]
         above = ""
         about = re.split(r"[ .\[(]", code)[0]
