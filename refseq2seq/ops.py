@@ -28,15 +28,15 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     -------
     array, shape (..., d_out)
 
+    Notes
+    -----
+    The product is 2-D: matmul would compute a (batch, 1, d_in) stack as ``batch`` small products.
+
     Examples
     --------
     >>> import numpy as np
     >>> linear(np.array([[1.0, 2.0]]), np.array([[3.0], [4.0]]), np.array([0.5]))
     array([[11.5]])
-
-    Notes
-    -----
-    The product is 2-D: matmul would compute a (batch, 1, d_in) stack as ``batch`` small products.
     """
     y = x.reshape(-1, x.shape[-1]) @ weight
     if bias is not None:
