@@ -26,7 +26,7 @@ from .backend import Array, array_namespace, elementwise
 # Coefficients, lowest power first. Each polynomial interpolates at Chebyshev points;
 # tests/test_erf.py derives them again.
 # fmt: off
-_SHORT = (  # erfcx(t) in y = 3 / (t + 3), so h is 3; relative error 3e-9 where exp(-t^2) > 0
+_SHORT = (  # erfcx(t) in powers of y = 3 / (t + 3), from y^0 (h is 3); relative error 3e-9
     0.0,
     0.18802819768824947, 0.18882296839834237, 0.17035618522311455, 0.19687502808599547,
     -0.015005654910979532, 0.42697436110740483, -0.4684886921302902, 0.5556532882368124,

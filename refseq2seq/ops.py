@@ -15,7 +15,7 @@ from .params import NormParams
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """Affine map x W + b, with W of shape (d_in, d_out).
+    """Affine map x W + b, or x W without a bias; W has shape (d_in, d_out).
 
     Parameters
     ----------
@@ -297,8 +297,9 @@ def relu_squared(x: Array) -> Array:
 @widened
 @elementwise
 def sigmoid(x: Array) -> Array:
-    r"""Logistic function :math:`1 / (1 + e^{-x})`, computed as e^x / (1 + e^x) where x < 0: it
-    neither overflows nor loses digits in the left tail.
+    """Logistic function 1 / (1 + e^-x), computed as e^x / (1 + e^x) where x < 0.
+
+    It neither overflows nor loses digits in the left tail.
     """
     xp = array_namespace(x)
     small = xp.exp(-xp.abs(x))
