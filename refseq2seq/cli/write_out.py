@@ -15,14 +15,16 @@ def add_to(commands: Any) -> None:
     command = add_command(
         commands,
         "write-out",
-        "write a model as one program of NumPy, with nothing that it does not use",
+        "write a model as one NumPy program that contains only what it computes",
         "g2p",
         "path/of/a/model -o model.py --arrays model.npz",
     )
     command.set_defaults(run=_write_out)
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    command.add_argument("-o", "--output", type=Path, metavar="FILE", help="instead of printing it")
-    arrays = "also write the arrays that the program reads, as a checkpoint"
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="file of the program (default: print it)"
+    )
+    arrays = "also write the arrays that the program reads, as a checkpoint (.npz)"
     command.add_argument("--arrays", type=Path, metavar="FILE", help=arrays)
     dtypes = ["float16", "float32", "float64"]
     add_options(command, ("--dtype", dtypes, "", "dtype of the model (default: its own)"))
@@ -31,6 +33,8 @@ def add_to(commands: Any) -> None:
 def _write_out(options: argparse.Namespace) -> None:
     from ..written import reads_text, write_out
 
+    if options.arrays and options.output and options.arrays.resolve() == options.output.resolve():
+        raise ValueError(f"--arrays and --output must be two files, got {options.output} twice")
     model = load(options.model)
     if options.dtype:
         model = model.astype(options.dtype)

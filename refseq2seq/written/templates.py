@@ -1,8 +1,5 @@
 """The parts of a program that are not derived from the forward pass: loop, arrays, command line."""
 
-import json
-from typing import Any
-
 import numpy as np
 
 from ..config import ModelConfig
@@ -16,8 +13,8 @@ HEAD = '''\
 
     python model.py model.npz {usage}
 
-needs {library} and the arrays of the checkpoint. A variable is the quantity of refseq2seq that has
-its name, or the name after = in its comment.
+needs {library} and the arrays of the checkpoint. A variable that holds a quantity of refseq2seq has
+its name, or that name after = in a comment.
 {sizes}
 """
 
@@ -30,7 +27,7 @@ ENCODE = '''
 
 def encode(model, source, mask):
     """The mask (True = real token), and each decoder layer's keys and values of the source."""
-    # source and mask (batch, n); keys and values: a list of (batch, n_heads, n, d)
+    # source and mask (batch, n); keys and values: of each layer, (batch, n_heads, n, d_k or d_v)
     encoder, decoder, keys, values = model.encoder, model.decoder, [], []
 {body}
     return mask, keys, values
@@ -39,19 +36,19 @@ def encode(model, source, mask):
 STEP = '''
 
 def step(model, ids, t, memory, cache):
-    """Logits of the next token, (batch, 1, vocab_size); ids (batch, 1): the tokens at t, from 0."""
-    # own keys and values of each layer are written to the cache at t, and read from 0 to t
+    """Logits after the tokens ids, (batch, 1), at position t, from 0: (batch, 1, vocab_size)."""
+    # cache: own keys and values of each layer, (batch, n_heads, at least t + 1, d_k or d_v)
     decoder, (mask, keys, values), (own_keys, own_values) = model.decoder, memory, cache
 {body}
 '''
 
 GREEDY = '''
 
-def greedy(model, source, mask, n):
-    """At most n tokens of the largest logits after the start token {start_id}: (batch, up to n)."""
+def greedy(model, source, mask, limit):
+    """Up to limit new tokens, each of the largest logit, without the start token {start_id}."""
     memory, new = encode(model, source, mask), []
 {start}
-    while len(new) < n and going.any():
+    while len(new) < limit and going.any():
         logits = step(model, ids, len(new), memory, cache)
 {choice}
         new.append(ids)
@@ -73,7 +70,7 @@ def tree(arrays):
 
 
 def read(path):
-    """The arrays of a checkpoint; its other entry is the configuration, which is written here."""
+    """The arrays of a checkpoint; its configuration is not needed here."""
     arrays = np.load(path)
     names = [name for name in arrays.files if name != "checkpoint.json"]
 {result}
@@ -89,22 +86,22 @@ TIED = """\
 MAIN_IDS = """
 
 if __name__ == "__main__":
-    source = np.asarray([[int(token) for token in sys.argv[2:]]])
-    known = (0 <= source) & (source < {vocab_size})
-    if not 1 <= source.shape[1]{longest_source} or not known.all():
+    given = sys.argv[2:]
+    if not 1 <= len(given){most} or not all(x.isdecimal() and int(x) < {size} for x in given):
         sys.exit(__doc__)
-    print(*greedy(read(sys.argv[1]), source, known, {n})[0].tolist())
+    source = np.asarray([[int(token) for token in given]])
+    print(*greedy(read(sys.argv[1]), source, source >= 0, {limit})[0].tolist())
 """
 
 MAIN_TEXT = '''
 
-def spelled(text, vocabulary):
+def token_ids(text, vocabulary):
     """The token ids of a text, (1, n)."""
     plain = text.translate({{ord(old): new for old, new in vocabulary["replacements"]}})
     symbols, known = {symbols}, vocabulary["symbols"]
     if unknown := {{*symbols}} - ({{*known}} - {{*vocabulary["special"]}}):
-        sys.exit(f"{{text!r}} has unknown symbols: {{', '.join(sorted(unknown))}}")
-    if not 1 <= len(symbols){longest_source}:
+        sys.exit(f"{{text!r}} has unknown symbols: {{sorted(unknown)}}")
+    if not 1 <= len(symbols){most}:
         sys.exit(f"{{text!r}} has {{len(symbols)}} symbols: see the head of the program")
     return np.asarray([[known.index(symbol) for symbol in symbols]])
 
@@ -113,12 +110,12 @@ if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     header = json.loads(zipfile.ZipFile(sys.argv[1]).read("checkpoint.json"))
-    model, vocabulary = read(sys.argv[1]), header["target_vocabulary"]
-    for text in sys.argv[2:]:
-        source = spelled(text, header["source_vocabulary"])
-        tokens = greedy(model, source, source >= 0, {n})[0].tolist()
-        symbols = [vocabulary["symbols"][token] for token in tokens]
-        print({separator}.join(s for s in symbols if s not in vocabulary["special"]))
+    model, written = read(sys.argv[1]), header["target_vocabulary"]
+    sources = [token_ids(text, header["source_vocabulary"]) for text in sys.argv[2:]]
+    for source in sources:
+        tokens = greedy(model, source, source >= 0, {limit})[0].tolist()
+        symbols = [written["symbols"][token] for token in tokens]
+        print(written["separator"].join(s for s in symbols if s not in written["special"]))
 '''
 
 
@@ -127,10 +124,10 @@ def head(model: Model, sizes: str, needed: set[str], code: str) -> str:
     c, uses_numpy = model.config, model.xp is np
     modules = {name for name in ("json", "math", "sys", "zipfile") if f"{name}." in code}
     found = {f"import {name}" for name in modules} | needed | {"from types import SimpleNamespace"}
-    at_most = f" of at most {c.encoder.max_length} tokens" if c.encoder.max_length else ""
-    usage = f"4 8 15    prints the new tokens after this source{at_most}"
+    source = f"a source of at most {c.encoder.max_length}" if c.encoder.max_length else "the source"
+    usage = f"4 8 15    prints up to {_limit(c)} new tokens after {source} token ids"
     if reads_text(model):
-        usage = f"TEXT ...    prints the text after each source{at_most}"
+        usage = f"TEXT ...    prints up to {_limit(c)} symbols after {source} symbols"
     return HEAD.format(
         n_parameters=count_parameters(c),
         dtype=model.dtype.name,
@@ -146,22 +143,24 @@ def greedy(c: ModelConfig, dtype: str) -> str:
     """The loop, with the rules of the config. Of two tokens that it forces, the last wins."""
     a, begins = c.decoder.self_attention, [*c.begin_suppressed_ids]
     first, last = int(c.forced_bos_id is not None), c.forced_eos_id
-    empty = f'np.empty((len(source), {a.n_kv_heads}, n, d), "{dtype}")'
-    ban, force = "logits[..., np.asarray({})] = -math.inf", "chosen = np.full(chosen.shape, {})"
+    empty = f'np.empty((len(source), {a.n_kv_heads}, limit, d), "{dtype}")'
+    ban, force = "logits[..., {}] = -math.inf", "chosen = np.full(chosen.shape, {})"
     ends = f"~np.isin(ids, np.asarray({c.eos_ids}))"
     if len(c.eos_ids) == 1:
         ends = f"(ids != {c.eos_ids[0]})"
     full = f"np.full((len(source), 1), {c.decoder_start_id})"
-    start = (
+    start = [
         f'ids, going = {full}, np.ones((len(source), 1), dtype="bool")',
         f"cache = [[{empty} for _ in range({c.decoder.n_layers})] for d in {(a.d_k, a.d_v)}]",
-    )
+    ]
+    banned = (("banned", [*c.suppressed_ids]), ("at_first", begins))
+    start += [f"{name} = np.asarray({ids})" for name, ids in banned if ids]
     rules = (  # at which new token, what is done, by which field, and whether the config has it
-        ("", ban.format([*c.suppressed_ids]), "suppressed_ids", c.suppressed_ids),
-        (first, ban.format(begins), "begin_suppressed_ids", begins),
+        ("", ban.format("banned"), "suppressed_ids", c.suppressed_ids),
+        (first, ban.format("at_first"), "begin_suppressed_ids", begins),
         ("", "chosen = logits.argmax(axis=-1)", "", True),
         (0, force.format(c.forced_bos_id), "forced_bos_id", first),
-        ("n - 1", force.format(last), "forced_eos_id", last is not None),
+        ("limit - 1", force.format(last), "forced_eos_id", last is not None),
         ("", f"ids = np.where(going, chosen, {c.pad_id})", "pad_id", True),
         ("", f"going = going & {ends}", "eos_ids", c.eos_ids),
     )
@@ -182,15 +181,18 @@ def ending(model: Model) -> str:
     """The arrays and the command line."""
     c, tree = model.config, TREE.format(dtype=model.dtype.name)
     text = READ.format(result=TIED.format(tree=tree) if c.tied_logits else f"    return {tree}")
-    n, longest = c.decoder.max_length or 64, c.encoder.max_length
-    limits = {"n": n, "longest_source": f" <= {longest}" if longest else ""}
+    most = f" <= {c.encoder.max_length}" if c.encoder.max_length else ""
+    limits = {"limit": _limit(c), "most": most}
     if not reads_text(model):
-        return text + MAIN_IDS.format(vocab_size=c.encoder.vocab_size, **limits)
-    old: Any = model.source_vocabulary
-    new: Any = model.target_vocabulary
-    split = f"plain.split({json.dumps(old.separator)}) if plain else []"
-    symbols = split if old.separator else "list(plain)"
-    return text + MAIN_TEXT.format(symbols=symbols, separator=json.dumps(new.separator), **limits)
+        return text + MAIN_IDS.format(size=c.encoder.vocab_size, **limits)
+    split = 'plain.split(vocabulary["separator"]) if plain else []'
+    separator = model.source_vocabulary.separator  # type: ignore[union-attr]
+    return text + MAIN_TEXT.format(symbols=split if separator else "list(plain)", **limits)
+
+
+def _limit(c: ModelConfig) -> int:
+    """The maximum number of new tokens on the command line."""
+    return c.decoder.max_length or 64
 
 
 def reads_text(model: Model) -> bool:
