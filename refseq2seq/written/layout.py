@@ -50,20 +50,16 @@ def lines(statements: Sequence[ast.stmt], indent: int = 0) -> list[str]:
 def _statement(node: Any, indent: int) -> list[str]:
     margin, beside = " " * indent, getattr(node, "beside", "")
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # a docstring
-        *first, last = str(node.value.value).split("\n")
-        texts = [f'"""{line}' for line in first[:1]] + first[1:]
-        return [margin + line for line in ([*texts, last, '"""'] if first else [f'"""{last}"""'])]
+        documentation = str(node.value.value)
+        end = "\n" if "\n" in documentation else ""
+        return [margin + line for line in f'"""{documentation}{end}"""'.split("\n")]
     if not hasattr(node, "body"):
         return with_comment(wrapped(text(node), indent), beside)
     head = copy.copy(node)
-    head.body, head.orelse, head.decorator_list = [ast.Pass()], [], []
-    found = [f"{margin}@{text(d)}" for d in getattr(node, "decorator_list", [])]
-    found += with_comment([margin + text(head).split("\n")[0]], beside)
-    for before, part in zip([None, *node.body], node.body, strict=False):
-        is_function = isinstance(part, ast.FunctionDef) or isinstance(before, ast.FunctionDef)
-        after_docstring = isinstance(node, ast.ClassDef) and before is node.body[0]
-        if before is not None and (is_function or after_docstring):
-            found.append("")
+    head.body, head.orelse = [ast.Pass()], []
+    found = with_comment([margin + text(head).split("\n")[0]], beside)
+    for i, part in enumerate(node.body):
+        found += [""] * (i == 1 and isinstance(node, ast.ClassDef))  # after its docstring
         found += lines([part], indent + 4)
     if getattr(node, "orelse", []):
         found += [f"{margin}else:", *lines(node.orelse, indent + 4)]
@@ -113,13 +109,11 @@ def _opening(code: str, end: int) -> int:
 
 def _split(inside: str) -> list[str]:
     """The elements between the brackets."""
-    depth, parts, begin = 0, [], 0
-    for i, character in enumerate(inside):
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0 and character == ",":
-            parts.append(inside[begin:i].strip())
-            begin = i + 1
-    return [*parts, inside[begin:].strip()]
+    parts: list[str] = []
+    for piece in inside.split(", "):
+        is_open = parts and sum(map(parts[-1].count, "([{")) > sum(map(parts[-1].count, ")]}"))
+        parts = [*parts[:-1], f"{parts[-1]}, {piece}"] if is_open else [*parts, piece]
+    return parts
 
 
 def text(node: ast.AST) -> str:
@@ -150,39 +144,30 @@ class _Formatted(ast.NodeTransformer):
             return ast.Name(f"{text(node.left)}**{text(node.right)}")
         return self.generic_visit(node)  # type: ignore[return-value]
 
-    def visit_Return(self, node: ast.Return) -> ast.stmt:
+    def visit_Assign(self, node: ast.Assign | ast.Return) -> ast.stmt:
         """No brackets around a tuple."""
-        return self._bare(node)
-
-    def visit_Assign(self, node: ast.Assign) -> ast.stmt:
-        """No brackets around a tuple."""
-        return self._bare(node)
-
-    def _bare(self, node: Any) -> ast.stmt:
         if isinstance(node.value, ast.Tuple) and len(node.value.elts) > 1:
             node.value = ast.Name(", ".join(text(element) for element in node.value.elts))
         return self.generic_visit(node)  # type: ignore[return-value]
+
+    visit_Return = visit_Assign  # noqa: N815
 
 
 def literal(value: Any, member: Callable[[Any], ast.expr] | None = None) -> ast.expr:
     """The expression of a Python value; ``member`` gives those of its members."""
     of = member or literal
-    found: ast.expr = ast.Constant(value)
     match value:
         case slice():
             bounds = (value.start, value.stop, value.step)
-            found = ast.Slice(*(x if x is None else of(x) for x in bounds))
+            return ast.Slice(*(x if x is None else of(x) for x in bounds))
         case tuple() if (run := _run(value)) > 3:  # the borders of T5's buckets
-            found = expression(f"(*range(1, {run + 1}), {str(value[run:])[1:-1]})")
-        case tuple():
-            found = ast.Tuple([of(x) for x in value], ast.Load())
-        case list():
-            found = ast.List([of(x) for x in value], ast.Load())
+            return expression(f"(*range(1, {run + 1}), {str(value[run:])[1:-1]})")
+        case tuple() | list():
+            kind = ast.Tuple if isinstance(value, tuple) else ast.List
+            return kind([of(x) for x in value], ast.Load())
         case int() | float():
-            found = expression(repr(value))
-        case np.dtype():
-            found = ast.Constant(value.name)
-    return found
+            return expression(repr(value))
+    return ast.Constant(value.name if isinstance(value, np.dtype) else value)
 
 
 def _run(value: tuple[Any, ...]) -> int:

@@ -8,12 +8,12 @@ variable. The lines of all layers of a stack must be the same, and become a loop
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from . import layout
 from .comments import OF_VARIABLES
-from .recording import Node, Size
+from .recording import Node, Size, reachable
 
 VARIABLES = {"embed": "x", "final": "x", "input": "h"}
 """Variables of quantities, if not their name: x flows from layer to layer, h into a sublayer."""
@@ -36,7 +36,7 @@ class Body:
     Parameters
     ----------
     nodes : list of Node
-        In order of execution. Those of kind "result" are what is computed.
+        In order of execution, without those that no node of kind "result" needs.
     call : callable
         The expression of a call of an operation, from its name and its arguments.
     comment : callable
@@ -49,9 +49,7 @@ class Body:
         call: Callable[[str, dict[str, Any]], ast.expr],
         comment: Callable[..., str],
     ) -> None:
-        self.call, self.comment = call, comment
-        live = reachable(n for n in nodes if n.kind == "result")
-        self.nodes = [node for node in nodes if node in live]
+        self.nodes, self.call, self.comment = nodes, call, comment
         self.users: dict[Node, list[Node]] = defaultdict(list)
         for node in self.nodes:
             for used in dict.fromkeys(node.inputs()):
@@ -60,9 +58,9 @@ class Body:
         self.promoted: set[Node] = set()  # nodes that have a line because another is too long
         self.held: dict[str, Node] = {}  # the node that each variable holds
         self.done: set[Node] = set()
-        self.index: int | None = None  # of the layer that is being written
+        self.index: int | None = None  # of the layer that is being written, or None outside them
         self.sizes: set[str] = set()  # the variables of sizes that the lines read
-        self.read: list[str] = []  # the sublayers that the statement reads
+        self.sublayer = ""  # the first whose parameters the statement reads
 
     def text(self, ids: str) -> str:
         """The lines, with the indent of a function's body, for token ids of this name."""
@@ -99,10 +97,9 @@ class Body:
                         f"layer {i} of the {stack} computes {other.statement!r}, layer 0 "
                         f"{line.statement!r}: layers that differ cannot be written as a loop"
                     )
-        head = f"    for layer in {stack}.layers:"
-        if any(re.search(r"\bi\b", line.statement) for line in bodies[0]):
-            head = f"    for i, layer in enumerate({stack}.layers):"
-        return [*printed(before, 4), head, *printed(bodies[0], 8)]
+        uses_i = any(re.search(r"\bi\b", line.statement) for line in bodies[0])
+        loop = f"i, layer in enumerate({stack}.layers)" if uses_i else f"layer in {stack}.layers"
+        return [*printed(before, 4), f"    for {loop}:", *printed(bodies[0], 8)]
 
     # Which nodes have a line.
 
@@ -149,7 +146,7 @@ class Body:
             statement = self._statement(node)
         self.held[self._variable(node)] = node
         self.done.add(node)
-        return [*before, Line(statement, next(iter(self.read), ""), comment)]
+        return [*before, Line(statement, self.sublayer, comment)]
 
     def _to_promote(self, node: Node, *, too_long: bool) -> Iterator[Node]:
         """The nodes inside the expression of this one that may have a line of their own.
@@ -181,7 +178,7 @@ class Body:
         return all(map(is_used, self.users[holds]))
 
     def _statement(self, node: Node) -> str:
-        self.read = []
+        self.sublayer = ""
         if node.kind == "result":
             return node.variable.format(layout.text(self._reference(node.arguments[0])))
         if node.kind == "store":
@@ -197,7 +194,7 @@ class Body:
         if x.kind != "tap":
             return OF_VARIABLES.get(variable, "")
         is_new = variable not in self.held if variable else node.layer is None
-        return self.comment(x.name, variable, is_new=is_new)
+        return self.comment(x.name, variable, is_new)
 
     def _variable(self, node: Node) -> str:
         if node.kind in ("result", "store"):
@@ -226,35 +223,36 @@ class Body:
 
     def _computed(self, node: Node) -> ast.expr:
         """How a node is computed."""
+        if node.kind in ("input", "parameter"):
+            text = node.name if node.kind == "input" else self._parameter(node.name)
+            return layout.expression(text.replace(f"[{self.index}]", "[i]"))
         if node.kind == "operation":
-            arrays = {
-                p: self._reference(x) for p, x in node.keywords.items() if isinstance(x, Node)
-            }
-            return self.call(node.name, node.keywords | arrays)
-        x, *arguments = [*map(self._reference, node.arguments)] or [ast.expr()]
+            arrays = {p: x for p, x in node.keywords.items() if isinstance(x, Node)}
+            references = {p: self._reference(x) for p, x in arrays.items()}
+            return self.call(node.name, node.keywords | references)
+        x, *arguments = map(self._reference, node.arguments)
         keywords = [ast.keyword(name, self._reference(y)) for name, y in node.keywords.items()]
-        computed: dict[str, Callable[[], ast.expr]] = {
-            "input": lambda: layout.expression(self._with_index(node.name)),
-            "parameter": lambda: layout.expression(self._parameter(node.name)),
-            "tap": lambda: x,
-            "index": lambda: ast.Subscript(x, arguments[0], ast.Load()),
-            "attribute": lambda: ast.Attribute(x, node.name, ast.Load()),
-            "operator": lambda: layout.operation(node.name, x, *arguments),
-            "function": lambda: ast.Call(ast.Name(f"np.{node.name}"), [x, *arguments], keywords),
-            "method": lambda: ast.Call(ast.Attribute(x, node.name), arguments, keywords),
-        }
-        return computed[node.kind]()
-
-    def _with_index(self, text: str) -> str:
-        """An expression in which the index of the layer is the variable of the loop."""
-        return text if self.index is None else text.replace(f"[{self.index}]", "[i]")
+        found = x  # of a tap
+        match node.kind:
+            case "function":
+                found = ast.Call(ast.Name(f"np.{node.name}"), [x, *arguments], keywords)
+            case "method":
+                found = ast.Call(ast.Attribute(x, node.name), arguments, keywords)
+            case "attribute":
+                found = ast.Attribute(x, node.name, ast.Load())
+            case "operator":
+                found = layout.operation(node.name, x, *arguments)
+            case "index":
+                found = ast.Subscript(x, arguments[0], ast.Load())
+        return found
 
     def _parameter(self, path: str) -> str:
         """The expression of a parameter; its sublayer is noted."""
         if not (layer := re.match(r"\w+\.layers\.\d+\.(\w+)\.", path)):
             path = re.sub(r"\.(\d+)", r"[\1]", path)
-            return self._with_index(path if "." in path else f"model.{path}")
-        self.read.append(layer[1].removesuffix("_norms").removesuffix("_attention"))
+            return path if "." in path else f"model.{path}"
+        sublayer = layer[1].removesuffix("_norms").removesuffix("_attention")
+        self.sublayer = self.sublayer or sublayer
         return ("norms." if layer[1].endswith("_norms") else "p.") + path[layer.end() :]
 
 
@@ -276,15 +274,3 @@ def printed(lines: list[Line], indent: int) -> Iterator[str]:
         if ";" not in comment and len(written[0]) + 2 + len(comment) > layout.WIDTH:
             comment = ""  # only a name or a shape
         yield from layout.with_comment(written, comment)
-
-
-def reachable(nodes: Iterable[Node]) -> set[Node]:
-    """The nodes and all that they are computed from."""
-    found: set[Node] = set()
-    pending = list(nodes)
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending += node.inputs()
-    return found

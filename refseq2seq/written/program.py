@@ -2,6 +2,7 @@
 
 import os
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 from ..backend import Array
@@ -10,8 +11,8 @@ from ..files.writing import replacing
 from ..model import Model, check_model
 from ..params import named_arrays
 from . import templates
-from .comments import Comments, sizes
-from .lines import Body, reachable
+from .comments import comment, sizes
+from .lines import Body
 from .recording import record
 from .sources import Copies
 
@@ -78,7 +79,7 @@ class Program:
     def greedy(self, source: Array, mask: Array, n: int) -> Array:
         """The most probable next tokens, at most ``n``: integers (batch, up to n).
 
-        They are those of `refseq2seq.generate`, up to rounding: that drops rows that have ended.
+        They equal those of `refseq2seq.generate` up to rounding: it drops the rows that have ended.
         """
         return self._defined["greedy"](self._model, source, mask, check_int("n", n, 1))
 
@@ -117,17 +118,17 @@ def write_out(model: Model) -> Program:
 
 
 def _source(model: Model) -> str:
-    recorder, encode, step = record(model)
-    live = reachable(node for node in [*encode, *step] if node.kind == "result")
+    core, encode, step = record(model)
     calls: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for node in [*encode, *step]:
-        if node in live and node.kind == "operation":
+        if node.kind == "operation":
             calls[node.name].append(node.keywords)
-    copies, c = Copies(recorder.core, calls), model.config
-    comments = [Comments(c, n_source="n"), Comments(c, n_target="1", n_so_far="t + 1")]
+    copies, c = Copies(core, calls), model.config
+    comment_encode = partial(comment, c, {"n_source": "n"})
+    comment_step = partial(comment, c, {"n_target": "1", "n_so_far": "t + 1"})
     code = [
-        templates.ENCODE.format(body=Body(encode, copies.call, comments[0]).text("source")),
-        templates.STEP.format(body=Body(step, copies.call, comments[1]).text("ids")),
+        templates.ENCODE.format(body=Body(encode, copies.call, comment_encode).text("source")),
+        templates.STEP.format(body=Body(step, copies.call, comment_step).text("ids")),
         templates.greedy(c, model.dtype.name),
         *(line + "\n" for line in copies.lines()),
         templates.ending(model),

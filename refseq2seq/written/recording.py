@@ -7,9 +7,10 @@ is one node, whatever it computes inside, and so is each quantity that passes th
 
 import inspect
 import math
+import operator
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from itertools import count
@@ -39,7 +40,7 @@ OPERATORS = {"add": "+", "sub": "-", "mul": "*", "matmul": "@", "le": "<=", "gt"
 NEUTRAL = {"+": 0, "*": 1}
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One array of the graph, and how it is computed.
 
@@ -129,7 +130,7 @@ class Recorded:
         axes = index if isinstance(index, tuple) else (index,)
         if all(isinstance(axis, slice) and axis.stop is None and not axis.start for axis in axes):
             return self
-        return self.recorder.note("index", "[]", lambda x, index: x[index], self, index)
+        return self.recorder.note("index", "[]", operator.getitem, self, index)
 
     def __setitem__(self, index: Any, x: "Recorded") -> None:
         def store(array: Array, index: Any, x: Array) -> Array:
@@ -142,20 +143,20 @@ class Recorded:
         return self + other
 
     def __neg__(self) -> "Recorded":
-        return self.recorder.note("operator", "-", lambda x: -x, self)
+        return self.recorder.note("operator", "-", operator.neg, self)
 
 
 def _operator(name: str, symbol: str) -> Callable[[Recorded, Any], Recorded]:
     def method(x: Recorded, y: Any) -> Recorded:
         if isinstance(y, int | float) and y == NEUTRAL.get(symbol):
             return x
-        return x.recorder.note("operator", symbol, lambda x, y: getattr(x, name)(y), x, y)
+        return x.recorder.note("operator", symbol, getattr(operator, name), x, y)
 
     return method
 
 
 for _name, _symbol in OPERATORS.items():
-    setattr(Recorded, f"__{_name}__", _operator(f"__{_name}__", _symbol))
+    setattr(Recorded, f"__{_name}__", _operator(_name, _symbol))
 
 
 class Recorder:
@@ -219,18 +220,23 @@ class Recorder:
     ) -> Recorded:
         """The result of a computation on recorded arrays and Python values, with its node."""
         used: list[Recorded] = []
-        _mapped(lambda x: used.append(x) if isinstance(x, Recorded) else x, [arguments, keywords])
-        self._note_variables(used)
-        values = _mapped(_value, [arguments, keywords])
+
+        def value(x: Any) -> Any:
+            if isinstance(x, Recorded):
+                used.append(x)
+                return x.value
+            return int(x) if isinstance(x, Size) else x
+
+        values = _mapped(value, [arguments, keywords])
         nodes = _mapped(lambda x: x.node if isinstance(x, Recorded) else x, [arguments, keywords])
+        self._note_variables(used)
         inherited = (x.node.layer for x in used if x.node.layer and x.node not in self._ends)
-        node = Node(kind, name, nodes[0], nodes[1], layer=self._layer or next(inherited, None))
+        layer = self._layer or next(inherited, None)
+        node = Node(kind, name, nodes[0], nodes[1], layer=layer)
         if kind not in ("tap", "store"):
-            key = repr([kind, name, _mapped(lambda x: id(x) if isinstance(x, Node) else x, nodes)])
-            noted = self._noted.setdefault(key, node)
-            if noted.layer != node.layer:
-                noted.layer = None  # it is computed once, before the layers
-            node = noted
+            node = self._noted.setdefault(repr([kind, name, nodes]), node)
+            if node.layer != layer:
+                node.layer = None  # it is computed once, before the layers
         return self._with_node(compute(*values[0], **values[1]), node)
 
     def asarray(self, x: Any, **keywords: Any) -> Recorded:
@@ -306,12 +312,6 @@ def _is_rounded(node: Node) -> bool:
     return node.kind in ("tap", "parameter") or (is_moved and all(map(_is_rounded, node.inputs())))
 
 
-def _value(x: Any) -> Any:
-    if isinstance(x, Recorded):
-        return x.value
-    return int(x) if isinstance(x, Size) else x
-
-
 def _mapped(function: Callable[[Any], Any], x: Any) -> Any:
     """A value with ``function`` applied to the members of its containers."""
     if type(x) in (tuple, list):
@@ -323,17 +323,28 @@ def _mapped(function: Callable[[Any], Any], x: Any) -> Any:
     return function(x)
 
 
-def record(model: Model) -> tuple[Recorder, list[Node], list[Node]]:
-    """Record `encode` and one step of `decode` with a cache: the recorder, and the nodes of both.
+def reachable(nodes: Iterable[Node]) -> set[Node]:
+    """The nodes and all that they are computed from."""
+    found: set[Node] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += node.inputs()
+    return found
+
+
+def record(model: Model) -> tuple[Core, list[Node], list[Node]]:
+    """Record `encode` and one step of `decode` with a cache: the core, and what the results need.
 
     The source has padding, so that the program is right for every mask.
     """
     recorder, xp, c = Recorder(model), model.xp, model.config
     a, n_registers = c.decoder.self_attention, c.encoder.n_register_tokens
     dimensions = {n for shape in param_shapes(c).values() for n in shape} | {1}
-    for attention in (c.encoder.self_attention, a, c.decoder.cross_attention):
-        names = ("n_heads", "n_kv_heads", "d_k", "d_v")
-        dimensions |= {getattr(attention, name) for name in names}
+    for x in (c.encoder.self_attention, a, c.decoder.cross_attention):
+        dimensions |= {x.n_heads, x.n_kv_heads, x.d_k, x.d_v}  # type: ignore[union-attr]
     others = (n for n in count(2) if n not in dimensions)
     batch, n = next(others), next(n for n in others if n + n_registers not in dimensions)
     recorder.sizes = {n + n_registers: f"n + {n_registers}", n: "n", batch: "batch"}
@@ -353,9 +364,8 @@ def record(model: Model) -> tuple[Recorder, list[Node], list[Node]]:
         keys=[recorder.input(f"keys[{i}]", k.value) for i, k in enumerate(memory.keys)],
         values=[recorder.input(f"values[{i}]", v.value) for i, v in enumerate(memory.values)],
     )
-    caches = []
+    caches, like = [], model.params.decoder.embedding
     for i in range(c.decoder.n_layers):
-        like = model.params.decoder.embedding
         cache = recorder.core.namespace["KeyValueCache"](batch, a.n_kv_heads, 1, a.d_k, a.d_v, like)
         cache._keys = recorder.input(f"own_keys[{i}]", xp.zeros_like(cache._keys))
         cache._values = recorder.input(f"own_values[{i}]", xp.zeros_like(cache._values))
@@ -364,4 +374,6 @@ def record(model: Model) -> tuple[Recorder, list[Node], list[Node]]:
     new = recorder.input("ids", ids[:, :1])
     logits = recorder.run("decode_checked", new, memory, cache=tuple(caches))
     recorder.result("return {}", logits)
-    return recorder, encode, recorder.nodes[len(encode) :]
+    live = reachable(node for node in recorder.nodes if node.kind == "result")
+    needed = [[n for n in nodes if n in live] for nodes in (encode, recorder.nodes[len(encode) :])]
+    return recorder.core, needed[0], needed[1]

@@ -30,14 +30,14 @@ class Core:
     namespace : dict
     definitions : dict
         The syntax of functions, classes and constants, by name.
-    branches : dict
-        The outcomes of each test, by the ``key`` of its branch.
+    branches : list
+        The outcomes of each test.
     """
 
     def __init__(self) -> None:
         self.namespace: dict[str, Any] = {"_branch": self._branch}
         self.definitions: dict[str, Any] = {}
-        self.branches: dict[int, set[bool]] = {}
+        self.branches: list[set[bool]] = []
         for module in MODULES:
             self.namespace |= vars(module)
         self.namespace["elementwise"] = lambda function: function  # no kernels, no pieces
@@ -47,27 +47,27 @@ class Core:
     def define(self, source: ModuleType | Callable[..., Any]) -> None:
         """Define a function, or the functions and the cache of a module."""
         tree = layout.parsed(inspect.getsource(source))
-
-        def noting(node: Any) -> Any:
-            if hasattr(node, "key"):
-                key, note = ast.Constant(node.key), ast.Name("_branch", ast.Load())
-                node.test = ast.Call(note, [key, node.test], [])
-            return node
-
-        for branch in ast.walk(tree):
+        run = copy.deepcopy(tree)
+        for branch, noting in zip(ast.walk(tree), ast.walk(run), strict=True):
             if isinstance(branch, ast.If | ast.IfExp):
-                vars(branch)["key"] = len(self.branches)
-                self.branches[len(self.branches)] = set()
-        runnable = []
+                key, note = ast.Constant(len(self.branches)), ast.Name("_branch", ast.Load())
+                vars(noting)["test"] = ast.Call(note, [key, vars(noting)["test"]], [])
+                vars(branch)["outcomes"] = outcomes = set[bool]()
+                self.branches.append(outcomes)
         for node in tree.body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                self.definitions[node.targets[0].id] = node
-            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-                self.definitions[node.name] = node
-                if isinstance(node, ast.FunctionDef) or node.name == "KeyValueCache":
-                    runnable.append(rewritten(copy.deepcopy(node), noting))
-        code = ast.fix_missing_locations(ast.Module(runnable, []))
-        exec(compile(code, "<refseq2seq>", "exec"), self.namespace)
+            match node:
+                case (
+                    ast.Assign(targets=[ast.Name(name)])
+                    | ast.FunctionDef(name=name)
+                    | ast.ClassDef(name=name)
+                ):
+                    self.definitions[name] = node
+        run.body = [
+            node
+            for node in run.body
+            if isinstance(node, ast.FunctionDef) or getattr(node, "name", "") == "KeyValueCache"
+        ]
+        exec(compile(ast.fix_missing_locations(run), "<refseq2seq>", "exec"), self.namespace)
 
     def _branch(self, key: int, test: Any) -> bool:
         self.branches[key].add(bool(test))
@@ -98,19 +98,18 @@ class Copies:
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> ast.expr:
         """The call with these expressions or Python values, without those that are defaults."""
-        f, call, omits = self.copied[name].args, ast.Call(ast.Name(name), [], []), False
-        required = len(f.args) - len(f.defaults)
-        defaults = (
-            [None] * required + [layout.text(x) for x in f.defaults] + [None] * len(f.kwonlyargs)
-        )
-        for parameter, default in zip([*f.args, *f.kwonlyargs], defaults, strict=True):
-            given: Any = arguments.get(parameter.arg)
+        f, call = self.copied[name].args, ast.Call(ast.Name(name), [], [])
+        last = f.args[len(f.args) - len(f.defaults) :]
+        defaults = {p.arg: layout.text(x) for p, x in zip(last, f.defaults, strict=True)}
+        by_position = True  # the arrays before the first Python value
+        for parameter in [p.arg for p in [*f.args, *f.kwonlyargs]]:
+            given: Any = arguments.get(parameter)
             value = given if isinstance(given, ast.expr) else layout.literal(given)
-            omits = omits or layout.text(value) == default or value is not given
-            if omits and layout.text(value) != default:
-                call.keywords.append(ast.keyword(parameter.arg, value))
-            elif not omits:
+            by_position = by_position and value is given
+            if by_position:
                 call.args.append(value)
+            elif layout.text(value) != defaults.get(parameter):
+                call.keywords.append(ast.keyword(parameter, value))
         return call
 
     def lines(self) -> list[str]:
@@ -136,8 +135,8 @@ class Copies:
             constants = [n for n in dict.fromkeys(used) if n not in written]
             written |= {*constants}
             node.name = name.lstrip("_")
+            found += ["", ""] if constants else []
             for n in constants:
-                found += [] if n != constants[0] else ["", ""]
                 found += _constant(n.lstrip("_"), namespace[n], definitions[n].beside)
             found += ["", "", *layout.lines([rewritten(node, plain)])]
         return found
@@ -161,11 +160,11 @@ class Copies:
             elif isinstance(value, ModuleType) and used != "np":
                 self.imports.add(f"import {used}")
             elif origin.partition(".")[0] not in ("builtins", "refseq2seq"):
-                self.imports.add(f"from {origin.lstrip('_')} import {used}")
+                self.imports.add(f"from {origin} import {used}")
 
     def _pruned(self, node: Any) -> Any:
         """A node without what no program needs."""
-        outcomes = self.core.branches.get(getattr(node, "key", -1), {True, False})
+        outcomes = getattr(node, "outcomes", {True, False})
         if outcomes != {True, False}:
             return node.body if outcomes == {True} else node.orelse
         match node:
@@ -182,8 +181,7 @@ class Copies:
             case ast.AnnAssign():
                 node.annotation = ast.Name("object")
             case ast.FunctionDef() | ast.ClassDef():
-                kept = [d for d in node.decorator_list if ast.unparse(d) == "cache"]
-                node.decorator_list, node.returns = kept, None  # type: ignore[union-attr]
+                node.decorator_list, node.returns = [], None  # type: ignore[union-attr]
                 if documentation := ast.get_docstring(node):
                     summary = ast.Constant(documentation.partition("\n\n")[0])
                     node.body[0].value = summary  # type: ignore[attr-defined]
@@ -193,19 +191,18 @@ class Copies:
         """Remove parameters that their function does not use, from it and from calls to it."""
         functions = [f for f in self.copied.values() if isinstance(f, ast.FunctionDef)]
         unused = [
-            (f, parameter.arg)
+            (f, parameter)
             for f in functions
-            for parameter in f.args.args
-            if parameter.arg not in _names(ast.Module(f.body, []))
+            for parameter in _parameters(f)
+            if parameter not in _names(ast.Module(f.body, []))
         ]
         for f, parameter in unused:
             index = _parameters(f).index(parameter)
             del f.args.args[index]
             f.args.defaults = f.args.defaults[-len(f.args.args) or len(f.args.defaults) :]
-            for node in (n for caller in functions for n in ast.walk(caller)):
-                if isinstance(node, ast.Call) and _called(node) == f.name:
-                    del node.args[index : index + 1]
-                    node.keywords = [k for k in node.keywords if k.arg != parameter]
+            for call in (call for caller in functions for call in _calls(caller, f.name)):
+                del call.args[index : index + 1]
+                call.keywords = [k for k in call.keywords if k.arg != parameter]
         if unused:
             self._drop_unused_parameters()
 
@@ -219,23 +216,20 @@ class Copies:
             function = self.copied[name]
             body, value = _reduced(function)
             places = [
-                (caller.body, statement, node, _given(function, node))
+                (caller.body, statement, call, _given(function, call))
                 for caller in self.copied.values()
                 for statement in caller.body
-                for node in ast.walk(statement)
-                if isinstance(node, ast.Call) and _called(node) == name
+                for call in _calls(statement, name)
             ]
             uses = Counter(_names(ast.Module([*body, ast.Expr(value)], []))) if value else Counter()
-            if (
-                value is None
-                or len({id(place[0]) for place in places}) < len(places)
-                or (body and len(places) > 1)
-                or any(
-                    uses[parameter] > 1 and not isinstance(x, ast.Name | ast.Constant)
-                    for *_, given in places
-                    for parameter, x in given.items()
-                )
-            ):
+            is_repeated = any(
+                uses[parameter] > 1 and not isinstance(x, ast.Name | ast.Constant)
+                for *_, given in places
+                for parameter, x in given.items()
+            )
+            callers = {id(statements) for statements, *_ in places}
+            limit = 1 if body else len(callers)
+            if value is None or len(places) > limit or is_repeated:
                 continue
             for statements, statement, call, given in places:
                 replaced = {id(call): _substituted(value, given)}
@@ -248,20 +242,16 @@ class Copies:
     def _set_defaults(self, name: str, calls: Sequence[Mapping[str, Any]]) -> None:
         """Make a Python value that all calls give the default; one that differs has a keyword."""
         arguments = self.copied[name].args
-        arguments.defaults, parameters = [], arguments.args
-        for parameter in list(parameters):
+        arguments.defaults = []
+        for parameter in list(arguments.args):
             values = [call.get(parameter.arg) for call in calls]
             literals = [x for x in values if x is None or isinstance(x, int | float | str)]
-            if len(literals) < len(values):
-                usual = None  # an array, or none
-            elif all(x == values[0] for x in values):
-                usual = values[0]
-            else:
-                parameters.remove(parameter)
+            if len(literals) == len(values) and any(x != values[0] for x in values):
+                arguments.args.remove(parameter)
                 arguments.kwonlyargs.append(parameter)
                 arguments.kw_defaults.append(None)
-                continue
-            if literals or arguments.defaults:
+            elif literals or arguments.defaults:
+                usual = values[0] if len(literals) == len(values) else None  # no array
                 arguments.defaults.append(layout.literal(usual))
 
 
@@ -291,8 +281,7 @@ def _reduced(function: Any) -> tuple[list[Any], Any]:
 
     Variables that are used once are replaced by their value.
     """
-    statements: list[Any] = function.body[ast.get_docstring(function) is not None :]
-    *body, last = statements
+    *body, last = function.body[ast.get_docstring(function) is not None :]
     straight = all(isinstance(x, ast.Assign | ast.AugAssign) for x in body)
     if not straight or not isinstance(last, ast.Return):
         return [], None
@@ -301,8 +290,7 @@ def _reduced(function: Any) -> tuple[list[Any], Any]:
         target = body[-1].targets[0].id
         if _names(value).count(target) != 1:
             break
-        assignment: Any = body[-1]
-        function.body[-1].beside = last.beside or assignment.beside  # type: ignore[attr-defined]
+        last.beside = last.beside or body[-1].beside  # type: ignore[attr-defined]
         value = _substituted(value, {target: body.pop().value})
     return body, value
 
@@ -317,8 +305,10 @@ def _parameters(function: ast.FunctionDef) -> list[str]:
     return [argument.arg for argument in function.args.args]
 
 
-def _called(call: ast.Call) -> str:
-    return call.func.id if isinstance(call.func, ast.Name) else ""
+def _calls(tree: ast.AST, name: str) -> list[ast.Call]:
+    """The calls of a function in a tree."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == name]
 
 
 def _names(tree: Any) -> list[str]:
