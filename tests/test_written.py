@@ -3,6 +3,7 @@
 ``python tests/test_written.py`` renews the programs in tests/written/.
 """
 
+import ast
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from test_quantities import table_name
 
 import refseq2seq as rs
+from refseq2seq.params import map_arrays
 from refseq2seq.testing import strategies
 from refseq2seq.watching.quantities import inputs_of
 from refseq2seq.written import WriteOutError, lines
@@ -96,7 +98,7 @@ def test_programs_of_every_family(path):
     program = assert_computes_the_same(model)
     source, mask, _ = inputs(model, 0)
     out = rs.generate(model, source, source_mask=mask, max_new_tokens=4)
-    assert_same(program.greedy(source, mask, 4), out.tokens)
+    assert_same(program.greedy(source, mask, limit=4), out.tokens)
 
 
 @given(seed=st.integers(0, 99), data=st.data())
@@ -120,7 +122,7 @@ def test_greedy_obeys_the_rules_of_the_config(seed, data):
     model = rs.Model(config=replace(model.config, **special), params=model.params)
     source, mask, _ = inputs(model, seed)
     out = rs.generate(model, source, source_mask=mask, max_new_tokens=5)
-    assert_same(rs.write_out(model).greedy(source, mask, 5), out.tokens)
+    assert_same(rs.write_out(model).greedy(source, mask, limit=5), out.tokens)
 
 
 # In a process of its own.
@@ -195,12 +197,51 @@ def test_a_program_prints_tokens_or_text(tmp_path):
 
 def test_a_program_refuses_what_it_cannot_read(tmp_path):
     model = recorded("transformers-marian")
-    for wrong in ((), ("4", "-1"), ("4", "1000")):
+    for wrong in ((), ("4", "-1"), ("4", "1000"), ("4,8",), ("4", "8.0")):
         refused = run(tmp_path, model, *wrong)
         assert refused.returncode == 1
         assert "python model.py model.npz 4 8 15" in refused.stderr
-    refused = run(tmp_path, rs.load("g2p"), "or_4cle!")
-    assert refused.stderr == "'or_4cle!' has unknown symbols: !, _\n"
+    refused = run(tmp_path, rs.load("g2p"), "oracle", "or_4cle!")
+    assert (refused.stdout, refused.stderr) == ("", "'or_4cle!' has unknown symbols: ['!', '_']\n")
+
+
+def test_a_vocabulary_may_have_any_symbols(tmp_path):
+    symbols, separator = ("<", "é", "日\n", 'q"', "\\"), '"😀' + "-" * 99
+    words = rs.Vocabulary(symbols=symbols, separator=separator, special=("<",), replacements=())
+    config = arrangements.small_vaswani(d_model=6, vocab_size=5, n_layers=1, d_ff=7)
+    model = replace(rs.Model.random(config, 4), source_vocabulary=words, target_vocabulary=words)
+    text = words.decode([2, 1, 3, 4])
+    printed = run(tmp_path, model, text)
+    reloaded = rs.load(tmp_path / "model.npz")
+    assert printed.stdout == rs.generate_text(reloaded, [text], max_new_tokens=64)[0] + "\n"
+
+
+def test_ids_at_padding_do_not_change_the_logits():
+    model = rs.Model.random(arrangements.t5_like, 1)
+    program, mask = rs.write_out(model), np.array([[True, True, False]])
+    zero, other = (program.encode([[3, 4, x]], mask) for x in (0, 9))
+    steps = [program.step(np.array([[1]]), 0, m, program.new_cache(1, 1)) for m in (zero, other)]
+    assert_same(*steps)
+    assert_same(program.encode([[3, 4]])[1][0], program.encode([[3, 4]], mask[:, :2])[1][0])
+
+
+def test_long_lists_of_tokens_and_large_numbers_are_formatted(tmp_path):
+    c = arrangements.t5_like
+    many = {"suppressed_ids": tuple(range(3, 27)), "begin_suppressed_ids": tuple(range(3, 20))}
+    norm = replace(c.encoder.norm, eps=1e300)
+    model = rs.Model.random(replace(c, encoder=replace(c.encoder, norm=norm), **many), 0)
+    text = rs.write_out(model).source
+    assert max(map(len, text.split("\n"))) <= 100
+    assert "banned = np.asarray(\n" in text
+    assert "1e300" in text
+
+
+def test_recording_ignores_the_numbers():
+    model = rs.Model.random(arrangements.rich, 0)
+    text = rs.write_out(model).source
+    params = map_arrays(model.config, model.params, lambda x: x * np.float32(np.inf))
+    with np.errstate(all="raise"):
+        assert rs.write_out(rs.Model(config=model.config, params=params)).source == text
 
 
 def test_a_program_is_saved_in_one_step(tmp_path):
@@ -217,6 +258,14 @@ def test_a_program_is_saved_in_one_step(tmp_path):
 def test_kept_programs_are_what_the_core_computes(name):
     kept = (HERE / "written" / f"{name}.py").read_text()
     assert kept == rs.write_out(recorded(KEPT[name])).source
+
+
+def test_no_line_follows_a_return():
+    for config in (arrangements.x_transformers, arrangements.rich):  # GELU in float64
+        tree = ast.parse(rs.write_out(rs.Model.random(config, 0, "float64")).source)
+        for node in ast.walk(tree):
+            body = getattr(node, "body", [])
+            assert not any(isinstance(x, ast.Return) for x in body[:-1])
 
 
 def test_a_bart_is_short():

@@ -97,7 +97,7 @@ def aligned(families: list[str], function: str) -> list[dict[str, str]]:
 
 
 class Layers(SphinxDirective):
-    """A function of several programs side by side; what differs from the most frequent is marked."""
+    """A function of several programs side by side; what differs from most is marked."""
 
     required_arguments = 1
     optional_arguments = 9

@@ -8,27 +8,34 @@ from ..config import AttentionConfig, ModelConfig, StackConfig
 from ..watching.quantities import quantity
 from . import layout
 
-OF_VARIABLES = {
-    "position_ids": "# real tokens only",
-    "relative_position": "# key minus query",
-    "borders": "# the smallest distance of each bucket but the first",
+OF_STATEMENTS = {
+    "position_ids = np.maximum(": "# real tokens only",
+    "relative_position = ": "# key minus query",
+    "borders = ": "# bucket j > 0 begins at distance borders[j - 1]",
+    "biases = ": "# (..., n_heads)",
+    "key_mask = mask": "# (batch, 1, 1, n)",
+    "source_mask = mask": "# (batch, 1, 1, n)",
 }
-"""The comments of arrays that are not quantities."""
+"""The comments of statements that compute no quantity, by how they begin."""
 
 
-def comment(c: ModelConfig, sizes: dict[str, str], name: str, variable: str, is_new: bool) -> str:
+def comment(
+    c: ModelConfig, sizes: dict[str, str], shown: dict[str, str], name: str, variable: str
+) -> str:
     """The comment of a quantity: conventions, its name if not the variable's, its shape if new.
 
-    ``sizes`` are the expressions of ``n_source`` etc.
+    ``sizes`` are the expressions of ``n_source`` etc., ``shown`` the last shape of each variable.
     """
     stack = c.encoder if name.startswith("encoder.") else c.decoder
     a: Any = stack.cross_attention if "cross_attention" in name else stack.self_attention
     last = name.rpartition(".")[2]
-    shape = quantity(name).shape.replace("[batch,]", "batch,")
+    shape = quantity(name).shape
     for size, text in sizes.items():
         shape = shape.replace(size, text)
     if a.n_kv_heads == a.n_heads:
         shape = shape.replace("n_kv_heads", "n_heads")
+    is_new = shown.get(variable) != shape and bool(variable or last == "logits")
+    shown[variable] = shape
     named = ", ".join([f"= {last}"] * (variable != last) + [shape] * is_new)
     found = "; ".join([*_conventions(last, stack, a, c), *filter(None, [named])])
     return found and f"# {found}"

@@ -126,8 +126,10 @@ class _Formatted(ast.NodeTransformer):
     """Writes as names, which are printed as they stand, what `ast.unparse` lays out otherwise."""
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
-        """Double quotes."""
-        return ast.Name(json.dumps(node.value)) if isinstance(node.value, str) else node
+        """Double quotes, and exponents without a plus."""
+        if isinstance(node.value, str):
+            return ast.Name(json.dumps(node.value))
+        return ast.Name(repr(node.value).replace("e+", "e"))
 
     def visit_Slice(self, node: ast.Slice) -> ast.expr:
         """Spaces around the colon between expressions."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from . import layout
-from .comments import OF_VARIABLES
+from .comments import OF_STATEMENTS
 from .recording import Node, Size, reachable
 
 VARIABLES = {"embed": "x", "final": "x", "input": "h"}
@@ -40,7 +40,7 @@ class Body:
     call : callable
         The expression of a call of an operation, from its name and its arguments.
     comment : callable
-        The comment of a quantity, from its name, its variable, and whether that ``is_new``.
+        The comment of a quantity, from its name and its variable.
     """
 
     def __init__(
@@ -192,9 +192,10 @@ class Body:
         while x.kind in ("result", "method"):
             (x, *_) = x.inputs()
         if x.kind != "tap":
-            return OF_VARIABLES.get(variable, "")
-        is_new = variable not in self.held if variable else node.layer is None
-        return self.comment(x.name, variable, is_new)
+            statement = self._statement(node)
+            found = (said for begin, said in OF_STATEMENTS.items() if statement.startswith(begin))
+            return next(found, "")
+        return "" if self.index else self.comment(x.name, variable)
 
     def _variable(self, node: Node) -> str:
         if node.kind in ("result", "store"):

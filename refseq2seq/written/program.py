@@ -5,6 +5,8 @@ from collections import defaultdict
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from ..backend import Array
 from ..checks import check_int
 from ..files.writing import replacing
@@ -42,17 +44,20 @@ class Program:
         with replacing(path) as file:
             file.write(self.source.encode())
 
-    def encode(self, source: Array, mask: Array) -> tuple[Array, list[Array], list[Array]]:
+    def encode(
+        self, source: Array, mask: Array | None = None
+    ) -> tuple[Array, list[Array], list[Array]]:
         """The mask, and the keys and values of the source for each decoder layer.
 
         Parameters
         ----------
         source : integer array, shape (batch, n)
-            Tokens are not validated, here and in `step` and `greedy`.
-        mask : boolean array, shape (batch, n)
+            Tokens are not validated, here and in `step` and `greedy`. Keys and values at padding
+            are those of `refseq2seq.encode` if its ids are 0.
+        mask : boolean array, shape (batch, n), optional
             True = real token.
         """
-        return self._defined["encode"](self._model, source, mask)
+        return self._defined["encode"](self._model, *self._masked(source, mask))
 
     def new_cache(self, batch: int, capacity: int) -> list[list[Array]]:
         """The cache of `step` before the first token: its own keys, then values, of each layer."""
@@ -76,20 +81,26 @@ class Program:
         """
         return self._defined["step"](self._model, ids, t, memory, cache)
 
-    def greedy(self, source: Array, mask: Array, n: int) -> Array:
-        """The most probable next tokens, at most ``n``: integers (batch, up to n).
+    def greedy(self, source: Array, mask: Array | None = None, *, limit: int) -> Array:
+        """Up to ``limit`` new tokens, each of the largest logit: integers (batch, up to limit).
 
-        They equal those of `refseq2seq.generate` up to rounding: it drops the rows that have ended.
+        At near-ties `refseq2seq.generate` may choose another token: it drops rows that have ended,
+        and the number of rows changes the last bits of a product.
         """
-        return self._defined["greedy"](self._model, source, mask, check_int("n", n, 1))
+        limit = check_int("limit", limit, 1)
+        return self._defined["greedy"](self._model, *self._masked(source, mask), limit)
+
+    def _masked(self, source: Array, mask: Array | None) -> tuple[Array, Array]:
+        xp, source = self._of.xp, self._of.xp.asarray(source)
+        return source, xp.ones(source.shape, dtype="bool") if mask is None else xp.asarray(mask)
 
 
 def write_out(model: Model) -> Program:
     r"""Write a model out as one program of NumPy: what this checkpoint computes, and nothing else.
 
-    The forward pass runs once on arrays that note what is done to them; the program is what they
-    noted. So it has no option and no branch that the model does not take, and its numbers have
-    the bits of `refseq2seq.encode` and `refseq2seq.decode`.
+    The forward pass runs once on arrays that record each operation; ``encode`` and ``step`` of the
+    program are these operations. They have no option and no branch that the model does not take,
+    and compute the bits of `refseq2seq.encode` and of `refseq2seq.decode` with a cache.
 
     Parameters
     ----------
@@ -118,14 +129,17 @@ def write_out(model: Model) -> Program:
 
 
 def _source(model: Model) -> str:
-    core, encode, step = record(model)
+    with np.errstate(all="ignore"):  # the numbers of the recorded run do not matter
+        core, encode, step = record(model)
     calls: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for node in [*encode, *step]:
         if node.kind == "operation":
             calls[node.name].append(node.keywords)
     copies, c = Copies(core, calls), model.config
-    comment_encode = partial(comment, c, {"n_source": "n"})
-    comment_step = partial(comment, c, {"n_target": "1", "n_so_far": "t + 1"})
+    of_encode = {"[batch,]": "batch,", "n_source": "n"}
+    of_step = {"[batch,] ": "", "n_target": "1", "n_so_far": "t + 1", "n_source": "n"}
+    comment_encode = partial(comment, c, of_encode, {})
+    comment_step = partial(comment, c, of_step, {})
     code = [
         templates.ENCODE.format(body=Body(encode, copies.call, comment_encode).text("source")),
         templates.STEP.format(body=Body(step, copies.call, comment_step).text("ids")),

@@ -175,6 +175,7 @@ class Recorder:
 
     def __init__(self, model: Model) -> None:
         self.nodes: list[Node] = []
+        self._known: set[Node] = set()
         self.sizes: dict[int, str] = {}
         self.core, self._xp = Core(), model.xp
         self._layer: tuple[str, int] | None = None
@@ -247,7 +248,8 @@ class Recorder:
         return partial(self.note, "function", name, getattr(self._xp, name))
 
     def _with_node(self, value: Any, node: Node) -> Recorded:
-        if node not in self.nodes[-1:]:
+        if node not in self._known:
+            self._known.add(node)
             self.nodes.append(node)
         return Recorded(self, value, node)
 

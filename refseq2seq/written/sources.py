@@ -185,6 +185,8 @@ class Copies:
                 if documentation := ast.get_docstring(node):
                     summary = ast.Constant(documentation.partition("\n\n")[0])
                     node.body[0].value = summary  # type: ignore[attr-defined]
+                returns = [i for i, x in enumerate(node.body) if isinstance(x, ast.Return)]
+                del node.body[min(returns, default=len(node.body)) + 1 :]  # of a taken branch
         return node
 
     def _drop_unused_parameters(self) -> None:

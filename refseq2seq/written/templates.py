@@ -124,10 +124,11 @@ def head(model: Model, sizes: str, needed: set[str], code: str) -> str:
     c, uses_numpy = model.config, model.xp is np
     modules = {name for name in ("json", "math", "sys", "zipfile") if f"{name}." in code}
     found = {f"import {name}" for name in modules} | needed | {"from types import SimpleNamespace"}
-    source = f"a source of at most {c.encoder.max_length}" if c.encoder.max_length else "the source"
-    usage = f"4 8 15    prints up to {_limit(c)} new tokens after {source} token ids"
+    usage = f"4 8 15    prints up to {_limit(c)} new tokens"
     if reads_text(model):
-        usage = f"TEXT ...    prints up to {_limit(c)} symbols after {source} symbols"
+        usage = f"TEXT ...    prints up to {_limit(c)} symbols for each text"
+    if c.encoder.max_length:
+        usage += f"; a source has at most {c.encoder.max_length}"
     return HEAD.format(
         n_parameters=count_parameters(c),
         dtype=model.dtype.name,

@@ -212,7 +212,7 @@ def written_out(model: rs.Model) -> Results:
     found = {f"memory.{i}": x for i, x in enumerate([memory[0], *memory[1], *memory[2]])}
     for t in range(3):
         found[f"step.{t}"] = program.step(xp.asarray([[4], [5]]), t, memory, cache)
-    return found | {"tokens": program.greedy(source, mask, 4)}
+    return found | {"tokens": program.greedy(source, limit=4)}
 
 
 TEACHER_FORCED = {"forward": forward, "in pieces": in_pieces, "written out": written_out}

@@ -1,9 +1,9 @@
 """A model of 24,031 parameters, float32, as one program, written out by refseq2seq.
 
-    python model.py model.npz 4 8 15    prints the new tokens after this source of at most 23 tokens
+    python model.py model.npz 4 8 15    prints up to 23 new tokens; a source has at most 23
 
-needs NumPy 2 and the arrays of the checkpoint. A variable is the quantity of refseq2seq that has
-its name, or the name after = in its comment.
+needs NumPy 2 and the arrays of the checkpoint. A variable that holds a quantity of refseq2seq has
+its name, or that name after = in a comment.
 encoder: n_layers 3, vocab_size 41, d_model 24, n_heads 1, d_k 24, d_v 24, d_ff 12
 decoder: n_layers 2, vocab_size 41, d_model 24, n_heads 3, d_k 8, d_v 8, d_ff 25
 """
@@ -17,13 +17,13 @@ import numpy as np
 
 def encode(model, source, mask):
     """The mask (True = real token), and each decoder layer's keys and values of the source."""
-    # source and mask (batch, n); keys and values: a list of (batch, n_heads, n, d)
+    # source and mask (batch, n); keys and values: of each layer, (batch, n_heads, n, d_k or d_v)
     encoder, decoder, keys, values = model.encoder, model.decoder, [], []
     tokens = decoder.embedding[source]  # the decoder's table; (batch, n, d_model)
     position_ids = np.maximum(np.cumsum(mask.astype("int64"), axis=-1) - 1, 0)  # real tokens only
     positions = encoder.positions[position_ids + 2]  # position + 2; (batch, n, d_model)
     x = layer_norm(tokens + positions, encoder.embedding_norm.gain, encoder.embedding_norm.bias)
-    key_mask = mask[:, None, None, :]
+    key_mask = mask[:, None, None, :]  # (batch, 1, 1, n)
     for layer in encoder.layers:
         p, norms = layer.self_attention, layer.self_norms
         q = split_heads(linear(x, p.w_q, p.b_q), n_heads=1)  # (batch, n_heads, n, d_k)
@@ -48,12 +48,12 @@ def encode(model, source, mask):
 
 
 def step(model, ids, t, memory, cache):
-    """Logits of the next token, (batch, 1, vocab_size); ids (batch, 1): the tokens at t, from 0."""
-    # own keys and values of each layer are written to the cache at t, and read from 0 to t
+    """Logits after the tokens ids, (batch, 1), at position t, from 0: (batch, 1, vocab_size)."""
+    # cache: own keys and values of each layer, (batch, n_heads, at least t + 1, d_k or d_v)
     decoder, (mask, keys, values), (own_keys, own_values) = model.decoder, memory, cache
-    source_mask = mask[:, None, None, :]
+    source_mask = mask[:, None, None, :]  # (batch, 1, 1, n)
     tokens = decoder.embedding[ids]  # (batch, 1, d_model)
-    positions = decoder.positions[np.arange(t, t + 1) + 2]  # position + 2; (batch, 1, d_model)
+    positions = decoder.positions[np.arange(t, t + 1) + 2]  # position + 2; (1, d_model)
     x = layer_norm(tokens + positions, decoder.embedding_norm.gain, decoder.embedding_norm.bias)
     for i, layer in enumerate(decoder.layers):
         p, norms = layer.self_attention, layer.self_norms
@@ -71,8 +71,8 @@ def step(model, ids, t, memory, cache):
 
         p, norms = layer.cross_attention, layer.cross_norms
         q = split_heads(linear(x, p.w_q, p.b_q), n_heads=3)
-        scores = q @ keys[i].mT * 0.35355339059327373  # 1 / sqrt(d_k)
-        weights = softmax(scores, source_mask)
+        scores = q @ keys[i].mT * 0.35355339059327373  # 1 / sqrt(d_k); (batch, n_heads, 1, n)
+        weights = softmax(scores, source_mask)  # (batch, n_heads, 1, n)
         heads = weights @ values[i]
         out = linear(merge_heads(heads), p.w_o, p.b_o)
         x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # = after_cross_attention
@@ -85,15 +85,15 @@ def step(model, ids, t, memory, cache):
     return linear(x, decoder.embedding.T, model.logits_bias)  # = logits, (batch, 1, vocab_size)
 
 
-def greedy(model, source, mask, n):
-    """At most n tokens of the largest logits after the start token 1: (batch, up to n)."""
+def greedy(model, source, mask, limit):
+    """Up to limit new tokens, each of the largest logit, without the start token 1."""
     memory, new = encode(model, source, mask), []
     ids, going = np.full((len(source), 1), 1), np.ones((len(source), 1), dtype="bool")
-    cache = [[np.empty((len(source), 3, n, d), "float32") for _ in range(2)] for d in (8, 8)]
-    while len(new) < n and going.any():
+    cache = [[np.empty((len(source), 3, limit, d), "float32") for _ in range(2)] for d in (8, 8)]
+    while len(new) < limit and going.any():
         logits = step(model, ids, len(new), memory, cache)
         chosen = logits.argmax(axis=-1)
-        if len(new) == n - 1:
+        if len(new) == limit - 1:
             chosen = np.full(chosen.shape, 2)  # forced_eos_id
         ids = np.where(going, chosen, 1)  # pad_id
         going = going & ~np.isin(ids, np.asarray((2, 5, 11, 17, 23, 29)))  # eos_ids
@@ -113,7 +113,7 @@ def mean(x):
 
 
 def linear(x, weight, bias):
-    """Affine map x W + b, with W of shape (d_in, d_out)."""
+    """Affine map x W + b, or x W without a bias; W has shape (d_in, d_out)."""
     y = x.reshape(-1, x.shape[-1]) @ weight
     y += bias
     return y.reshape(*x.shape[:-1], weight.shape[-1])
@@ -143,7 +143,7 @@ def merge_heads(x):
 
 
 # fmt: off
-SHORT = (  # erfcx(t) in y = 3 / (t + 3), so h is 3; relative error 3e-9 where exp(-t^2) > 0
+SHORT = (  # erfcx(t) in powers of y = 3 / (t + 3), from y^0 (h is 3); relative error 3e-9
     0.0, 0.18802819768824947, 0.18882296839834237, 0.17035618522311455, 0.19687502808599547,
     -0.015005654910979532, 0.42697436110740483, -0.4684886921302902, 0.5556532882368124,
     -0.30042856375832033, 0.05721288361979039,
@@ -185,7 +185,7 @@ def tree(arrays):
 
 
 def read(path):
-    """The arrays of a checkpoint; its other entry is the configuration, which is written here."""
+    """The arrays of a checkpoint; its configuration is not needed here."""
     arrays = np.load(path)
     names = [name for name in arrays.files if name != "checkpoint.json"]
     model = tree({name: arrays[name].astype("float32") for name in names})
@@ -194,8 +194,8 @@ def read(path):
 
 
 if __name__ == "__main__":
-    source = np.asarray([[int(token) for token in sys.argv[2:]]])
-    known = (0 <= source) & (source < 41)
-    if not 1 <= source.shape[1] <= 23 or not known.all():
+    given = sys.argv[2:]
+    if not 1 <= len(given) <= 23 or not all(x.isdecimal() and int(x) < 41 for x in given):
         sys.exit(__doc__)
-    print(*greedy(read(sys.argv[1]), source, known, 23)[0].tolist())
+    source = np.asarray([[int(token) for token in given]])
+    print(*greedy(read(sys.argv[1]), source, source >= 0, 23)[0].tolist())

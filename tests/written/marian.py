@@ -1,9 +1,9 @@
 """A model of 3,174 parameters, float32, as one program, written out by refseq2seq.
 
-    python model.py model.npz 4 8 15    prints the new tokens after this source
+    python model.py model.npz 4 8 15    prints up to 64 new tokens
 
-needs NumPy 2 and the arrays of the checkpoint. A variable is the quantity of refseq2seq that has
-its name, or the name after = in its comment.
+needs NumPy 2 and the arrays of the checkpoint. A variable that holds a quantity of refseq2seq has
+its name, or that name after = in a comment.
 encoder: n_layers 1, vocab_size 41, d_model 12, n_heads 1, d_k 12, d_v 12, d_ff 14
 decoder: n_layers 1, vocab_size 41, d_model 12, n_heads 4, d_k 3, d_v 3, d_ff 11
 """
@@ -17,14 +17,14 @@ import numpy as np
 
 def encode(model, source, mask):
     """The mask (True = real token), and each decoder layer's keys and values of the source."""
-    # source and mask (batch, n); keys and values: a list of (batch, n_heads, n, d)
+    # source and mask (batch, n); keys and values: of each layer, (batch, n_heads, n, d_k or d_v)
     encoder, decoder, keys, values = model.encoder, model.decoder, [], []
     # the decoder's table; sqrt(d_model); (batch, n, d_model)
     tokens = decoder.embedding[source] * 3.4641016151377544
     waves = sinusoids(np.maximum(np.cumsum(mask.astype("int64"), axis=-1) - 1, 0))
     positions = waves.astype("float32")  # (batch, n, d_model)
     x = tokens + positions  # = embed, (batch, n, d_model)
-    key_mask = mask[:, None, None, :]
+    key_mask = mask[:, None, None, :]  # (batch, 1, 1, n)
     for layer in encoder.layers:
         p, norms = layer.self_attention, layer.self_norms
         q = split_heads(linear(x, p.w_q, p.b_q), n_heads=1)  # (batch, n_heads, n, d_k)
@@ -49,12 +49,12 @@ def encode(model, source, mask):
 
 
 def step(model, ids, t, memory, cache):
-    """Logits of the next token, (batch, 1, vocab_size); ids (batch, 1): the tokens at t, from 0."""
-    # own keys and values of each layer are written to the cache at t, and read from 0 to t
+    """Logits after the tokens ids, (batch, 1), at position t, from 0: (batch, 1, vocab_size)."""
+    # cache: own keys and values of each layer, (batch, n_heads, at least t + 1, d_k or d_v)
     decoder, (mask, keys, values), (own_keys, own_values) = model.decoder, memory, cache
-    source_mask = mask[:, None, None, :]
+    source_mask = mask[:, None, None, :]  # (batch, 1, 1, n)
     tokens = decoder.embedding[ids] * 3.4641016151377544  # sqrt(d_model); (batch, 1, d_model)
-    positions = sinusoids(np.arange(t, t + 1)).astype("float32")  # (batch, 1, d_model)
+    positions = sinusoids(np.arange(t, t + 1)).astype("float32")  # (1, d_model)
     x = tokens + positions  # = embed, (batch, 1, d_model)
     for i, layer in enumerate(decoder.layers):
         p, norms = layer.self_attention, layer.self_norms
@@ -72,8 +72,8 @@ def step(model, ids, t, memory, cache):
 
         p, norms = layer.cross_attention, layer.cross_norms
         q = split_heads(linear(x, p.w_q, p.b_q), n_heads=4)
-        scores = q @ keys[i].mT * 0.5773502691896258  # 1 / sqrt(d_k)
-        weights = softmax(scores, source_mask)
+        scores = q @ keys[i].mT * 0.5773502691896258  # 1 / sqrt(d_k); (batch, n_heads, 1, n)
+        weights = softmax(scores, source_mask)  # (batch, n_heads, 1, n)
         heads = weights @ values[i]
         out = linear(merge_heads(heads), p.w_o, p.b_o)
         x = layer_norm(x + out, norms.after.gain, norms.after.bias)  # = after_cross_attention
@@ -86,15 +86,15 @@ def step(model, ids, t, memory, cache):
     return linear(x, decoder.embedding.T, model.logits_bias)  # = logits, (batch, 1, vocab_size)
 
 
-def greedy(model, source, mask, n):
-    """At most n tokens of the largest logits after the start token 1: (batch, up to n)."""
+def greedy(model, source, mask, limit):
+    """Up to limit new tokens, each of the largest logit, without the start token 1."""
     memory, new = encode(model, source, mask), []
     ids, going = np.full((len(source), 1), 1), np.ones((len(source), 1), dtype="bool")
-    cache = [[np.empty((len(source), 4, n, d), "float32") for _ in range(1)] for d in (3, 3)]
-    while len(new) < n and going.any():
+    cache = [[np.empty((len(source), 4, limit, d), "float32") for _ in range(1)] for d in (3, 3)]
+    while len(new) < limit and going.any():
         logits = step(model, ids, len(new), memory, cache)
         chosen = logits.argmax(axis=-1)
-        if len(new) == n - 1:
+        if len(new) == limit - 1:
             chosen = np.full(chosen.shape, 0)  # forced_eos_id
         ids = np.where(going, chosen, 1)  # pad_id
         going = going & ~np.isin(ids, np.asarray((2, 5, 11, 17, 23, 29)))  # eos_ids
@@ -107,14 +107,14 @@ def sinusoids(positions, d_model=12):
     half = d_model // 2
     steps = d_model / 2
     frequencies = np.exp(np.arange(half, dtype="float64") * (-math.log(10000.0) / steps))
-    angles = positions.astype("float64")[..., None] * frequencies
+    angles = positions.astype("float64")[Ellipsis, None] * frequencies
     waves = [np.sin(angles), np.cos(angles)]
     table = np.concat(waves, axis=-1)
     return table
 
 
 def linear(x, weight, bias):
-    """Affine map x W + b, with W of shape (d_in, d_out)."""
+    """Affine map x W + b, or x W without a bias; W has shape (d_in, d_out)."""
     y = x.reshape(-1, x.shape[-1]) @ weight
     y += bias
     return y.reshape(*x.shape[:-1], weight.shape[-1])
@@ -160,9 +160,7 @@ def silu(x):
 
 
 def sigmoid(x):
-    """Logistic function :math:`1 / (1 + e^{-x})`, computed as e^x / (1 + e^x) where x < 0: it
-    neither overflows nor loses digits in the left tail.
-    """
+    """Logistic function 1 / (1 + e^-x), computed as e^x / (1 + e^x) where x < 0."""
     small = np.exp(-np.abs(x))
     return np.where(x < 0, small, 1.0) / (1 + small)
 
@@ -180,7 +178,7 @@ def tree(arrays):
 
 
 def read(path):
-    """The arrays of a checkpoint; its other entry is the configuration, which is written here."""
+    """The arrays of a checkpoint; its configuration is not needed here."""
     arrays = np.load(path)
     names = [name for name in arrays.files if name != "checkpoint.json"]
     model = tree({name: arrays[name].astype("float32") for name in names})
@@ -189,8 +187,8 @@ def read(path):
 
 
 if __name__ == "__main__":
-    source = np.asarray([[int(token) for token in sys.argv[2:]]])
-    known = (0 <= source) & (source < 41)
-    if not 1 <= source.shape[1] or not known.all():
+    given = sys.argv[2:]
+    if not 1 <= len(given) or not all(x.isdecimal() and int(x) < 41 for x in given):
         sys.exit(__doc__)
-    print(*greedy(read(sys.argv[1]), source, known, 64)[0].tolist())
+    source = np.asarray([[int(token) for token in given]])
+    print(*greedy(read(sys.argv[1]), source, source >= 0, 64)[0].tolist())

@@ -1,9 +1,9 @@
 """A model of 7,672 parameters, float32, as one program, written out by refseq2seq.
 
-    python model.py model.npz 4 8 15    prints the new tokens after this source
+    python model.py model.npz 4 8 15    prints up to 64 new tokens
 
-needs NumPy 2 and the arrays of the checkpoint. A variable is the quantity of refseq2seq that has
-its name, or the name after = in its comment.
+needs NumPy 2 and the arrays of the checkpoint. A variable that holds a quantity of refseq2seq has
+its name, or that name after = in a comment.
 encoder and decoder: n_layers 2, vocab_size 41, d_model 16, n_heads 2, d_k 3, d_v 3, d_ff 20
 """
 
@@ -16,16 +16,16 @@ import numpy as np
 
 def encode(model, source, mask):
     """The mask (True = real token), and each decoder layer's keys and values of the source."""
-    # source and mask (batch, n); keys and values: a list of (batch, n_heads, n, d)
+    # source and mask (batch, n); keys and values: of each layer, (batch, n_heads, n, d_k or d_v)
     encoder, decoder, keys, values = model.encoder, model.decoder, [], []
     position_ids = np.maximum(np.cumsum(mask.astype("int64"), axis=-1) - 1, 0)  # real tokens only
     x = decoder.embedding[source]  # = embed, (batch, n, d_model)
-    key_mask = mask[:, None, None, :]
-    relative_position = position_ids[..., None, :] - position_ids[..., :, None]  # key minus query
+    key_mask = mask[:, None, None, :]  # (batch, 1, 1, n)
+    relative_position = position_ids[Ellipsis, None, :] - position_ids[Ellipsis, :, None]
     offset = np.where(relative_position > 0, 3, 0)
-    borders = np.asarray((1, 4))  # the smallest distance of each bucket but the first
+    borders = np.asarray((1, 4))  # bucket j > 0 begins at distance borders[j - 1]
     buckets = offset + np.searchsorted(borders, np.abs(relative_position), side="right")
-    biases = encoder.relative_bias[0][buckets]
+    biases = encoder.relative_bias[0][buckets]  # (..., n_heads)
     bias = np.moveaxis(biases, -1, -3)
     for layer in encoder.layers:
         p, norms = layer.self_attention, layer.self_norms
@@ -55,16 +55,17 @@ def encode(model, source, mask):
 
 
 def step(model, ids, t, memory, cache):
-    """Logits of the next token, (batch, 1, vocab_size); ids (batch, 1): the tokens at t, from 0."""
-    # own keys and values of each layer are written to the cache at t, and read from 0 to t
+    """Logits after the tokens ids, (batch, 1), at position t, from 0: (batch, 1, vocab_size)."""
+    # cache: own keys and values of each layer, (batch, n_heads, at least t + 1, d_k or d_v)
     decoder, (mask, keys, values), (own_keys, own_values) = model.decoder, memory, cache
-    source_mask = mask[:, None, None, :]
-    borders = np.asarray((1, 2, 3, 5, 7))  # the smallest distance of each bucket but the first
+    source_mask = mask[:, None, None, :]  # (batch, 1, 1, n)
+    borders = np.asarray((1, 2, 3, 5, 7))  # bucket j > 0 begins at distance borders[j - 1]
     so_far = np.arange(t + 1)
-    relative_position = so_far[..., None, :] - np.arange(t, t + 1)[..., :, None]  # key minus query
+    position_ids = np.arange(t, t + 1)
+    relative_position = so_far[Ellipsis, None, :] - position_ids[Ellipsis, :, None]
     distance = np.maximum(-relative_position, 0)
     buckets = np.searchsorted(borders, distance, side="right")
-    biases = decoder.relative_bias[0][buckets]
+    biases = decoder.relative_bias[0][buckets]  # (..., n_heads)
     bias = np.moveaxis(biases, -1, -3)
     x = decoder.embedding[ids]  # = embed, (batch, 1, d_model)
     for i, layer in enumerate(decoder.layers):
@@ -84,8 +85,8 @@ def step(model, ids, t, memory, cache):
         p, norms = layer.cross_attention, layer.cross_norms
         h = rms_norm(x, norms.before.gain)  # = input
         q = split_heads(linear(h, p.w_q))
-        scores = q @ keys[i].mT  # not scaled
-        weights = softmax(scores, source_mask)
+        scores = q @ keys[i].mT  # not scaled; (batch, n_heads, 1, n)
+        weights = softmax(scores, source_mask)  # (batch, n_heads, 1, n)
         heads = weights @ values[i]
         out = linear(merge_heads(heads), p.w_o)
         x = x + out  # = after_cross_attention
@@ -101,12 +102,12 @@ def step(model, ids, t, memory, cache):
     return linear(x, model.unembedding)  # = logits, (batch, 1, vocab_size)
 
 
-def greedy(model, source, mask, n):
-    """At most n tokens of the largest logits after the start token 7: (batch, up to n)."""
+def greedy(model, source, mask, limit):
+    """Up to limit new tokens, each of the largest logit, without the start token 7."""
     memory, new = encode(model, source, mask), []
     ids, going = np.full((len(source), 1), 7), np.ones((len(source), 1), dtype="bool")
-    cache = [[np.empty((len(source), 2, n, d), "float32") for _ in range(2)] for d in (3, 3)]
-    while len(new) < n and going.any():
+    cache = [[np.empty((len(source), 2, limit, d), "float32") for _ in range(2)] for d in (3, 3)]
+    while len(new) < limit and going.any():
         logits = step(model, ids, len(new), memory, cache)
         chosen = logits.argmax(axis=-1)
         ids = np.where(going, chosen, 1)  # pad_id
@@ -125,7 +126,7 @@ def mean(x):
 
 
 def linear(x, weight):
-    """Affine map x W + b, with W of shape (d_in, d_out)."""
+    """Affine map x W + b, or x W without a bias; W has shape (d_in, d_out)."""
     y = x.reshape(-1, x.shape[-1]) @ weight
     return y.reshape(*x.shape[:-1], weight.shape[-1])
 
@@ -174,15 +175,15 @@ def tree(arrays):
 
 
 def read(path):
-    """The arrays of a checkpoint; its other entry is the configuration, which is written here."""
+    """The arrays of a checkpoint; its configuration is not needed here."""
     arrays = np.load(path)
     names = [name for name in arrays.files if name != "checkpoint.json"]
     return tree({name: arrays[name].astype("float32") for name in names})
 
 
 if __name__ == "__main__":
-    source = np.asarray([[int(token) for token in sys.argv[2:]]])
-    known = (0 <= source) & (source < 41)
-    if not 1 <= source.shape[1] or not known.all():
+    given = sys.argv[2:]
+    if not 1 <= len(given) or not all(x.isdecimal() and int(x) < 41 for x in given):
         sys.exit(__doc__)
-    print(*greedy(read(sys.argv[1]), source, known, 64)[0].tolist())
+    source = np.asarray([[int(token) for token in given]])
+    print(*greedy(read(sys.argv[1]), source, source >= 0, 64)[0].tolist())

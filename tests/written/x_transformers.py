@@ -1,9 +1,9 @@
 """A model of 18,920 parameters, float32, as one program, written out by refseq2seq.
 
-    python model.py model.npz 4 8 15    prints the new tokens after this source of at most 16 tokens
+    python model.py model.npz 4 8 15    prints up to 16 new tokens; a source has at most 16
 
-needs NumPy 2 and the arrays of the checkpoint. A variable is the quantity of refseq2seq that has
-its name, or the name after = in its comment.
+needs NumPy 2 and the arrays of the checkpoint. A variable that holds a quantity of refseq2seq has
+its name, or that name after = in a comment.
 encoder: n_layers 1, vocab_size 13, d_model 22, n_heads 2, d_k 6, d_v 6, d_ff 88
 decoder: n_layers 2, vocab_size 11, d_model 22, n_heads 2, d_k 6, d_v 6, d_ff 88
 """
@@ -17,13 +17,13 @@ import numpy as np
 
 def encode(model, source, mask):
     """The mask (True = real token), and each decoder layer's keys and values of the source."""
-    # source and mask (batch, n); keys and values: a list of (batch, n_heads, n, d)
+    # source and mask (batch, n); keys and values: of each layer, (batch, n_heads, n, d_k or d_v)
     encoder, decoder, keys, values = model.encoder, model.decoder, [], []
     tokens = encoder.embedding[source]  # (batch, n, d_model)
     rows = encoder.positions[np.maximum(np.cumsum(mask.astype("int64"), axis=-1) - 1, 0)]
     positions = rows * 0.21320071635561044  # 1 / sqrt(d_model); (batch, n, d_model)
     x = tokens + positions  # = embed, (batch, n, d_model)
-    key_mask = mask[:, None, None, :]
+    key_mask = mask[:, None, None, :]  # (batch, 1, 1, n)
     for layer in encoder.layers:
         p, norms = layer.self_attention, layer.self_norms
         h = layer_norm(x, norms.before.gain)  # = input, (batch, n, d_model)
@@ -51,13 +51,13 @@ def encode(model, source, mask):
 
 
 def step(model, ids, t, memory, cache):
-    """Logits of the next token, (batch, 1, vocab_size); ids (batch, 1): the tokens at t, from 0."""
-    # own keys and values of each layer are written to the cache at t, and read from 0 to t
+    """Logits after the tokens ids, (batch, 1), at position t, from 0: (batch, 1, vocab_size)."""
+    # cache: own keys and values of each layer, (batch, n_heads, at least t + 1, d_k or d_v)
     decoder, (mask, keys, values), (own_keys, own_values) = model.decoder, memory, cache
-    source_mask = mask[:, None, None, :]
+    source_mask = mask[:, None, None, :]  # (batch, 1, 1, n)
     tokens = decoder.embedding[ids]  # (batch, 1, d_model)
     rows = decoder.positions[np.arange(t, t + 1)]
-    positions = rows * 0.21320071635561044  # 1 / sqrt(d_model); (batch, 1, d_model)
+    positions = rows * 0.21320071635561044  # 1 / sqrt(d_model); (1, d_model)
     x = tokens + positions  # = embed, (batch, 1, d_model)
     for i, layer in enumerate(decoder.layers):
         p, norms = layer.self_attention, layer.self_norms
@@ -77,8 +77,8 @@ def step(model, ids, t, memory, cache):
         p, norms = layer.cross_attention, layer.cross_norms
         h = layer_norm(x, norms.before.gain)  # = input
         q = split_heads(linear(h, p.w_q))
-        scores = q @ keys[i].mT * 0.408248290463863  # 1 / sqrt(d_k)
-        weights = softmax(scores, source_mask)
+        scores = q @ keys[i].mT * 0.408248290463863  # 1 / sqrt(d_k); (batch, n_heads, 1, n)
+        weights = softmax(scores, source_mask)  # (batch, n_heads, 1, n)
         heads = weights @ values[i]
         out = linear(merge_heads(heads), p.w_o)
         x = x + out  # = after_cross_attention
@@ -93,12 +93,12 @@ def step(model, ids, t, memory, cache):
     return linear(x, model.unembedding)  # = logits, (batch, 1, vocab_size)
 
 
-def greedy(model, source, mask, n):
-    """At most n tokens of the largest logits after the start token 1: (batch, up to n)."""
+def greedy(model, source, mask, limit):
+    """Up to limit new tokens, each of the largest logit, without the start token 1."""
     memory, new = encode(model, source, mask), []
     ids, going = np.full((len(source), 1), 1), np.ones((len(source), 1), dtype="bool")
-    cache = [[np.empty((len(source), 2, n, d), "float32") for _ in range(2)] for d in (6, 6)]
-    while len(new) < n and going.any():
+    cache = [[np.empty((len(source), 2, limit, d), "float32") for _ in range(2)] for d in (6, 6)]
+    while len(new) < limit and going.any():
         logits = step(model, ids, len(new), memory, cache)
         chosen = logits.argmax(axis=-1)
         ids = np.where(going, chosen, 0)  # pad_id
@@ -119,7 +119,7 @@ def mean(x):
 
 
 def linear(x, weight, bias=None):
-    """Affine map x W + b, with W of shape (d_in, d_out)."""
+    """Affine map x W + b, or x W without a bias; W has shape (d_in, d_out)."""
     y = x.reshape(-1, x.shape[-1]) @ weight
     if bias is not None:
         y += bias
@@ -150,7 +150,7 @@ def merge_heads(x):
 
 
 # fmt: off
-SHORT = (  # erfcx(t) in y = 3 / (t + 3), so h is 3; relative error 3e-9 where exp(-t^2) > 0
+SHORT = (  # erfcx(t) in powers of y = 3 / (t + 3), from y^0 (h is 3); relative error 3e-9
     0.0, 0.18802819768824947, 0.18882296839834237, 0.17035618522311455, 0.19687502808599547,
     -0.015005654910979532, 0.42697436110740483, -0.4684886921302902, 0.5556532882368124,
     -0.30042856375832033, 0.05721288361979039,
@@ -192,15 +192,15 @@ def tree(arrays):
 
 
 def read(path):
-    """The arrays of a checkpoint; its other entry is the configuration, which is written here."""
+    """The arrays of a checkpoint; its configuration is not needed here."""
     arrays = np.load(path)
     names = [name for name in arrays.files if name != "checkpoint.json"]
     return tree({name: arrays[name].astype("float32") for name in names})
 
 
 if __name__ == "__main__":
-    source = np.asarray([[int(token) for token in sys.argv[2:]]])
-    known = (0 <= source) & (source < 13)
-    if not 1 <= source.shape[1] <= 16 or not known.all():
+    given = sys.argv[2:]
+    if not 1 <= len(given) <= 16 or not all(x.isdecimal() and int(x) < 13 for x in given):
         sys.exit(__doc__)
-    print(*greedy(read(sys.argv[1]), source, known, 16)[0].tolist())
+    source = np.asarray([[int(token) for token in given]])
+    print(*greedy(read(sys.argv[1]), source, source >= 0, 16)[0].tolist())
