@@ -9,6 +9,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from . import layout
@@ -90,8 +91,9 @@ class Body:
             ends = [n for n in nodes if n.kind in ("tap", "store", "result")]
             bodies.append([line for n in ends if self._has_line(n) for line in self._up_to(n)])
         self.index = None
+        nothing = Line("nothing more", "", "")
         for i, body in enumerate(bodies):
-            for line, other in zip(bodies[0], body, strict=False):
+            for line, other in zip_longest(bodies[0], body, fillvalue=nothing):
                 if line[:2] != other[:2]:
                     raise layout.WriteOutError(
                         f"layer {i} of the {stack} computes {other.statement!r}, layer 0 "
