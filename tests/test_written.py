@@ -76,7 +76,7 @@ def assert_computes_the_same(model, seed=0):
         return program
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(config=strategies.configs(), dtype=dtypes, seed=st.integers(0, 99))
 def test_programs_of_drawn_models(config, dtype, seed):
     program = assert_computes_the_same(rs.Model.random(config, seed, dtype), seed)
@@ -324,7 +324,7 @@ def nearest_taps(nodes):
     return found
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(config=strategies.configs() | st.sampled_from([*arrangements.ALL.values()]), dtype=dtypes)
 def test_the_graph_has_the_inputs_of_the_table(config, dtype):
     with np.errstate(all="ignore"):
