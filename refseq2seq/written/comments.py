@@ -8,6 +8,10 @@ from ..config import AttentionConfig, ModelConfig, StackConfig
 from ..watching.quantities import quantity
 from . import layout
 
+ENCODE = {"[batch,]": "batch,", "n_source": "n"}
+STEP = {"[batch,] ": "", "n_target": "1", "n_so_far": "t + 1", "n_source": "n"}
+"""The expressions of the sizes of quantities in the functions of a program."""
+
 OF_STATEMENTS = {
     "position_ids = np.maximum(": "# real tokens only",
     "relative_position = ": "# key minus query",
@@ -24,21 +28,38 @@ def comment(
 ) -> str:
     """The comment of a quantity: conventions, its name if not the variable's, its shape if new.
 
-    ``sizes`` are the expressions of ``n_source`` etc., ``shown`` the last shape of each variable.
+    ``sizes`` is `ENCODE` or `STEP`, ``shown`` the last shape of each variable.
     """
     stack = c.encoder if name.startswith("encoder.") else c.decoder
     a: Any = stack.cross_attention if "cross_attention" in name else stack.self_attention
     last = name.rpartition(".")[2]
-    shape = quantity(name).shape
+    shape = quantity(name).shape.replace("n_gates", _n_gates(a))
     for size, text in sizes.items():
         shape = shape.replace(size, text)
     if a.n_kv_heads == a.n_heads:
         shape = shape.replace("n_kv_heads", "n_heads")
+    n_registers = c.encoder.n_register_tokens * name.startswith(("encoder.layers", "encoder.final"))
+    shape = _longer(shape, n_registers, a.n_learned_kv * (last in ("scores", "weights")))
     is_new = shown.get(variable) != shape and bool(variable or last == "logits")
     shown[variable] = shape
     named = ", ".join([f"= {last}"] * (variable != last) + [shape] * is_new)
     found = "; ".join([*_conventions(last, stack, a, c), *filter(None, [named])])
     return found and f"# {found}"
+
+
+def _n_gates(a: AttentionConfig) -> str:
+    return "n_heads" if a.gate == "per_head" else "n_heads * d_v"
+
+
+def _longer(shape: str, n_registers: int, n_learned_keys: int) -> str:
+    """A shape with register tokens on the axes of source tokens, and learned keys on the last."""
+    axes = shape.strip("()").split(", ")
+    more = [n_registers if axis == "n" else 0 for axis in axes]
+    more[-1] += n_learned_keys
+    for i, k in enumerate(more):
+        if k:
+            axes[i] = f"t + {1 + k}" if axes[i] == "t + 1" else f"{axes[i]} + {k}"
+    return f"({', '.join(axes)})"
 
 
 def _conventions(last: str, stack: StackConfig, a: AttentionConfig, c: ModelConfig) -> list[str]:
@@ -69,12 +90,18 @@ def sizes(c: ModelConfig) -> str:
     rows = []
     for stack in (c.encoder, c.decoder):
         a = stack.self_attention
-        n_kv_heads = f", n_kv_heads {a.n_kv_heads}" if a.n_kv_heads != a.n_heads else ""
+        own, cross = _heads(a), _heads(stack.cross_attention or a)
         rows.append(
             f"n_layers {stack.n_layers}, vocab_size {stack.vocab_size}, d_model {stack.d_model}, "
-            f"n_heads {a.n_heads}{n_kv_heads}, d_k {a.d_k}, d_v {a.d_v}, "
-            f"d_ff {stack.feed_forward.d_ff}"
+            f"{own}, d_ff {stack.feed_forward.d_ff}"
         )
+        if cross != own:
+            rows[-1] += f"; in cross-attention {cross}"
     names = ("encoder", "decoder") if rows[0] != rows[1] else ("encoder and decoder",)
     rows = [f"{name}: {row}" for name, row in zip(names, rows, strict=False)]
     return "\n".join(textwrap.fill(row, layout.WIDTH, subsequent_indent="    ") for row in rows)
+
+
+def _heads(a: AttentionConfig) -> str:
+    n_kv_heads = f", n_kv_heads {a.n_kv_heads}" if a.n_kv_heads != a.n_heads else ""
+    return f"n_heads {a.n_heads}{n_kv_heads}, d_k {a.d_k}, d_v {a.d_v}"

@@ -85,6 +85,8 @@ def wrapped(statement: str, indent: int) -> list[str]:
     comma = statement[len(code) :]
     if code[-1] not in ")]}":
         target, equals, value = code.partition(" = ")
+        if not equals:
+            raise WriteOutError(f"an expression is too long for a line: {code}")
         return [f"{margin}{target}{equals}(", *wrapped(value, indent + 4), f"{margin})"]
     end = len(code)
     begin = _opening(code, end)

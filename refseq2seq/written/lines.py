@@ -137,7 +137,8 @@ class Body:
         before = [line for used in node.inputs() for line in self._up_to(used)]
         if not self._has_line(node):
             return before
-        statement, comment = self._statement(node), self._comment(node)
+        statement = self._statement(node)
+        comment = self._comment(node, statement)
         room = layout.WIDTH - (4 if self.index is None else 8)
         while len(f"{statement}  {comment}") > room and not self.index:
             cut = next(self._to_promote(node, too_long=len(statement) > room), None)
@@ -188,13 +189,12 @@ class Body:
             return f"{layout.text(ast.Subscript(array, index))} = {layout.text(x)}"
         return f"{self._variable(node)} = {layout.text(self._computed(node))}"
 
-    def _comment(self, node: Node) -> str:
-        """The comment of a line that is a quantity, or a result that is one."""
+    def _comment(self, node: Node, statement: str) -> str:
+        """The comment of a line: of the quantity that it is, or of how its statement begins."""
         x, variable = node, self._variable(node)
         while x.kind in ("result", "method"):
             (x, *_) = x.inputs()
         if x.kind != "tap":
-            statement = self._statement(node)
             found = (said for begin, said in OF_STATEMENTS.items() if statement.startswith(begin))
             return next(found, "")
         return "" if self.index else self.comment(x.name, variable)

@@ -13,7 +13,7 @@ from ..files.writing import replacing
 from ..model import Model, check_model
 from ..params import named_arrays
 from . import templates
-from .comments import comment, sizes
+from .comments import ENCODE, STEP, comment, sizes
 from .lines import Body
 from .recording import record
 from .sources import Copies
@@ -136,10 +136,7 @@ def _source(model: Model) -> str:
         if node.kind == "operation":
             calls[node.name].append(node.keywords)
     copies, c = Copies(core, calls), model.config
-    of_encode = {"[batch,]": "batch,", "n_source": "n"}
-    of_step = {"[batch,] ": "", "n_target": "1", "n_so_far": "t + 1", "n_source": "n"}
-    comment_encode = partial(comment, c, of_encode, {})
-    comment_step = partial(comment, c, of_step, {})
+    comment_encode, comment_step = (partial(comment, c, sizes, {}) for sizes in (ENCODE, STEP))
     code = [
         templates.ENCODE.format(body=Body(encode, copies.call, comment_encode).text("source")),
         templates.STEP.format(body=Body(step, copies.call, comment_step).text("ids")),

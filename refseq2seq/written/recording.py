@@ -1,4 +1,4 @@
-"""Arrays that note what is done to them: the graph of one run of the forward pass.
+"""Arrays that record each operation: the graph of one run of the forward pass.
 
 A `Recorded` array has a value, which the core computes as always, and a `Node`, which says how.
 The functions of the core run unchanged, in a namespace of their own. A call of one of `OPERATIONS`
@@ -85,17 +85,18 @@ class Size(int):
     def __add__(self, other: int) -> "Size":
         return Size(int(self) + other, f"{self.text} + {other}")
 
+    def __gt__(self, other: object) -> bool:
+        return False if other == math.inf else self._compared(other)  # a cache of any capacity
+
     def _compared(self, other: object) -> bool:
-        if other == math.inf:  # the capacity of the recorded cache
-            return False
         raise WriteOutError(f"a branch on a size, {self.text}, cannot be written out")
 
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compared
+    __eq__ = __ne__ = __lt__ = __le__ = __ge__ = _compared
     __hash__ = int.__hash__
 
 
 class Recorded:
-    """An array with its node. What leaves the array as it is makes no node."""
+    """An array with its node. An operation that leaves the array unchanged makes no node."""
 
     def __init__(self, recorder: "Recorder", value: Any, node: Node) -> None:
         self.recorder, self.value, self.node = recorder, value, node
