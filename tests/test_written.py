@@ -250,6 +250,7 @@ def test_a_program_is_saved_in_one_step(tmp_path):
     program = rs.write_out(rs.load("g2p"))
     program.save(tmp_path / "g2p.py")
     assert (tmp_path / "g2p.py").read_text() == program.source
+    assert max(map(len, program.source.split("\n"))) <= 100
     assert repr(program).startswith("<Program of <Model of 2,196,320 parameters, float32>, 2")
 
 

@@ -126,7 +126,7 @@ def head(model: Model, sizes: str, needed: set[str], code: str) -> str:
     found = {f"import {name}" for name in modules} | needed | {"from types import SimpleNamespace"}
     usage = f"4 8 15    prints up to {_limit(c)} new tokens"
     if reads_text(model):
-        usage = f"TEXT ...    prints up to {_limit(c)} symbols for each text"
+        usage = f"TEXT ...    prints up to {_limit(c)} symbols each"
     if c.encoder.max_length:
         usage += f"; a source has at most {c.encoder.max_length}"
     return HEAD.format(
