@@ -222,7 +222,7 @@ def encode_checked(model: Model, ids: np.ndarray, mask: np.ndarray, *, tap: Tap)
     x = embed(p, c, xp.asarray(ids), positions, inside)
     key_mask = None if source_mask is None else padding_mask(source_mask)
     if p.register_tokens is not None:
-        x, key_mask, positions = _with_registers(p, x, key_mask, positions)
+        x, key_mask, positions = with_registers(p, x, key_mask, positions)
     rotation, biases = position_terms(p, c, positions, positions)
     for i, layer in enumerate(p.layers):
         context = SelfContext(rotation, biases[i], key_mask)
@@ -408,7 +408,7 @@ def position_terms(
     return None, biases if len(biases) == n_layers else biases * n_layers
 
 
-def _with_registers(
+def with_registers(
     p: StackParams, x: Array, key_mask: Array | None, positions: Array
 ) -> tuple[Array, Array | None, Array]:
     """Prepend the register tokens at positions -n to -1, never masked.

@@ -12,21 +12,24 @@ from .agreement import (
     assert_tokens_agree,
 )
 from .compare import Difference, first_difference, row_ulp
-from .diagnosis import Diagnosis, diagnose
+from .diagnosis import Cause, Diagnosis, Fault, diagnose, diagnose_arrays
 from .expected import Expected
 from .rounding import rounded
 from .tolerance import Spread, spread
 
 __all__ = [
+    "Cause",
     "Diagnosis",
     "Difference",
     "Divergence",
     "Expected",
+    "Fault",
     "Spread",
     "TokenAgreement",
     "assert_agrees",
     "assert_tokens_agree",
     "diagnose",
+    "diagnose_arrays",
     "first_difference",
     "properties",
     "rounded",

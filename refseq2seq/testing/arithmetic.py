@@ -40,18 +40,25 @@ class Arithmetic:
 
     stored: str  # format of tensors between operations
     operands: str  # format of the operands of products: `stored`, or "tf32"
-    computed: str  # format of elements inside operations, and of partial sums
+    summed: str  # format of partial sums
     rng: np.random.Generator
+    stepwise: bool = False  # whether each step inside an operation is stored, as in eager code
 
     @property
     def unit(self) -> float:
-        """The unit roundoff: the largest relative error of one rounding inside operations."""
-        return FORMATS[self.computed].eps / 2
+        """The unit roundoff: the largest relative error of one rounding of a partial sum."""
+        return FORMATS[self.summed].eps / 2
+
+    @property
+    def computed(self) -> str:
+        """The format of elements inside operations; without the limits of float16's range."""
+        eager = {"float16": "tf32"}.get(self.stored, self.stored)
+        return eager if self.stepwise else self.summed
 
     @property
     def is_fine(self) -> bool:
-        """Whether `computed` is so much finer than `stored` that its rounding is negligible."""
-        return FORMATS[self.computed].digits >= FORMATS[self.stored].digits + 8
+        """Whether sums are so much finer than tensors that their rounding is negligible."""
+        return FORMATS[self.summed].digits >= FORMATS[self.stored].digits + 8
 
     def store(self, x: np.ndarray) -> np.ndarray:
         """``x`` rounded to the stored format."""
@@ -59,7 +66,7 @@ class Arithmetic:
 
     def compute(self, x: np.ndarray) -> np.ndarray:
         """``x``, the result of one elementwise operation, rounded to the computed format."""
-        return x if self.is_fine else self._rounded(x, self.computed)
+        return x if self.is_fine and not self.stepwise else self._rounded(x, self.computed)
 
     def constant(self, x: Any) -> Any:
         """The constant ``x``, rounded to nearest, so that it is the same in every run."""
@@ -70,6 +77,9 @@ class Arithmetic:
         if self.operands != self.stored:
             a, b = self._rounded(a, self.operands), self._rounded(b, self.operands)
         total = a @ b
+        if self.is_fine and self.stepwise:  # such as a query that is scaled before the product
+            spread = FORMATS[self.computed].eps / 2 * np.sqrt((a * a) @ (b * b) * 2 / 3)
+            return self.compute(total + spread * self.rng.standard_normal(total.shape))
         if self.is_fine:
             return total
         return self._accumulated(total, a.shape[-1], (a * a) @ (b * b))

@@ -6,7 +6,7 @@ differs locates the fault: its inputs agree, and later quantities differ because
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Difference:
     limit: float  # limit of an element: in spreads; without them relative to the row
     place: tuple[int, ...] = ()  # index of the worst element
     pairs: tuple[tuple[tuple[int, ...], float, float], ...] = ()  # (index, reference, other)
-    sources: tuple[tuple[str, bool], ...]  # names of its inputs; True = compared and agrees
+    sources: tuple[tuple[str, bool | None], ...]  # its inputs; True = agrees, None = not compared
     agreed: int  # number of quantities before it that were compared and agree
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Difference:
                 f"  shape    {self.shape}{step}",
                 *(f"  {line}" for line in self._story()),
                 *(
-                    f"  computed from {name} ({'agrees' if agrees else 'not compared'})"
+                    f"  computed from {name} ({FATES[agrees]})"
                     for name, agrees in self.sources
                 ),
             ]
@@ -82,6 +82,9 @@ class Difference:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; numbers that are not finite become strings."""
         return {name: as_json(value) for name, value in asdict(self).items()}
+
+
+FATES = {True: "agrees", False: "deviates", None: "not compared"}
 
 
 def as_json(value: Any) -> Any:
@@ -189,23 +192,33 @@ def first_difference(
     names = [name for name in reference if name in other]
     if not names:
         raise ValueError("other must have at least one quantity of the reference, got none")
-    for i, name in enumerate(names):
-        found = _difference(reference[name], other[name], z, rtol)
+    return next(differences(reference, other, z, rtol), None)
+
+
+def differences(
+    reference: Mapping[str, Any], other: Mapping[str, Array], z: float, rtol: float | None = None
+) -> Iterator[Difference]:
+    """Every quantity that deviates, in the order of ``reference``; see `first_difference`."""
+    agree: dict[str, bool] = {}
+    for name in reference:
+        if name not in other:
+            continue
+        found = difference_of(reference[name], other[name], z, rtol)
         if found is not None:
             step = re.match(r"step\.(\d+)\.", name)
             known = find_quantity(name) is not None  # or else a name of the caller's own
             sources = inputs_of(name, list(reference)) if known else []
-            return Difference(
+            yield Difference(
                 name=name,
                 step=int(step[1]) if step else None,
-                sources=tuple((source, source in names[:i]) for source in sources),
-                agreed=i,
+                sources=tuple((source, agree.get(source)) for source in sources),
+                agreed=sum(agree.values()),
                 **found,
             )
-    return None
+        agree[name] = found is None
 
 
-def _difference(
+def difference_of(
     expected: Expected | Array, actual: Array, z: float, rtol: float | None
 ) -> dict[str, Any] | None:
     """The deviation of ``actual``, as fields of a `Difference`; None if it agrees."""

@@ -50,7 +50,7 @@ class Errors:
     """
 
     def __init__(self, value: np.ndarray, where: np.ndarray) -> None:
-        self._value = value
+        self.value = value
         self._where = where
         self._runs = 0
         self._squares = np.zeros(value.shape)
@@ -58,7 +58,7 @@ class Errors:
 
     def add(self, x: np.ndarray) -> None:
         """Add the quantity of one or more runs: ``value``-shaped arrays, joined along axis 0."""
-        squares = (x.reshape(-1, *self._value.shape) - self._value) ** 2
+        squares = (x.reshape(-1, *self.value.shape) - self.value) ** 2
         self._runs += len(squares)
         self._squares += np.sum(squares, axis=0)
         self._fourth += np.sum(row_mean(squares, self._where) ** 2, axis=0)
@@ -69,7 +69,7 @@ class Errors:
         The spread of a row is at least that of one rounding of its elements. Below the
         smallest normal number the grid of ``dtype`` is evenly spaced.
         """
-        x, where, squares = self._value, self._where, self._squares / self._runs
+        x, where, squares = self.value, self._where, self._squares / self._runs
         f = format_of(dtype)
         least = f.eps**2 * row_mean(np.maximum(x * x, 4.0**f.min_exponent), where) / 12
         sigma = np.sqrt(np.maximum(row_mean(squares, where), least))

@@ -1,5 +1,6 @@
 """Repeated simulation of the forward pass in low precision, and masks of meaningful elements."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..backend import Array
-from ..config import RotaryPositions, SinusoidalPositions, StackConfig
+from ..config import ModelConfig, RotaryPositions, SinusoidalPositions, StackConfig
 from ..masks import real_positions
 from ..model import Model, forward
 from ..params import map_arrays
@@ -16,6 +17,7 @@ from ..taps import FunctionTap
 from ..watching.quantities import quantity
 from .arithmetic import Arithmetic, low_precision
 from .expected import Errors
+from .rounding import FORMATS
 
 
 def simulate(
@@ -27,54 +29,121 @@ def simulate(
     errors: Mapping[str, Errors],
     runs: int,
     by: Arithmetic,
+    given: Mapping[str, np.ndarray],
 ) -> None:
     """Run `forward` in low precision, and add the errors of every quantity to ``errors``.
 
     The runs form one batch, so that they cost little more than a single run. The model is in
-    float64; the other arguments are those of `forward`. Raises a ValueError if a quantity
-    overflows.
+    float64; the other arguments are those of `forward`. After a quantity in ``given``, each run
+    continues with the array given. Raises a ValueError if a quantity overflows that depends on
+    none of them.
     """
-    positions = np.tile(real_positions(mask), (runs, 1))
-
-    def tap(name: str, x: Array) -> Array:
-        x = np.asarray(x)
-        if name.endswith(".positions"):  # shared by all rows: each row rounds its own copy
-            x = np.broadcast_to(x, (runs * len(source), *x.shape[-2:]))
-        x = by.store(_with_rounded_angles(model, name, x, positions, by))
-        if not np.isfinite(x).all():
-            raise ValueError(
-                f"{name} overflows in {by.stored} in at least one run: compare in a format with a "
-                "larger range, or use another input"
-            )
-        errors[name].add(x)
-        # The steps inside our erfc are not those of other implementations: they do not round.
-        into_erfc = _side(model, name).feed_forward.activation == "gelu_erf" and name.endswith(
-            (".feed_forward.projected", ".feed_forward.gate")
-        )
-        return x if into_erfc else low_precision(x, by)
-
     params = map_arrays(model.config, model.params, lambda x: low_precision(x, by))
     often = [np.tile(x, (runs, 1)) for x in (source, target, mask)]
+    given = {name: repeated(name, x, runs) for name, x in given.items()}
+    positions = {"encoder": real_positions(often[2]), "decoder": np.arange(target.shape[1])}
+    tap = Rounding(model.config, positions, len(often[0]), errors=errors, by=by, given=given)
     with np.errstate(over="ignore", invalid="ignore"):  # the tap raises on overflow
         forward(replace(model, params=params), *often, tap=FunctionTap(tap))
 
 
+def repeated(name: str, x: np.ndarray, runs: int) -> np.ndarray:
+    """The array of a quantity for a batch of ``runs`` runs."""
+    shared = name.endswith(".positions") and x.ndim == 2
+    return x if shared else np.tile(x, (runs, *[1] * (x.ndim - 1)))
+
+
+class Rounding:
+    """A function for `FunctionTap` that rounds every quantity as an implementation does.
+
+    It adds to ``errors`` those of the quantities in it. ``positions`` are those of the tokens of
+    each stack, (n,) or (batch, n).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        positions: Mapping[str, np.ndarray],
+        batch: int,
+        *,
+        errors: Mapping[str, Errors],
+        by: Arithmetic,
+        given: Mapping[str, np.ndarray],
+    ) -> None:
+        self._config, self._positions, self._batch, self._by = config, positions, batch, by
+        self._errors, self._given = errors, given
+
+    def __call__(self, name: str, x: Array) -> Array:
+        x, by = np.asarray(x), self._by
+        if name.endswith(".positions"):  # shared by all rows: each row rounds its own copy
+            x = np.broadcast_to(x, (self._batch, *x.shape[-2:]))
+        x = _with_rounded_angles(self._config, name, x, self._positions, by)
+        x = by.store(self._with_rounded_activation(name, x))
+        if name in self._errors:
+            self._errors[name].add(self._finite(name, x))
+        x = self._given.get(name, x)
+        if name.endswith((".projected", ".gate")):
+            self._given = {**self._given, name: x}
+            # The steps inside our erfc are not those of other implementations: they do not round.
+            if self._is_gelu(name):
+                return x
+        return low_precision(x, by)
+
+    def _is_gelu(self, name: str) -> bool:
+        c = _side(self._config, name).feed_forward
+        return ".feed_forward." in name and c.activation == "gelu_erf"
+
+    def _with_rounded_activation(self, name: str, x: np.ndarray) -> np.ndarray:
+        """The result of an activation f(a), or of f(a) b, with the errors of the steps inside.
+
+        Another implementation computes f(a) as a times a number from 0 to 1, with an absolute error
+        of u |a|, u the unit roundoff. In a gated form it stores f(a) before the product.
+        """
+        place, _, kind = name.rpartition(".")
+        normed = _side(self._config, name).feed_forward.hidden_norm is not None
+        if kind != ("activated" if normed else "hidden"):
+            return x
+        factors = [self._given.get(f"{place}.{factor}") for factor in ("projected", "gate")]
+        size, by = math.prod(np.abs(a) for a in factors if a is not None), self._by
+        if factors[1] is not None:
+            x = by.store(x)
+        unit = FORMATS[by.computed].eps / 2
+        return x + unit * size * by.rng.standard_normal(x.shape)
+
+    def _finite(self, name: str, x: np.ndarray) -> np.ndarray:
+        """``x``; where it overflows because of a given array, the reference."""
+        finite = np.isfinite(x)
+        if finite.all():
+            return x
+        if not self._given:
+            raise ValueError(
+                f"{name} overflows in {self._by.stored} in at least one run: compare in a format "
+                "with a larger range, or use another input"
+            )
+        return np.where(finite, x, repeated(name, self._errors[name].value, len(x)))
+
+
 def _with_rounded_angles(
-    model: Model, name: str, x: np.ndarray, source_positions: np.ndarray, by: Arithmetic
+    config: ModelConfig,
+    name: str,
+    x: np.ndarray,
+    positions: Mapping[str, np.ndarray],
+    by: Arithmetic,
 ) -> np.ndarray:
-    """``x`` computed from angles in low precision, p omega (1 + 2 u noise).
+    """``x`` with the errors of angles in low precision, p omega (1 + 2 u noise).
 
     The angles of sinusoids and rotations grow with the position p, and so do their errors. u is
     the unit roundoff of ``by``. Quantities without angles are returned unchanged.
     """
-    c = _side(model, name)
+    c = _side(config, name)
 
     def noise(n: int) -> np.ndarray:
         return 2 * by.unit * by.rng.standard_normal((len(x), n))
 
     if name.endswith(".positions") and isinstance(c.positions, SinusoidalPositions):
-        p = source_positions if name.startswith("encoder.") else np.arange(x.shape[-2])
-        return position_embedding(c.positions, None, p * (1 + noise(x.shape[-2])), like=x)
+        p = positions[name.partition(".")[0]]
+        turned = position_embedding(c.positions, None, p * (1 + noise(x.shape[-2])), like=x)
+        return x + (turned - position_embedding(c.positions, None, p, like=x))
     turned = name.endswith(("self_attention.q", "self_attention.k"))
     if turned and isinstance(c.relative_positions, RotaryPositions):
         n = x.shape[2]
@@ -82,8 +151,8 @@ def _with_rounded_angles(
     return x
 
 
-def _side(model: Model, name: str) -> StackConfig:
-    return model.config.encoder if name.startswith("encoder.") else model.config.decoder
+def _side(config: ModelConfig, name: str) -> StackConfig:
+    return config.encoder if name.startswith("encoder.") else config.decoder
 
 
 def meaningful(

@@ -11,7 +11,7 @@ conditioning and padding. The errors of an implementation that rounds to nearest
 variance of random rounding: they are about 0.7 spreads.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -108,8 +108,8 @@ def spread(
         overflows in ``dtype``.
     """
     format_of(dtype)
-    accumulate = accumulate or ("float64" if dtype == "float64" else "float32")
-    format_of(accumulate)
+    if accumulate is not None:
+        format_of(accumulate)
     runs, seed = check_int("runs", runs, 1), check_int("seed", seed, 0)
     check_rounded(model, dtype)
     model = model.to("numpy").astype("float64")
@@ -120,11 +120,24 @@ def spread(
     errors = {
         name: Errors(x, meaningful(name, x.shape, mask, target_mask)) for name, x in values.items()
     }
-    stored = "float32" if dtype == "tf32" else dtype
-    arithmetic = Arithmetic(stored, dtype, accumulate, np.random.default_rng(seed))
-    at_once = max(1, AT_ONCE // max(x.size for x in values.values()))
-    for first in range(0, runs, at_once):
-        n = min(at_once, runs - first)
-        simulate(model, source, target, mask, errors=errors, runs=n, by=arithmetic)
+    arithmetic = arithmetic_of(dtype, accumulate, seed)
+    for n in batches(runs, values.values()):
+        simulate(model, source, target, mask, errors=errors, runs=n, by=arithmetic, given={})
     quantities = {name: e.expected(dtype) for name, e in errors.items()}
     return Spread(quantities, model, (source, mask), (target, target_mask))
+
+
+def arithmetic_of(
+    dtype: str, accumulate: str | None = None, seed: int = 0, *, stepwise: bool = False
+) -> Arithmetic:
+    """The arithmetic of an implementation that stores tensors in ``dtype``, as in `spread`."""
+    accumulate = accumulate or ("float64" if dtype == "float64" else "float32")
+    stored = "float32" if dtype == "tf32" else dtype
+    return Arithmetic(stored, dtype, accumulate, np.random.default_rng(seed), stepwise)
+
+
+def batches(runs: int, arrays: Iterable[np.ndarray]) -> Iterator[int]:
+    """The numbers of runs that are computed at once; ``arrays`` are those of one run."""
+    at_once = max(1, AT_ONCE // max(x.size for x in arrays))
+    for first in range(0, runs, at_once):
+        yield min(at_once, runs - first)

@@ -1,19 +1,25 @@
-"""Find the first quantity in which a live PyTorch module deviates from the reference.
+"""Find every quantity in which another implementation deviates from the reference, and the cause.
 
     diagnosis = diagnose(module, source, target, source_mask)
-    diagnosis.first        "decoder.layers.0.cross_attention.weights", or None
+    diagnosis.first              "decoder.layers.0.cross_attention.weights", or None
+    diagnosis.faults[0].cause    "scale is 1; the model has 0.5 (decoder.cross_attention.scale)"
     print(diagnosis.report())
 
-Supported are modules of x-transformers and Hugging Face transformers, and torch.nn.Transformer.
-They may be modified, wrongly assembled, compiled or quantised. Forward hooks capture the outputs
-of their submodules under the names of our taps (`x_transformers`, `huggingface`, `pytorch`). The
-reference computes the same quantities from the converted weights, and the first difference
-locates the fault. Hooks may change which code runs, so the logits of a run without hooks are
-compared last.
+`diagnose` takes a live module of x-transformers or Hugging Face transformers, or a
+torch.nn.Transformer. It may be modified, wrongly assembled, compiled or quantised. Forward hooks
+capture the outputs of its submodules under the names of our taps (`x_transformers`, `huggingface`,
+`pytorch`). `diagnose_arrays` takes arrays under the same names, from any program.
+
+The reference computes each quantity from those that the other implementation computed before it
+(`local`), so that one forward pass shows all independent faults. For each, explanations are tried:
+the part of the forward pass that contains it is computed again with another ingredient (`replay`,
+`alternatives`), and an explanation is a cause if the quantity then agrees (`explain`). Hooks may
+change which code runs, so the logits of a run without hooks are compared with those of the run with
+hooks.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,13 +28,11 @@ from ...backend import Array
 from ...checks import Tokens, as_tokens
 from ...config import ModelConfig
 from ...convert import UnsupportedFeature
-from ...model import Model, forward
-from ...watching.trace import Trace
-from ..compare import Difference, as_float64, as_json, first_difference
-from ..expected import Expected
-from ..rounding import rounded
-from ..tolerance import spread
+from ...model import Model
+from ..compare import as_float64
+from .explain import Cause
 from .hooks import Catch
+from .judge import Seen, Tolerance, diagnosed, judged
 from .peers import (
     Peer,
     as_peer,
@@ -39,86 +43,9 @@ from .peers import (
     run_once,
     watching,
 )
-from .steps import by_step, while_same
-from .story import by_place, entering, unseen
+from .result import Diagnosis, Fault
 
-__all__ = ["Diagnosis", "diagnose"]
-
-UNHOOKED = "unhooked.logits"
-"""Name of the logits of a run without hooks, which are compared last."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diagnosis:
-    """The result of `diagnose`; ``print(diagnosis.report())`` prints it."""
-
-    difference: Difference | None  # the first; of "unhooked.logits" if all others agree
-    unhooked: Difference | None  # of the logits of a run without hooks
-    compared: tuple[str, ...]  # names of quantities, in order; the last is "unhooked.logits"
-    not_compared: tuple[str, ...]  # names of quantities that no hook captured
-    changed_by_hooks: tuple[str, ...]  # code that runs differently, or not at all, with hooks
-    dtype: str  # number format whose rounding is allowed
-    z: float  # largest allowed error of an element, in spreads
-    config: ModelConfig
-
-    @property
-    def first(self) -> str | None:
-        """The name of the first quantity that deviates; None if all agree."""
-        return None if self.difference is None else self.difference.name
-
-    def report(self) -> str:
-        """Text: which quantities agree, the first difference, and what that quantity depends on."""
-        if self.difference is None:
-            return (
-                f"All {len(self.compared)} compared quantities agree, {self._allowed()}. "
-                "The logits of a run without hooks are among the compared quantities."
-            )
-        told = self._without_hooks if self.first == UNHOOKED else self._with_hooks
-        return "\n".join(told(self.difference))
-
-    def _with_hooks(self, difference: Difference) -> list[str]:
-        """The report if a quantity deviates that hooks capture."""
-        agreed = difference.agreed
-        last = f", the last of them {self.compared[agreed - 1]}" if agreed else ""
-        hidden = unseen(difference.name, self.compared, self.not_compared)
-        return [
-            f"{difference.name} is the first of {len(self.compared)} compared quantities that "
-            "deviates.",
-            f"The {agreed} before it agree{last}, {self._allowed()}.",
-            f"The logits of a run without hooks {'deviate' if self.unhooked else 'agree'}.",
-            "",
-            str(difference),
-            *(f"  intermediate, not compared: {name}" for name in hidden),
-            "",
-            "It also depends on:",
-            *(f"  {line}" for line in entering(self.config, [*hidden, difference.name])),
-        ]
-
-    def _without_hooks(self, difference: Difference) -> list[str]:
-        """The report if only the logits of the run without hooks deviate."""
-        return [
-            f"All {difference.agreed} quantities captured by hooks agree, {self._allowed()}.",
-            "The logits of a run without hooks deviate.",
-            "",
-            str(difference),
-            "",
-            "Changed by hooks:",
-            *(f"  {line}" for line in self.changed_by_hooks),
-            "",
-            "Not captured by hooks:",
-            *(f"  {line}" for line in by_place(self.not_compared) or ["nothing"]),
-        ]
-
-    def _allowed(self) -> str:
-        """The tolerance, and the number of quantities that were not compared."""
-        n = len(self.not_compared)
-        missing = f"{n} more were not captured" if n else "every quantity was captured"
-        return f"up to {self.z:g} spreads of rounding to {self.dtype}; {missing}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values, without ``config``."""
-        names = [field.name for field in fields(self) if field.name != "config"]
-        return {"first": self.first} | {name: as_json(getattr(self, name)) for name in names}
+__all__ = ["Cause", "Diagnosis", "Fault", "diagnose", "diagnose_arrays"]
 
 
 def diagnose(
@@ -215,31 +142,120 @@ def diagnose(
         target = np.full((len(ids), 1), model.config.decoder_start_id)
     fed, _ = as_tokens("target", target, model.config.decoder.vocab_size)
     given = ids, fed, mask, max_new_tokens
-    tokens, logits = run_once(peer, *given)
-    catch = Catch(by_step=max_new_tokens is not None)
-    with watching(peer, catch, model.config):
-        catch.keep("logits", run_once(peer, *given)[1])  # unless a hook has captured them
-    if max_new_tokens is not None:
-        fed = np.concatenate(catch.fed_tokens(), axis=1)
     own = dtype_of(peer)
     dtype = dtype or ("float32" if own == "float64" else own)
-    reference = _expected(model, own, ids, fed, mask, dtype, runs)
-    unhooked = while_same(reference["logits"], tokens, fed)
+    how = Tolerance(dtype=dtype, z=z, runs=runs, rounds_weights=own != "float64")
+    seen = [_run(peer, model.config, ids, fed, mask, max_new_tokens)]
+    first = judged(model, seen[0], how)
+    if first.deviations:  # what explains a fault must explain it on another input too
+        other = _permuted(ids, real), _permuted(fed, np.arange(fed.shape[1]) > 0)
+        seen.append(_run(peer, model.config, *other, mask, max_new_tokens))
+    return diagnosed(model, [first, *(judged(model, s, how) for s in seen[1:])], how, changed_by_hooks(peer))
+
+
+def diagnose_arrays(
+    model: Model,
+    arrays: Mapping[str, Array],
+    source: Tokens,
+    target: Tokens,
+    source_mask: Array | None = None,
+    *,
+    dtype: str,
+    z: float = 8.0,
+    runs: int = 32,
+) -> Diagnosis:
+    """Find the faults of another implementation in the arrays that it computed.
+
+    Parameters
+    ----------
+    model : Model
+        The model that it should implement.
+    arrays : mapping of arrays
+        Some or all of the quantities of `forward`, under the names of a `Trace`, such as
+        ``np.load("dump.npz")`` or ``refseq2seq.Trace.load("dump.npz")``. Or those of a greedy loop,
+        whose names begin with ``step.0.``, ``step.1.`` and so on.
+    source, target, source_mask
+        As in `forward`. For a loop, the target is the prefix and all tokens that it then read.
+    dtype : "float16", "bfloat16", "tf32", "float32" or "float64"
+        Number format in which the other implementation computes.
+    z, runs
+        As in `diagnose`.
+
+    Returns
+    -------
+    Diagnosis
+        The fewer arrays there are, the more steps lie between them, and the fewer faults can be
+        told apart and explained. Causes are verified on this one input.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an array has a name that no quantity of the model has, if there are none, or if the
+        tokens do not fit the model.
+
+    Examples
+    --------
+    >>> import refseq2seq as rs
+    >>> model, faulty = rs.load("g2p"), rs.Trace()
+    >>> fault = rs.FunctionTap(lambda name, x: faulty(name, 2 * x if name == "encoder.final" else x))
+    >>> _ = rs.forward(model, [[5, 6]], [[1, 7]], tap=fault)
+    >>> diagnosis = diagnose_arrays(model, faulty, [[5, 6]], [[1, 7]], dtype="float32")
+    >>> [(fault.name, fault.cause.text) for fault in diagnosis.faults]
+    """
+    c = model.config
+    ids, real = as_tokens("source", source, c.encoder.vocab_size, source_mask)
+    fed, fed_mask = as_tokens("target", target, c.decoder.vocab_size)
+    if not arrays:
+        raise ValueError("arrays must have at least one quantity, got none")
+    how = Tolerance(dtype=dtype, z=z, runs=runs, rounds_weights=True)
+    caught = {name: as_float64(arrays[name]) for name in arrays}
+    seen = Seen(caught, (ids, fed), (real, fed_mask), _step_lengths(caught, fed.shape[1]), None)
+    return diagnosed(model, [judged(model, seen, how)], how, ())
+
+
+def _step_lengths(arrays: Mapping[str, np.ndarray], n_target: int) -> list[int] | None:
+    """The number of tokens that each step reads; None without a loop."""
+    steps = {int(found[1]) for name in arrays if (found := re.match(r"step\.(\d+)\.", name))}
+    if not steps:
+        return None
+    n = max(steps) + 1
+    if n_target < n:
+        raise ValueError(
+            f"target must have the tokens that all {n} steps read, got {n_target}: the prefix, and "
+            "the new tokens but the last"
+        )
+    return [n_target - n + 1, *[1] * (n - 1)]
+
+
+def _permuted(ids: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """The ids with those at the ``free`` places exchanged at random."""
+    free = np.broadcast_to(free, ids.shape)
+    other = ids.copy()
+    other[free] = np.random.default_rng(0).permutation(ids[free])
+    return other
+
+
+def _run(
+    peer: Peer,
+    config: ModelConfig,
+    ids: np.ndarray,
+    fed: np.ndarray,
+    mask: np.ndarray | None,
+    max_new_tokens: int | None,
+) -> Seen:
+    """Run the module without hooks and with them."""
+    given = ids, fed, mask, max_new_tokens
+    tokens, logits = run_once(peer, *given)
+    catch = Catch(by_step=max_new_tokens is not None)
+    with watching(peer, catch, config):
+        catch.keep("logits", run_once(peer, *given)[1])  # unless a hook has captured them
+    lengths = None
     if max_new_tokens is not None:
-        reference = by_step(reference, [tokens.shape[1] for tokens in catch.fed_tokens()])
-    reference[UNHOOKED] = unhooked
-    caught = {**catch.arrays(), UNHOOKED: as_float64(logits)}
-    arrays = {name: _fitted(name, x, reference) for name, x in caught.items()}
-    return Diagnosis(
-        difference=first_difference(reference, arrays, z=z),
-        unhooked=first_difference(reference, {UNHOOKED: arrays[UNHOOKED]}, z=z),
-        compared=tuple(name for name in reference if name in arrays),
-        not_compared=tuple(name for name in reference if name not in arrays),
-        changed_by_hooks=changed_by_hooks(peer),
-        dtype=dtype,
-        z=z,
-        config=model.config,
-    )
+        read = catch.fed_tokens()
+        fed, lengths = np.concatenate(read, axis=1), [x.shape[1] for x in read]
+    real = np.ones(ids.shape, bool) if mask is None else mask
+    masks = real, np.ones(fed.shape, bool)
+    return Seen(catch.arrays(), (ids, fed), masks, lengths, (tokens, as_float64(logits)))
 
 
 def _converted(peer: Peer) -> Model:
@@ -252,37 +268,3 @@ def _converted(peer: Peer) -> Model:
             f"{error}. Pass model= to diagnose: the model that the module should implement, such "
             "as its conversion before the change, or refseq2seq.load of a checkpoint"
         ) from error
-
-
-def _expected(
-    model: Model,
-    own: str,
-    source: np.ndarray,
-    target: np.ndarray,
-    mask: np.ndarray | None,
-    dtype: str,
-    runs: int,
-) -> dict[str, Expected]:
-    """The float64 reference with its spreads; weights of a float64 module are not rounded."""
-    model = model.to("numpy").astype("float64")
-    spreads = spread(rounded(model, dtype), source, target, mask, dtype=dtype, runs=runs)
-    if own != "float64":
-        return dict(spreads)
-    exact = Trace()
-    forward(model, source, target, mask, tap=exact)
-    return {name: replace(expected, value=exact[name]) for name, expected in spreads.items()}
-
-
-def _fitted(name: str, x: np.ndarray, reference: Mapping[str, Expected]) -> np.ndarray:
-    """``x`` in the shape of the reference, if they differ only by a batch axis of equal rows."""
-    if name not in reference:
-        raise ValueError(
-            f"model must have the architecture of the module, which computes {name}: the model "
-            "has no such quantity"
-        )
-    shape = reference[name].value.shape
-    if x.ndim + 1 == len(shape) and x.shape == shape[1:]:
-        return np.broadcast_to(x, shape)
-    if x.ndim == len(shape) + 1 and x.shape[1:] == shape and (x == x[:1]).all():
-        return x[0]
-    return x

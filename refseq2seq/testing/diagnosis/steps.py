@@ -1,10 +1,11 @@
-"""The expected values of a decoding loop, from those of teacher forcing.
+"""The quantities of a decoding loop as those of teacher forcing, and the reverse.
 
 A cache changes no value: step t computes the part of a forward pass over the whole target that
 belongs to the tokens of step t.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,9 @@ import numpy as np
 
 from ...watching.quantities import is_of_the_source
 from ..expected import Expected
+
+KEYED = ("self_attention.scores", "self_attention.weights")
+"""Their last axis counts the tokens so far."""
 
 
 def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[str, Expected]:
@@ -23,10 +27,37 @@ def by_step(reference: Mapping[str, Expected], lengths: Sequence[int]) -> dict[s
         for name, e in reference.items():
             if not is_of_the_source(name):
                 part = _part(e, np.s_[..., end - n : end, :])
-                if name.endswith(("self_attention.scores", "self_attention.weights")):
+                if name.endswith(KEYED):
                     part = _without_last_keys(part, int(ends[-1] - end))
                 steps[f"step.{step}.{name}"] = part
     return steps
+
+
+def joined(arrays: Mapping[str, np.ndarray], lengths: Sequence[int]) -> dict[str, np.ndarray]:
+    """The quantities of a loop that reads ``lengths[t]`` tokens in step t, as those of one pass.
+
+    A quantity that is missing in a step is omitted. One whose steps have shapes that do not belong
+    together becomes an empty array, which has the shape of no quantity.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name in dict.fromkeys(re.sub(r"^step\.\d+\.", "", name) for name in arrays):
+        steps = [arrays.get(f"step.{t}.{name}") for t in range(len(lengths))]
+        if is_of_the_source(name):
+            found[name] = arrays[name]
+        elif all(x is not None for x in steps):
+            found[name] = _joined(name, steps, lengths)  # type: ignore[arg-type]
+    return found
+
+
+def _joined(name: str, steps: Sequence[np.ndarray], lengths: Sequence[int]) -> np.ndarray:
+    parts, total = [], sum(lengths)
+    for x, n, end in zip(steps, lengths, np.cumsum(lengths), strict=True):
+        if x.ndim < 2 or x.shape[-2] != n:
+            return np.empty(0)
+        later = total - int(end) if name.endswith(KEYED) else 0
+        parts.append(np.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, later)]))
+    one_shape = len({(*x.shape[:-2], x.shape[-1]) for x in parts}) == 1
+    return np.concatenate(parts, axis=-2) if one_shape else np.empty(0)
 
 
 def while_same(logits: Expected, tokens: np.ndarray, fed: np.ndarray) -> Expected:

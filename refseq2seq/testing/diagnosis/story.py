@@ -1,61 +1,9 @@
-"""Parts of the report: what a quantity depends on, and which quantities are not captured."""
+"""Parts of the report: which quantities are not captured, and where."""
 
 import re
 from collections.abc import Collection, Iterable
-from fnmatch import fnmatchcase
-from typing import Any
 
-from ...config import AlibiPositions, BucketedPositions, ModelConfig, RotaryPositions
-from ...params import param_shapes
 from ...watching.quantities import inputs_of
-
-# The last word of a name -> the config fields and the parameters from which it is computed.
-# {stack} is encoder or decoder, {c} the config of the sublayer, {p} its parameters, and {norms} the
-# norms around it.
-ENTERS: dict[str, tuple[str, str]] = {
-    "tokens": ("{stack}.embedding_scale", "{stack}.embedding"),
-    "positions": ("{stack}.positions", "{stack}.positions"),
-    "embed": ("{stack}.embedding_norm {stack}.norm", "{stack}.embedding_norm.*"),
-    "input": ("{stack}.norm_positions {stack}.norm", "{norms}.before.*"),
-    "q": ("{c}.n_heads {c}.qk_norm {stack}.relative_positions", "{p}.w_q {p}.b_q {p}.q_norm.*"),
-    "k": ("{c}.n_kv_heads {c}.qk_norm {stack}.relative_positions", "{p}.w_k {p}.b_k {p}.k_norm.*"),
-    "v": ("{c}.n_kv_heads", "{p}.w_v {p}.b_v"),
-    "scores": (
-        "{c}.scale {c}.kv_head_order {stack}.relative_positions",
-        "{stack}.relative_bias.* {p}.learned_k",
-    ),
-    "weights": ("", ""),
-    "heads": ("{c}.kv_head_order", "{p}.learned_v"),
-    "out": ("{c}.biases {c}.gate {c}.head_scale", "{p}.head_scale {p}.?_o {p}.?_out"),
-    "after": ("{stack}.norm_positions {stack}.norm", "{norms}.branch.* {norms}.after.*"),
-    "projected": ("{c}.biases", "{p}.?_in"),
-    "gate": ("{c}.biases {c}.gate", "{p}.?_gate"),
-    "activated": ("{c}.activation {c}.gated", ""),
-    "hidden": ("{c}.activation {c}.gated {c}.hidden_norm", "{p}.hidden_norm.*"),
-    "final": ("{stack}.final_norm {stack}.norm", "{stack}.final_norm.*"),
-    "logits": ("logits_scale tied_logits", "unembedding logits_bias"),
-}
-
-
-def entering(config: ModelConfig, names: Iterable[str]) -> list[str]:
-    """Lines that list the config fields, masks and parameters on which ``names`` depend."""
-    lines: dict[str, None] = {}
-    shapes = param_shapes(config)
-    for name in names:
-        kind, places = _parse(name)
-        fields, patterns = (text.format(**places).split() for text in ENTERS[kind])
-        for path in fields:
-            value: Any = config
-            for field in path.split("."):  # None if this kind of sublayer has no such field
-                value = getattr(value, field, None)
-            if value is not None and _enters(kind, value):
-                lines[f"{path} = {value!r}"] = None
-        if kind in ("scores", "weights"):
-            lines[_mask(name)] = None
-        for pattern in patterns:
-            found = [path for path in shapes if fnmatchcase(path, pattern)]
-            lines |= {f"{path}, an array of shape {shapes[path]}": None for path in found}
-    return list(lines)
 
 
 def unseen(name: str, compared: Collection[str], not_compared: Collection[str]) -> list[str]:
@@ -83,38 +31,3 @@ def by_place(names: Iterable[str]) -> list[str]:
         place, _, kind = re.sub(r"\.\d+\.", ".*.", name).rpartition(".")
         places.setdefault(place, {})[kind] = None
     return [f"{place}: {', '.join(kinds)}" for place, kinds in places.items()]
-
-
-def _parse(name: str) -> tuple[str, dict[str, str]]:
-    """The last word of a name, and the values of the placeholders in `ENTERS`."""
-    bare = re.sub(r"^step\.\d+\.", "", name)
-    place, _, kind = bare.rpartition(".")
-    if kind.startswith("after_"):
-        place, kind = f"{place}.{kind.removeprefix('after_')}", "after"
-    layer, _, sub = place.rpartition(".")
-    stack, norms = bare.partition(".")[0], f"{layer}.{sub.removesuffix('_attention')}_norms"
-    return kind, {"stack": stack, "c": f"{stack}.{sub}", "p": place, "norms": norms}
-
-
-def _enters(kind: str, value: Any) -> bool:
-    """Whether a field with this value affects a quantity of this kind.
-
-    Rotations affect queries and keys, other relative positions scores. Disabled options affect
-    nothing.
-    """
-    if isinstance(value, RotaryPositions):
-        return kind in "qk"
-    if isinstance(value, AlibiPositions | BucketedPositions):
-        return kind == "scores"
-    return value not in ((), False, "none")
-
-
-def _mask(name: str) -> str:
-    """The mask that limits the keys of a query, and where the keys are computed."""
-    if ".cross_attention." in name:
-        return "the source mask; keys and values of encoder.final"
-    if name.startswith("encoder."):
-        return "the source mask"
-    if name.startswith("step.") and not name.startswith("step.0."):
-        return "the causal mask; keys and values of earlier steps, from the cache"
-    return "the causal mask"

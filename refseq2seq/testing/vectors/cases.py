@@ -25,7 +25,7 @@ class Case:
     """A model with its inputs and generation options. Arrays are on the host."""
 
     name: str
-    flags: tuple[str, ...]  # names in `FLAGS` of the mistakes that the case reveals
+    flags: tuple[str, ...]  # names in `MISTAKES` of the mistakes that the case reveals
     comment: str
     model: Model
     source: np.ndarray  # (batch, n_source) integer token ids

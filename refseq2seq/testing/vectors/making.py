@@ -16,10 +16,10 @@ from ...files.writing import new_directory
 from ...model import forward
 from ...params import named_arrays, param_shapes
 from ...watching.trace import Trace
+from ..mistakes import MISTAKES
 from .cases import Case, outputs_of
 from .drawing import draw_cases
 from .families import FAMILIES
-from .flags import FLAGS
 
 FORMAT, VERSION = "refseq2seq vectors", 1
 MANIFEST, CHECKSUMS = "manifest.json", "SHA256SUMS"
@@ -75,7 +75,7 @@ def make(
             "seed": seed,
             "dtype": dtype,
             "cases": [_about(case) for case in drawn],
-            "notes": {flag: note for flag, note in FLAGS.items() if flag in revealed},
+            "notes": {flag: note for flag, note in MISTAKES.items() if flag in revealed},
         }
         _write_json(root / MANIFEST, manifest)
         (root / CHECKSUMS).write_text(checksums(root), encoding="utf-8", newline="\n")

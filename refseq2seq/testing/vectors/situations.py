@@ -13,12 +13,19 @@ from ...params import build_params, named_arrays
 from ..rounding import rounded
 from .cases import Case, outputs_of
 from .families import FAMILIES
-from .flags import OF_FAMILY
 
 N_SOURCE, N_TARGET, N_NEW = 5, 4, 4
 Rng = np.random.Generator
 Fields = dict[str, Any]  # of a `Case`
 Change = Callable[[Case, Rng], Fields]
+
+OF_FAMILY = {
+    "vaswani": ("NormPlace", "EmbeddingScale", "SinusoidLayout"),
+    "x_transformers": ("GeluForm", "PositionScale"),
+    "t5": ("GeluForm", "RelativeBuckets", "AttentionScale", "LogitsScale"),
+    "everything": ("RotaryPairing", "KeyValueHeads", "BiasedDeviation"),
+}
+"""Flags of the conventions of each family that its first case already reveals."""
 
 
 def ordinary(family: str, rng: Rng) -> Case:

@@ -1,0 +1,268 @@
+"""The causes of faults: explanations that are tried, and named only if they are verified.
+
+An explanation is tried by `replay` in float64. If the result is near the array of the other
+implementation, its own spread is simulated, and it is a cause if the array is within that. It must
+hold on every scene: on all inputs of a live module.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...config import ModelConfig
+from ...taps import FunctionTap
+from ..arithmetic import Arithmetic, low_precision
+from ..compare import difference_of, row_magnitude
+from ..expected import Errors
+from ..rounding import FORMATS
+from ..simulation import Rounding
+from ..tolerance import arithmetic_of
+from .alternatives import Knob, Trial, alternatives
+from .replay import Scene, member, replay, with_member
+
+RUNS = 16
+MOST = 5
+"""The most causes that are told of one fault."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """An explanation of a fault with which the quantity agrees, as it was computed."""
+
+    flag: str  # its entry in the catalogue, `refseq2seq.testing.mistakes.MISTAKES`
+    text: str  # what is computed, what the model asks for, and the field
+    spreads: float  # largest error of an element with it, in spreads
+    inputs: int  # the number of inputs on which it was verified
+    field: str | None = None  # path of the config field that has another value
+    value: object = None  # the value with which the quantity agrees
+    config: ModelConfig | None = None  # that of the model with this value, if it is one
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """A scene, and the array of the other implementation for each fault."""
+
+    scene: Scene
+    theirs: dict[str, np.ndarray]
+    where: dict[str, np.ndarray]  # meaningful elements of each quantity
+
+
+def causes_of(
+    faults: Sequence[str],
+    hidden: dict[str, list[str]],
+    evidence: Sequence[Evidence],
+    *,
+    dtype: str,
+    z: float,
+) -> dict[str, tuple[Cause, ...]]:
+    """The verified causes of each fault, those that explain most faults first.
+
+    ``hidden`` are the unseen quantities through which each is computed.
+    """
+    found: dict[str, list[tuple[Trial, Cause]]] = {}
+    for name in faults:
+        tried = _Tried(name, hidden[name], evidence, dtype, z)
+        found[name] = list(_verified(tried))
+    counts: dict[str, int] = {}
+    for causes in found.values():
+        for text in {cause.text for _, cause in causes}:
+            counts[text] = counts.get(text, 0) + 1
+    return {
+        name: tuple(
+            cause
+            for _, cause in sorted(causes, key=lambda tc: (tc[0].rank, -counts[tc[1].text]))[:MOST]
+        )
+        for name, causes in found.items()
+    }
+
+
+class _Tried:
+    """Trials of one fault."""
+
+    def __init__(
+        self, name: str, hidden: list[str], evidence: Sequence[Evidence], dtype: str, z: float
+    ) -> None:
+        self.name, self.names, self.hidden = name, [*hidden, name], hidden
+        self.evidence, self.dtype, self.z = evidence, dtype, z
+        self.near = max(2e-4, 16 * FORMATS[dtype].eps)
+
+    def result(self, trial: Trial, scene: Scene, tap: FunctionTap | None = None) -> np.ndarray | None:
+        """The quantity under a trial; None where the ingredients do not fit each other."""
+        kept: dict[str, np.ndarray] = {}
+
+        def keep(name: str, x: np.ndarray) -> np.ndarray:
+            x = x if tap is None else tap(name, x)
+            kept[name] = np.asarray(x)
+            return x
+
+        try:
+            with np.errstate(all="ignore"):
+                replay(trial.apply(scene), self.names, FunctionTap(keep))
+        except (ValueError, TypeError, IndexError):  # shapes that do not broadcast
+            return None
+        return kept.get(self.name)
+
+    def apart(self, trial: Trial, one: Evidence | None = None) -> float:
+        """The largest error of a row under a trial, relative to its largest magnitude."""
+        one = one or self.evidence[0]
+        x, theirs = self.result(trial, one.scene), one.theirs[self.name]
+        if x is None or x.shape != theirs.shape:
+            return math.inf
+        where = self.where(one)
+        alike = (x == theirs) | (np.isnan(x) & np.isnan(theirs)) | ~where
+        error = np.where(alike, 0.0, np.abs(x - theirs))
+        size = row_magnitude(np.where(where, theirs, 0.0))
+        with np.errstate(all="ignore"):
+            relative = np.where(error == 0, 0.0, error / size)
+        return math.inf if np.isnan(relative).any() else float(relative.max(initial=0.0))
+
+    def where(self, one: Evidence) -> np.ndarray:
+        theirs, where = one.theirs[self.name], one.where[self.name]
+        return where if where.shape == theirs.shape else np.ones(theirs.shape, bool)
+
+    def spreads(self, trial: Trial, one: Evidence) -> float | None:
+        """The largest error under a trial in its own spreads; None if it is not within them."""
+        value = self.result(trial, one.scene)
+        theirs = one.theirs[self.name]
+        assert value is not None
+        finite = np.isfinite(value) & np.isfinite(theirs)
+        where = self.where(one) & finite
+        value, theirs = np.where(finite, value, 0.0), np.where(finite, theirs, 0.0)
+        errors = {self.name: Errors(value, where)}
+        by = arithmetic_of(self.dtype, stepwise=True)
+        changed = trial.apply(one.scene)
+        scene = _in_low_precision(changed, by)
+        seen = {n: np.asarray(x) for n, x in scene.passed.items() if n not in self.names}
+        for _ in range(RUNS):
+            own = replace(trial, apply=lambda _: _inexact(scene, trial.inexact, by))
+            positions = {side: q for side, (q, _) in scene.positions.items()}
+            tap = Rounding(scene.config, positions, len(scene.source), errors={}, by=by, given=seen)
+            x = self.result(own, scene, FunctionTap(tap, ""))
+            if x is None:
+                return None
+            errors[self.name].add(np.where(finite, x, 0.0)[None])
+        expected = errors[self.name].expected(self.dtype)
+        worst = difference_of(expected, theirs, self.z, None)
+        if worst is not None:
+            return None
+        error = np.where(where, np.abs(theirs - value), 0.0)
+        unit = expected.element_sigma
+        return float(np.max(np.divide(error, unit, where=error > 0, out=np.zeros_like(error)), initial=0.0))
+
+
+def _in_low_precision(scene: Scene, by: Arithmetic) -> Scene:
+    """The scene with arrays that compute with ``by``, but not those into our erfc."""
+
+    def passed(name: str, x: np.ndarray) -> np.ndarray:
+        side = scene.config.encoder if name.startswith("encoder.") else scene.config.decoder
+        into = name.endswith((".feed_forward.projected", ".feed_forward.gate"))
+        return x if into and side.feed_forward.activation == "gelu_erf" else low_precision(x, by)
+
+    return replace(
+        scene,
+        params=_mapped(scene.params, lambda x: low_precision(x, by)),
+        passed={name: passed(name, x) for name, x in scene.passed.items()},
+    )
+
+
+def _inexact(scene: Scene, path: str | None, by: Arithmetic) -> Scene:
+    """The scene with the parameter at ``path`` off by a rounding of numbers near 1."""
+    if path is None:
+        return scene
+    x = member(scene.params, path)
+    error = by.unit * by.rng.uniform(-1, 1, x.shape)
+    return replace(scene, params=with_member(scene.params, path, low_precision(x + error, by)))
+
+
+def _mapped(part: Any, function: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """Nested parameters with ``function`` applied to each array."""
+    if isinstance(part, tuple):
+        return tuple(_mapped(member, function) for member in part)
+    if is_dataclass(part):
+        members = {f.name: _mapped(getattr(part, f.name), function) for f in fields(part)}
+        return replace(part, **members)  # type: ignore[type-var]
+    return None if part is None else function(part)
+
+
+def _verified(tried: _Tried) -> Iterator[tuple[Trial, Cause]]:
+    """The trials that explain the fault, verified; of bare factors only if nothing else does."""
+    near = []
+    for option in alternatives(tried.evidence[0].scene, tried.name, tried.hidden):
+        for trial in _trials(option, tried):
+            if tried.apart(trial) <= tried.near:
+                near.append(trial)
+    told: set[str] = set()
+    best = math.inf
+    for trial in sorted(near, key=lambda trial: trial.rank):
+        if trial.rank > best or trial.text in told:
+            continue
+        errors = []
+        for one in tried.evidence:
+            error = tried.spreads(trial, one) if tried.apart(trial, one) <= tried.near else None
+            if error is None:
+                break
+            errors.append(error)
+        else:
+            best, told = trial.rank, told | {trial.text}
+            yield trial, _cause(trial, max(errors), len(errors), tried.evidence[0].scene.config)
+
+
+def _trials(option: Trial | Knob, tried: _Tried) -> Iterable[Trial]:
+    """The trials of an option; of a number, the usual values that fit, or else the best one."""
+    if isinstance(option, Trial):
+        return [option]
+    usual = [option.trial(value, name) for name, value in option.usual.items()]
+    apart = {i: tried.apart(trial) for i, trial in enumerate(usual)}
+    fit = [usual[i] for i, error in apart.items() if error <= tried.near]
+    return fit or _fitted(option, tried)
+
+
+def _fitted(knob: Knob, tried: _Tried) -> list[Trial]:
+    """The value of the knob with the least squared error, by Gauss-Newton steps from the current."""
+    one = tried.evidence[0]
+    theirs, where = one.theirs[tried.name], tried.where(one)
+    size = row_magnitude(np.where(where, theirs, 0.0))
+
+    def residual(value: float) -> np.ndarray | None:
+        x = tried.result(knob.trial(value, ""), one.scene)
+        if x is None or x.shape != theirs.shape:
+            return None
+        with np.errstate(all="ignore"):
+            found = np.where(where, (x - theirs) / np.where(size > 0, size, 1.0), 0.0).ravel()
+        return found if np.isfinite(found).all() else None
+
+    logarithmic = 0 < knob.current < 1e-2 or knob.current > 20  # eps, or the base of a rotation
+    value = knob.current
+    for _ in range(8):
+        step = 1e-3 * abs(value) if value else 1e-3
+        here, there = residual(value), residual(value + step)
+        if here is None or there is None:
+            return []
+        slope = (there - here) / step
+        if not (slope @ slope) > 0:
+            return []
+        change = -float(slope @ here) / float(slope @ slope)
+        if logarithmic:
+            change = value * (math.exp(max(-3.0, min(3.0, change / value))) - 1)
+        value += change
+        if not math.isfinite(value) or abs(value) > 1e9:
+            return []
+        if abs(change) <= 1e-10 * abs(value):
+            break
+    return [knob.trial(value, "")] if not math.isclose(value, knob.current, rel_tol=1e-7) else []
+
+
+def _cause(trial: Trial, spreads: float, inputs: int, config: ModelConfig) -> Cause:
+    changed = None
+    if trial.field is not None:
+        try:
+            changed = with_member(config, trial.field, trial.value)
+        except (TypeError, ValueError):  # a value that no config may have
+            changed = None
+    return Cause(trial.flag, trial.text, spreads, inputs, trial.field, trial.value, changed)

@@ -1,0 +1,156 @@
+"""From the arrays of another implementation to a diagnosis: judged, and explained."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...masks import causal_mask, padding_mask, real_positions
+from ...model import Model
+from ..compare import Difference, differences
+from ..expected import Expected
+from ..rounding import rounded
+from ..tolerance import spread
+from .explain import Evidence, causes_of
+from .local import Local, fitted, judged_locally
+from .replay import Scene
+from .result import UNHOOKED, Diagnosis, Fault
+from .steps import by_step, joined, while_same
+from .story import unseen
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What another implementation computed from one input."""
+
+    arrays: dict[str, np.ndarray]  # float64, by name; in a loop with the step
+    ids: tuple[np.ndarray, np.ndarray]  # of source and target, (batch, n)
+    masks: tuple[np.ndarray, np.ndarray]  # of both, True = real token
+    lengths: list[int] | None  # number of tokens that each step of a loop reads
+    unhooked: tuple[np.ndarray, np.ndarray] | None  # tokens and logits of a run without hooks
+
+    @property
+    def joined(self) -> dict[str, np.ndarray]:
+        """The arrays under the names of a forward pass."""
+        return self.arrays if self.lengths is None else joined(self.arrays, self.lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far another implementation may be off."""
+
+    dtype: str  # number format whose rounding is allowed
+    z: float  # largest error of an element, in spreads
+    runs: int  # of simulated rounding
+    rounds_weights: bool  # whether its weights are in that format
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One input, judged locally."""
+
+    seen: Seen
+    local: Local
+    model: Model  # in float64
+    expected: dict[str, Expected]  # by the names of ``seen``
+    deviations: tuple[Difference, ...]
+
+
+def judged(model: Model, seen: Seen, how: Tolerance) -> Judged:
+    """Compare every quantity with that computed from the preceding ones."""
+    model = model.to("numpy").astype("float64")
+    in_dtype = rounded(model, how.dtype)
+    if how.rounds_weights:
+        model = in_dtype
+    (source, target), (mask, _) = seen.ids, seen.masks
+    local = judged_locally(
+        model, in_dtype, seen.joined, seen.ids, seen.masks, dtype=how.dtype, runs=how.runs
+    )
+    expected = local.expected if seen.lengths is None else by_step(local.expected, seen.lengths)
+    if unknown := [name for name in seen.arrays if name not in expected]:
+        raise ValueError(
+            f"model must have the architecture of the module, which computes {unknown[0]}: the "
+            "model has no such quantity"
+        )
+    theirs = {
+        name: fitted(x, expected[name].value.shape)
+        for name, x in seen.arrays.items()
+        if bare(name) not in local.blocked
+    }
+    found = list(differences(expected, theirs, how.z))
+    if seen.unhooked is not None and "logits" in local.given:
+        whole = spread(in_dtype, source, target, mask, dtype=how.dtype, runs=8)["logits"]
+        tokens, logits = seen.unhooked
+        hooked = while_same(replace(whole, value=local.given["logits"]), tokens, target)
+        others = {**dict.fromkeys(theirs, None), UNHOOKED: hooked}
+        last = next(differences({UNHOOKED: hooked}, {UNHOOKED: logits}, how.z), None)
+        if last is not None:
+            found.append(replace(last, agreed=len(others) - 1 - len(found)))
+    return Judged(
+        seen=seen, local=local, model=model, expected=expected, deviations=tuple(found)
+    )
+
+
+def diagnosed(
+    model: Model, inputs: Sequence[Judged], how: Tolerance, changed_by_hooks: tuple[str, ...]
+) -> Diagnosis:
+    """The diagnosis of the first input; the causes hold on all of them."""
+    first = inputs[0]
+    local, arrays = first.local, first.seen.arrays
+    names = dict.fromkeys(bare(d.name) for d in first.deviations if d.name != UNHOOKED)
+    joined_names = first.seen.joined
+    compared = [name for name in local.expected if name in joined_names]
+    missing = [name for name in local.expected if name not in joined_names]
+    hidden = {name: unseen(name, compared, missing) for name in names}
+    causes = causes_of(
+        list(names), hidden, [_evidence(one) for one in inputs], dtype=how.dtype, z=how.z
+    )
+    faults = tuple(Fault(d.name, d, causes.get(bare(d.name), ())) for d in first.deviations)
+    unjudged = [n for n in first.expected if n in arrays and bare(n) in local.blocked]
+    last = [] if first.seen.unhooked is None else [UNHOOKED]
+    return Diagnosis(
+        faults=faults,
+        compared=(*(n for n in first.expected if n in arrays and n not in unjudged), *last),
+        not_compared=tuple(n for n in first.expected if n not in arrays),
+        not_judged=tuple(unjudged),
+        changed_by_hooks=changed_by_hooks,
+        dtype=how.dtype,
+        z=how.z,
+        config=model.config,
+    )
+
+
+def bare(name: str) -> str:
+    """The name without the step of a loop."""
+    return re.sub(r"^step\.\d+\.", "", name)
+
+
+def _evidence(one: Judged) -> Evidence:
+    """The scene of an input, for trials."""
+    (source, target), (mask, _) = one.seen.ids, one.seen.masks
+    n_source, n_target = source.shape[1], target.shape[1]
+    at = np.arange(n_source) if mask.all() else real_positions(mask)
+    so_far, lengths = np.arange(n_target), one.seen.lengths
+    scene = Scene(
+        config=one.model.config,
+        params=one.model.params,
+        source=source,
+        target=target,
+        positions={"encoder": (at, at), "decoder": (so_far, so_far)},
+        masks={
+            "encoder.self_attention": padding_mask(mask),
+            "decoder.self_attention": causal_mask(so_far, so_far)[None, None],
+            "decoder.cross_attention": padding_mask(mask),
+        },
+        passed=one.local.passed,
+        seen=frozenset(one.local.given),
+        first=n_target if lengths is None else lengths[0],
+    )
+    expected = one.local.expected
+    theirs = {
+        name: fitted(x, expected[name].value.shape) for name, x in one.seen.joined.items()
+    }
+    return Evidence(
+        scene=scene, theirs=theirs, where={name: e.where for name, e in expected.items()}
+    )

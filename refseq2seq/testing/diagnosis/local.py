@@ -1,0 +1,113 @@
+"""Every quantity, computed from the preceding quantities of the other implementation.
+
+A tap compares nothing by itself: it notes the array that the reference computes, and the pass goes
+on with the array of the other implementation. A quantity then deviates only by the fault of its
+own step, and one forward pass shows all independent faults.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...backend import Array
+from ...model import Model, forward
+from ...taps import FunctionTap
+from ...watching.quantities import inputs_of
+from ..expected import Errors, Expected
+from ..simulation import meaningful, simulate
+from ..tolerance import arithmetic_of, batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """A forward pass that continues with the arrays of another implementation.
+
+    ``given`` are these arrays, with the reference in place of masked scores and of elements that
+    are not finite, and ``passed`` all arrays that the pass continued with. Behind an array of another shape, or that is
+    not finite, quantities are ``blocked``: they were computed from something else.
+    """
+
+    expected: dict[str, Expected]  # computed from the arrays that passed before
+    given: dict[str, np.ndarray]
+    passed: dict[str, np.ndarray]
+    blocked: frozenset[str]
+
+
+def judged_locally(
+    model: Model,
+    rounded: Model,
+    theirs: Mapping[str, np.ndarray],
+    ids: tuple[np.ndarray, np.ndarray],
+    masks: tuple[np.ndarray, np.ndarray],
+    *,
+    dtype: str,
+    runs: int,
+) -> Local:
+    """Compute every quantity from the preceding ones of ``theirs``, with its spread.
+
+    Parameters
+    ----------
+    model, rounded : Model
+        In float64: the model whose values are expected, and that with parameters rounded to
+        ``dtype``, from which the spreads are simulated.
+    theirs : mapping of float64 arrays
+        Under the names of a forward pass.
+    ids, masks : pairs of arrays (batch, n)
+        Of source and target: token ids, and True = real token.
+    """
+    own: dict[str, np.ndarray] = {}
+    passed: dict[str, np.ndarray] = {}
+    given: dict[str, np.ndarray] = {}
+    where: dict[str, np.ndarray] = {}
+    broken: set[str] = set()
+
+    def tap(name: str, x: Array) -> Array:
+        own[name] = passed[name] = x = np.asarray(x)
+        where[name] = meaningful(name, x.shape, *masks)
+        if name in theirs:
+            y = fitted(theirs[name], x.shape)
+            fits = y.shape == x.shape and np.isfinite(y).all(where=where[name])
+            if fits:
+                theirs_too = where[name] if name.endswith(".scores") else np.isfinite(y)
+                passed[name] = given[name] = np.where(theirs_too, y, x)
+            else:
+                broken.add(name)
+        return passed[name]
+
+    (source, target), (mask, _) = ids, masks
+    with np.errstate(over="ignore", invalid="ignore"):
+        forward(model, source, target, mask, tap=FunctionTap(tap))
+    values = dict(own)
+    if rounded is not model:
+        forward(rounded, source, target, mask, tap=FunctionTap(tap))
+    errors = {name: Errors(x, where[name]) for name, x in own.items()}
+    arithmetic = arithmetic_of(dtype, stepwise=True)
+    for n in batches(runs, own.values()):
+        simulate(rounded, source, target, mask, errors=errors, runs=n, by=arithmetic, given=given)
+    found = {name: e.expected(dtype) for name, e in errors.items()}
+    return Local(
+        expected={name: replace(e, value=values[name]) for name, e in found.items()},
+        given=given,
+        passed=passed,
+        blocked=_blocked(list(own), broken, given),
+    )
+
+
+def fitted(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """``x`` in this shape, if they differ only by a batch axis of equal rows."""
+    if x.ndim + 1 == len(shape) and x.shape == shape[1:]:
+        return np.broadcast_to(x, shape)
+    if x.ndim == len(shape) + 1 and x.shape[1:] == shape and (x == x[:1]).all():
+        return x[0]
+    return x
+
+
+def _blocked(names: list[str], broken: set[str], given: Mapping[str, np.ndarray]) -> frozenset[str]:
+    """The quantities whose inputs are broken, or blocked and not given."""
+    blocked: set[str] = set()
+    for name in names:
+        sources = inputs_of(name, names)
+        if any(s in broken or (s in blocked and s not in given) for s in sources):
+            blocked.add(name)
+    return frozenset(blocked)

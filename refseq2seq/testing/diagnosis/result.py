@@ -1,0 +1,144 @@
+"""The result of a diagnosis: faults, their causes, and the report."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ...config import ModelConfig
+from ..compare import Difference, as_json
+from .entering import entering
+from .explain import Cause
+from .story import by_place, unseen
+
+UNHOOKED = "unhooked.logits"
+"""Name of the logits of a run without hooks, which are compared with those of the run with hooks."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A quantity that deviates, computed from the other implementation's preceding quantities."""
+
+    name: str
+    difference: Difference
+    causes: tuple[Cause, ...]  # verified explanations, the first those of most faults; or none
+
+    @property
+    def cause(self) -> Cause | None:
+        """The first of the causes; None if no explanation was verified."""
+        return self.causes[0] if self.causes else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The result of `diagnose` or `diagnose_arrays`; ``print(diagnosis.report())`` prints it."""
+
+    faults: tuple[Fault, ...]  # in order of execution; that of "unhooked.logits" is the last
+    compared: tuple[str, ...]  # names of the quantities that were compared, in order
+    not_compared: tuple[str, ...]  # names of quantities that are not among the arrays
+    not_judged: tuple[str, ...]  # those behind an array of another shape, or that is not finite
+    changed_by_hooks: tuple[str, ...]  # code that runs differently, or not at all, with hooks
+    dtype: str  # number format whose rounding is allowed
+    z: float  # largest allowed error of an element, in spreads
+    config: ModelConfig
+
+    @property
+    def first(self) -> str | None:
+        """The name of the first quantity that deviates; None if all agree."""
+        return self.faults[0].name if self.faults else None
+
+    @property
+    def difference(self) -> Difference | None:
+        """The difference in the first quantity that deviates; None if all agree."""
+        return self.faults[0].difference if self.faults else None
+
+    @property
+    def unhooked(self) -> Difference | None:
+        """The difference of the logits of the run without hooks; None if they agree."""
+        return next((f.difference for f in self.faults if f.name == UNHOOKED), None)
+
+    def report(self) -> str:
+        """Text: the faults, grouped by cause, and what else an unexplained one depends on."""
+        n = len(self.compared)
+        if not self.faults:
+            lines = [f"All {n} compared quantities agree, {self._allowed()}."]
+        else:
+            groups = list(self.groups())
+            one = len(groups) == 1
+            lines = [
+                f"{len(groups)} fault{'' if one else 's'} in {n} compared quantities, each computed "
+                f"from what the other implementation computed before, {self._allowed()}."
+            ]
+            for i, group in enumerate(groups, start=1):
+                lines += ["", *self._told(i, group)]
+        if self.not_judged:
+            told = "Not judged, behind an array of another shape or that is not finite:"
+            lines += ["", told, *(f"  {line}" for line in by_place(self.not_judged))]
+        return "\n".join(lines)
+
+    def groups(self) -> Iterable[list[Fault]]:
+        """The faults, those of the same causes together, in the order of the first of each."""
+        found: dict[object, list[Fault]] = {}
+        for fault in self.faults:
+            key = tuple(cause.text for cause in fault.causes) or fault.name
+            found.setdefault(key, []).append(fault)
+        return found.values()
+
+    def _told(self, i: int, group: list[Fault]) -> list[str]:
+        """The lines of faults with the same cause."""
+        first = group[0]
+        if first.name == UNHOOKED:
+            return [f"{i}. {UNHOOKED}", *(f"   {line}" for line in self._without_hooks(first))]
+        places = by_place(fault.name for fault in group)
+        lines = [f"{i}. {first.name}"]
+        if len(group) > 1:
+            lines += [f"   {len(group)} quantities:", *(f"     {place}" for place in places)]
+        for word, cause in zip(["Cause:", *["    or:"] * len(first.causes)], first.causes, strict=False):
+            lines.append(f"   {word} {cause.text}")
+        if first.causes:
+            n = first.causes[0].inputs
+            worst = max(cause.spreads for fault in group for cause in fault.causes[:1])
+            inputs = "this input" if n == 1 else f"{n} inputs"
+            lines.append(f"   With it the quantities agree on {inputs}, up to {worst:.2g} spreads.")
+        hidden = unseen(first.name, self.compared, self.not_compared)
+        lines += [
+            *(f"   {line}" for line in str(first.difference).splitlines()[1:]),
+            *(f"     intermediate, not compared: {name}" for name in hidden),
+        ]
+        if not first.causes:
+            lines += ["   No explanation was verified. The quantity depends on:"]
+            lines += [f"     {line}" for line in entering(self.config, [*hidden, first.name])]
+        return lines
+
+    def _without_hooks(self, fault: Fault) -> list[str]:
+        """The lines of logits that differ from those of the run with hooks."""
+        return [
+            "The logits of a run without hooks are not those of the run with hooks.",
+            *str(fault.difference).splitlines()[1:],
+            "Changed by hooks:",
+            *(f"  {line}" for line in self.changed_by_hooks),
+            "Not captured by hooks:",
+            *(f"  {line}" for line in by_place(self.not_compared) or ["nothing"]),
+        ]
+
+    def _allowed(self) -> str:
+        """The tolerance, and the number of quantities that were not compared."""
+        n = len(self.not_compared)
+        missing = f"{n} more were not captured" if n else "every quantity was captured"
+        return f"up to {self.z:g} spreads of rounding to {self.dtype}; {missing}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values, without ``config``."""
+        faults = [
+            {
+                "name": fault.name,
+                "difference": fault.difference.to_dict(),
+                "causes": [
+                    {n: as_json(getattr(cause, n)) for n in ("flag", "text", "spreads", "inputs", "field")}
+                    | {"value": cause.value if isinstance(cause.value, int | float | str) else str(cause.value)}
+                    for cause in fault.causes
+                ],
+            }
+            for fault in self.faults
+        ]
+        names = ("compared", "not_compared", "not_judged", "changed_by_hooks", "dtype", "z")
+        return {"first": self.first, "faults": faults} | {n: as_json(getattr(self, n)) for n in names}
