@@ -47,10 +47,7 @@ class Difference:
                 f"{self.name} differs; the {self.agreed} quantities compared before it agree",
                 f"  shape    {self.shape}{step}",
                 *(f"  {line}" for line in self._story()),
-                *(
-                    f"  computed from {name} ({FATES[agrees]})"
-                    for name, agrees in self.sources
-                ),
+                *(f"  computed from {name} ({FATES[agrees]})" for name, agrees in self.sources),
             ]
         )
 

@@ -150,7 +150,9 @@ def diagnose(
     if first.deviations:  # what explains a fault must explain it on another input too
         other = _permuted(ids, real), _permuted(fed, np.arange(fed.shape[1]) > 0)
         seen.append(_run(peer, model.config, *other, mask, max_new_tokens))
-    return diagnosed(model, [first, *(judged(model, s, how) for s in seen[1:])], how, changed_by_hooks(peer))
+    return diagnosed(
+        model, [first, *(judged(model, s, how) for s in seen[1:])], how, changed_by_hooks(peer)
+    )
 
 
 def diagnose_arrays(

@@ -6,7 +6,8 @@ hold on every scene: on all inputs of a live module.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..expected import Errors
 from ..rounding import FORMATS
 from ..simulation import Rounding
 from ..tolerance import arithmetic_of
-from .alternatives import Knob, Trial, alternatives
+from .causes import Knob, Trial, explanations
 from .replay import Scene, member, replay, with_member
 
 RUNS = 16
@@ -65,19 +66,12 @@ def causes_of(
 
     ``hidden`` are the unseen quantities through which each is computed.
     """
-    found: dict[str, list[tuple[Trial, Cause]]] = {}
-    for name in faults:
-        tried = _Tried(name, hidden[name], evidence, dtype, z)
-        found[name] = list(_verified(tried))
-    counts: dict[str, int] = {}
-    for causes in found.values():
-        for text in {cause.text for _, cause in causes}:
-            counts[text] = counts.get(text, 0) + 1
+    found = {
+        name: list(_verified(_Tried(name, hidden[name], evidence, dtype, z))) for name in faults
+    }
+    counts = Counter(cause.text for causes in found.values() for cause in causes)
     return {
-        name: tuple(
-            cause
-            for _, cause in sorted(causes, key=lambda tc: (tc[0].rank, -counts[tc[1].text]))[:MOST]
-        )
+        name: tuple(sorted(causes, key=lambda cause: -counts[cause.text])[:MOST])
         for name, causes in found.items()
     }
 
@@ -92,7 +86,9 @@ class _Tried:
         self.evidence, self.dtype, self.z = evidence, dtype, z
         self.near = max(2e-4, 16 * FORMATS[dtype].eps)
 
-    def result(self, trial: Trial, scene: Scene, tap: FunctionTap | None = None) -> np.ndarray | None:
+    def result(
+        self, trial: Trial, scene: Scene, tap: FunctionTap | None = None
+    ) -> np.ndarray | None:
         """The quantity under a trial; None where the ingredients do not fit each other."""
         kept: dict[str, np.ndarray] = {}
 
@@ -126,6 +122,24 @@ class _Tried:
         theirs, where = one.theirs[self.name], one.where[self.name]
         return where if where.shape == theirs.shape else np.ones(theirs.shape, bool)
 
+    def cause(self, trial: Trial) -> Cause | None:
+        """The trial as a cause, if the quantity agrees with it on all inputs."""
+        errors = []
+        for one in self.evidence:
+            error = self.spreads(trial, one) if self.apart(trial, one) <= self.near else None
+            if error is None:
+                return None
+            errors.append(error)
+        changed = None
+        if trial.field is not None:
+            try:
+                changed = with_member(self.evidence[0].scene.config, trial.field, trial.value)
+            except (TypeError, ValueError):  # a value that no config may have
+                changed = None
+        return Cause(
+            trial.flag, trial.text, max(errors), len(errors), trial.field, trial.value, changed
+        )
+
     def spreads(self, trial: Trial, one: Evidence) -> float | None:
         """The largest error under a trial in its own spreads; None if it is not within them."""
         value = self.result(trial, one.scene)
@@ -153,7 +167,9 @@ class _Tried:
             return None
         error = np.where(where, np.abs(theirs - value), 0.0)
         unit = expected.element_sigma
-        return float(np.max(np.divide(error, unit, where=error > 0, out=np.zeros_like(error)), initial=0.0))
+        return float(
+            np.max(np.divide(error, unit, where=error > 0, out=np.zeros_like(error)), initial=0.0)
+        )
 
 
 def _in_low_precision(scene: Scene, by: Arithmetic) -> Scene:
@@ -190,37 +206,30 @@ def _mapped(part: Any, function: Callable[[np.ndarray], np.ndarray]) -> Any:
     return None if part is None else function(part)
 
 
-def _verified(tried: _Tried) -> Iterator[tuple[Trial, Cause]]:
-    """The trials that explain the fault, verified; of bare factors only if nothing else does."""
-    near = []
-    for option in alternatives(tried.evidence[0].scene, tried.name, tried.hidden):
-        for trial in _trials(option, tried):
-            if tried.apart(trial) <= tried.near:
-                near.append(trial)
-    told: set[str] = set()
-    best = math.inf
-    for trial in sorted(near, key=lambda trial: trial.rank):
-        if trial.rank > best or trial.text in told:
-            continue
-        errors = []
-        for one in tried.evidence:
-            error = tried.spreads(trial, one) if tried.apart(trial, one) <= tried.near else None
-            if error is None:
-                break
-            errors.append(error)
-        else:
-            best, told = trial.rank, told | {trial.text}
-            yield trial, _cause(trial, max(errors), len(errors), tried.evidence[0].scene.config)
+def _verified(tried: _Tried) -> Iterator[Cause]:
+    """The causes of the fault: verified explanations of the first kind that has any."""
+    for kind in explanations(tried.evidence[0].scene, tried.name, tried.hidden):
+        causes: dict[str, Cause] = {}
+        for option in kind:
+            for trial in _trials(option, tried):
+                if trial.text not in causes and (cause := tried.cause(trial)) is not None:
+                    causes[trial.text] = cause
+        if causes:
+            yield from causes.values()
+            return
 
 
-def _trials(option: Trial | Knob, tried: _Tried) -> Iterable[Trial]:
-    """The trials of an option; of a number, the usual values that fit, or else the best one."""
+def _trials(option: Trial | Knob, tried: _Tried) -> list[Trial]:
+    """The trials of an option that fit; of a number, the usual values, or else the best one."""
     if isinstance(option, Trial):
-        return [option]
-    usual = [option.trial(value, name) for name, value in option.usual.items()]
-    apart = {i: tried.apart(trial) for i, trial in enumerate(usual)}
-    fit = [usual[i] for i, error in apart.items() if error <= tried.near]
-    return fit or _fitted(option, tried)
+        options = [option]
+    else:
+        values = {n: v for n, v in option.values.items() if not math.isclose(v, option.current)}
+        options = [option.trial(value, name) for name, value in values.items()]
+    near = [trial for trial in options if tried.apart(trial) <= tried.near]
+    if near or isinstance(option, Trial):
+        return near
+    return [trial for trial in _fitted(option, tried) if tried.apart(trial) <= tried.near]
 
 
 def _fitted(knob: Knob, tried: _Tried) -> list[Trial]:
@@ -256,13 +265,3 @@ def _fitted(knob: Knob, tried: _Tried) -> list[Trial]:
         if abs(change) <= 1e-10 * abs(value):
             break
     return [knob.trial(value, "")] if not math.isclose(value, knob.current, rel_tol=1e-7) else []
-
-
-def _cause(trial: Trial, spreads: float, inputs: int, config: ModelConfig) -> Cause:
-    changed = None
-    if trial.field is not None:
-        try:
-            changed = with_member(config, trial.field, trial.value)
-        except (TypeError, ValueError):  # a value that no config may have
-            changed = None
-    return Cause(trial.flag, trial.text, spreads, inputs, trial.field, trial.value, changed)

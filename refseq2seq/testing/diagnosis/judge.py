@@ -87,9 +87,7 @@ def judged(model: Model, seen: Seen, how: Tolerance) -> Judged:
         last = next(differences({UNHOOKED: hooked}, {UNHOOKED: logits}, how.z), None)
         if last is not None:
             found.append(replace(last, agreed=len(others) - 1 - len(found)))
-    return Judged(
-        seen=seen, local=local, model=model, expected=expected, deviations=tuple(found)
-    )
+    return Judged(seen=seen, local=local, model=model, expected=expected, deviations=tuple(found))
 
 
 def diagnosed(
@@ -148,9 +146,7 @@ def _evidence(one: Judged) -> Evidence:
         first=n_target if lengths is None else lengths[0],
     )
     expected = one.local.expected
-    theirs = {
-        name: fitted(x, expected[name].value.shape) for name, x in one.seen.joined.items()
-    }
+    theirs = {name: fitted(x, expected[name].value.shape) for name, x in one.seen.joined.items()}
     return Evidence(
         scene=scene, theirs=theirs, where={name: e.where for name, e in expected.items()}
     )

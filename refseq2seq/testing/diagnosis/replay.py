@@ -42,6 +42,10 @@ class Scene:
     first: int  # number of tokens that the first step of a loop reads; all without a loop
     changes: Mapping[str, Change] = field(default_factory=dict)
 
+    def length(self, stack: str) -> int:
+        """The number of tokens of encoder or decoder."""
+        return (self.source if stack == "encoder" else self.target).shape[1]
+
     def changing(self, name: str, change: Change) -> "Scene":
         """The scene with a change of one more quantity."""
         return replace(self, changes={**self.changes, name: change})
@@ -96,7 +100,9 @@ def _has(wanted: Collection[str], place: str) -> bool:
     return any(name.startswith(place) for name in wanted)
 
 
-def _embedding(s: Scene, side: str, ids: np.ndarray, wanted: set[str], values: Values, tap: Tap) -> Any:
+def _embedding(
+    s: Scene, side: str, ids: np.ndarray, wanted: set[str], values: Values, tap: Tap
+) -> Any:
     c, p = getattr(s.config, side), getattr(s.params, side)
     if wanted & {f"{side}.tokens", f"{side}.positions", f"{side}.embed"}:
         return embed(p, c, ids, s.positions[side][0], tap.at(side))

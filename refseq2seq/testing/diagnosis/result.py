@@ -92,7 +92,9 @@ class Diagnosis:
         lines = [f"{i}. {first.name}"]
         if len(group) > 1:
             lines += [f"   {len(group)} quantities:", *(f"     {place}" for place in places)]
-        for word, cause in zip(["Cause:", *["    or:"] * len(first.causes)], first.causes, strict=False):
+        for word, cause in zip(
+            ["Cause:", *["    or:"] * len(first.causes)], first.causes, strict=False
+        ):
             lines.append(f"   {word} {cause.text}")
         if first.causes:
             n = first.causes[0].inputs
@@ -133,12 +135,21 @@ class Diagnosis:
                 "name": fault.name,
                 "difference": fault.difference.to_dict(),
                 "causes": [
-                    {n: as_json(getattr(cause, n)) for n in ("flag", "text", "spreads", "inputs", "field")}
-                    | {"value": cause.value if isinstance(cause.value, int | float | str) else str(cause.value)}
+                    {
+                        n: as_json(getattr(cause, n))
+                        for n in ("flag", "text", "spreads", "inputs", "field")
+                    }
+                    | {
+                        "value": cause.value
+                        if isinstance(cause.value, int | float | str)
+                        else str(cause.value)
+                    }
                     for cause in fault.causes
                 ],
             }
             for fault in self.faults
         ]
         names = ("compared", "not_compared", "not_judged", "changed_by_hooks", "dtype", "z")
-        return {"first": self.first, "faults": faults} | {n: as_json(getattr(self, n)) for n in names}
+        return {"first": self.first, "faults": faults} | {
+            n: as_json(getattr(self, n)) for n in names
+        }

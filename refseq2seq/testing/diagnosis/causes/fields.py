@@ -1,0 +1,111 @@
+"""Other values of the config fields that enter a quantity."""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ....config import AlibiPositions, AttentionConfig, BucketedPositions, NormConfig
+from ....ops import NORMS
+from ..entering import enters
+from ..replay import Scene, member
+from .trial import Knob, Trial, found, of_field, shown, usual_numbers, with_config
+
+FLAGS = {
+    "kv_head_order": "KeyValueHeads", "activation": "Activation", "layout": "SinusoidLayout",
+    "pairing": "RotaryPairing", "embedding_norm": "NormPlace", "bidirectional": "RelativeBuckets",
+    "eps": "NormEps", "base": "RotaryBase", "embedding_scale": "EmbeddingScale",
+    "logits_scale": "LogitsScale",
+}  # fmt: skip
+"""The flag of another value of a field."""
+
+USUAL = {
+    "eps": (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3),
+    "base": (100.0, 500.0, 1e3, 1e4, 1e5, 5e5, 1e6),
+    "max_distance": (16, 20, 32, 64, 128, 256),
+}
+"""Values that models have; for other numbers see `usual_numbers`."""
+
+
+def other_values(scene: Scene, name: str) -> Iterator[Trial | Knob]:
+    """Other values of all fields that enter the quantity ``name``."""
+    for path in enters(name)[0]:
+        if (value := found(scene.config, path)) is not None:
+            yield from _of(scene, path, value)
+
+
+def _of(scene: Scene, path: str, value: Any) -> Iterator[Trial | Knob]:
+    """Other values of the field at ``path``, or of the fields of the dataclass there."""
+    field = path.rpartition(".")[2]
+    if is_dataclass(value):
+        if isinstance(value, NormConfig):
+            yield from _norm_kinds(path, value)
+        if isinstance(value, AlibiPositions):
+            yield from _slopes(path, value)
+        for inner in fields(value):
+            yield from _of(scene, f"{path}.{inner.name}", getattr(value, inner.name))
+        return
+    owner = member(scene.config, path.rpartition(".")[0]) if "." in path else scene.config
+    if field == "n_heads":
+        yield from _head_counts(path.rpartition(".")[0], owner)
+    elif field == "max_distance":
+        least = owner.n_buckets // (4 if owner.bidirectional else 2) + 1
+        for other in sorted({value - 1, value + 1, value // 2, 2 * value, *USUAL[field]}):
+            if other >= least and other != value:
+                yield of_field(path, value, other, "RelativeBuckets")
+    elif field == "bidirectional":
+        yield of_field(path, value, not value, FLAGS[field])
+    elif isinstance(value, float):
+        usual = {shown(float(x)): float(x) for x in USUAL.get(field, ())}
+        flag = FLAGS.get(field) or _flag_of_scale(owner)
+        yield Knob(
+            value,
+            usual or usual_numbers(scene, path),
+            lambda v, called: of_field(path, value, v, flag, called),
+        )
+    elif field in FLAGS and get_origin(kind := get_type_hints(type(owner))[field]) is Literal:
+        for other in get_args(kind):
+            gelus = {other, value} == {"gelu_erf", "gelu_tanh"}
+            if other != value:
+                yield of_field(path, value, other, "GeluForm" if gelus else FLAGS[field])
+
+
+def _flag_of_scale(owner: Any) -> str:
+    if isinstance(owner, AttentionConfig):
+        return "AttentionScale"
+    return "RelativeScale" if isinstance(owner, BucketedPositions) else "PositionScale"
+
+
+def _norm_kinds(path: str, c: NormConfig) -> Iterator[Trial]:
+    """Other norms, with any usual eps."""
+    for kind in (kind for kind in NORMS if kind != c.kind):
+        for eps in dict.fromkeys([c.eps, *USUAL["eps"]]):
+            other = replace(c, kind=kind, eps=eps)
+            flag = "BiasedDeviation" if "std_norm" in (kind, c.kind) else "NormKind"
+            text = f"kind is {kind}; the model has {c.kind} ({path}.kind)"
+            yield Trial(flag, text, with_config(path, other), path, other)
+
+
+def _slopes(path: str, c: AlibiPositions) -> Iterator[Trial | Knob]:
+    def of(slopes: tuple[float, ...], called: str) -> Trial:
+        return of_field(f"{path}.slopes", c.slopes, slopes, "AlibiSlopes", called)
+
+    yield of(tuple(x * x for x in c.slopes), "squared")
+    yield of(c.slopes[::-1], "reversed")
+    yield Knob(
+        1.0,
+        {"0": 0.0, "-1": -1.0, "2": 2.0, "0.5": 0.5},
+        lambda r, _: of(tuple(x * r for x in c.slopes), f"times {shown(r)}"),
+    )
+
+
+def _head_counts(place: str, c: AttentionConfig) -> Iterator[Trial]:
+    """Other numbers of heads of the same total width, with the scale kept or adapted."""
+    width_k, width_v, share = c.n_heads * c.d_k, c.n_heads * c.d_v, c.n_heads // c.n_kv_heads
+    for n in range(share, min(width_k, width_v) + 1, share):
+        if n == c.n_heads or width_k % n or width_v % n or c.qk_norm:
+            continue
+        sizes = {"n_heads": n, "n_kv_heads": n // share, "d_k": width_k // n, "d_v": width_v // n}
+        for scale in dict.fromkeys([c.scale, sizes["d_k"] ** -0.5]):
+            other = replace(c, scale=scale, **sizes)
+            text = f"n_heads is {n}; the model has {c.n_heads} ({place}.n_heads)"
+            yield Trial("HeadCount", text, with_config(place, other), place, other)

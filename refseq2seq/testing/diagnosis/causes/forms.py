@@ -1,0 +1,81 @@
+"""Other functions in the place of the softmax and of the activation."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ....ops import ACTIVATIONS, sigmoid, softmax
+from ..entering import parsed
+from ..replay import Scene, member
+from .masks import widened
+from .trial import Trial, of_quantity
+
+Function = Callable[[np.ndarray], np.ndarray]
+
+ACTIVATIONS_OF_OTHERS: dict[str, Function] = {
+    "x sigmoid(1.702 x), the quick GELU": lambda x: x * sigmoid(1.702 * x),
+    "left out": lambda x: x,
+    "tanh": np.tanh,
+    "sigmoid": sigmoid,
+    "ReLU with slope 0.01": lambda x: np.where(x > 0, x, 0.01 * x),
+    "ELU": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0.0))),
+    "|x|": np.abs,
+}
+
+
+def other_functions(scene: Scene, name: str) -> Iterator[Trial]:
+    """Other functions of the scores, or of the projected input."""
+    here = parsed(name)
+    if here.kind == "weights":
+        mask = widened(scene.masks[here.c], scene.passed[name].shape[-1])
+        for text, f in _softmaxes(mask).items():
+            scores = f"{here.p}.scores"
+            yield of_quantity("SoftmaxForm", text, name, lambda _, v, f=f: f(v[scores]))
+    elif here.kind == "hidden":
+        c = member(scene.config, here.c)
+        projected, gate = f"{here.p}.projected", f"{here.p}.gate"
+        model = f"the model has {c.activation} ({here.c}.activation)"
+        for called, f in ACTIVATIONS_OF_OTHERS.items() if c.hidden_norm is None else ():
+            text = f"the activation is {called}; {model}"
+            if c.gated:
+                change = lambda _, v, f=f: f(v[gate]) * v[projected]  # noqa: E731
+            else:
+                change = lambda _, v, f=f: f(v[projected])  # noqa: E731
+            yield of_quantity("Activation", text, name, change)
+        if c.gated and c.hidden_norm is None:
+            f = ACTIVATIONS[c.activation]
+            forms = {
+                "both factors are activated": lambda _, v: f(v[gate]) * f(v[projected]),
+                "the activated gate is added": lambda _, v: f(v[gate]) + v[projected],
+                "the activation is applied to the product": lambda _, v: f(v[gate] * v[projected]),
+                "there is no gate": lambda _, v: f(v[projected]),
+            }
+            for text, change in forms.items():
+                yield of_quantity("Activation", text, name, change)
+
+
+def _softmaxes(mask: np.ndarray) -> dict[str, Function]:
+    """Functions of scores in the place of the softmax over the keys."""
+
+    def over(axis: int) -> Function:
+        def weights(x: np.ndarray) -> np.ndarray:
+            x = np.moveaxis(np.where(mask, x, -1e30), axis, -1)
+            return np.moveaxis(softmax(x), -1, axis)
+
+        return weights
+
+    def one_more(x: np.ndarray) -> np.ndarray:
+        top = x.max(axis=-1, keepdims=True)
+        e = np.where(mask, np.exp(x - top), 0.0)
+        return e / (np.exp(-top) + e.sum(axis=-1, keepdims=True))
+
+    return {
+        "the softmax runs over the queries": over(-2),
+        "the softmax runs over the heads": over(1),
+        "the softmax runs over the batch": over(0),
+        "the mask is applied after the softmax": lambda x: softmax(x) * mask,
+        "masked scores are 0, not -infinity": lambda x: softmax(np.where(mask, x, 0.0)),
+        "1 is added to the denominator of the softmax": one_more,
+        "the weights are sigmoids": lambda x: np.where(mask, sigmoid(x), 0.0),
+        "there is no softmax": lambda x: np.where(mask, x, 0.0),
+    }

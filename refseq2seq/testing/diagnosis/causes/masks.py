@@ -1,0 +1,75 @@
+"""Other masks, and other ways to apply the right one."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..entering import parsed
+from ..replay import Change, Scene
+from .trial import Apply, Trial, with_mask
+
+
+def other_masks(scene: Scene, name: str) -> Iterator[Trial]:
+    """Other masks of an attention, and what a row without a key gives."""
+    here = parsed(name)
+    if here.kind not in ("weights", "heads"):
+        return
+    right, n_k = scene.masks[here.c], scene.passed[f"{here.p}.scores"].shape[-1]
+    fills = {"equal": 1 / n_k} if here.kind == "weights" else {"zero": 0.0}
+    for flag, text, mask in [("AllMaskedRow", "", right), *_masks(scene, name)]:
+        if text and here.kind == "weights":
+            yield Trial(flag, text, with_mask(here.c, mask))
+        wide = widened(mask, n_k)
+        if not wide.any(axis=-1).all():
+            for told, fill in (fills | {"NaN": math.nan}).items():
+                row = f"the {here.kind} of a row without a key are {told}"
+                together = f"{text}; {row}" if text else row
+                yield Trial(flag, together, _filled(here.c, name, mask, _where(wide, fill)))
+
+
+def _masks(scene: Scene, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Masks in the place of the right one: flag, description, boolean array."""
+    here = parsed(name)
+    right, n = scene.masks[here.c], scene.masks[here.c].shape[-1]
+    of_source = here.stack == "encoder" or here.c.endswith("cross_attention")
+    yield "PadLeak" if of_source else "CausalMask", "no mask is applied", np.ones_like(right)
+    yield "MaskInverted", "the mask is inverted", ~right
+    if not of_source:
+        for i, tokens in {1: "token", 2: "tokens"}.items():
+            more, less = np.tri(n, n, i, dtype=bool), np.tri(n, n, -i, dtype=bool)
+            yield "CausalMask", f"the causal mask lets {i} later {tokens} pass", more[None, None]
+            yield "CausalMask", f"the causal mask hides {i} {tokens} too many", less[None, None]
+        return
+    later = np.concatenate([right[..., :1], right[..., :-1]], axis=-1)
+    sooner = np.concatenate([right[..., 1:], right[..., -1:]], axis=-1)
+    real = scene.source != scene.config.pad_id
+    others = {
+        "the mask has one key more": right | later | sooner,
+        "the mask has one key less": right & later & sooner,
+        "the mask is shifted by one": later,
+        "the mask is shifted back by one": sooner,
+        "the mask is that of the next row": np.roll(right, -1, axis=0),
+        "the mask is that of the row before": np.roll(right, 1, axis=0),
+    }
+    if here.stack == "encoder":
+        causal = np.tri(n, n, dtype=bool)[None, None]
+        others |= {"the mask is causal": right & causal, "the mask is causal only": causal}
+    for text, mask in others.items():
+        yield "OtherMask", text, mask
+    yield "PadIdInferred", "the mask is guessed from pad_id", real[:, None, None, :]
+
+
+def widened(mask: np.ndarray, n: int) -> np.ndarray:
+    """The mask with the learned keys or registers that come before its own, never masked."""
+    more = n - mask.shape[-1]
+    return np.pad(mask, [*[(0, 0)] * (mask.ndim - 1), (more, 0)], constant_values=True)
+
+
+def _where(mask: np.ndarray, fill: float) -> Change:
+    """``fill`` in rows that may attend to no key."""
+    return lambda x, _: np.where(mask.any(axis=-1, keepdims=True), x, fill)
+
+
+def _filled(place: str, name: str, mask: np.ndarray, change: Change) -> Apply:
+    return lambda s: with_mask(place, mask)(s).changing(name, change)
