@@ -2,10 +2,12 @@
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..config import ModelConfig
+from ..files.checkpoint import load
+from ..files.reading import file_errors, read_json
 from .options import add_command, add_options, count, whole
 
 FAMILIES = ("vaswani", "x_transformers", "t5", "everything")
@@ -18,6 +20,7 @@ def add_to(commands: Any) -> None:
         "vectors",
         "write test vectors, or compare with them",
         "make vectors --family t5",
+        "make vectors --model path/of/a/model",
         "check vectors results/of/my/program",
     )
     actions = command.add_subparsers(required=True, metavar="ACTION")
@@ -25,7 +28,12 @@ def add_to(commands: Any) -> None:
     make.set_defaults(run=_make)
     make.add_argument("directory", type=Path, metavar="DIR", help="new or empty directory")
     family = "model family, may be repeated (default: all)"
-    make.add_argument("--family", action="append", choices=FAMILIES, help=family)
+    of = make.add_mutually_exclusive_group()
+    of.add_argument("--family", action="append", choices=FAMILIES, help=family)
+    own = "your own model, with its weights: a checkpoint or the directory of one"
+    of.add_argument("--model", metavar="MODEL", help=own)
+    config = "your own architecture, with random weights: a config.json as in the vectors"
+    of.add_argument("--config", type=Path, metavar="FILE", help=config)
     add_options(
         make,
         ("--cases", count, "N", "cases per family (default: one for each situation)"),
@@ -39,15 +47,23 @@ def add_to(commands: Any) -> None:
     check.add_argument("theirs", type=Path, metavar="THEIRS", help="directory of another program")
     rtol = "tolerance, relative to the largest magnitude of a row; 0 requires the same bits"
     check.add_argument("--rtol", type=float, metavar="R", help=rtol)
+    skip = "do not compare: a flag, or a pattern of names of cases or quantities; may be repeated"
+    check.add_argument("--skip", action="append", default=[], metavar="NAME", help=skip)
     check.add_argument("--json", action="store_true", help="print a JSON object per file")
 
 
 def _make(options: argparse.Namespace) -> None:
     from ..testing import vectors
 
+    families = options.family or FAMILIES
+    if options.model is not None:
+        families = {"model": load(options.model)}
+    elif options.config is not None:
+        with file_errors(options.config):
+            families = {"config": ModelConfig.from_dict(read_json(options.config))}
     names = vectors.make(
         options.directory,
-        families=options.family or FAMILIES,
+        families=families,
         cases=options.cases,
         seed=options.seed,
         dtype=options.dtype,
@@ -56,19 +72,19 @@ def _make(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Print the comparison of each file, then the details of the first difference."""
+    """Print the comparison of each file, then the report of the first that differs."""
     from ..testing import vectors
 
-    checked = vectors.check(options.directory, options.theirs, rtol=options.rtol)
+    checked = vectors.check(options.directory, options.theirs, rtol=options.rtol, skip=options.skip)
     for one in checked:
         if options.json:
-            found = one.difference and one.difference.to_dict()
-            print(json.dumps(asdict(one) | {"difference": found}))
+            found = {n: (x := getattr(one, n)) and x.to_dict() for n in ("difference", "diagnosis")}
+            fields = ("case", "file", "compared", "of", "flags")
+            print(json.dumps({n: getattr(one, n) for n in fields} | found))
         else:
             fate = f"{one.difference.name} differs" if one.difference else "no difference"
             print(f"{one.case} {one.file}: {one.compared} of {one.of} names, {fate}")
     differing = [one for one in checked if one.difference]
     if differing and not options.json:
-        first = differing[0]
-        print(f"\n{first.case} {first.file}: {first.difference}")
+        print(f"\n{differing[0].report()}")
     return 1 if differing else 0

@@ -122,7 +122,7 @@ def row_ulp(actual: Array, expected: Array, dtype: str | None = None) -> float:
     >>> row_ulp(np.array([1.0, 3.0 + 2**-20]), np.array([1.0, 3.0]), "float32")
     4.0
     """
-    dtype = dtype or _coarser(actual, expected)
+    dtype = dtype or coarser(actual, expected)
     a, e = as_float64(actual), as_float64(expected)
     if a.shape != e.shape:
         raise ValueError(f"actual has shape {a.shape}, expected {e.shape}")
@@ -224,7 +224,7 @@ def difference_of(
     if isinstance(expected, Expected):
         dtype, where, unit = expected.dtype, expected.where, expected.element_sigma
     else:
-        dtype, where, unit = _coarser(expected, actual), np.ones(e.shape, bool), row_magnitude(e)
+        dtype, where, unit = coarser(expected, actual), np.ones(e.shape, bool), row_magnitude(e)
         z = math.sqrt(FORMATS[dtype].eps) if rtol is None else rtol
     found = {"shape": e.shape, "other_shape": a.shape, "dtype": dtype, "limit": z}
     if a.shape != e.shape:
@@ -303,7 +303,7 @@ def _greatest(x: np.ndarray) -> float:
     return float(np.max(x, initial=0.0))
 
 
-def _coarser(*arrays: Array) -> str:
+def coarser(*arrays: Array) -> str:
     """The dtype with the largest eps; float64 if no array is floating-point."""
     names = {str(x.dtype).rpartition(".")[2] for x in arrays if hasattr(x, "dtype")}
     return max(names & FORMATS.keys(), key=lambda name: FORMATS[name].eps, default="float64")

@@ -74,6 +74,7 @@ class Rounding:
         self._errors, self._given = errors, given
 
     def __call__(self, name: str, x: Array) -> Array:
+        """The quantity as the implementation stores it, or the array given."""
         x, by = np.asarray(x), self._by
         if name.endswith(".positions"):  # shared by all rows: each row rounds its own copy
             x = np.broadcast_to(x, (self._batch, *x.shape[-2:]))

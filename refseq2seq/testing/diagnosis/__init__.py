@@ -141,7 +141,6 @@ def diagnose(
             raise TypeError("target is missing: pass a target, or max_new_tokens to generate one")
         target = np.full((len(ids), 1), model.config.decoder_start_id)
     fed, _ = as_tokens("target", target, model.config.decoder.vocab_size)
-    given = ids, fed, mask, max_new_tokens
     own = dtype_of(peer)
     dtype = dtype or ("float32" if own == "float64" else own)
     how = Tolerance(dtype=dtype, z=z, runs=runs, rounds_weights=own != "float64")
@@ -199,10 +198,14 @@ def diagnose_arrays(
     --------
     >>> import refseq2seq as rs
     >>> model, faulty = rs.load("g2p"), rs.Trace()
-    >>> fault = rs.FunctionTap(lambda name, x: faulty(name, 2 * x if name == "encoder.final" else x))
-    >>> _ = rs.forward(model, [[5, 6]], [[1, 7]], tap=fault)
+    >>> def unscaled(name, x):
+    ...     is_wrong = name == "decoder.layers.1.cross_attention.scores"
+    ...     return faulty(name, x * 40**0.5 if is_wrong else x)
+    >>> _ = rs.forward(model, [[5, 6]], [[1, 7]], tap=rs.FunctionTap(unscaled))
     >>> diagnosis = diagnose_arrays(model, faulty, [[5, 6]], [[1, 7]], dtype="float32")
-    >>> [(fault.name, fault.cause.text) for fault in diagnosis.faults]
+    >>> for fault in diagnosis.faults:
+    ...     print(f"{fault.name}: {fault.cause.flag}")
+    decoder.layers.1.cross_attention.scores: AttentionScale
     """
     c = model.config
     ids, real = as_tokens("source", source, c.encoder.vocab_size, source_mask)

@@ -19,7 +19,7 @@ ENTERS: dict[str, tuple[str, str]] = {
     "k": ("{c}.n_kv_heads {c}.qk_norm {stack}.relative_positions", "{p}.w_k {p}.b_k {p}.k_norm.*"),
     "v": ("{c}.n_kv_heads", "{p}.w_v {p}.b_v"),
     "scores": (
-        "{c}.scale {c}.kv_head_order {stack}.relative_positions",
+        "{c}.scale {c}.n_heads {c}.kv_head_order {stack}.relative_positions",
         "{stack}.relative_bias.* {p}.learned_k",
     ),
     "weights": ("", ""),

@@ -15,10 +15,11 @@ import numpy as np
 
 from ...config import ModelConfig
 from ...taps import FunctionTap
+from ...watching.quantities import is_of_the_source
 from ..arithmetic import Arithmetic, low_precision
 from ..compare import difference_of, row_magnitude
 from ..expected import Errors
-from ..rounding import FORMATS
+from ..rounding import FORMATS, round_to
 from ..simulation import Rounding
 from ..tolerance import arithmetic_of
 from .causes import Knob, Trial, explanations
@@ -51,6 +52,7 @@ class Evidence:
 
     scene: Scene
     theirs: dict[str, np.ndarray]
+    own: dict[str, np.ndarray]  # what the model computes in its place
     where: dict[str, np.ndarray]  # meaningful elements of each quantity
 
 
@@ -87,7 +89,7 @@ class _Tried:
         self.near = max(2e-4, 16 * FORMATS[dtype].eps)
 
     def result(
-        self, trial: Trial, scene: Scene, tap: FunctionTap | None = None
+        self, trial: Trial, one: Evidence, tap: FunctionTap | None = None
     ) -> np.ndarray | None:
         """The quantity under a trial; None where the ingredients do not fit each other."""
         kept: dict[str, np.ndarray] = {}
@@ -99,15 +101,19 @@ class _Tried:
 
         try:
             with np.errstate(all="ignore"):
-                replay(trial.apply(scene), self.names, FunctionTap(keep))
+                replay(trial.apply(one.scene), self.names, FunctionTap(keep))
+                x = kept.get(self.name)
+                if x is not None and trial.later:
+                    own = one.own[self.name][..., : one.scene.first, :]
+                    x = np.concatenate([own, x[..., one.scene.first :, :]], axis=-2)
         except (ValueError, TypeError, IndexError):  # shapes that do not broadcast
             return None
-        return kept.get(self.name)
+        return x
 
     def apart(self, trial: Trial, one: Evidence | None = None) -> float:
         """The largest error of a row under a trial, relative to its largest magnitude."""
         one = one or self.evidence[0]
-        x, theirs = self.result(trial, one.scene), one.theirs[self.name]
+        x, theirs = self.result(trial, one), one.theirs[self.name]
         if x is None or x.shape != theirs.shape:
             return math.inf
         where = self.where(one)
@@ -117,6 +123,18 @@ class _Tried:
         with np.errstate(all="ignore"):
             relative = np.where(error == 0, 0.0, error / size)
         return math.inf if np.isnan(relative).any() else float(relative.max(initial=0.0))
+
+    def near_ones(self, trials: list[Trial]) -> list[Trial]:
+        """The trials under which the quantity is nearly theirs, in all steps or in later ones."""
+        found, scene = [], self.evidence[0].scene
+        looped = scene.first < scene.length("decoder") and not is_of_the_source(self.name)
+        for trial in trials:
+            ways = [trial]
+            if looped:
+                text = f"{trial.text}, in the steps after the first"
+                ways.append(replace(trial, text=text, later=True))
+            found += [way for way in ways if self.apart(way) <= self.near][:1]
+        return found
 
     def where(self, one: Evidence) -> np.ndarray:
         theirs, where = one.theirs[self.name], one.where[self.name]
@@ -140,36 +158,33 @@ class _Tried:
             trial.flag, trial.text, max(errors), len(errors), trial.field, trial.value, changed
         )
 
-    def spreads(self, trial: Trial, one: Evidence) -> float | None:
+    def spreads(self, trial: Trial, one: Evidence, dtype: str | None = None) -> float | None:
         """The largest error under a trial in its own spreads; None if it is not within them."""
-        value = self.result(trial, one.scene)
-        theirs = one.theirs[self.name]
+        dtype = dtype or self.dtype
+        value, theirs = self.result(trial, one), one.theirs[self.name]
         assert value is not None
         finite = np.isfinite(value) & np.isfinite(theirs)
         where = self.where(one) & finite
+        if trial.later:
+            where = where & (np.arange(where.shape[-2]) >= one.scene.first)[:, None]
         value, theirs = np.where(finite, value, 0.0), np.where(finite, theirs, 0.0)
-        errors = {self.name: Errors(value, where)}
-        by = arithmetic_of(self.dtype, stepwise=True)
-        changed = trial.apply(one.scene)
-        scene = _in_low_precision(changed, by)
+        errors, by = Errors(value, where), arithmetic_of(dtype, stepwise=True)
+        scene = _in_low_precision(trial.apply(one.scene), by)
         seen = {n: np.asarray(x) for n, x in scene.passed.items() if n not in self.names}
+        positions = {side: q for side, (q, _) in scene.positions.items()}
         for _ in range(RUNS):
             own = replace(trial, apply=lambda _: _inexact(scene, trial.inexact, by))
-            positions = {side: q for side, (q, _) in scene.positions.items()}
             tap = Rounding(scene.config, positions, len(scene.source), errors={}, by=by, given=seen)
-            x = self.result(own, scene, FunctionTap(tap, ""))
+            x = self.result(own, one, FunctionTap(tap))
             if x is None:
                 return None
-            errors[self.name].add(np.where(finite, x, 0.0)[None])
-        expected = errors[self.name].expected(self.dtype)
-        worst = difference_of(expected, theirs, self.z, None)
-        if worst is not None:
+            errors.add(np.where(finite, x, 0.0)[None])
+        expected = errors.expected(dtype)
+        if difference_of(expected, theirs, self.z, None) is not None:
             return None
         error = np.where(where, np.abs(theirs - value), 0.0)
-        unit = expected.element_sigma
-        return float(
-            np.max(np.divide(error, unit, where=error > 0, out=np.zeros_like(error)), initial=0.0)
-        )
+        unit = np.where(error > 0, expected.element_sigma, 1.0)
+        return float(np.max(error / unit, initial=0.0))
 
 
 def _in_low_precision(scene: Scene, by: Arithmetic) -> Scene:
@@ -217,29 +232,49 @@ def _verified(tried: _Tried) -> Iterator[Cause]:
         if causes:
             yield from causes.values()
             return
+    yield from _coarser(tried)
+
+
+def _coarser(tried: _Tried) -> Iterator[Cause]:
+    """A coarser format, in which all numbers are, and whose rounding allows the error."""
+    unchanged = Trial("LowPrecision", "", lambda scene: scene)
+    for dtype in ("float16", "bfloat16"):
+        arrays = [one.theirs[tried.name] for one in tried.evidence]
+        if tried.dtype != dtype and all(np.array_equal(x, round_to(x, dtype)) for x in arrays):
+            errors = [
+                tried.spreads(unchanged, one, dtype)
+                for one in tried.evidence
+                if one.theirs[tried.name].shape == one.own[tried.name].shape
+            ]
+            if errors and None not in errors:
+                text = f"it is computed in {dtype}, where the format is {tried.dtype}"
+                yield Cause("LowPrecision", text, max(filter(None, [0.0, *errors])), len(errors))
 
 
 def _trials(option: Trial | Knob, tried: _Tried) -> list[Trial]:
-    """The trials of an option that fit; of a number, the usual values, or else the best one."""
+    """The trials of an option that fit; of a number, the usual values, or else the best one.
+
+    In a loop, each trial may hold in later steps only.
+    """
     if isinstance(option, Trial):
         options = [option]
     else:
         values = {n: v for n, v in option.values.items() if not math.isclose(v, option.current)}
         options = [option.trial(value, name) for name, value in values.items()]
-    near = [trial for trial in options if tried.apart(trial) <= tried.near]
+    near = tried.near_ones(options)
     if near or isinstance(option, Trial):
         return near
-    return [trial for trial in _fitted(option, tried) if tried.apart(trial) <= tried.near]
+    return tried.near_ones(_fitted(option, tried))
 
 
 def _fitted(knob: Knob, tried: _Tried) -> list[Trial]:
-    """The value of the knob with the least squared error, by Gauss-Newton steps from the current."""
+    """The value of the knob with the least squared error, by Gauss-Newton steps."""
     one = tried.evidence[0]
     theirs, where = one.theirs[tried.name], tried.where(one)
     size = row_magnitude(np.where(where, theirs, 0.0))
 
     def residual(value: float) -> np.ndarray | None:
-        x = tried.result(knob.trial(value, ""), one.scene)
+        x = tried.result(knob.trial(value, ""), one)
         if x is None or x.shape != theirs.shape:
             return None
         with np.errstate(all="ignore"):

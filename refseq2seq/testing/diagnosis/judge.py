@@ -148,5 +148,8 @@ def _evidence(one: Judged) -> Evidence:
     expected = one.local.expected
     theirs = {name: fitted(x, expected[name].value.shape) for name, x in one.seen.joined.items()}
     return Evidence(
-        scene=scene, theirs=theirs, where={name: e.where for name, e in expected.items()}
+        scene=scene,
+        theirs=theirs,
+        own={name: e.value for name, e in expected.items()},
+        where={name: e.where for name, e in expected.items()},
     )

@@ -24,8 +24,9 @@ class Local:
     """A forward pass that continues with the arrays of another implementation.
 
     ``given`` are these arrays, with the reference in place of masked scores and of elements that
-    are not finite, and ``passed`` all arrays that the pass continued with. Behind an array of another shape, or that is
-    not finite, quantities are ``blocked``: they were computed from something else.
+    are not finite, and ``passed`` all arrays that the pass continued with. Quantities behind an
+    array of another shape, or that is not finite, are ``blocked``: they were computed from
+    something else.
     """
 
     expected: dict[str, Expected]  # computed from the arrays that passed before

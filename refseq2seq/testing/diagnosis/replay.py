@@ -27,8 +27,8 @@ Change = Callable[[np.ndarray, "Values"], np.ndarray]
 class Scene:
     """One input, the ingredients of the forward pass, and the quantities that passed.
 
-    ``positions`` are those of queries and of keys, for each stack. ``masks`` are boolean, True = may
-    attend, under the names of the attentions.
+    ``positions`` are those of queries and of keys, for each stack. ``masks`` are boolean, True =
+    may attend, under the names of the attentions.
     """
 
     config: ModelConfig
@@ -112,7 +112,8 @@ def _embedding(
 def _encoder(s: Scene, wanted: set[str], values: Values, tap: Tap) -> None:
     c, p, inside = s.config.encoder, s.params.encoder, tap.at("encoder")
     x = _embedding(s, "encoder", s.source, wanted, values, tap)
-    mask, (q, k) = s.masks["encoder.self_attention"], s.positions["encoder"]
+    mask: Any = s.masks["encoder.self_attention"]
+    q, k = s.positions["encoder"]
     if p.register_tokens is not None:
         (x, mask, k), (_, _, q) = (with_registers(p, x, mask, at) for at in (k, q))
     for i, layer in enumerate(p.layers):

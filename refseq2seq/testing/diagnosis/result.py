@@ -11,7 +11,7 @@ from .explain import Cause
 from .story import by_place, unseen
 
 UNHOOKED = "unhooked.logits"
-"""Name of the logits of a run without hooks, which are compared with those of the run with hooks."""
+"""The logits of a run without hooks, compared with those of the run with hooks."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Diagnosis:
             groups = list(self.groups())
             one = len(groups) == 1
             lines = [
-                f"{len(groups)} fault{'' if one else 's'} in {n} compared quantities, each computed "
-                f"from what the other implementation computed before, {self._allowed()}."
+                f"{len(groups)} fault{'' if one else 's'} in {n} compared quantities, each judged "
+                f"from the quantities before it, {self._allowed()}."
             ]
             for i, group in enumerate(groups, start=1):
                 lines += ["", *self._told(i, group)]

@@ -2,16 +2,23 @@
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 
 from ...checks import check_number
+from ...config import ModelConfig
 from ...files import safetensors
 from ...files.reading import FileError, file_errors, read_bytes, read_json
+from ...model import Model
+from ...params import build_params
 from ...watching.quantities import quantity
-from ..compare import Difference, first_difference
+from ..compare import Difference, coarser, first_difference
+from ..diagnosis import Diagnosis, diagnose_arrays
+from ..mistakes import MISTAKES
 from ..simulation import meaningful
 from .making import CHECKSUMS, FORMAT, MANIFEST, VERSION, checksums
 
@@ -24,9 +31,21 @@ class Checked:
 
     case: str
     file: str  # "forward", "generation" or "outputs"
-    compared: int  # number of quantities in the file of the other program
+    compared: int  # number of quantities in the file of the other program, without skipped ones
     of: int  # number of quantities in the file of the vectors
     difference: Difference | None  # the first difference
+    flags: tuple[str, ...]  # the mistakes that the case reveals, in `MISTAKES`
+    diagnosis: Diagnosis | None  # of a forward pass that differs: all its faults, and their causes
+
+    def report(self) -> str:
+        """Text: the first difference, the mistakes that the case reveals, faults and causes."""
+        if self.difference is None:
+            return f"{self.case} {self.file}: no difference"
+        lines = [f"{self.case} {self.file}: {self.difference}", "", "The case reveals:"]
+        lines += [f"  {flag}: {MISTAKES[flag]['description']}" for flag in self.flags]
+        if self.diagnosis is not None and self.diagnosis.faults:
+            lines += ["", self.diagnosis.report()]
+        return "\n".join(lines)
 
 
 def check(
@@ -34,6 +53,7 @@ def check(
     theirs: str | os.PathLike[str],
     *,
     rtol: float | None = None,
+    skip: Sequence[str] = (),
 ) -> list[Checked]:
     """Compare files of another program with those of the vectors, quantity by quantity.
 
@@ -46,6 +66,9 @@ def check(
         any subset of the cases, files and quantities.
     rtol : float, optional
         As in `refseq2seq.testing.first_difference`; 0 requires the same bits.
+    skip : sequence of str
+        What is not compared: flags, whose cases are left out; and patterns of names of cases and
+        of quantities, such as ``"*-beams"`` and ``"*.scores"``.
 
     Returns
     -------
@@ -55,7 +78,8 @@ def check(
     Raises
     ------
     ValueError
-        If there is nothing to compare, or a folder or a quantity in ``theirs`` is unknown.
+        If there is nothing to compare, a folder or a quantity in ``theirs`` is unknown, or
+        ``skip`` names nothing that the vectors have.
     FileError
         If the vectors are not as `make` wrote them, or a file in ``theirs`` has an invalid
         format.
@@ -66,14 +90,18 @@ def check(
     _check_whole(ours)
     known = {path.name for path in ours.iterdir() if path.is_dir()}
     found = sorted(path.name for path in theirs.iterdir() if path.is_dir())
+    flags = {case["name"]: case["flags"] for case in read_json(ours / MANIFEST)["cases"]}
+    skipped = _Skipped(skip, flags)
     if unknown := sorted(set(found) - known):
         raise ValueError(f"{theirs} has the folder {unknown[0]}, which is not a case of {ours}")
     checked = [
-        _checked(ours / case, theirs / case, file, rtol)
+        _checked(ours / case, theirs / case, file, rtol, skipped)
         for case in found
+        if not skipped.case(case)
         for file in FILES
         if os.path.lexists(theirs / case / f"{file}.safetensors")
     ]
+    skipped.check_used()
     if not checked:
         raise ValueError(
             f"{theirs} has nothing to compare: expected CASE/FILE.safetensors, where CASE is such "
@@ -97,13 +125,47 @@ def _check_whole(root: Path) -> None:
         raise FileError(f"{root / MANIFEST}: expected {FORMAT!r} of version {VERSION}")
 
 
-def _checked(ours: Path, theirs: Path, file: str, rtol: float | None) -> Checked:
+class _Skipped:
+    """What is not compared."""
+
+    def __init__(self, patterns: Sequence[str], flags: Mapping[str, Sequence[str]]) -> None:
+        self._flags = flags
+        self._patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        self._unused = set(self._patterns)
+
+    def case(self, name: str) -> bool:
+        """Whether a case is left out."""
+        return self._any([name, *self._flags[name]])
+
+    def quantity(self, name: str) -> bool:
+        """Whether a quantity is left out."""
+        return self._any([name])
+
+    def _any(self, names: Sequence[str]) -> bool:
+        found = {p for p in self._patterns if any(fnmatchcase(name, p) for name in names)}
+        self._unused -= found
+        return bool(found)
+
+    def check_used(self) -> None:
+        """Raise if a pattern names nothing."""
+        known = {flag for flags in self._flags.values() for flag in flags} | self._flags.keys()
+        for pattern in sorted(self._unused):
+            if not any(fnmatchcase(name, pattern) for name in known):
+                raise ValueError(
+                    "skip must name flags, cases or quantities of the compared files, got "
+                    f"{pattern!r}"
+                )
+
+
+def _checked(ours: Path, theirs: Path, file: str, rtol: float | None, skipped: _Skipped) -> Checked:
     path = f"{file}.safetensors"
     expected, actual = safetensors.read(ours / path), safetensors.read(theirs / path)
+    actual = {name: x for name, x in actual.items() if not skipped.quantity(name)}
     try:
         meaning = Meaning(ours)
         where = meaning.of_output if file == "outputs" else meaning.of_quantity
         means = {name: where(name, x) for name, x in expected.items()}
+        flags = read_json(ours / "case.json")["flags"]
     except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
         raise FileError(f"{ours}: its files do not belong together: {error!r:.500}") from error
     compared = {
@@ -111,14 +173,27 @@ def _checked(ours: Path, theirs: Path, file: str, rtol: float | None) -> Checked
         for name, x in actual.items()
     }
     with file_errors(theirs / path):
-        difference = first_difference(expected, compared, rtol=rtol)
+        difference = first_difference(expected, compared, rtol=rtol) if compared else None
+    differs = difference is not None and file == "forward"
     return Checked(
         case=ours.name,
         file=file,
         compared=len(actual),
         of=len(expected),
         difference=difference,
+        flags=tuple(flags),
+        diagnosis=_diagnosis(ours, actual) if differs else None,
     )
+
+
+def _diagnosis(case: Path, actual: Mapping[str, np.ndarray]) -> Diagnosis:
+    """All faults of a forward pass, in the coarsest dtype of its arrays."""
+    config = ModelConfig.from_dict(read_json(case / "config.json"))
+    arrays = safetensors.read(case / "weights.safetensors")
+    model = Model(config=config, params=build_params(config, lambda name, shape: arrays[name]))
+    inputs = safetensors.read(case / "inputs.safetensors")
+    tokens = inputs["source"], inputs["target"], inputs["source_mask"]
+    return diagnose_arrays(model, actual, *tokens, dtype=coarser(*actual.values()))
 
 
 def _meaningful(

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ...backend import Array
+from ...config import ModelConfig
 from ...generation.beam import beam_search, beam_steps
 from ...generation.loop import Step
+from ...model import Model
 from .cases import FILTERS, Case, outputs_of, steps_of
-from .families import FAMILIES
 from .situations import SITUATIONS, ordinary, situations_of
 
 CLOSE = 1e-3
@@ -19,24 +20,32 @@ CLOSE = 1e-3
 probability with which it is compared. Implementations in float32 must not fail because of them."""
 
 
-def draw_cases(family: str, n: int | None, seed: int, dtype: str) -> list[Case]:
-    """The first ``n`` cases of a family; by default one of each situation.
+def draw_cases(
+    family: str, of: ModelConfig | Model, n: int | None, seed: int, dtype: str
+) -> list[Case]:
+    """The first ``n`` cases of a config or a model; by default one of each situation.
 
-    After the last situation the sequence starts again, with other numbers.
+    After the last situation the sequence starts again, with other numbers. A situation that does
+    not occur with the weights of a model, such as beams that change places, is left out.
     """
-    names = situations_of(FAMILIES[family])
+    names = situations_of(of)
     n = len(names) if n is None else n
-    return [_drawn(family, i, names[i % len(names)], seed, dtype) for i in range(n)]
+    drawn = (_drawn(family, of, i, names[i % len(names)], seed, dtype) for i in range(n))
+    return [case for case in drawn if case is not None]
 
 
-def _drawn(family: str, i: int, situation: str, seed: int, dtype: str) -> Case:
-    reveals = SHOWS.get(situation)
-    for attempt in range(1000):
+def _drawn(
+    family: str, of: ModelConfig | Model, i: int, situation: str, seed: int, dtype: str
+) -> Case | None:
+    reveals, is_model = SHOWS.get(situation), isinstance(of, Model)
+    for attempt in range(20 if is_model else 1000):
         rng = np.random.default_rng([seed, zlib.crc32(family.encode()), i, attempt])
-        case = SITUATIONS[situation](ordinary(family, rng), rng)
+        case = SITUATIONS[situation](ordinary(family, of, rng), rng)
         if (reveals is None or reveals(case)) and _is_clear(case):
             model = case.model.astype(dtype).exact()
             return replace(case, name=f"{family}-{i:02}-{situation}", model=model)
+    if is_model:
+        return None
     raise ValueError(f"seed {seed} gives no clear case of {family}, {situation}: use another seed")
 
 

@@ -3,17 +3,19 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ... import __version__
+from ...config import ModelConfig
 from ...files import safetensors
 from ...files.reading import opened
 from ...files.writing import new_directory
-from ...model import forward
+from ...model import Model, forward
 from ...params import named_arrays, param_shapes
 from ...watching.trace import Trace
 from ..mistakes import MISTAKES
@@ -28,7 +30,7 @@ MANIFEST, CHECKSUMS = "manifest.json", "SHA256SUMS"
 def make(
     directory: str | os.PathLike[str],
     *,
-    families: Sequence[str] = tuple(FAMILIES),
+    families: Sequence[str] | Mapping[str, ModelConfig | Model] = tuple(FAMILIES),
     cases: int | None = None,
     seed: int = 0,
     dtype: str = "float64",
@@ -40,14 +42,16 @@ def make(
     Parameters
     ----------
     directory : path
-    families : sequence of str
-        Names of configurations in ``FAMILIES``.
+    families : sequence of str, or mapping
+        Names of configurations in ``FAMILIES``; or your own, ``{"mine": model}``, by names of
+        letters, digits and underscores. A config gets random weights. A model keeps its weights:
+        situations that would change them are left out, and those that do not occur with them.
     cases : int, optional
         Number of cases of each family; by default one of each situation.
     seed : int
         Seed of the weights and inputs.
     dtype : "float64" or "float32"
-        Dtype of weights and quantities. The weights have the same values in both.
+        Dtype of weights and quantities. Random weights have the same values in both.
 
     Returns
     -------
@@ -57,14 +61,23 @@ def make(
     Raises
     ------
     ValueError
-        If an argument is invalid, or the directory is not empty.
+        If an argument is invalid, the directory is not empty, or a config has too few tokens or
+        positions for the inputs.
     """
-    if unknown := sorted(set(families) - FAMILIES.keys()):
-        raise ValueError(f"families must be among {', '.join(FAMILIES)}, got {unknown[0]!r}")
+    if not isinstance(families, Mapping):
+        if unknown := sorted(set(families) - FAMILIES.keys()):
+            raise ValueError(f"families must be among {', '.join(FAMILIES)}, got {unknown[0]!r}")
+        families = {name: FAMILIES[name] for name in families}
+    for name, of in families.items():
+        _check_family(name, of)
     if dtype not in ("float64", "float32"):
         raise ValueError(f"dtype must be float64 or float32, got {dtype!r}")
     with new_directory(directory) as root:
-        drawn = [case for family in families for case in draw_cases(family, cases, seed, dtype)]
+        drawn = [
+            case
+            for name, of in families.items()
+            for case in draw_cases(name, of, cases, seed, dtype)
+        ]
         for case in drawn:
             _write(root / case.name, case)
         revealed = {flag for case in drawn for flag in case.flags}
@@ -80,6 +93,22 @@ def make(
         _write_json(root / MANIFEST, manifest)
         (root / CHECKSUMS).write_text(checksums(root), encoding="utf-8", newline="\n")
     return [case.name for case in drawn]
+
+
+def _check_family(name: str, of: Any) -> None:
+    """Raise unless the inputs of `ordinary` fit the config or model."""
+    if not isinstance(of, ModelConfig | Model):
+        raise TypeError(f"families[{name!r}] must be a ModelConfig or Model, got {of!r:.80}")
+    if not re.fullmatch(r"\w+", name):
+        raise ValueError(f"families must have names of letters, digits and _, got {name!r}")
+    c = of.config if isinstance(of, Model) else of
+    for side in ("encoder", "decoder"):
+        stack = getattr(c, side)
+        if stack.vocab_size < 8 or (stack.max_length or 9) < 8:
+            raise ValueError(
+                f"families[{name!r}] must have at least 8 tokens and 8 positions, got "
+                f"vocab_size = {stack.vocab_size} and max_length = {stack.max_length} in {side}"
+            )
 
 
 def checksums(root: Path) -> str:

@@ -12,7 +12,6 @@ from ...model import Model
 from ...params import build_params, named_arrays
 from ..rounding import rounded
 from .cases import Case, outputs_of
-from .families import FAMILIES
 
 N_SOURCE, N_TARGET, N_NEW = 5, 4, 4
 Rng = np.random.Generator
@@ -28,14 +27,19 @@ OF_FAMILY = {
 """Flags of the conventions of each family that its first case already reveals."""
 
 
-def ordinary(family: str, rng: Rng) -> Case:
+def ordinary(family: str, of: ModelConfig | Model, rng: Rng) -> Case:
     """Three sources of different lengths, padded on the right; greedy decoding.
 
-    The weights are exactly representable in float16, bfloat16 and float32, so that an
-    implementation in any of them starts from the same values.
+    The weights of a model are its own. Those of a config are random, and exactly representable in
+    float16, bfloat16 and float32, so that an implementation in any of them starts from the same
+    values.
     """
-    config = FAMILIES[family]
-    model = Model.random(config, int(rng.integers(2**32)), "float64")
+    if isinstance(of, Model):
+        model, config = of.to("numpy").astype("float64"), of.config
+    else:
+        config = of
+        model = Model.random(config, int(rng.integers(2**32)), "float64")
+        model = rounded(rounded(model, "bfloat16"), "float16")
     mask = np.arange(N_SOURCE) < np.array([[N_SOURCE], [3], [2]])
     source = np.where(mask, rng.integers(3, config.encoder.vocab_size, mask.shape), config.pad_id)
     target = rng.integers(3, config.decoder.vocab_size, (3, N_TARGET))
@@ -43,10 +47,13 @@ def ordinary(family: str, rng: Rng) -> Case:
     absolute = config.decoder.positions is not None
     return Case(
         name="",
-        flags=("PadLeak", "CausalMask", *(["CachePosition"] if absolute else []))
-        + OF_FAMILY[family],
+        flags=(
+            *("PadLeak", "CausalMask"),
+            *(["CachePosition"] if absolute else []),
+            *OF_FAMILY.get(family, ()),
+        ),
         comment="sources padded on the right; greedy",
-        model=rounded(rounded(model, "bfloat16"), "float16"),
+        model=model,
         source=source,
         source_mask=mask,
         target=target,
@@ -109,9 +116,10 @@ def _empty_source(case: Case, rng: Rng) -> Fields:
 def _prefixes(case: Case, rng: Rng) -> Fields:
     c, prefix = case.model.config, case.target[:, :3].copy()
     lengths = np.array([1, 3, 2])
-    prefix[1, 1] = c.eos_ids[0]
+    eos_ids = c.eos_ids or (c.decoder.vocab_size - 1,)
+    prefix[1, 1] = eos_ids[0]
     prefix[np.arange(3) >= lengths[:, None]] = c.pad_id
-    return {"prefix": prefix, "prefix_lengths": lengths, "eos_ids": c.eos_ids}
+    return {"prefix": prefix, "prefix_lengths": lengths, "eos_ids": eos_ids}
 
 
 @_situation("a row ends before the others, which go on", "FinishedRow")
@@ -206,9 +214,20 @@ def _twins(config: ModelConfig, name: str, x: Array) -> Array:
     return x[twin] if name == "logits_bias" else x
 
 
-def situations_of(config: ModelConfig) -> list[str]:
-    """The names of the situations that apply to a model with this config."""
-    # In other models the input of the first norm contains larger terms than the embeddings.
-    small = config.encoder.embedding_norm == "none" and "before" in config.encoder.norm_positions
-    apply = {"table_end": config.decoder.max_length is not None, "small": small}
+LONGEST = 64
+"""The longest position table that a case fills."""
+
+CHANGES_WEIGHTS = ("ties", "sampled_ties", "overflow", "small")
+
+
+def situations_of(of: ModelConfig | Model) -> list[str]:
+    """The names of the situations that apply to a config, or that leave a model as it is."""
+    c = of.config if isinstance(of, Model) else of
+    if isinstance(of, Model):
+        apply = dict.fromkeys(CHANGES_WEIGHTS, False)
+    else:  # in others the input of the first norm contains larger terms than the embeddings
+        small = c.encoder.embedding_norm == "none" and "before" in c.encoder.norm_positions
+        apply = {"small": small}
+    lengths = [length for s in (c.encoder, c.decoder) if (length := s.max_length) is not None]
+    apply["table_end"] = c.decoder.max_length is not None and max(lengths) <= LONGEST
     return [name for name in SITUATIONS if apply.get(name, True)]

@@ -2,26 +2,30 @@
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
+
+from ....attention import merge_heads, split_heads
 from ....config import AlibiPositions, AttentionConfig, BucketedPositions, NormConfig
 from ....ops import NORMS
-from ..entering import enters
+from ..entering import enters, parsed
 from ..replay import Scene, member
-from .trial import Knob, Trial, found, of_field, shown, usual_numbers, with_config
+from .trial import Knob, Trial, applied, found, of_field, shown, usual_numbers, with_config
 
 FLAGS = {
     "kv_head_order": "KeyValueHeads", "activation": "Activation", "layout": "SinusoidLayout",
     "pairing": "RotaryPairing", "embedding_norm": "NormPlace", "bidirectional": "RelativeBuckets",
     "eps": "NormEps", "base": "RotaryBase", "embedding_scale": "EmbeddingScale",
     "logits_scale": "LogitsScale",
+    "max_distance": "RelativeBuckets",
 }  # fmt: skip
 """The flag of another value of a field."""
 
 USUAL = {
     "eps": (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3),
     "base": (100.0, 500.0, 1e3, 1e4, 1e5, 5e5, 1e6),
-    "max_distance": (16, 20, 32, 64, 128, 256),
 }
 """Values that models have; for other numbers see `usual_numbers`."""
 
@@ -44,29 +48,28 @@ def _of(scene: Scene, path: str, value: Any) -> Iterator[Trial | Knob]:
         for inner in fields(value):
             yield from _of(scene, f"{path}.{inner.name}", getattr(value, inner.name))
         return
-    owner = member(scene.config, path.rpartition(".")[0]) if "." in path else scene.config
+    owner: Any = member(scene.config, path.rpartition(".")[0]) if "." in path else scene.config
     if field == "n_heads":
         yield from _head_counts(path.rpartition(".")[0], owner)
-    elif field == "max_distance":
-        least = owner.n_buckets // (4 if owner.bidirectional else 2) + 1
-        for other in sorted({value - 1, value + 1, value // 2, 2 * value, *USUAL[field]}):
-            if other >= least and other != value:
-                yield of_field(path, value, other, "RelativeBuckets")
-    elif field == "bidirectional":
-        yield of_field(path, value, not value, FLAGS[field])
     elif isinstance(value, float):
-        usual = {shown(float(x)): float(x) for x in USUAL.get(field, ())}
+        usual = {shown(x): x for x in USUAL.get(field, ())} or usual_numbers(scene, path)
         flag = FLAGS.get(field) or _flag_of_scale(owner)
-        yield Knob(
-            value,
-            usual or usual_numbers(scene, path),
-            lambda v, called: of_field(path, value, v, flag, called),
-        )
-    elif field in FLAGS and get_origin(kind := get_type_hints(type(owner))[field]) is Literal:
-        for other in get_args(kind):
+        yield Knob(value, usual, lambda v, called: of_field(path, value, v, flag, called))
+    elif field in FLAGS:
+        for other in _members(owner, field, value):
             gelus = {other, value} == {"gelu_erf", "gelu_tanh"}
-            if other != value:
-                yield of_field(path, value, other, "GeluForm" if gelus else FLAGS[field])
+            yield of_field(path, value, other, "GeluForm" if gelus else FLAGS[field])
+
+
+def _members(owner: Any, field: str, value: Any) -> list[Any]:
+    """The other values of a field that is a choice, a truth value, or the maximum distance."""
+    kind = get_type_hints(type(owner))[field]
+    if field == "max_distance":
+        least = owner.n_buckets // (4 if owner.bidirectional else 2) + 1
+        near = {value - 1, value + 1, value // 2, 2 * value, 16, 20, 32, 64, 128, 256}
+        return sorted(n for n in near if n >= least and n != value)
+    members = get_args(kind) if get_origin(kind) is Literal else (True, False)
+    return [other for other in members if other != value]
 
 
 def _flag_of_scale(owner: Any) -> str:
@@ -79,7 +82,7 @@ def _norm_kinds(path: str, c: NormConfig) -> Iterator[Trial]:
     """Other norms, with any usual eps."""
     for kind in (kind for kind in NORMS if kind != c.kind):
         for eps in dict.fromkeys([c.eps, *USUAL["eps"]]):
-            other = replace(c, kind=kind, eps=eps)
+            other = replace(c, kind=kind, eps=eps)  # type: ignore[arg-type]
             flag = "BiasedDeviation" if "std_norm" in (kind, c.kind) else "NormKind"
             text = f"kind is {kind}; the model has {c.kind} ({path}.kind)"
             yield Trial(flag, text, with_config(path, other), path, other)
@@ -104,8 +107,24 @@ def _head_counts(place: str, c: AttentionConfig) -> Iterator[Trial]:
     for n in range(share, min(width_k, width_v) + 1, share):
         if n == c.n_heads or width_k % n or width_v % n or c.qk_norm:
             continue
-        sizes = {"n_heads": n, "n_kv_heads": n // share, "d_k": width_k // n, "d_v": width_v // n}
+        sizes: dict[str, Any] = {"n_heads": n, "n_kv_heads": n // share}
+        sizes |= {"d_k": width_k // n, "d_v": width_v // n}
         for scale in dict.fromkeys([c.scale, sizes["d_k"] ** -0.5]):
             other = replace(c, scale=scale, **sizes)
             text = f"n_heads is {n}; the model has {c.n_heads} ({place}.n_heads)"
-            yield Trial("HeadCount", text, with_config(place, other), place, other)
+            yield Trial("HeadCount", text, partial(_with_heads, place, other), place, other)
+
+
+def _with_heads(place: str, c: AttentionConfig, s: Scene) -> Scene:
+    """The scene with this attention; queries, keys and values that are given are split anew."""
+    s = with_config(place, c)(s)
+    for name, x in s.passed.items():
+        if parsed(name).c == place and parsed(name).kind in ("q", "k", "v"):
+            n = c.n_heads if parsed(name).kind == "q" else c.n_kv_heads
+            if x.shape[1] != n:
+                s = s.changing(name, applied(partial(_split_anew, n)))
+    return s
+
+
+def _split_anew(n_heads: int, x: np.ndarray) -> np.ndarray:
+    return x if x.shape[1] == n_heads else split_heads(merge_heads(x), n_heads)

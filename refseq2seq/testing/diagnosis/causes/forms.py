@@ -8,7 +8,7 @@ from ....ops import ACTIVATIONS, sigmoid, softmax
 from ..entering import parsed
 from ..replay import Scene, member
 from .masks import widened
-from .trial import Trial, of_quantity
+from .trial import Trial, computed, found, of_quantity
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -29,29 +29,38 @@ def other_functions(scene: Scene, name: str) -> Iterator[Trial]:
     if here.kind == "weights":
         mask = widened(scene.masks[here.c], scene.passed[name].shape[-1])
         for text, f in _softmaxes(mask).items():
-            scores = f"{here.p}.scores"
-            yield of_quantity("SoftmaxForm", text, name, lambda _, v, f=f: f(v[scores]))
-    elif here.kind == "hidden":
-        c = member(scene.config, here.c)
-        projected, gate = f"{here.p}.projected", f"{here.p}.gate"
-        model = f"the model has {c.activation} ({here.c}.activation)"
-        for called, f in ACTIVATIONS_OF_OTHERS.items() if c.hidden_norm is None else ():
-            text = f"the activation is {called}; {model}"
-            if c.gated:
-                change = lambda _, v, f=f: f(v[gate]) * v[projected]  # noqa: E731
-            else:
-                change = lambda _, v, f=f: f(v[projected])  # noqa: E731
+            yield of_quantity("SoftmaxForm", text, name, computed(f, f"{here.p}.scores"))
+    elif here.kind == "hidden" and (c := member(scene.config, here.c)).hidden_norm is None:
+        inputs = [f"{here.p}.gate", f"{here.p}.projected"] if c.gated else [f"{here.p}.projected"]
+        for called, f in ACTIVATIONS_OF_OTHERS.items():
+            text = f"activation is {called}; the model has {c.activation} ({here.c}.activation)"
+            change = computed(_times_second(f) if c.gated else f, *inputs)
             yield of_quantity("Activation", text, name, change)
-        if c.gated and c.hidden_norm is None:
-            f = ACTIVATIONS[c.activation]
-            forms = {
-                "both factors are activated": lambda _, v: f(v[gate]) * f(v[projected]),
-                "the activated gate is added": lambda _, v: f(v[gate]) + v[projected],
-                "the activation is applied to the product": lambda _, v: f(v[gate] * v[projected]),
-                "there is no gate": lambda _, v: f(v[projected]),
-            }
-            for text, change in forms.items():
-                yield of_quantity("Activation", text, name, change)
+        bias = found(scene.params, f"{here.p}.b_in")
+        if bias is not None and not c.gated:
+            after = _bias_after(ACTIVATIONS[c.activation], bias)
+            text = "the bias is added after the activation"
+            yield of_quantity("Activation", text, name, computed(after, *inputs))
+        for text, form in _gated_forms(ACTIVATIONS[c.activation]).items() if c.gated else ():
+            yield of_quantity("Activation", text, name, computed(form, *inputs))
+
+
+def _bias_after(f: Function, bias: np.ndarray) -> Function:
+    return lambda projected: f(projected - bias) + bias
+
+
+def _times_second(f: Function) -> Callable[..., np.ndarray]:
+    return lambda gate, up: f(gate) * up
+
+
+def _gated_forms(f: Function) -> dict[str, Callable[..., np.ndarray]]:
+    """Other functions of gate and projected input than f(gate) up."""
+    return {
+        "both factors are activated": lambda gate, up: f(gate) * f(up),
+        "the activated gate is added": lambda gate, up: f(gate) + up,
+        "the product is activated": lambda gate, up: f(gate * up),
+        "there is no gate": lambda gate, up: f(up),
+    }
 
 
 def _softmaxes(mask: np.ndarray) -> dict[str, Function]:

@@ -33,6 +33,11 @@ def _masks(scene: Scene, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
     here = parsed(name)
     right, n = scene.masks[here.c], scene.masks[here.c].shape[-1]
     of_source = here.stack == "encoder" or here.c.endswith("cross_attention")
+    if not here.c.endswith("cross_attention"):
+        distance = np.abs(np.arange(n)[:, None] - np.arange(n))[None, None]
+        for w in range(1, min(n, 9)):
+            text = f"the mask hides keys at a distance of {w} or more"
+            yield "OtherMask", text, right & (distance < w)
     yield "PadLeak" if of_source else "CausalMask", "no mask is applied", np.ones_like(right)
     yield "MaskInverted", "the mask is inverted", ~right
     if not of_source:

@@ -62,7 +62,8 @@ def _counted(scene: Scene, stack: str, offset: int | None) -> dict[str, tuple[st
 def _fits(used: object, positions: np.ndarray) -> bool:
     """Whether a table, if there is one, has these positions."""
     offset, most = getattr(used, "offset", None), getattr(used, "n_positions", math.inf)
-    return offset is None or (0 <= positions.min() + offset and positions.max() + offset < most)
+    low, high = (int(p) + (offset or 0) for p in (positions.min(), positions.max()))
+    return offset is None or (low >= 0 and high < most)
 
 
 def _with(stack: str, q: np.ndarray, k: np.ndarray) -> Apply:

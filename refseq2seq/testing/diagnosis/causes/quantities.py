@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from ....watching.quantities import inputs_of, is_of_the_source
 from ...rounding import round_to
 from ..entering import parsed
 from ..replay import Change, Scene, Values, member
-from .trial import Knob, Trial, factor_of, of_quantity, with_mask
+from .trial import Apply, Knob, Trial, applied, computed, factor_of, of_quantity, with_mask
+from .weights import normalised
 
 MOST = 80
 """The most quantities that are tried in the place of another."""
@@ -23,7 +25,7 @@ def _inputs(scene: Scene, name: str) -> list[str]:
 
 def swapped_inputs(scene: Scene, name: str) -> Iterator[Trial]:
     """Two inputs in the place of each other, such as gate and projected input."""
-    a, b = (_inputs(scene, name) + ["", ""])[:2]
+    a, b, *_ = *_inputs(scene, name), "", ""
     if b and scene.passed[a].shape == scene.passed[b].shape:
         yield Trial(
             "SwappedWeights",
@@ -37,11 +39,13 @@ def swapped_inputs(scene: Scene, name: str) -> Iterator[Trial]:
 def other_inputs(scene: Scene, name: str, fault: str) -> Iterator[Trial]:
     """Another quantity, other rows or positions, or nothing, in the place of an input."""
     for source in _inputs(scene, name):
+        yield from normalised(scene, name, source)
         yield from _others(scene, source, f"{source} ", _earlier(scene, fault, {fault, source}))
 
 
 def other_output(scene: Scene, name: str) -> Iterator[Trial]:
     """The quantity is another one, or is moved."""
+    yield from normalised(scene, name, name)
     yield from _others(scene, name, "it ", _earlier(scene, name, {name}))
 
 
@@ -52,14 +56,16 @@ def _others(scene: Scene, name: str, told: str, others: list[str]) -> Iterator[T
         y = scene.passed[other]
         if y.ndim == x.ndim and y.shape[-1] == x.shape[-1]:
             text = f"{told}is replaced by {other}"
-            yield of_quantity("OtherInput", text, name, lambda _, v, other=other: v[other])
+            yield of_quantity("OtherInput", text, name, computed(lambda y: y, other))
     for flag, text, move in _moves(x):
-        yield of_quantity(flag, told + text, name, lambda x, _, move=move: move(x))
+        yield of_quantity(flag, told + text, name, applied(move))
     for dtype in ("bfloat16", "tf32"):
         text = f"{told}is rounded to {dtype.replace('tf32', 'the digits of float16')}"
-        yield of_quantity(
-            "LowPrecision", text, name, lambda x, _, dtype=dtype: round_to(np.asarray(x), dtype)
-        )
+        yield of_quantity("LowPrecision", text, name, applied(partial(_rounded, dtype)))
+
+
+def _rounded(dtype: str, x: np.ndarray) -> np.ndarray:
+    return round_to(np.asarray(x), dtype)
 
 
 def _earlier(scene: Scene, fault: str, without: set[str]) -> list[str]:
@@ -84,16 +90,19 @@ def _moves(x: np.ndarray) -> Iterator[tuple[str, str, Callable[[np.ndarray], np.
     yield "ShiftedInput", "is that of position 0", lambda x: x[..., np.zeros(n, int), :]
     yield "ShiftedInput", "is that of the last position", lambda x: x[..., np.full(n, n - 1), :]
     for i in (1, -1, 2, -2):
-        at = np.arange(n) - i
-        inside = ((at >= 0) & (at < n))[:, None]
         text = f"is shifted by {i} position{'s' * (abs(i) > 1)}"
-        moves: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-            "around": lambda x, at=at: x[..., at % n, :],
-            "with zeros": lambda x, at=at, inside=inside: np.where(inside, x[..., at % n, :], 0.0),
-            "with the edge": lambda x, at=at: x[..., np.clip(at, 0, n - 1), :],
-        }
-        for how, move in moves.items():
+        for how, move in _shifts(np.arange(n) - i, n).items():
             yield "ShiftedInput", f"{text}, {how}", move
+
+
+def _shifts(at: np.ndarray, n: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """The vectors of the positions ``at``, and of those outside of 0 to n - 1."""
+    inside = ((at >= 0) & (at < n))[:, None]
+    return {
+        "around": lambda x: x[..., at % n, :],
+        "with zeros": lambda x: np.where(inside, x[..., at % n, :], 0.0),
+        "with the edge": lambda x: x[..., np.clip(at, 0, n - 1), :],
+    }
 
 
 def factors(scene: Scene, name: str) -> Iterator[Knob]:
@@ -135,11 +144,11 @@ def other_tokens(scene: Scene, names: list[str]) -> Iterator[Trial]:
             "are one too small": ids - 1,
         }
         for text, new in others.items():
-            yield Trial(
-                "OtherTokens",
-                f"the ids of the {side} {text}",
-                lambda s, new=new, side=side: replace(s, **{side: new}),
-            )
+            yield Trial("OtherTokens", f"the ids of the {side} {text}", _with_ids(side, new))
+
+
+def _with_ids(side: str, ids: np.ndarray) -> Apply:
+    return lambda s: replace(s, **{side: ids})  # type: ignore[arg-type]
 
 
 # Keys and values of other places, such as a cache that holds another row.
@@ -160,8 +169,8 @@ def other_places(scene: Scene, name: str) -> Iterator[Trial]:
     told = f"that of row {whence // n_k}, position {whence % n_k}"
     yield Trial(
         "CacheContents" if scene.first < scene.length("decoder") else "ShiftedInput",
-        f"keys and values are those of other places: for query {query}, position {key} of row {row} "
-        f"is {'zero' if whence == batch * n_k else told}",
+        f"keys and values are those of other places: for query {query}, position {key} of row "
+        f"{row} is {'zero' if whence == batch * n_k else told}",
         lambda s: s.changing(name, _from_places(s, name)),
     )
 

@@ -18,7 +18,8 @@ class Trial:
     """A change of the scene; ``field`` and ``value`` if it is one of the config.
 
     ``inexact`` is a parameter that the other implementation stores with another offset, so that
-    ours has an error of one rounding.
+    ours has an error of one rounding. If ``later``, the change holds only in the steps of a loop
+    after the first.
     """
 
     flag: str  # in `refseq2seq.testing.mistakes`
@@ -27,6 +28,7 @@ class Trial:
     field: str | None = None
     value: Any = None
     inexact: str | None = None
+    later: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ def of_field(path: str, current: Any, value: Any, flag: str, called: str = "") -
 def of_quantity(flag: str, text: str, name: str, change: Change) -> Trial:
     """Another function of the quantities in the place of ``name``."""
     return Trial(flag, text, lambda s: s.changing(name, change))
+
+
+def computed(f: Callable[..., np.ndarray], *names: str) -> Change:
+    """The change to a function of other quantities."""
+    return lambda _, values: f(*(values[name] for name in names))
+
+
+def applied(f: Callable[[np.ndarray], np.ndarray]) -> Change:
+    """The change to a function of the quantity itself."""
+    return lambda x, _: f(x)
 
 
 def factor_of(scene: Scene, name: str, told: str) -> Knob:

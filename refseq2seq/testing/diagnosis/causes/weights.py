@@ -1,17 +1,30 @@
 """Parameters left out, moved, permuted, exchanged, and the norms that they belong to."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
+from functools import partial
 
 import numpy as np
 
+from ....attention import merge_heads, split_heads
 from ....ops import normalize
 from ....params import NormParams, SublayerNorms, named_arrays
 from ..entering import enters, parsed
 from ..replay import Scene, member
-from .trial import Knob, Trial, found, named, usual_numbers, with_config, with_param
+from .trial import (
+    Knob,
+    Trial,
+    applied,
+    found,
+    named,
+    of_quantity,
+    usual_numbers,
+    with_config,
+    with_param,
+)
 
 PLACES = {"before": "before the sublayer", "branch": "on its result", "after": "after the sum"}
 
@@ -52,51 +65,91 @@ def biases_left_out(scene: Scene, names: list[str]) -> Iterator[Trial]:
 
 
 def other_heads(scene: Scene, name: str) -> Iterator[Trial]:
-    """Heads whose elements are not neighbours, or in the reverse order."""
+    """Heads whose elements are not neighbours, in the reverse order, or not transposed."""
+    here = parsed(name)
     for path in _entering(scene, name):
         place, _, word = path.rpartition(".")
         if word not in ("w_q", "w_k", "w_v", "w_o"):
             continue
-        p, c = member(scene.params, place), member(scene.config, parsed(name).c)
+        p, c = member(scene.params, place), member(scene.config, here.c)
         n = c.n_kv_heads if word in ("w_k", "w_v") else c.n_heads
         w, bias = getattr(p, word), word.replace("w_", "b_")
-        width = w.shape[0] if word == "w_o" else w.shape[1]
+        columns = np.arange(w.shape[0] if word == "w_o" else w.shape[1])
         orders = {
-            "as (d, n_heads), where the model has (n_heads, d)": (-1, n),
-            "in the reverse order": (n, width // n),
+            "as (d, n_heads), where the model has (n_heads, d)": columns.reshape(-1, n).T.ravel(),
+            "in the reverse order": columns.reshape(n, -1)[::-1].ravel(),
         }
-        for told, shape in orders.items():
-            order = np.arange(width).reshape(shape)
-            order = order.T.ravel() if shape[0] == -1 else order[::-1].ravel()
+        for told, order in orders.items():
             new = {word: w[order]} if word == "w_o" else {word: w[:, order]}
             if word != "w_o" and getattr(p, bias) is not None:
                 new[bias] = getattr(p, bias)[order]
-            verb = "merged" if word == "w_o" else "split"
-            yield Trial(
-                "HeadOrder", f"heads are {verb} {told}", with_param(place, replace(p, **new))
-            )
+            text = f"heads are {'merged' if word == 'w_o' else 'split'} {told}"
+            yield Trial("HeadOrder", text, with_param(place, replace(p, **new)))
+    if here.kind in ("q", "k", "v"):
+        text = "heads are split without exchanging heads and positions"
+        yield of_quantity("HeadOrder", text, name, applied(_split_in_place))
+    if here.kind in ("heads", "out") and f"{here.p}.heads" in scene.passed:
+        text = "heads are merged without exchanging heads and positions"
+        yield of_quantity("HeadOrder", text, f"{here.p}.heads", applied(_merged_in_place))
+
+
+def _split_in_place(x: np.ndarray) -> np.ndarray:
+    """(batch, n_heads, n, d): the rows of all heads, cut into heads without a transposition."""
+    return merge_heads(x).reshape(x.shape)
+
+
+def _merged_in_place(x: np.ndarray) -> np.ndarray:
+    """(batch, n_heads, n, d): what `merge_heads` makes of it are its elements in their order."""
+    batch, n_heads, n, d = x.shape
+    return split_heads(x.reshape(batch, n, n_heads * d), n_heads)
 
 
 def other_arrays(scene: Scene, name: str) -> Iterator[Trial]:
-    """Arrays transposed, exchanged with others of their sublayer, or those of another layer."""
+    """Arrays transposed, exchanged with others of their sublayer, or those of another one."""
     arrays = dict(named_arrays(scene.params))
     for path, x in _entering(scene, name).items():
         place, _, word = path.rpartition(".")
         if x.ndim == 2 and x.shape[0] == x.shape[1]:
             yield Trial("OtherWeights", f"{path} is transposed", with_param(path, x.T))
+        if path == "unembedding":
+            for table in ("encoder.embedding", "decoder.embedding"):
+                text = f"unembedding is {table}, transposed"
+                yield Trial("OtherWeights", text, with_param(path, arrays[table].T))
         for other, y in arrays.items():
             there, _, like = other.rpartition(".")
             if other == path or y.shape != x.shape or like in ("gain", "bias"):
                 continue
-            if there == place:
+            if there == place and not word.isdigit():
                 yield _exchanged(scene, place, *sorted([word, like]))
-            elif like == word:
-                yield Trial("OtherWeights", f"{path} is {other}", with_param(path, y))
+            elif like == word or word.isdigit():
+                yield _of_another(scene, path, other)
     for path, p in _norms(scene, name):
         for other, q in _all_norms(scene).items():
             shapes = [[getattr(x, "shape", None) for x in (r.gain, r.bias)] for r in (p, q)]
             if other != path and shapes[0] == shapes[1] != [None, None]:
-                yield Trial("NormParameters", f"the norm {path} is {other}", with_param(path, q))
+                text = _of_layer(path, other) or f"the norm {path} is {other}"
+                yield Trial("NormParameters", text, with_param(path, q))
+
+
+def _of_another(scene: Scene, path: str, other: str) -> Trial:
+    """An array, and its bias, of another sublayer."""
+    text = _of_layer(path, other) or f"{path} is {other}"
+    change, biases = with_param(path, member(scene.params, other)), [path, other]
+    if path.rpartition(".")[2].startswith("w_"):
+        biases = [re.sub(r"\.w_(\w+)$", r".b_\1", name) for name in biases]
+    bias = found(scene.params, biases[1])
+    if bias is None or found(scene.params, biases[0]) is None:
+        return Trial("OtherWeights", text, change)
+    with_bias = with_param(biases[0], bias)
+    return Trial("OtherWeights", text, lambda s: with_bias(change(s)))
+
+
+def _of_layer(path: str, other: str) -> str:
+    """The text if two arrays are the same of two layers; or else the empty text."""
+    here, there = (re.match(r"(\w+\.layers\.\d+)\.(.*)", name) for name in (path, other))
+    if here and there and here[2] == there[2]:
+        return f"weights of {there[1]} are in the place of those of {here[1]}"
+    return ""
 
 
 def _exchanged(scene: Scene, place: str, a: str, b: str) -> Trial:
@@ -178,6 +231,17 @@ def _moved(scene: Scene, name: str) -> Iterator[Trial]:
                 moved = replace(norms, **{old: None, new: getattr(norms, old)})
                 text = f"the norm stands {PLACES[new]}; in the model {PLACES[old]} ({path})"
                 yield Trial("NormPlace", text, with_param(path, moved))
+
+
+def normalised(scene: Scene, name: str, quantity: str) -> Iterator[Trial]:
+    """The ``quantity``, which enters ``name``, after one more norm of the layer or the stack."""
+    layer = ".".join(parsed(name).p.split(".")[:3])
+    for path, p in _all_norms(scene).items():
+        side = parsed(path).stack
+        if path.startswith((layer + ".", f"{side}.final_norm", f"{side}.embedding_norm")):
+            c = getattr(scene.config, side).norm
+            text = f"{quantity} is normalised once more, by {path}"
+            yield of_quantity("NormPlace", text, quantity, applied(partial(normalize, p, c)))
 
 
 def factors(scene: Scene, name: str) -> Iterator[Knob]:
