@@ -14,6 +14,7 @@ from .agreement import (
 from .compare import Difference, first_difference, row_ulp
 from .diagnosis import Cause, Diagnosis, Fault, diagnose, diagnose_arrays
 from .expected import Expected
+from .generation import assert_generation_agrees
 from .rounding import rounded
 from .tolerance import Spread, spread
 
@@ -27,6 +28,7 @@ __all__ = [
     "Spread",
     "TokenAgreement",
     "assert_agrees",
+    "assert_generation_agrees",
     "assert_tokens_agree",
     "diagnose",
     "diagnose_arrays",

@@ -48,7 +48,7 @@ class Subject:
     patch: pytest.MonkeyPatch | None = None  # for faults in functions of a library
 
     def diagnose(self, max_new_tokens: int | None = None, runs: int = 16) -> Diagnosis:
-        """What deviates first, forced to the target or generating."""
+        """All that deviates, forced to the target or generating."""
         return diagnose(
             self.module,
             SOURCE,
@@ -63,20 +63,22 @@ class Subject:
 
 @dataclass(frozen=True)
 class Fault:
-    """A mistake, the module it is made in, and where it must be found."""
+    """A mistake, the module it is made in, and where and as what it must be found."""
 
     name: str
     make: Callable[[], Subject]
     where: str  # the module, in words
     plant: Callable[[Subject], None]
     expected: tuple[str, ...]  # patterns of names, one of which the first deviation must match
+    flags: tuple[str, ...]  # in `refseq2seq.testing.mistakes`, one of which its cause must have
     max_new_tokens: int | None
 
-    def planted(self, patch: pytest.MonkeyPatch | None = None) -> Subject:
-        """A module with this fault."""
+    def planted(self, patch: pytest.MonkeyPatch | None = None, *others: "Fault") -> Subject:
+        """A module with this fault, and with ``others`` of the same module."""
         subject = self.make()
         subject.patch = patch
-        self.plant(subject)
+        for fault in (self, *others):
+            fault.plant(subject)
         return subject
 
     def is_found(self, first: str | None) -> bool:
@@ -126,12 +128,12 @@ class Faults:
         self.all: list[Fault] = []
 
     def on(self, make: Callable[[], Subject], where: str) -> Callable[..., Any]:
-        """The decorator for faults in one module: @it("the mistake", "a name or another name")."""
+        """The decorator for faults in one module: @it("the mistake", "name or name", "Flag")."""
 
-        def plant(name: str, expected: str, max_new_tokens: int | None = None) -> Any:
+        def plant(name: str, expected: str, flag: str, max_new_tokens: int | None = None) -> Any:
             def add(function: Any) -> Any:
-                places = tuple(expected.split(" or "))
-                self.all.append(Fault(name, make, where, function, places, max_new_tokens))
+                places, flags = (tuple(text.split(" or ")) for text in (expected, flag))
+                self.all.append(Fault(name, make, where, function, places, flags, max_new_tokens))
                 return function
 
             return add

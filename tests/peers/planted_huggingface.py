@@ -139,7 +139,7 @@ def layer(s: Subject, side: str, i: int) -> Any:
 BUCKET = "_relative_position_bucket"
 
 
-@t5("encoder buckets unidirectional", "encoder.layers.0.self_attention.weights")
+@t5("encoder buckets unidirectional", "encoder.layers.0.self_attention.weights", "RelativeBuckets")
 def _(s):
     def bucket(right, *args, bidirectional, **how):
         return right(*args, bidirectional=False, **how)
@@ -147,20 +147,26 @@ def _(s):
     wrap(layer(s, "encoder", 0)[0].SelfAttention, bucket, BUCKET)
 
 
-t5("decoder buckets bidirectional", "decoder.layers.0.self_attention.weights")(
+t5("decoder buckets bidirectional", "decoder.layers.0.self_attention.weights", "RelativeBuckets")(
     lambda s: assign(layer(s, "decoder", 0)[0].SelfAttention, is_decoder=False)
 )
-t5("bucket maximum distance 16 instead of 8", "encoder.layers.0.self_attention.weights")(
-    lambda s: assign(layer(s, "encoder", 0)[0].SelfAttention, relative_attention_max_distance=16)
-)
+t5(
+    "bucket maximum distance 16 instead of 8",
+    "encoder.layers.0.self_attention.weights",
+    "RelativeBuckets",
+)(lambda s: assign(layer(s, "encoder", 0)[0].SelfAttention, relative_attention_max_distance=16))
 
 
-t5("buckets of query minus key position", "encoder.layers.0.self_attention.weights")(
+t5(
+    "buckets of query minus key position",
+    "encoder.layers.0.self_attention.weights",
+    "OtherPositions",
+)(
     lambda s: wrap(
         layer(s, "encoder", 0)[0].SelfAttention, lambda right, x, **how: right(-x, **how), BUCKET
     )
 )
-t5("buckets off by one position", "decoder.layers.0.self_attention.weights")(
+t5("buckets off by one position", "decoder.layers.0.self_attention.weights", "OtherPositions")(
     lambda s: wrap(
         layer(s, "decoder", 0)[0].SelfAttention, lambda right, x, **how: right(x + 1, **how), BUCKET
     )
@@ -171,19 +177,25 @@ def zeroed(*_, position_bias, **__):
     return torch.zeros_like(position_bias)
 
 
-t5("relative bias in the first layer only", "encoder.layers.1.self_attention.weights")(
-    lambda s: given(layer(s, "encoder", 1)[0].SelfAttention, position_bias=zeroed)
+t5(
+    "relative bias in the first layer only",
+    "encoder.layers.1.self_attention.weights",
+    "RelativeScale",
+)(lambda s: given(layer(s, "encoder", 1)[0].SelfAttention, position_bias=zeroed))
+
+
+@t5(
+    "relative bias in cross-attention too",
+    "decoder.layers.0.cross_attention.weights",
+    "RelativeScale",
 )
-
-
-@t5("relative bias in cross-attention too", "decoder.layers.0.cross_attention.weights")
 def _(s):
     layer(s, "decoder", 0)[1].EncDecAttention.has_relative_attention_bias = True
     bias = layer(s, "decoder", 0)[0].SelfAttention.relative_attention_bias
     layer(s, "decoder", 0)[1].EncDecAttention.relative_attention_bias = bias
 
 
-t5("scores scaled by 1/sqrt(d_k)", "encoder.layers.0.self_attention.weights")(
+t5("scores scaled by 1/sqrt(d_k)", "encoder.layers.0.self_attention.weights", "AttentionScale")(
     lambda s: assign(layer(s, "encoder", 0)[0].SelfAttention, scaling=5**-0.5)
 )
 
@@ -191,6 +203,7 @@ t5("scores scaled by 1/sqrt(d_k)", "encoder.layers.0.self_attention.weights")(
 @t5(
     "relative positions restart at 0 with a cache",
     "step.1.*.0.self_attention.weights",
+    "OtherPositions",
     max_new_tokens=4,
 )
 def _(s):
@@ -203,27 +216,27 @@ def _(s):
 # T5: norms, activations, logits.
 
 
-t5("layer norm instead of RMS norm", "decoder.layers.0.self_attention.input")(
+t5("layer norm instead of RMS norm", "decoder.layers.0.self_attention.input", "NormKind")(
     lambda s: wrap(
         layer(s, "decoder", 0)[0].layer_norm, lambda right, x: right(x - x.mean(-1, True))
     )
 )
-t5("RMS norm eps 1e-5 instead of 1e-6", "encoder.layers.0.feed_forward.input")(
+t5("RMS norm eps 1e-5 instead of 1e-6", "encoder.layers.0.feed_forward.input", "NormEps")(
     lambda s: assign(layer(s, "encoder", 0)[1].layer_norm, variance_epsilon=1e-5)
 )
-t5("tied logits not scaled", "logits")(
+t5("tied logits not scaled", "logits", "LogitsScale")(
     lambda s: assign(s.module.config, scale_decoder_outputs=False)
 )
-t5("no final norm", "encoder.final")(
+t5("no final norm", "encoder.final", "NormMissing")(
     lambda s: assign(s.module.encoder, final_layer_norm=nn.Identity())
 )
-t5_gated("gate and up swapped", "encoder.layers.0.feed_forward.gate or *.projected")(
-    lambda s: swap(layer(s, "encoder", 0)[1].DenseReluDense, "wi_0", "wi_1")
-)
-t5_gated("erf GELU instead of tanh GELU", "decoder.layers.1.feed_forward.hidden")(
+t5_gated(
+    "gate and up swapped", "encoder.layers.0.feed_forward.gate or *.projected", "SwappedWeights"
+)(lambda s: swap(layer(s, "encoder", 0)[1].DenseReluDense, "wi_0", "wi_1"))
+t5_gated("erf GELU instead of tanh GELU", "decoder.layers.1.feed_forward.hidden", "GeluForm")(
     lambda s: assign(layer(s, "decoder", 1)[2].DenseReluDense, act=nn.GELU())
 )
-t5_gated("untied logits scaled", "logits")(
+t5_gated("untied logits scaled", "logits", "LogitsScale")(
     lambda s: assign(s.module.config, scale_decoder_outputs=True)
 )
 
@@ -231,51 +244,51 @@ t5_gated("untied logits scaled", "logits")(
 # BART and its descendants.
 
 
-bart("positions without the offset of 2", "encoder.positions")(
+bart("positions without the offset of 2", "encoder.positions", "OtherPositions")(
     lambda s: assign(s.module.model.encoder.embed_positions, offset=0)
 )
-bart("embedding not scaled", "decoder.tokens")(
+bart("embedding not scaled", "decoder.tokens", "EmbeddingScale")(
     lambda s: assign(s.module.model.decoder.embed_tokens, embed_scale=1.0)
 )
-bart("no embedding norm", "encoder.embed")(
+bart("no embedding norm", "encoder.embed", "NormPlace")(
     lambda s: assign(s.module.model.encoder, layernorm_embedding=nn.Identity())
 )
-bart("no logits bias", "logits")(
+bart("no logits bias", "logits", "BiasMissing")(
     lambda s: assign(s.module, final_logits_bias=torch.zeros_like(s.module.final_logits_bias))
 )
-bart("no query bias", "encoder.layers.1.self_attention.q")(
+bart("no query bias", "encoder.layers.1.self_attention.q", "BiasMissing")(
     lambda s: assign(layer(s, "encoder", 1).self_attn.q_proj, bias=None)
 )
-bart("no key bias", "decoder.layers.0.self_attention.k")(
+bart("no key bias", "decoder.layers.0.self_attention.k", "BiasMissing")(
     lambda s: assign(layer(s, "decoder", 0).self_attn.k_proj, bias=None)
 )
-bart("no value bias", "decoder.layers.1.cross_attention.v")(
+bart("no value bias", "decoder.layers.1.cross_attention.v", "BiasMissing")(
     lambda s: assign(layer(s, "decoder", 1).encoder_attn.v_proj, bias=None)
 )
-bart("no output projection bias", "decoder.layers.1.self_attention.out")(
+bart("no output projection bias", "decoder.layers.1.self_attention.out", "BiasMissing")(
     lambda s: assign(layer(s, "decoder", 1).self_attn.out_proj, bias=None)
 )
-bart("queries scaled twice", "decoder.layers.0.cross_attention.weights")(
+bart("queries scaled twice", "decoder.layers.0.cross_attention.weights", "AttentionScale")(
     lambda s: assign(layer(s, "decoder", 0).encoder_attn, scaling=1 / 6)
 )
-bart("ReLU instead of GELU", "encoder.layers.1.feed_forward.hidden")(
+bart("ReLU instead of GELU", "encoder.layers.1.feed_forward.hidden", "Activation")(
     lambda s: assign(layer(s, "encoder", 1), activation_fn=nn.ReLU())
 )
-bart("norm eps ten times too large", "encoder.layers.0.after_self_attention")(
+bart("norm eps ten times too large", "encoder.layers.0.after_self_attention", "NormEps")(
     lambda s: assign(layer(s, "encoder", 0).self_attn_layer_norm, eps=1e-4)
 )
-bart("norms of two sublayers swapped", "decoder.layers.1.after_self_attention")(
+bart("norms of two sublayers swapped", "decoder.layers.1.after_self_attention", "NormParameters")(
     lambda s: swap(layer(s, "decoder", 1), "self_attn_layer_norm", "encoder_attn_layer_norm")
 )
-bart("encoder attends to padding", "encoder.layers.0.self_attention.weights")(
+bart("encoder attends to padding", "encoder.layers.0.self_attention.weights", "PadLeak")(
     lambda s: given(layer(s, "encoder", 0).self_attn, attention_mask=nothing)
 )
-bart("no causal mask", "decoder.layers.0.self_attention.weights")(
+bart("no causal mask", "decoder.layers.0.self_attention.weights", "CausalMask")(
     lambda s: given(layer(s, "decoder", 0).self_attn, attention_mask=nothing)
 )
 
 
-@bart("cross-attention to the source embedding", "decoder.layers.0.cross_attention.k")
+@bart("cross-attention to the source embedding", "decoder.layers.0.cross_attention.k", "OtherInput")
 def _(s):
     seen = []
     first = layer(s, "encoder", 0)
@@ -283,7 +296,12 @@ def _(s):
     given(layer(s, "decoder", 0).encoder_attn, key_value_states=lambda *_, **__: seen[-1])
 
 
-@bart("position off by one with a cache", "step.1.decoder.positions", max_new_tokens=4)
+@bart(
+    "position off by one with a cache",
+    "step.1.decoder.positions",
+    "CachePosition",
+    max_new_tokens=4,
+)
 def _(s):
     table = s.module.model.decoder.embed_positions
     right = table.forward
@@ -292,24 +310,26 @@ def _(s):
     )
 
 
-mbart("no final norm", "decoder.final")(
+mbart("no final norm", "decoder.final", "NormMissing")(
     lambda s: assign(s.module.model.decoder, layer_norm=nn.Identity())
 )
 
 
-@mbart("residual adds the normalised input", "encoder.layers.0.after_self_attention")
+@mbart("residual adds the normalised input", "encoder.layers.0.after_self_attention", "OtherInput")
 def _(s):
     """The layer adds the norm's input: the norm overwrites it with its output."""
     wrap(layer(s, "encoder", 0).self_attn_layer_norm, lambda right, x: x.copy_(right(x)))
 
 
-@marian("sines and cosines interleaved", "decoder.positions")
+@marian("sines and cosines interleaved", "decoder.positions", "SinusoidLayout")
 def _(s):
     table = s.module.model.decoder.embed_positions
     table.weight = nn.Parameter(table.weight.unflatten(-1, (2, -1)).mT.flatten(-2))
 
 
-@marian("sinusoid exponents divided by d/2 - 1 instead of d/2", "encoder.positions")
+@marian(
+    "sinusoid exponents divided by d/2 - 1 instead of d/2", "encoder.positions", "SinusoidLayout"
+)
 def _(s):
     table = s.module.model.encoder.embed_positions
     n, d = table.weight.shape
@@ -319,6 +339,6 @@ def _(s):
     table.weight = nn.Parameter(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
 
-marian("GELU instead of SiLU", "decoder.layers.0.feed_forward.hidden")(
+marian("GELU instead of SiLU", "decoder.layers.0.feed_forward.hidden", "Activation")(
     lambda s: assign(layer(s, "decoder", 0), activation_fn=nn.GELU())
 )

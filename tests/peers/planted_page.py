@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import planted_huggingface
 import planted_pytorch
 import planted_x_transformers
@@ -35,11 +36,12 @@ INTRODUCTION = """\
 # Planted bugs
 
 Each row of the tables is a mistake that programmers make, planted in a correct live PyTorch
-module, and the result of `refseq2seq.testing.diagnose`: the first quantity that deviates from
-the reference, and by how many [spreads](tolerances.md) of float32 rounding an element of it is
-off. Eight are allowed, fewer where a whole row is off. Names that begin with `step.` are of
-greedy generation with the module's own cache. In rows with the bug *none*, the module is
-unchanged.
+module, and the result of `refseq2seq.testing.diagnose`: the first quantity that deviates, by how
+many [spreads](tolerances.md) of float32 rounding an element of it is off, and the cause, if one is
+verified. Eight spreads are allowed, fewer where a whole row is off. Each quantity is computed from
+those that the module computed before it, so that a quantity deviates only where a mistake is made.
+Names that begin with `step.` are of greedy generation with the module's own cache. In rows with the
+bug *none*, the module is unchanged.
 
 The last column lists the [properties](properties.md) that fail, without reference weights:
 cached against uncached, a row alone against the row in a batch, padding against none, and so
@@ -59,22 +61,47 @@ class Row(NamedTuple):
     where: str
     first: str
     spreads: str
-    expected: str
+    cause: str
     properties: str
 
     def __str__(self) -> str:
         return f"| {' | '.join(self)} |"
 
 
-HEAD = str(Row("bug", "model", "first deviation", "spreads", "expected", "properties that fail"))
+HEAD = str(Row("bug", "model", "first deviation", "spreads", "cause", "properties that fail"))
 
 
 @cache
-def diagnosis(i: int) -> Diagnosis:
-    """The result for fault number i."""
-    fault = FAULTS[i]
+def diagnosis(*indices: int) -> Diagnosis:
+    """The result for the faults with these numbers, planted in one module."""
+    fault, *others = (FAULTS[i] for i in indices)
     with pytest.MonkeyPatch.context() as patch:
-        return fault.planted(patch).diagnose(fault.max_new_tokens)
+        return fault.planted(patch, *others).diagnose(fault.max_new_tokens)
+
+
+def together(n: int, size: int) -> list[tuple[int, ...]]:
+    """``n`` sets of faults of one module, in different sublayers, drawn by chance."""
+    rng, found = np.random.default_rng(size), []
+    while len(found) < n:
+        drawn = tuple(sorted(map(int, rng.choice(len(FAULTS), size, replace=False))))
+        faults = [FAULTS[i] for i in drawn]
+        places = {fault.expected[0].rpartition(".")[0] for fault in faults}
+        one_module = len({fault.where for fault in faults}) == 1
+        looped = any(fault.max_new_tokens for fault in faults)
+        if one_module and not looped and len(places) == size and drawn not in found:
+            found.append(drawn)
+    return found
+
+
+def are_listed(indices: tuple[int, ...]) -> bool:
+    """Whether faults together are found at the quantities of each alone, and nowhere else."""
+    alone = [{fault.name for fault in diagnosis(i).faults} for i in indices]
+    return {fault.name for fault in diagnosis(*indices).faults} == set().union(*alone)
+
+
+def told(found: Diagnosis) -> str:
+    """The causes of the first fault."""
+    return " or ".join(cause.text for cause in found.faults[0].causes).replace("|", "\\|")
 
 
 def broken(fault: Fault | None, where: str) -> list[str]:
@@ -95,28 +122,58 @@ def page() -> str:
     rows: list[Row] = []
     for where in RIGHT:
         failed = broken(None, where)
-        rows.append(Row("*none*", where, "none", "", "none", ", ".join(failed)))
+        rows.append(Row("*none*", where, "none", "", "", ", ".join(failed)))
     for i, fault in enumerate(FAULTS):
         found = diagnosis(i)
         failed = broken(fault, fault.where)
-        expected = " or ".join(f"`{place}`" for place in fault.expected)
         first = "none" if found.first is None else f"`{found.first}`"
         rows.append(
-            Row(fault.name, fault.where, first, spreads(found), expected, ", ".join(failed))
+            Row(fault.name, fault.where, first, spreads(found), told(found), ", ".join(failed))
         )
         print(f"{fault.name}: {found.first}; {failed}", file=sys.stderr)
-    return f"{INTRODUCTION}\n{summary(rows)}\n{tables(rows)}"
+    return f"{INTRODUCTION}\n{summary(rows)}\n{tables(rows)}\n{pairs()}"
+
+
+N_PAIRS, N_TRIPLES, N_SHOWN = 60, 40, 12
+
+
+def pairs() -> str:
+    """The section on several faults in one module."""
+    sets = {size: together(n, size) for size, n in ((2, N_PAIRS), (3, N_TRIPLES))}
+    right = {size: sum(map(are_listed, of_size)) for size, of_size in sets.items()}
+    lines = [
+        "## Several bugs at once",
+        "",
+        f"Of {N_PAIRS} pairs of bugs in different sublayers of one module, drawn by chance, "
+        f"{right[2]} are found at exactly",
+        f"the quantities of both, and of {N_TRIPLES} triples {right[3]}. Some of the pairs:",
+        "",
+        "| bugs | model | deviations and causes |",
+        "|---|---|---|",
+    ]
+    for indices in sets[2][:N_SHOWN]:
+        found = diagnosis(*indices)
+        causes = [
+            f"`{group[0].name}`: {group[0].cause.text if group[0].cause else 'no cause found'}"
+            for group in found.groups()
+        ]
+        names = "; ".join(FAULTS[i].name for i in indices)
+        lines.append(f"| {names} | {FAULTS[indices[0]].where} | {'<br>'.join(causes)} |")
+    return "\n".join([*lines, ""])
 
 
 def summary(rows: list[Row]) -> str:
     """How many are found, by either way, and which properties find most."""
     at_place = sum(fault.is_found(diagnosis(i).first) for i, fault in enumerate(FAULTS))
+    flags = [{c.flag for c in diagnosis(i).faults[0].causes} for i in range(len(FAULTS))]
+    explained = sum(bool(flags[i] & set(fault.flags)) for i, fault in enumerate(FAULTS))
     counted = Counter(name for row in rows for name in row.properties.split(", ") if name)
     most = ", ".join(f"`{name}` ({n})" for name, n in counted.most_common(6))
+    seen = sum(bool(row.properties) for row in rows)
     return (
-        f"Of {len(FAULTS)} bugs, `diagnose` finds {at_place} at the expected quantity. The "
-        f"properties alone\nfind {sum(bool(row.properties) for row in rows)}; those that fail "
-        f"most often are {most}.\n"
+        f"Of {len(FAULTS)} bugs, `diagnose` finds {at_place} at the expected quantity, and names "
+        f"the cause of {explained}. The properties alone\nfind {seen}; those that fail most often "
+        f"are {most}.\n"
     )
 
 

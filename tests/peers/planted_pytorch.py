@@ -51,41 +51,47 @@ def layer(s: Subject, side: str, i: int) -> Any:
     return getattr(s.module, side).layers[i]
 
 
-post_norm("no causal mask", "decoder.layers.0.self_attention.out")(
+post_norm("no causal mask", "decoder.layers.0.self_attention.out", "CausalMask")(
     lambda s: assign(s.net, causal=lambda n: None)
 )
-post_norm("causal mask off by one: next token visible", "decoder.layers.0.self_attention.out")(
-    lambda s: assign(s.net, causal=lambda n: torch.ones(n, n, dtype=torch.bool).triu(2))
-)
+post_norm(
+    "causal mask off by one: next token visible",
+    "decoder.layers.0.self_attention.out",
+    "CausalMask",
+)(lambda s: assign(s.net, causal=lambda n: torch.ones(n, n, dtype=torch.bool).triu(2)))
 
 
-@post_norm("encoder attends to padding", "encoder.layers.0.self_attention.out")
+@post_norm("encoder attends to padding", "encoder.layers.0.self_attention.out", "PadLeak")
 def _(s):
     s.net.memory_padding, s.net.padding = s.net.padding, lambda mask: None
 
 
-post_norm("cross-attention attends to padding", "decoder.layers.0.cross_attention.out")(
+post_norm("cross-attention attends to padding", "decoder.layers.0.cross_attention.out", "PadLeak")(
     lambda s: assign(s.net, memory_padding=lambda mask: None)
 )
-post_norm("inverted mask", "encoder.layers.0.self_attention.out")(
+post_norm("inverted mask", "encoder.layers.0.self_attention.out", "MaskInverted")(
     lambda s: assign(s.net, padding=lambda mask: mask)
 )
-post_norm("embedding not scaled", "encoder.embed")(lambda s: assign(s.net, scale=1.0))
-post_norm("positions start at 1", "encoder.embed")(lambda s: assign(s.net, first=1))
+post_norm("embedding not scaled", "encoder.embed", "EmbeddingScale")(
+    lambda s: assign(s.net, scale=1.0)
+)
+post_norm("positions start at 1", "encoder.embed", "OtherPositions")(
+    lambda s: assign(s.net, first=1)
+)
 
 
-@post_norm("sines and cosines concatenated", "encoder.embed")
+@post_norm("sines and cosines concatenated", "encoder.embed", "SinusoidLayout")
 def _(s):
     net = s.net
     net.positions = torch.cat([net.positions[:, 0::2], net.positions[:, 1::2]], dim=-1)
 
 
-post_norm("four heads instead of three", "encoder.layers.1.self_attention.out")(
+post_norm("four heads instead of three", "encoder.layers.1.self_attention.out", "HeadCount")(
     lambda s: assign(layer(s, "encoder", 1).self_attn, num_heads=4, head_dim=D_MODEL // 4)
 )
 
 
-@post_norm("batch and position axes swapped", "encoder.layers.0.self_attention.out")
+@post_norm("batch and position axes swapped", "encoder.layers.0.self_attention.out", "AxesSwapped")
 def _(s):
     def forward(right, x, *args, **options):
         x = x.transpose(0, 1)
@@ -94,15 +100,21 @@ def _(s):
     wrap(layer(s, "encoder", 0).self_attn, forward)
 
 
-post_norm("pre-norm instead of post-norm", "decoder.layers.1.self_attention.input")(
+post_norm("pre-norm instead of post-norm", "decoder.layers.1.self_attention.input", "NormPlace")(
     lambda s: assign(layer(s, "decoder", 1), norm_first=True)
 )
-pre_norm("post-norm instead of pre-norm", "encoder.layers.0.self_attention.input")(
-    lambda s: assign(layer(s, "encoder", 0), norm_first=False)
+pre_norm(
+    "post-norm instead of pre-norm",
+    "encoder.layers.0.self_attention.input",
+    "NormMissing or NormPlace",
+)(lambda s: assign(layer(s, "encoder", 0), norm_first=False))
+
+
+@post_norm(
+    "eps added to an unbiased standard deviation",
+    "encoder.layers.0.after_self_attention",
+    "BiasedDeviation",
 )
-
-
-@post_norm("eps added to an unbiased standard deviation", "encoder.layers.0.after_self_attention")
 def _(s):
     """The layer norm of The Annotated Transformer."""
     norm = layer(s, "encoder", 0).norm1
@@ -111,19 +123,21 @@ def _(s):
     )
 
 
-post_norm("no final encoder norm", "encoder.final")(
+post_norm("no final encoder norm", "encoder.final", "NormMissing")(
     lambda s: assign(s.module.encoder, norm=nn.Identity())
 )
-post_norm("GELU instead of ReLU", "decoder.layers.0.feed_forward.hidden")(
+post_norm("GELU instead of ReLU", "decoder.layers.0.feed_forward.hidden", "Activation")(
     lambda s: assign(layer(s, "decoder", 0), activation=nn.functional.gelu)
 )
-post_norm("no query, key and value biases", "decoder.layers.1.cross_attention.out")(
+post_norm("no query, key and value biases", "decoder.layers.1.cross_attention.out", "BiasMissing")(
     lambda s: layer(s, "decoder", 1).multihead_attn.in_proj_bias.data.zero_()
 )
 
 
 @post_norm(
-    "cross-attention reads the memory in reverse order", "decoder.layers.0.cross_attention.out"
+    "cross-attention reads the memory in reverse order",
+    "decoder.layers.0.cross_attention.out",
+    "ShiftedInput",
 )
 def _(s):
     def forward(right, q, k, v, **options):
@@ -132,7 +146,7 @@ def _(s):
     wrap(layer(s, "decoder", 0).multihead_attn, forward)
 
 
-pre_norm("residual adds the normalised input", "encoder.layers.1.after_self_attention")(
-    lambda s: wrap(layer(s, "encoder", 1).norm1, lambda right, x: x.copy_(right(x)))
-)
-pre_norm("no logits bias", "logits")(lambda s: s.net.unembedding.bias.data.zero_())
+pre_norm(
+    "residual adds the normalised input", "encoder.layers.1.after_self_attention", "OtherInput"
+)(lambda s: wrap(layer(s, "encoder", 1).norm1, lambda right, x: x.copy_(right(x))))
+pre_norm("no logits bias", "logits", "BiasMissing")(lambda s: s.net.unembedding.bias.data.zero_())

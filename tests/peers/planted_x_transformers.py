@@ -121,36 +121,40 @@ def block(s: Subject, side: str, layer: int, kind: str) -> Any:
 # Scores, masks and softmax.
 
 
-pre_norm("no attention scale", "encoder.layers.1.self_attention.scores")(
+pre_norm("no attention scale", "encoder.layers.1.self_attention.scores", "AttentionScale")(
     lambda s: assign(block(s, "encoder", 1, "a").attend, scale=1.0)
 )
-pre_norm("attention scale 1/sqrt(d_model)", "decoder.layers.0.cross_attention.scores")(
-    lambda s: assign(block(s, "decoder", 0, "c").attend, scale=22**-0.5)
-)
-pre_norm("attention scale 1 % off", "decoder.layers.1.self_attention.scores")(
+pre_norm(
+    "attention scale 1/sqrt(d_model)", "decoder.layers.0.cross_attention.scores", "AttentionScale"
+)(lambda s: assign(block(s, "decoder", 0, "c").attend, scale=22**-0.5))
+pre_norm("attention scale 1 % off", "decoder.layers.1.self_attention.scores", "AttentionScale")(
     lambda s: assign(block(s, "decoder", 1, "a").attend, scale=1.01 * 6**-0.5)
 )
 
 
-@pre_norm("causal mask off by one: next token visible", "decoder.layers.0.self_attention.weights")
+@pre_norm(
+    "causal mask off by one: next token visible",
+    "decoder.layers.0.self_attention.weights",
+    "CausalMask",
+)
 def _(s):
     block(s, "decoder", 0, "a").attend.create_causal_mask = lambda i, j, device: torch.ones(
         (i, j), dtype=torch.bool
     ).triu(j - i + 2)
 
 
-pre_norm("no causal mask", "decoder.layers.1.self_attention.weights")(
+pre_norm("no causal mask", "decoder.layers.1.self_attention.weights", "CausalMask")(
     lambda s: assign(block(s, "decoder", 1, "a"), causal=False)
 )
-pre_norm("encoder attends to padding", "encoder.layers.0.self_attention.weights")(
+pre_norm("encoder attends to padding", "encoder.layers.0.self_attention.weights", "PadLeak")(
     lambda s: given(block(s, "encoder", 0, "a"), mask=nothing)
 )
-pre_norm("cross-attention attends to padding", "decoder.layers.0.cross_attention.weights")(
-    lambda s: given(block(s, "decoder", 0, "c"), context_mask=nothing)
-)
+pre_norm(
+    "cross-attention attends to padding", "decoder.layers.0.cross_attention.weights", "PadLeak"
+)(lambda s: given(block(s, "decoder", 0, "c"), context_mask=nothing))
 
 
-@pre_norm("inverted mask", "decoder.layers.1.cross_attention.weights")
+@pre_norm("inverted mask", "decoder.layers.1.cross_attention.weights", "MaskInverted")
 def _(s):
     def inverted(*args, context_mask, **_):
         return None if context_mask is None else ~context_mask
@@ -158,10 +162,10 @@ def _(s):
     given(block(s, "decoder", 1, "c"), context_mask=inverted)
 
 
-pre_norm("softmax over the queries", "encoder.layers.1.self_attention.weights")(
+pre_norm("softmax over the queries", "encoder.layers.1.self_attention.weights", "SoftmaxForm")(
     lambda s: assign(block(s, "encoder", 1, "a").attend, attn_fn=lambda x: x.softmax(-2))
 )
-pre_norm("softmax at temperature 1.05", "decoder.layers.1.cross_attention.weights")(
+pre_norm("softmax at temperature 1.05", "decoder.layers.1.cross_attention.weights", "Factor")(
     lambda s: assign(block(s, "decoder", 1, "c").attend, attn_fn=lambda x: (x / 1.05).softmax(-1))
 )
 
@@ -170,13 +174,13 @@ pre_norm("softmax at temperature 1.05", "decoder.layers.1.cross_attention.weight
 
 
 HEADS_LAST = Rearrange("b n (d h) -> b h n d", h=4)
-pre_norm("heads split in the wrong order", "encoder.layers.0.self_attention.q")(
+pre_norm("heads split in the wrong order", "encoder.layers.0.self_attention.q", "HeadOrder")(
     lambda s: assign(block(s, "encoder", 0, "a"), split_q_heads=HEADS_LAST)
 )
-pre_norm("heads merged in the wrong order", "decoder.layers.0.self_attention.out")(
+pre_norm("heads merged in the wrong order", "decoder.layers.0.self_attention.out", "HeadOrder")(
     lambda s: assign(block(s, "decoder", 0, "a"), merge_heads=Rearrange("b h n d -> b n (d h)"))
 )
-pre_norm("keys and values swapped", "encoder.layers.0.self_attention.k")(
+pre_norm("keys and values swapped", "encoder.layers.0.self_attention.k", "SwappedWeights")(
     lambda s: swap(block(s, "encoder", 0, "a"), "to_k", "to_v")
 )
 
@@ -184,6 +188,7 @@ pre_norm("keys and values swapped", "encoder.layers.0.self_attention.k")(
 @modern(
     "key-value heads repeated in groups instead of in turn",
     "encoder.layers.0.self_attention.scores",
+    "KeyValueHeads",
 )
 def _(s):
     repeat = xt_attend.repeat
@@ -195,13 +200,15 @@ def _(s):
 # What cross-attention reads.
 
 
-pre_norm("cross-attention to the decoder states", "decoder.layers.0.cross_attention.k")(
-    lambda s: given(block(s, "decoder", 0, "c"), context=lambda x, **_: x, context_mask=nothing)
-)
+pre_norm(
+    "cross-attention to the decoder states", "decoder.layers.0.cross_attention.k", "OtherInput"
+)(lambda s: given(block(s, "decoder", 0, "c"), context=lambda x, **_: x, context_mask=nothing))
 
 
 @pre_norm(
-    "cross-attention to the memory before the final norm", "decoder.layers.0.cross_attention.k"
+    "cross-attention to the memory before the final norm",
+    "decoder.layers.0.cross_attention.k",
+    "OtherInput",
 )
 def _(s):
     seen = []
@@ -210,7 +217,9 @@ def _(s):
         given(block(s, "decoder", layer, "c"), context=lambda *_, **__: seen[-1])
 
 
-@pre_norm("cross-attention to the source of another row", "decoder.layers.1.cross_attention.k")
+@pre_norm(
+    "cross-attention to the source of another row", "decoder.layers.1.cross_attention.k", "OtherRow"
+)
 def _(s):
     given(block(s, "decoder", 1, "c"), context=lambda *args, context, **_: context.roll(1, 0))
 
@@ -218,30 +227,38 @@ def _(s):
 # Norms and residuals.
 
 
-@pre_norm("post-norm instead of pre-norm", "encoder.layers.0.self_attention.input")
+@pre_norm(
+    "post-norm instead of pre-norm",
+    "encoder.layers.0.self_attention.input",
+    "NormMissing or NormPlace",
+)
 def _(s):
     norms = sublayer(s, "encoder", 0, "a")[0]
     norms[0], norms[2] = None, norms[0]
 
 
-@post_norm("norm before the residual is added", "decoder.layers.0.after_self_attention")
+@post_norm(
+    "norm before the residual is added", "decoder.layers.0.after_self_attention", "NormPlace"
+)
 def _(s):
     norms = sublayer(s, "decoder", 0, "a")[0]
     norms[1], norms[2] = norms[2], None
 
 
-pre_norm("norm eps ten times too large", "encoder.layers.1.feed_forward.input")(
+pre_norm("norm eps ten times too large", "encoder.layers.1.feed_forward.input", "NormEps")(
     lambda s: assign(sublayer(s, "encoder", 1, "f")[0][0].ln, eps=1e-4)
 )
-pre_norm("norm eps 1e-6 instead of 1e-5", "encoder.layers.0.self_attention.input")(
+pre_norm("norm eps 1e-6 instead of 1e-5", "encoder.layers.0.self_attention.input", "NormEps")(
     lambda s: assign(sublayer(s, "encoder", 0, "a")[0][0].ln, eps=1e-6)
 )
 pre_norm(
-    "gain stored as gain - 1, used without adding 1", "decoder.layers.0.cross_attention.input"
+    "gain stored as gain - 1, used without adding 1",
+    "decoder.layers.0.cross_attention.input",
+    "GainMinusOne",
 )(lambda s: assign(sublayer(s, "decoder", 0, "c")[0][0], unit_offset=False))
 
 
-@pre_norm("unbiased variance", "decoder.layers.1.feed_forward.input")
+@pre_norm("unbiased variance", "decoder.layers.1.feed_forward.input", "BiasedDeviation")
 def _(s):
     def forward(x):
         return (x - x.mean(-1, True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()
@@ -249,26 +266,28 @@ def _(s):
     assign(sublayer(s, "decoder", 1, "f")[0][0].ln, forward=forward)
 
 
-pre_norm("no final norm", "decoder.final")(
+pre_norm("no final norm", "decoder.final", "NormMissing")(
     lambda s: assign(layers(s, "decoder"), final_norm=nn.Identity())
 )
-modern("RMS norm without sqrt(d)", "decoder.layers.0.self_attention.input")(
+modern("RMS norm without sqrt(d)", "decoder.layers.0.self_attention.input", "Factor")(
     lambda s: assign(sublayer(s, "decoder", 0, "a")[0][0], scale=1.0)
 )
-modern("layer norm instead of RMS norm", "encoder.layers.1.self_attention.input")(
+modern("layer norm instead of RMS norm", "encoder.layers.1.self_attention.input", "NormKind")(
     lambda s: wrap(
         sublayer(s, "encoder", 1, "a")[0][0], lambda right, x: right(x - x.mean(-1, True))
     )
 )
 
 
-@pre_norm("residual adds the normalised input", "encoder.layers.0.after_self_attention")
+@pre_norm(
+    "residual adds the normalised input", "encoder.layers.0.after_self_attention", "OtherInput"
+)
 def _(s):
     (norm, _, _), _, residual = sublayer(s, "encoder", 0, "a")
     residual.forward = lambda x, given, **_: x + norm(given)
 
 
-pre_norm("no residual", "decoder.layers.1.after_feed_forward")(
+pre_norm("no residual", "decoder.layers.1.after_feed_forward", "OtherInput")(
     lambda s: assign(sublayer(s, "decoder", 1, "f")[2], forward=lambda x, given, **_: x)
 )
 
@@ -276,24 +295,26 @@ pre_norm("no residual", "decoder.layers.1.after_feed_forward")(
 # Feed-forward.
 
 
-pre_norm("tanh GELU instead of erf GELU", "encoder.layers.0.feed_forward.hidden")(
+pre_norm("tanh GELU instead of erf GELU", "encoder.layers.0.feed_forward.hidden", "GeluForm")(
     lambda s: assign(block(s, "encoder", 0, "f").ff[0][-1], approximate="tanh")
 )
-pre_norm("ReLU instead of GELU", "decoder.layers.1.feed_forward.hidden")(
+pre_norm("ReLU instead of GELU", "decoder.layers.1.feed_forward.hidden", "Activation")(
     lambda s: assign(block(s, "decoder", 1, "f").ff[0][-1], forward=nn.functional.relu)
 )
-pre_norm("no bias in the first feed-forward layer", "decoder.layers.0.feed_forward.projected")(
-    lambda s: assign(block(s, "decoder", 0, "f").ff[0][0], bias=None)
-)
-pre_norm("no bias in the second feed-forward layer", "encoder.layers.1.feed_forward.out")(
-    lambda s: assign(block(s, "encoder", 1, "f").ff[-1], bias=None)
-)
-modern("GELU instead of SiLU in the gate", "encoder.layers.0.feed_forward.hidden")(
+pre_norm(
+    "no bias in the first feed-forward layer",
+    "decoder.layers.0.feed_forward.projected",
+    "BiasMissing",
+)(lambda s: assign(block(s, "decoder", 0, "f").ff[0][0], bias=None))
+pre_norm(
+    "no bias in the second feed-forward layer", "encoder.layers.1.feed_forward.out", "BiasMissing"
+)(lambda s: assign(block(s, "encoder", 1, "f").ff[-1], bias=None))
+modern("GELU instead of SiLU in the gate", "encoder.layers.0.feed_forward.hidden", "Activation")(
     lambda s: assign(block(s, "encoder", 0, "f").ff[0], act=nn.GELU())
 )
 
 
-@modern("gate and up swapped", "decoder.layers.0.feed_forward.hidden")
+@modern("gate and up swapped", "decoder.layers.0.feed_forward.hidden", "SwappedWeights")
 def _(s):
     glu = block(s, "decoder", 0, "f").ff[0]
 
@@ -307,17 +328,19 @@ def _(s):
 # Positions.
 
 
-pre_norm("positions start at 1", "encoder.positions")(
+pre_norm("positions start at 1", "encoder.positions", "OtherPositions")(
     lambda s: wrap(
         wrapper(s, "encoder").pos_emb, lambda right, x, **how: right(x, **how | {"offset": 1})
     )
 )
-pre_norm("positions not scaled", "decoder.positions")(
+pre_norm("positions not scaled", "decoder.positions", "PositionScale")(
     lambda s: assign(wrapper(s, "decoder").pos_emb, scale=1.0)
 )
 
 
-@other("sines and cosines interleaved instead of concatenated", "encoder.positions")
+@other(
+    "sines and cosines interleaved instead of concatenated", "encoder.positions", "SinusoidLayout"
+)
 def _(s):
     def forward(right, x, **options):
         return right(x, **options).unflatten(-1, (2, -1)).mT.flatten(-2)
@@ -326,7 +349,9 @@ def _(s):
 
 
 @modern(
-    "rotary pairs from the two halves instead of neighbours", "encoder.layers.0.self_attention.q"
+    "rotary pairs from the two halves instead of neighbours",
+    "encoder.layers.0.self_attention.q",
+    "RotaryPairing",
 )
 def _(s):
     def rotate_half(x):
@@ -336,14 +361,14 @@ def _(s):
     s.patch.setattr(xt, "rotate_half", rotate_half)
 
 
-@modern("rotary base 500", "decoder.layers.0.self_attention.q")
+@modern("rotary base 500", "decoder.layers.0.self_attention.q", "RotaryBase")
 def _(s):
     rotary = layers(s, "decoder").rotary_pos_emb
     d = 2 * len(rotary.inv_freq)
     rotary.inv_freq = 500.0 ** (-torch.arange(0, d, 2) / d)
 
 
-@modern("queries one position ahead of keys", "encoder.layers.0.self_attention.q")
+@modern("queries one position ahead of keys", "encoder.layers.0.self_attention.q", "OtherPositions")
 def _(s):
     right = xt.apply_rotary_pos_emb
 
@@ -354,15 +379,13 @@ def _(s):
     s.patch.setattr(xt, "apply_rotary_pos_emb", ahead)
 
 
-bucketed("relative bias not scaled", "encoder.layers.0.self_attention.scores")(
+bucketed("relative bias not scaled", "encoder.layers.0.self_attention.scores", "RelativeScale")(
     lambda s: assign(layers(s, "encoder").rel_pos, scale=1.0)
 )
-bucketed("relative bias off by one position", "decoder.layers.0.self_attention.scores")(
-    lambda s: wrap(
-        layers(s, "decoder").rel_pos, lambda right, i, j: right(i + 1, j + 1)[:, 1:, :-1]
-    )
-)
-alibi("ALiBi slopes squared", "encoder.layers.0.self_attention.scores")(
+bucketed(
+    "relative bias off by one position", "decoder.layers.0.self_attention.scores", "OtherPositions"
+)(lambda s: wrap(layers(s, "decoder").rel_pos, lambda right, i, j: right(i + 1, j + 1)[:, 1:, :-1]))
+alibi("ALiBi slopes squared", "encoder.layers.0.self_attention.scores", "AlibiSlopes")(
     lambda s: layers(s, "encoder").rel_pos.slopes.pow_(2)
 )
 
@@ -370,13 +393,15 @@ alibi("ALiBi slopes squared", "encoder.layers.0.self_attention.scores")(
 # Other conventions.
 
 
-other("normalised queries and keys not scaled by 10", "decoder.layers.0.self_attention.scores")(
-    lambda s: assign(block(s, "decoder", 0, "a").attend, scale=6**-0.5)
-)
-other("learned keys and values swapped", "encoder.layers.0.self_attention.scores")(
-    lambda s: swap(block(s, "encoder", 0, "a"), "mem_k", "mem_v")
-)
-other("tied logits not scaled", "logits")(
+other(
+    "normalised queries and keys not scaled by 10",
+    "decoder.layers.0.self_attention.scores",
+    "AttentionScale",
+)(lambda s: assign(block(s, "decoder", 0, "a").attend, scale=6**-0.5))
+other(
+    "learned keys and values swapped", "encoder.layers.0.self_attention.scores", "SwappedWeights"
+)(lambda s: swap(block(s, "encoder", 0, "a"), "mem_k", "mem_v"))
+other("tied logits not scaled", "logits", "LogitsScale")(
     lambda s: assign(wrapper(s, "decoder"), tie_embedding_scale=1.0)
 )
 
@@ -384,7 +409,12 @@ other("tied logits not scaled", "logits")(
 # The cache.
 
 
-pre_norm("position off by one with a cache", "step.1.decoder.positions", max_new_tokens=4)(
+pre_norm(
+    "position off by one with a cache",
+    "step.1.decoder.positions",
+    "CachePosition",
+    max_new_tokens=4,
+)(
     lambda s: wrap(
         wrapper(s, "decoder").pos_emb, lambda right, x, **_: right(x, offset=int(x.shape[1] > 1))
     )
@@ -394,6 +424,7 @@ pre_norm("position off by one with a cache", "step.1.decoder.positions", max_new
 @modern(
     "query not rotated by its position with a cache",
     "step.1.*.0.self_attention.q",
+    "OtherPositions",
     max_new_tokens=4,
 )
 def _(s):
@@ -417,7 +448,10 @@ def cached(attention: nn.Module, change: Any) -> None:
 
 
 @pre_norm(
-    "second token missing from the cache", "step.2.*.1.self_attention.scores", max_new_tokens=4
+    "second token missing from the cache",
+    "step.2.*.1.self_attention.scores",
+    "CacheContents",
+    max_new_tokens=4,
 )
 def _(s):
     def overlooked(x):
@@ -427,11 +461,12 @@ def _(s):
 
 
 # All rows have the same first token, and so the same first key.
-pre_norm("cache of another row", "step.2.*.0.self_attention.scores", max_new_tokens=4)(
-    lambda s: cached(block(s, "decoder", 0, "a"), lambda x: x.roll(1, 0))
-)
+pre_norm(
+    "cache of another row", "step.2.*.0.self_attention.scores", "CacheContents", max_new_tokens=4
+)(lambda s: cached(block(s, "decoder", 0, "a"), lambda x: x.roll(1, 0)))
 pre_norm(
     "cached source keys and values in reverse order",
     "step.1.*.1.cross_attention.scores",
+    "CacheContents",
     max_new_tokens=4,
 )(lambda s: cached(block(s, "decoder", 1, "c"), lambda x: x.flip(2)))

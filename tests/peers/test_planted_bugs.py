@@ -8,7 +8,20 @@ pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
 pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
 pytest.importorskip("x_transformers", reason="needs x-transformers: pip install '.[peers]'")
 
-from planted_page import FAULTS, PAGE, RIGHT, broken, diagnosis, read_rows
+from planted_page import (
+    FAULTS,
+    N_SHOWN,
+    PAGE,
+    RIGHT,
+    are_listed,
+    broken,
+    diagnosis,
+    read_rows,
+    together,
+    told,
+)
+
+from refseq2seq.testing.mistakes import MISTAKES
 
 
 @pytest.mark.parametrize("where", RIGHT)
@@ -27,6 +40,14 @@ def test_a_mistake_is_found_at_its_place(i):
     found = diagnosis(i)
     assert FAULTS[i].is_found(found.first), found.report()
     assert found.first in found.report()
+    assert FAULTS[i].flags[0] in MISTAKES
+    assert {cause.flag for cause in found.faults[0].causes} & set(FAULTS[i].flags), found.report()
+    assert all(fault.cause is None or fault.cause.inputs == 2 for fault in found.faults)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_mistakes_at_once_are_all_listed(size):
+    assert all(are_listed(indices) for indices in together(N_SHOWN, size))
 
 
 def test_there_are_many():
@@ -38,17 +59,16 @@ def test_the_page_says_what_is_found():
     """``python tests/peers/planted_page.py`` writes it."""
     text = PAGE.read_text(encoding="utf-8")
     rows = list(read_rows(text))
-    told = {(row.fault, row.where): (row.first, row.expected) for row in rows}
-    found = {("*none*", where): ("none", "none") for where in RIGHT}
+    written = {(row.fault, row.where): (row.first, row.cause) for row in rows}
+    found = {("*none*", where): ("none", "") for where in RIGHT}
     for i, fault in enumerate(FAULTS):
-        expected = " or ".join(f"`{place}`" for place in fault.expected)
-        found[fault.name, fault.where] = f"`{diagnosis(i).first}`", expected
-    assert told == found
+        found[fault.name, fault.where] = f"`{diagnosis(i).first}`", told(diagnosis(i))
+    assert written == found
     faults = [row for row in rows if row.fault != "*none*"]
-    n, at_place, by_properties = re.search(
-        r"Of (\d+) bugs, `diagnose` finds (\d+) at .*\nfind (\d+)", text
+    n, at_place, explained, by_properties = re.search(
+        r"Of (\d+) bugs, `diagnose` finds (\d+) at .* cause of (\d+)\..*\nfind (\d+)", text
     ).groups()
-    assert (int(n), int(at_place)) == (len(FAULTS), len(FAULTS))
+    assert (int(n), int(at_place), int(explained)) == (len(FAULTS),) * 3
     assert int(by_properties) == sum(bool(row.properties) for row in faults)
     assert not any(row.properties for row in rows if row.fault == "*none*")
 

@@ -25,7 +25,7 @@ class Seen:
     """What another implementation computed from one input."""
 
     arrays: dict[str, np.ndarray]  # float64, by name; in a loop with the step
-    ids: tuple[np.ndarray, np.ndarray]  # of source and target, (batch, n)
+    ids: tuple[np.ndarray, np.ndarray]  # of source and target: a row of token ids each
     masks: tuple[np.ndarray, np.ndarray]  # of both, True = real token
     lengths: list[int] | None  # number of tokens that each step of a loop reads
     unhooked: tuple[np.ndarray, np.ndarray] | None  # tokens and logits of a run without hooks

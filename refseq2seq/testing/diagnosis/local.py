@@ -54,8 +54,8 @@ def judged_locally(
         ``dtype``, from which the spreads are simulated.
     theirs : mapping of float64 arrays
         Under the names of a forward pass.
-    ids, masks : pairs of arrays (batch, n)
-        Of source and target: token ids, and True = real token.
+    ids, masks : pairs of arrays
+        Of source and target: integers and booleans, True = real token.
     """
     own: dict[str, np.ndarray] = {}
     passed: dict[str, np.ndarray] = {}

@@ -76,13 +76,12 @@ class Values(Mapping[str, np.ndarray]):
 
 
 def replay(scene: Scene, names: Collection[str], tap: Tap) -> None:
-    """Compute the quantities ``names``, and what their layers contain besides.
+    """Compute the quantities ``names``, and what their layers compute before them.
 
     The tap receives each of ``names`` as it is computed and changed. Other quantities are those
     that passed before, changed.
     """
-    values = Values(scene)
-    wanted = set(names)
+    values, wanted = Values(scene), set(names)
 
     def continued(name: str, x: np.ndarray) -> np.ndarray:
         if name not in wanted:
@@ -90,10 +89,19 @@ def replay(scene: Scene, names: Collection[str], tap: Tap) -> None:
         change = scene.changes.get(name)
         x = tap(name, x if change is None else change(x, values))
         values.computed[name] = x
+        if len(values.computed) == len(wanted):
+            raise _Computed
         return x
 
-    _encoder(scene, wanted, values, FunctionTap(continued))
-    _decoder(scene, wanted, values, FunctionTap(continued))
+    try:
+        _encoder(scene, wanted, values, FunctionTap(continued))
+        _decoder(scene, wanted, values, FunctionTap(continued))
+    except _Computed:
+        pass
+
+
+class _Computed(Exception):
+    """All that was wanted is computed."""
 
 
 def _has(wanted: Collection[str], place: str) -> bool:

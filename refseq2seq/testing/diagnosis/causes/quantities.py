@@ -40,21 +40,22 @@ def other_inputs(scene: Scene, name: str, fault: str) -> Iterator[Trial]:
     """Another quantity, other rows or positions, or nothing, in the place of an input."""
     for source in _inputs(scene, name):
         yield from normalised(scene, name, source)
-        yield from _others(scene, source, f"{source} ", _earlier(scene, fault, {fault, source}))
+        yield from _others(scene, fault, source, f"{source} ")
 
 
 def other_output(scene: Scene, name: str) -> Iterator[Trial]:
     """The quantity is another one, or is moved."""
     yield from normalised(scene, name, name)
-    yield from _others(scene, name, "it ", _earlier(scene, name, {name}))
+    yield from _others(scene, name, name, "it ")
 
 
-def _others(scene: Scene, name: str, told: str, others: list[str]) -> Iterator[Trial]:
-    x = scene.passed[name]
+def _others(scene: Scene, fault: str, name: str, told: str) -> Iterator[Trial]:
+    """What may stand in the place of the quantity ``name``, from which ``fault`` is computed."""
+    x, of_memory = scene.passed[name], _is_of_memory(fault) and name == "encoder.final"
     yield of_quantity("OtherInput", f"{told}is left out", name, lambda x, _: np.zeros_like(x))
-    for other in others:
+    for other in _earlier(scene, fault, {fault, name}):
         y = scene.passed[other]
-        if y.ndim == x.ndim and y.shape[-1] == x.shape[-1]:
+        if y.shape == x.shape or (of_memory and y.ndim == 3 and y.shape[-1] == x.shape[-1]):
             text = f"{told}is replaced by {other}"
             yield of_quantity("OtherInput", text, name, computed(lambda y: y, other))
     for flag, text, move in _moves(x):
@@ -64,6 +65,11 @@ def _others(scene: Scene, name: str, told: str, others: list[str]) -> Iterator[T
         yield of_quantity("LowPrecision", text, name, applied(partial(_rounded, dtype)))
 
 
+def _is_of_memory(name: str) -> bool:
+    """Whether a quantity is a key or value of the source, computed before the decoder begins."""
+    return name.startswith("decoder.") and is_of_the_source(name)
+
+
 def _rounded(dtype: str, x: np.ndarray) -> np.ndarray:
     return round_to(np.asarray(x), dtype)
 
@@ -71,7 +77,7 @@ def _rounded(dtype: str, x: np.ndarray) -> np.ndarray:
 def _earlier(scene: Scene, fault: str, without: set[str]) -> list[str]:
     """The quantities that do not depend on ``fault``, the last first."""
     order = list(scene.passed)
-    if fault.startswith("decoder.") and is_of_the_source(fault):
+    if _is_of_memory(fault):
         fault = fault.rpartition(".")[0] + ".scores"  # the first that depends on keys and values
     return [other for other in order[: order.index(fault)][::-1] if other not in without][:MOST]
 
