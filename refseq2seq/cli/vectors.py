@@ -28,7 +28,7 @@ def add_to(commands: Any) -> None:
     make.set_defaults(run=_make)
     make.add_argument("directory", type=Path, metavar="DIR", help="new or empty directory")
     family = "model family, may be repeated (default: all)"
-    of = make.add_mutually_exclusive_group()
+    of = make.add_argument_group("model").add_mutually_exclusive_group()
     of.add_argument("--family", action="append", choices=FAMILIES, help=family)
     own = "your own model, with its weights: a checkpoint or the directory of one"
     of.add_argument("--model", metavar="MODEL", help=own)
@@ -72,7 +72,7 @@ def _make(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Print the comparison of each file, then the report of the first that differs."""
+    """Print the comparison of each file, then the report of each that differs."""
     from ..testing import vectors
 
     checked = vectors.check(options.directory, options.theirs, rtol=options.rtol, skip=options.skip)
@@ -85,6 +85,6 @@ def _check(options: argparse.Namespace) -> int:
             fate = f"{one.difference.name} differs" if one.difference else "no difference"
             print(f"{one.case} {one.file}: {one.compared} of {one.of} names, {fate}")
     differing = [one for one in checked if one.difference]
-    if differing and not options.json:
-        print(f"\n{differing[0].report()}")
+    for one in () if options.json else differing:
+        print(f"\n{one.report()}")
     return 1 if differing else 0

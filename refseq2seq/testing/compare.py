@@ -44,12 +44,19 @@ class Difference:
         step = "" if self.step is None else f", of step {self.step}"
         return "\n".join(
             [
-                f"{self.name} differs; the {self.agreed} quantities compared before it agree",
+                f"{self.name} differs; {self._before()}",
                 f"  shape    {self.shape}{step}",
                 *(f"  {line}" for line in self._story()),
                 *(f"  computed from {name} ({FATES[agrees]})" for name, agrees in self.sources),
             ]
         )
+
+    def _before(self) -> str:
+        if self.agreed == 0:
+            return "no quantity before it was compared"
+        quantities = "quantity" if self.agreed == 1 else "quantities"
+        agree = "agrees" if self.agreed == 1 else "agree"
+        return f"the {self.agreed} {quantities} compared before it {agree}"
 
     def _story(self) -> list[str]:
         """The error, the limit, and the worst elements."""

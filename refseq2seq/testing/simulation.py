@@ -17,7 +17,7 @@ from ..taps import FunctionTap
 from ..watching.quantities import quantity
 from .arithmetic import Arithmetic, low_precision
 from .expected import Errors
-from .rounding import FORMATS
+from .rounding import FORMATS, step_at
 
 
 def simulate(
@@ -30,21 +30,28 @@ def simulate(
     runs: int,
     by: Arithmetic,
     given: Mapping[str, np.ndarray],
+    blur: bool = False,
 ) -> None:
     """Run `forward` in low precision, and add the errors of every quantity to ``errors``.
 
     The runs form one batch, so that they cost little more than a single run. The model is in
     float64; the other arguments are those of `forward`. After a quantity in ``given``, each run
-    continues with the array given. Raises a ValueError if a quantity overflows that depends on
-    none of them.
+    continues with the array given, or with one that rounds to it if ``blur``. Raises a ValueError
+    if a quantity overflows that depends on none of them.
     """
     params = map_arrays(model.config, model.params, lambda x: low_precision(x, by))
     often = [np.tile(x, (runs, 1)) for x in (source, target, mask)]
     given = {name: repeated(name, x, runs) for name, x in given.items()}
+    given = {name: blurred(x, by) for name, x in given.items()} if blur else given
     positions = {"encoder": real_positions(often[2]), "decoder": np.arange(target.shape[1])}
     tap = Rounding(model.config, positions, len(often[0]), errors=errors, by=by, given=given)
     with np.errstate(over="ignore", invalid="ignore"):  # the tap raises on overflow
         forward(replace(model, params=params), *often, tap=FunctionTap(tap))
+
+
+def blurred(x: np.ndarray, by: Arithmetic) -> np.ndarray:
+    """An array, drawn at random, that rounds to ``x`` in the stored format."""
+    return x + step_at(x, by.stored) * by.rng.uniform(-0.5, 0.5, x.shape)
 
 
 def repeated(name: str, x: np.ndarray, runs: int) -> np.ndarray:
@@ -121,7 +128,8 @@ class Rounding:
                 f"{name} overflows in {self._by.stored} in at least one run: compare in a format "
                 "with a larger range, or use another input"
             )
-        return np.where(finite, x, repeated(name, self._errors[name].value, len(x)))
+        runs = x.reshape(-1, *self._errors[name].value.shape)
+        return np.where(np.isfinite(runs), runs, self._errors[name].value).reshape(x.shape)
 
 
 def _with_rounded_angles(

@@ -71,8 +71,8 @@ def test_the_difference_says_where_and_how_much():
     assert found.pairs[0] == ((1, 2, 1, 0), SOUND[name][1, 2, 1, 0], value[1, 2, 1, 0])
     assert found.pairs[1][0] == (0, 0, 0, 1)
     assert found.sources == (
-        ("decoder.layers.1.self_attention.q", False),
-        ("decoder.layers.1.self_attention.k", False),
+        ("decoder.layers.1.self_attention.q", None),
+        ("decoder.layers.1.self_attention.k", None),
     )
 
 

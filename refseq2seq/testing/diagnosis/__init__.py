@@ -18,6 +18,7 @@ change which code runs, so the logits of a run without hooks are compared with t
 hooks.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,14 +26,14 @@ from typing import Any
 import numpy as np
 
 from ...backend import Array
-from ...checks import Tokens, as_tokens
+from ...checks import Tokens, as_tokens, check_int, check_number
 from ...config import ModelConfig
 from ...convert import UnsupportedFeature
-from ...model import Model
+from ...model import Model, check_model
 from ..compare import as_float64
 from .explain import Cause
 from .hooks import Catch
-from .judge import Seen, Tolerance, diagnosed, judged
+from .judge import Seen, Tolerance, diagnosed, judged, read_arrays
 from .peers import (
     Peer,
     as_peer,
@@ -44,6 +45,9 @@ from .peers import (
     watching,
 )
 from .result import Diagnosis, Fault
+
+LEAST_RUNS = 8
+"""From fewer runs of random rounding, spreads are too uncertain."""
 
 __all__ = ["Cause", "Diagnosis", "Fault", "diagnose", "diagnose_arrays"]
 
@@ -105,7 +109,7 @@ def diagnose(
         6 of `assert_agrees` because every quantity is compared: of 1,413 diagnoses of correct
         modules, 20 found a difference at 6, and one at 8.
     runs : int
-        Number of runs with random rounding from which spreads are estimated.
+        Number of runs with random rounding from which spreads are estimated, at least 8.
 
     Returns
     -------
@@ -143,7 +147,13 @@ def diagnose(
     fed, _ = as_tokens("target", target, model.config.decoder.vocab_size)
     own = dtype_of(peer)
     dtype = dtype or ("float32" if own == "float64" else own)
-    how = Tolerance(dtype=dtype, z=z, runs=runs, rounds_weights=own != "float64")
+    how = Tolerance(
+        dtype=dtype,
+        z=check_number("z", z, "[0, inf)"),
+        runs=check_int("runs", runs, LEAST_RUNS),
+        rounds_weights=own != "float64",
+        is_exact=True,
+    )
     seen = [_run(peer, model.config, ids, fed, mask, max_new_tokens)]
     first = judged(model, seen[0], how)
     if first.deviations:  # what explains a fault must explain it on another input too
@@ -156,7 +166,7 @@ def diagnose(
 
 def diagnose_arrays(
     model: Model,
-    arrays: Mapping[str, Array],
+    arrays: Mapping[str, Array] | str | os.PathLike[str],
     source: Tokens,
     target: Tokens,
     source_mask: Array | None = None,
@@ -171,14 +181,15 @@ def diagnose_arrays(
     ----------
     model : Model
         The model that it should implement.
-    arrays : mapping of arrays
-        Some or all of the quantities of `forward`, under the names of a `Trace`, such as
-        ``np.load("dump.npz")`` or ``refseq2seq.Trace.load("dump.npz")``. Or those of a greedy loop,
-        whose names begin with ``step.0.``, ``step.1.`` and so on.
+    arrays : mapping of arrays, or path of an ``.npz`` or ``.safetensors`` file
+        Some or all of the quantities of `forward`, under the names of a `Trace`. Or those of a
+        greedy loop, whose names begin with ``step.0.``, ``step.1.`` and so on; the scores and
+        choices of the loop are not judged.
     source, target, source_mask
         As in `forward`. For a loop, the target is the prefix and all tokens that it then read.
     dtype : "float16", "bfloat16", "tf32", "float32" or "float64"
-        Number format in which the other implementation computes.
+        Number format in which the other implementation computes, or in which its arrays were
+        stored, if that is coarser.
     z, runs
         As in `diagnose`.
 
@@ -207,13 +218,18 @@ def diagnose_arrays(
     ...     print(f"{fault.name}: {fault.cause.flag}")
     decoder.layers.1.cross_attention.scores: AttentionScale
     """
+    check_model(model)
     c = model.config
     ids, real = as_tokens("source", source, c.encoder.vocab_size, source_mask)
     fed, fed_mask = as_tokens("target", target, c.decoder.vocab_size)
-    if not arrays:
-        raise ValueError("arrays must have at least one quantity, got none")
-    how = Tolerance(dtype=dtype, z=z, runs=runs, rounds_weights=True)
-    caught = {name: as_float64(arrays[name]) for name in arrays}
+    how = Tolerance(
+        dtype=dtype,
+        z=check_number("z", z, "[0, inf)"),
+        runs=check_int("runs", runs, LEAST_RUNS),
+        rounds_weights=True,
+        is_exact=dtype not in ("float16", "bfloat16"),
+    )
+    caught = read_arrays(arrays)
     seen = Seen(caught, (ids, fed), (real, fed_mask), _step_lengths(caught, fed.shape[1]), None)
     return diagnosed(model, [judged(model, seen, how)], how, ())
 

@@ -50,10 +50,19 @@ def entering(config: ModelConfig, names: Iterable[str]) -> list[str]:
                 lines[f"{path} = {value!r}"] = None
         if kind in ("scores", "weights"):
             lines[_mask(name)] = None
+        if kind == "tokens":
+            lines["the token ids"] = None
+        if kind == "positions" or (kind in "qk" and any("Rotary" in line for line in lines)):
+            lines["the positions, which count real tokens only"] = None
         for pattern in patterns:
             found = [path for path in shapes if fnmatchcase(path, pattern)]
             lines |= {f"{path}, an array of shape {shapes[path]}": None for path in found}
     return list(lines)
+
+
+def last_word(name: str) -> str:
+    """The last word of a name, such as ``q`` or ``after_feed_forward``."""
+    return name.rpartition(".")[2]
 
 
 class Parsed(NamedTuple):

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from ..arithmetic import Arithmetic, low_precision
 from ..compare import difference_of, row_magnitude
 from ..expected import Errors
 from ..rounding import FORMATS, round_to
-from ..simulation import Rounding
+from ..simulation import Rounding, blurred
 from ..tolerance import arithmetic_of
-from .causes import Knob, Trial, explanations
+from .causes import LONGEST, Knob, Trial, explanations
+from .entering import last_word
 from .replay import Scene, member, replay, with_member
 
 RUNS = 16
@@ -57,19 +59,20 @@ class Evidence:
 
 
 def causes_of(
-    faults: Sequence[str],
     hidden: dict[str, list[str]],
     evidence: Sequence[Evidence],
-    *,
     dtype: str,
     z: float,
+    *,
+    is_exact: bool,
 ) -> dict[str, tuple[Cause, ...]]:
     """The verified causes of each fault, those that explain most faults first.
 
-    ``hidden`` are the unseen quantities through which each is computed.
+    ``hidden`` has the faults, and the unseen quantities through which each is computed.
     """
     found = {
-        name: list(_verified(_Tried(name, hidden[name], evidence, dtype, z))) for name in faults
+        name: list(_verified(_Tried(name, unseen, evidence, dtype, z, is_exact)))
+        for name, unseen in hidden.items()
     }
     counts = Counter(cause.text for causes in found.values() for cause in causes)
     return {
@@ -78,15 +81,25 @@ def causes_of(
     }
 
 
+UNCHANGED = Trial("LowPrecision", "", lambda scene: scene)
+
+
 class _Tried:
     """Trials of one fault."""
 
     def __init__(
-        self, name: str, hidden: list[str], evidence: Sequence[Evidence], dtype: str, z: float
+        self,
+        name: str,
+        hidden: list[str],
+        evidence: Sequence[Evidence],
+        dtype: str,
+        z: float,
+        is_exact: bool,
     ) -> None:
         self.name, self.names, self.hidden = name, [*hidden, name], hidden
-        self.evidence, self.dtype, self.z = evidence, dtype, z
+        self.evidence, self.dtype, self.z, self.is_exact = evidence, dtype, z, is_exact
         self.near = max(2e-4, 16 * FORMATS[dtype].eps)
+        self.nearer = min(self.near, 0.9 * self.apart(UNCHANGED))  # it must reduce the error
 
     def result(
         self, trial: Trial, one: Evidence, tap: FunctionTap | None = None
@@ -100,12 +113,11 @@ class _Tried:
             return x
 
         try:
-            with np.errstate(all="ignore"):
-                replay(trial.apply(one.scene), self.names, FunctionTap(keep))
-                x = kept.get(self.name)
-                if x is not None and trial.later:
-                    own = one.own[self.name][..., : one.scene.first, :]
-                    x = np.concatenate([own, x[..., one.scene.first :, :]], axis=-2)
+            replay(trial.apply(one.scene), self.names, FunctionTap(keep))
+            x = kept.get(self.name)
+            if x is not None and trial.later:
+                own = one.own[self.name][..., : one.scene.first, :]
+                x = np.concatenate([own, x[..., one.scene.first :, :]], axis=-2)
         except (ValueError, TypeError, IndexError):  # shapes that do not broadcast
             return None
         return x
@@ -120,8 +132,7 @@ class _Tried:
         alike = (x == theirs) | (np.isnan(x) & np.isnan(theirs)) | ~where
         error = np.where(alike, 0.0, np.abs(x - theirs))
         size = row_magnitude(np.where(where, theirs, 0.0))
-        with np.errstate(all="ignore"):
-            relative = np.where(error == 0, 0.0, error / size)
+        relative = np.where(error == 0, 0.0, error / size)
         return math.inf if np.isnan(relative).any() else float(relative.max(initial=0.0))
 
     def near_ones(self, trials: list[Trial]) -> list[Trial]:
@@ -132,8 +143,9 @@ class _Tried:
             ways = [trial]
             if looped:
                 text = f"{trial.text}, in the steps after the first"
-                ways.append(replace(trial, text=text, later=True))
-            found += [way for way in ways if self.apart(way) <= self.near][:1]
+                flag = "CachePosition" if trial.flag == "OtherPositions" else trial.flag
+                ways.append(replace(trial, flag=flag, text=text, later=True))
+            found += [way for way in ways if self.apart(way) <= self.nearer][:1]
         return found
 
     def where(self, one: Evidence) -> np.ndarray:
@@ -169,11 +181,12 @@ class _Tried:
             where = where & (np.arange(where.shape[-2]) >= one.scene.first)[:, None]
         value, theirs = np.where(finite, value, 0.0), np.where(finite, theirs, 0.0)
         errors, by = Errors(value, where), arithmetic_of(dtype, stepwise=True)
-        scene = _in_low_precision(trial.apply(one.scene), by)
-        seen = {n: np.asarray(x) for n, x in scene.passed.items() if n not in self.names}
-        positions = {side: q for side, (q, _) in scene.positions.items()}
+        changed = trial.apply(one.scene)
+        positions = {side: q for side, (q, _) in changed.positions.items()}
         for _ in range(RUNS):
-            own = replace(trial, apply=lambda _: _inexact(scene, trial.inexact, by))
+            scene = _in_low_precision(changed, by, blur=not self.is_exact)
+            seen = {n: np.asarray(x) for n, x in scene.passed.items() if n not in self.names}
+            own = replace(trial, apply=partial(_inexact, scene, trial.inexact, by))
             tap = Rounding(scene.config, positions, len(scene.source), errors={}, by=by, given=seen)
             x = self.result(own, one, FunctionTap(tap))
             if x is None:
@@ -187,10 +200,11 @@ class _Tried:
         return float(np.max(error / unit, initial=0.0))
 
 
-def _in_low_precision(scene: Scene, by: Arithmetic) -> Scene:
+def _in_low_precision(scene: Scene, by: Arithmetic, *, blur: bool) -> Scene:
     """The scene with arrays that compute with ``by``, but not those into our erfc."""
 
     def passed(name: str, x: np.ndarray) -> np.ndarray:
+        x = blurred(x, by) if blur and name in scene.seen else x
         side = scene.config.encoder if name.startswith("encoder.") else scene.config.decoder
         into = name.endswith((".feed_forward.projected", ".feed_forward.gate"))
         return x if into and side.feed_forward.activation == "gelu_erf" else low_precision(x, by)
@@ -202,7 +216,7 @@ def _in_low_precision(scene: Scene, by: Arithmetic) -> Scene:
     )
 
 
-def _inexact(scene: Scene, path: str | None, by: Arithmetic) -> Scene:
+def _inexact(scene: Scene, path: str | None, by: Arithmetic, _: Scene) -> Scene:
     """The scene with the parameter at ``path`` off by a rounding of numbers near 1."""
     if path is None:
         return scene
@@ -224,11 +238,12 @@ def _mapped(part: Any, function: Callable[[np.ndarray], np.ndarray]) -> Any:
 def _verified(tried: _Tried) -> Iterator[Cause]:
     """The causes of the fault: verified explanations of the first kind that has any."""
     for kind in explanations(tried.evidence[0].scene, tried.name, tried.hidden):
+        options = {option.key: option for option in kind}  # some enter in several places
+        trials = (trial for option in options.values() for trial in _trials(option, tried))
         causes: dict[str, Cause] = {}
-        for option in kind:
-            for trial in _trials(option, tried):
-                if trial.text not in causes and (cause := tried.cause(trial)) is not None:
-                    causes[trial.text] = cause
+        for trial in trials:
+            if trial.text not in causes and (cause := tried.cause(trial)) is not None:
+                causes[trial.text] = cause
         if causes:
             yield from causes.values()
             return
@@ -237,17 +252,18 @@ def _verified(tried: _Tried) -> Iterator[Cause]:
 
 def _coarser(tried: _Tried) -> Iterator[Cause]:
     """A coarser format, in which all numbers are, and whose rounding allows the error."""
-    unchanged = Trial("LowPrecision", "", lambda scene: scene)
     for dtype in ("float16", "bfloat16"):
         arrays = [one.theirs[tried.name] for one in tried.evidence]
         if tried.dtype != dtype and all(np.array_equal(x, round_to(x, dtype)) for x in arrays):
             errors = [
-                tried.spreads(unchanged, one, dtype)
+                tried.spreads(UNCHANGED, one, dtype)
                 for one in tried.evidence
                 if one.theirs[tried.name].shape == one.own[tried.name].shape
             ]
             if errors and None not in errors:
-                text = f"it is computed in {dtype}, where the format is {tried.dtype}"
+                text = (
+                    f"{last_word(tried.name)} is computed in {dtype}; the format is {tried.dtype}"
+                )
                 yield Cause("LowPrecision", text, max(filter(None, [0.0, *errors])), len(errors))
 
 
@@ -262,7 +278,7 @@ def _trials(option: Trial | Knob, tried: _Tried) -> list[Trial]:
         values = {n: v for n, v in option.values.items() if not math.isclose(v, option.current)}
         options = [option.trial(value, name) for name, value in values.items()]
     near = tried.near_ones(options)
-    if near or isinstance(option, Trial):
+    if near or isinstance(option, Trial) or len(tried.hidden) > LONGEST:
         return near
     return tried.near_ones(_fitted(option, tried))
 
@@ -277,8 +293,7 @@ def _fitted(knob: Knob, tried: _Tried) -> list[Trial]:
         x = tried.result(knob.trial(value, ""), one)
         if x is None or x.shape != theirs.shape:
             return None
-        with np.errstate(all="ignore"):
-            found = np.where(where, (x - theirs) / np.where(size > 0, size, 1.0), 0.0).ravel()
+        found = np.where(where, (x - theirs) / np.where(size > 0, size, 1.0), 0.0).ravel()
         return found if np.isfinite(found).all() else None
 
     logarithmic = 0 < knob.current < 1e-2 or knob.current > 20  # eps, or the base of a rotation

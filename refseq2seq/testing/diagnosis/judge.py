@@ -1,14 +1,20 @@
 """From the arrays of another implementation to a diagnosis: judged, and explained."""
 
+import difflib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from ...files import safetensors
 from ...masks import causal_mask, padding_mask, real_positions
 from ...model import Model
-from ..compare import Difference, differences
+from ...watching.quantities import LOOPS, QUANTITIES, find_quantity
+from ...watching.trace import Trace
+from ..compare import Difference, as_float64, differences
 from ..expected import Expected
 from ..rounding import rounded
 from ..tolerance import spread
@@ -44,6 +50,37 @@ class Tolerance:
     z: float  # largest error of an element, in spreads
     runs: int  # of simulated rounding
     rounds_weights: bool  # whether its weights are in that format
+    is_exact: bool  # whether its arrays are known as they were computed, not rounded once more
+
+
+def read_arrays(arrays: Any) -> dict[str, np.ndarray]:
+    """The arrays of a mapping or a file, in float64 and by name."""
+    if isinstance(arrays, str | os.PathLike):
+        is_npz = os.fspath(arrays).endswith(".npz")
+        arrays = Trace.load(arrays) if is_npz else safetensors.read(arrays)
+    if not isinstance(arrays, Mapping):
+        raise TypeError(
+            "arrays must be a mapping of names to arrays, or the path of an .npz or .safetensors "
+            f"file, got {type(arrays).__name__}"
+        )
+    found = {}
+    for name, x in arrays.items():
+        if find_quantity(name) is None:
+            raise ValueError(f"arrays has {name!r}, which is no quantity{_nearest(name)}")
+        try:
+            found[name] = as_float64(x if hasattr(x, "dtype") else np.asarray(x))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"arrays[{name!r}]: {error}") from error
+    if not found:
+        raise ValueError("arrays must have at least one quantity, got none")
+    return found
+
+
+def _nearest(name: str) -> str:
+    """A hint at the name that was meant."""
+    known = [re.sub(r"\*", "0", quantity.name) for quantity in QUANTITIES]
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    return f": did you mean {near[0]!r}?" if near else "; rs.Trace shows the names"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +94,10 @@ class Judged:
     deviations: tuple[Difference, ...]
 
 
+MOST_EXPLAINED = 32
+"""The most faults that are explained. More have one cause, such as a wrong number format."""
+
+
 def judged(model: Model, seen: Seen, how: Tolerance) -> Judged:
     """Compare every quantity with that computed from the preceding ones."""
     model = model.to("numpy").astype("float64")
@@ -65,20 +106,23 @@ def judged(model: Model, seen: Seen, how: Tolerance) -> Judged:
         model = in_dtype
     (source, target), (mask, _) = seen.ids, seen.masks
     local = judged_locally(
-        model, in_dtype, seen.joined, seen.ids, seen.masks, dtype=how.dtype, runs=how.runs
+        model, in_dtype, seen.joined, seen.ids, seen.masks, how.dtype, how.runs, how.is_exact
     )
     expected = local.expected if seen.lengths is None else by_step(local.expected, seen.lengths)
-    if unknown := [name for name in seen.arrays if name not in expected]:
+    chosen = {quantity.name for quantity in LOOPS}
+    unknown = [n for n in seen.arrays if n not in expected and bare(n) not in chosen]
+    if unknown:
         raise ValueError(
-            f"model must have the architecture of the module, which computes {unknown[0]}: the "
-            "model has no such quantity"
+            "model must have the architecture of the other implementation, which computes "
+            f"{unknown[0]}: the model has no such quantity"
         )
     theirs = {
         name: fitted(x, expected[name].value.shape)
         for name, x in seen.arrays.items()
-        if bare(name) not in local.blocked
+        if name in expected and bare(name) not in local.blocked
     }
-    found = list(differences(expected, theirs, how.z))
+    with np.errstate(over="ignore"):  # the square of a large error
+        found = list(differences(expected, theirs, how.z))
     if seen.unhooked is not None and "logits" in local.given:
         whole = spread(in_dtype, source, target, mask, dtype=how.dtype, runs=8)["logits"]
         tokens, logits = seen.unhooked
@@ -97,15 +141,16 @@ def diagnosed(
     first = inputs[0]
     local, arrays = first.local, first.seen.arrays
     names = dict.fromkeys(bare(d.name) for d in first.deviations if d.name != UNHOOKED)
-    joined_names = first.seen.joined
-    compared = [name for name in local.expected if name in joined_names]
-    missing = [name for name in local.expected if name not in joined_names]
-    hidden = {name: unseen(name, compared, missing) for name in names}
-    causes = causes_of(
-        list(names), hidden, [_evidence(one) for one in inputs], dtype=how.dtype, z=how.z
-    )
+    whole = first.seen.joined
+    compared = [name for name in local.expected if name in whole]
+    missing = [name for name in local.expected if name not in whole]
+    explained = [name for name in names if name in whole][:MOST_EXPLAINED]
+    hidden = {name: unseen(name, compared, missing) for name in explained}
+    evidence = [_evidence(one) for one in inputs]
+    with np.errstate(all="ignore"):  # explanations that are far off overflow
+        causes = causes_of(hidden, evidence, how.dtype, how.z, is_exact=how.is_exact)
     faults = tuple(Fault(d.name, d, causes.get(bare(d.name), ())) for d in first.deviations)
-    unjudged = [n for n in first.expected if n in arrays and bare(n) in local.blocked]
+    unjudged = [n for n in arrays if n not in first.expected or bare(n) in local.blocked]
     last = [] if first.seen.unhooked is None else [UNHOOKED]
     return Diagnosis(
         faults=faults,

@@ -41,9 +41,9 @@ def judged_locally(
     theirs: Mapping[str, np.ndarray],
     ids: tuple[np.ndarray, np.ndarray],
     masks: tuple[np.ndarray, np.ndarray],
-    *,
     dtype: str,
     runs: int,
+    is_exact: bool,
 ) -> Local:
     """Compute every quantity from the preceding ones of ``theirs``, with its spread.
 
@@ -56,6 +56,10 @@ def judged_locally(
         Under the names of a forward pass.
     ids, masks : pairs of arrays
         Of source and target: integers and booleans, True = real token.
+    dtype : str
+    runs : int
+    is_exact : bool
+        False if ``theirs`` were rounded to ``dtype`` after they were used.
     """
     own: dict[str, np.ndarray] = {}
     passed: dict[str, np.ndarray] = {}
@@ -77,16 +81,26 @@ def judged_locally(
         return passed[name]
 
     (source, target), (mask, _) = ids, masks
-    with np.errstate(over="ignore", invalid="ignore"):
-        forward(model, source, target, mask, tap=FunctionTap(tap))
-    values = dict(own)
-    if rounded is not model:
-        forward(rounded, source, target, mask, tap=FunctionTap(tap))
-    errors = {name: Errors(x, where[name]) for name, x in own.items()}
     arithmetic = arithmetic_of(dtype, stepwise=True)
-    for n in batches(runs, own.values()):
-        simulate(rounded, source, target, mask, errors=errors, runs=n, by=arithmetic, given=given)
-    found = {name: e.expected(dtype) for name, e in errors.items()}
+    with np.errstate(all="ignore"):  # arrays that are far off overflow
+        forward(model, source, target, mask, tap=FunctionTap(tap))
+        values = dict(own)
+        if rounded is not model:
+            forward(rounded, source, target, mask, tap=FunctionTap(tap))
+        errors = {name: Errors(x, where[name]) for name, x in own.items()}
+        for n in batches(runs, own.values()):
+            simulate(
+                rounded,
+                source,
+                target,
+                mask,
+                errors=errors,
+                runs=n,
+                by=arithmetic,
+                given=given,
+                blur=not is_exact,
+            )
+        found = {name: e.expected(dtype) for name, e in errors.items()}
     return Local(
         expected={name: replace(e, value=values[name]) for name, e in found.items()},
         given=given,

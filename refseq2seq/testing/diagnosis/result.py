@@ -14,6 +14,10 @@ UNHOOKED = "unhooked.logits"
 """The logits of a run without hooks, compared with those of the run with hooks."""
 
 
+MOST_TOLD = 12
+"""The most faults that a report describes; of more, it lists the places."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """A quantity that deviates, computed from the other implementation's preceding quantities."""
@@ -58,21 +62,26 @@ class Diagnosis:
 
     def report(self) -> str:
         """Text: the faults, grouped by cause, and what else an unexplained one depends on."""
-        n = len(self.compared)
-        if not self.faults:
-            lines = [f"All {n} compared quantities agree, {self._allowed()}."]
+        groups, of = list(self.groups()), _counted(len(self.compared), "compared quantity")
+        if not groups:
+            lines = [f"No fault in {of}, {self._allowed()}."]
         else:
-            groups = list(self.groups())
-            one = len(groups) == 1
             lines = [
-                f"{len(groups)} fault{'' if one else 's'} in {n} compared quantities, each judged "
-                f"from the quantities before it, {self._allowed()}."
+                f"{_counted(len(groups), 'fault')} in {of}, each computed from the quantities "
+                f"before it, {self._allowed()}."
             ]
-            for i, group in enumerate(groups, start=1):
-                lines += ["", *self._told(i, group)]
+        for i, group in enumerate(groups[:MOST_TOLD], start=1):
+            lines += ["", *self._told(i, group)]
+        if more := [fault.name for group in groups[MOST_TOLD:] for fault in group]:
+            lines += ["", f"{_counted(len(more), 'quantity')} more:"]
+            lines += [f"  {line}" for line in by_place(more)]
         if self.not_judged:
-            told = "Not judged, behind an array of another shape or that is not finite:"
-            lines += ["", told, *(f"  {line}" for line in by_place(self.not_judged))]
+            lines += [
+                "",
+                "Not judged, because they depend on an array that has another shape or is",
+            ]
+            lines += ["not finite, or belong to the loop:"]
+            lines += [f"  {line}" for line in by_place(self.not_judged)]
         return "\n".join(lines)
 
     def groups(self) -> Iterable[list[Fault]]:
@@ -104,7 +113,7 @@ class Diagnosis:
         hidden = unseen(first.name, self.compared, self.not_compared)
         lines += [
             *(f"   {line}" for line in str(first.difference).splitlines()[1:]),
-            *(f"     intermediate, not compared: {name}" for name in hidden),
+            *(f"     intermediate, not compared: {line}" for line in by_place(hidden)),
         ]
         if not first.causes:
             lines += ["   No explanation was verified. The quantity depends on:"]
@@ -125,7 +134,7 @@ class Diagnosis:
     def _allowed(self) -> str:
         """The tolerance, and the number of quantities that were not compared."""
         n = len(self.not_compared)
-        missing = f"{n} more were not captured" if n else "every quantity was captured"
+        missing = f"{n} more were not compared" if n else "every quantity was compared"
         return f"up to {self.z:g} spreads of rounding to {self.dtype}; {missing}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,3 +162,9 @@ class Diagnosis:
         return {"first": self.first, "faults": faults} | {
             n: as_json(getattr(self, n)) for n in names
         }
+
+
+def _counted(n: int, noun: str) -> str:
+    """A number and a noun, such as ``2 quantities``."""
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{n} {noun if n == 1 else plural}"

@@ -30,4 +30,4 @@ def by_place(names: Iterable[str]) -> list[str]:
     for name in names:
         place, _, kind = re.sub(r"\.\d+\.", ".*.", name).rpartition(".")
         places.setdefault(place, {})[kind] = None
-    return [f"{place}: {', '.join(kinds)}" for place, kinds in places.items()]
+    return [f"{place}: {', '.join(kinds)}".removeprefix(": ") for place, kinds in places.items()]

@@ -19,6 +19,7 @@ from ...watching.quantities import quantity
 from ..compare import Difference, coarser, first_difference
 from ..diagnosis import Diagnosis, diagnose_arrays
 from ..mistakes import MISTAKES
+from ..rounding import round_to
 from ..simulation import meaningful
 from .making import CHECKSUMS, FORMAT, MANIFEST, VERSION, checksums
 
@@ -38,13 +39,16 @@ class Checked:
     diagnosis: Diagnosis | None  # of a forward pass that differs: all its faults, and their causes
 
     def report(self) -> str:
-        """Text: the first difference, the mistakes that the case reveals, faults and causes."""
+        """Text: all faults and their causes; or the first difference, and what may cause it."""
+        head = f"{self.case} {self.file}: "
         if self.difference is None:
-            return f"{self.case} {self.file}: no difference"
-        lines = [f"{self.case} {self.file}: {self.difference}", "", "The case reveals:"]
-        lines += [f"  {flag}: {MISTAKES[flag]['description']}" for flag in self.flags]
-        if self.diagnosis is not None and self.diagnosis.faults:
-            lines += ["", self.diagnosis.report()]
+            return head + "no difference"
+        faults = self.diagnosis.faults if self.diagnosis else ()
+        story = [str(self.difference), *([self.diagnosis.report()] if self.diagnosis else [])]
+        lines = [head + "\n\n".join(story[-1:] if faults else story)]
+        if not all(fault.causes for fault in faults) or not faults:
+            lines += ["", "Mistakes that this case reveals:"]
+            lines += [f"  {flag}: {MISTAKES[flag]['description']}" for flag in self.flags]
         return "\n".join(lines)
 
 
@@ -102,6 +106,8 @@ def check(
         if os.path.lexists(theirs / case / f"{file}.safetensors")
     ]
     skipped.check_used()
+    if found and not checked and skip:
+        raise ValueError(f"{theirs} has nothing to compare that skip={list(skip)} leaves")
     if not checked:
         raise ValueError(
             f"{theirs} has nothing to compare: expected CASE/FILE.safetensors, where CASE is such "
@@ -160,6 +166,8 @@ class _Skipped:
 def _checked(ours: Path, theirs: Path, file: str, rtol: float | None, skipped: _Skipped) -> Checked:
     path = f"{file}.safetensors"
     expected, actual = safetensors.read(ours / path), safetensors.read(theirs / path)
+    if not actual:
+        raise FileError(f"{theirs / path} has no arrays to compare")
     actual = {name: x for name, x in actual.items() if not skipped.quantity(name)}
     try:
         meaning = Meaning(ours)
@@ -187,13 +195,16 @@ def _checked(ours: Path, theirs: Path, file: str, rtol: float | None, skipped: _
 
 
 def _diagnosis(case: Path, actual: Mapping[str, np.ndarray]) -> Diagnosis:
-    """All faults of a forward pass, in the coarsest dtype of its arrays."""
+    """All faults of a forward pass, in the coarsest dtype that has all numbers of its arrays."""
     config = ModelConfig.from_dict(read_json(case / "config.json"))
     arrays = safetensors.read(case / "weights.safetensors")
     model = Model(config=config, params=build_params(config, lambda name, shape: arrays[name]))
     inputs = safetensors.read(case / "inputs.safetensors")
     tokens = inputs["source"], inputs["target"], inputs["source_mask"]
-    return diagnose_arrays(model, actual, *tokens, dtype=coarser(*actual.values()))
+    dtype = coarser(*actual.values())
+    if all(np.array_equal(x, round_to(x, "float32"), equal_nan=True) for x in actual.values()):
+        dtype = "float32" if dtype == "float64" else dtype  # saved in a wider format
+    return diagnose_arrays(model, actual, *tokens, dtype=dtype)
 
 
 def _meaningful(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
+from ...checks import check_int
 from ...config import ModelConfig
 from ...files import safetensors
 from ...files.reading import opened
@@ -64,6 +65,15 @@ def make(
         If an argument is invalid, the directory is not empty, or a config has too few tokens or
         positions for the inputs.
     """
+    if isinstance(families, str | Model | ModelConfig) or not families:
+        raise TypeError(
+            "families must be a sequence of names, or a mapping of names to models or configs, got "
+            f"{families!r}"
+        )
+    cases, seed = (
+        cases if cases is None else check_int("cases", cases, 1),
+        check_int("seed", seed, 0),
+    )
     if not isinstance(families, Mapping):
         if unknown := sorted(set(families) - FAMILIES.keys()):
             raise ValueError(f"families must be among {', '.join(FAMILIES)}, got {unknown[0]!r}")
@@ -104,9 +114,9 @@ def _check_family(name: str, of: Any) -> None:
     c = of.config if isinstance(of, Model) else of
     for side in ("encoder", "decoder"):
         stack = getattr(c, side)
-        if stack.vocab_size < 8 or (stack.max_length or 9) < 8:
+        if stack.vocab_size < 8 or (stack.max_length or 7) < 7:
             raise ValueError(
-                f"families[{name!r}] must have at least 8 tokens and 8 positions, got "
+                f"families[{name!r}] must have at least 8 tokens and 7 positions, got "
                 f"vocab_size = {stack.vocab_size} and max_length = {stack.max_length} in {side}"
             )
 

@@ -2,7 +2,7 @@
 
 A quantity is computed from config fields, parameters, positions, masks and other quantities;
 `entering` lists them. Each kind of thing has alternatives, in a file of its own: a field has other
-values, a bias may be left out, a mask inverted, an input exchanged. They are of three kinds, and
+values, a bias may be left out, a mask inverted, an input exchanged. They are of several kinds, and
 the next kind is tried only if none of the one before explains the fault.
 """
 
@@ -12,25 +12,40 @@ from ..replay import Scene
 from . import fields, forms, masks, positions, quantities, weights
 from .trial import Knob, Trial
 
-__all__ = ["Knob", "Trial", "explanations"]
+__all__ = ["LONGEST", "Knob", "Trial", "explanations"]
+
+
+LONGEST = 24
+"""The most unseen quantities before a fault through which all explanations are tried."""
 
 
 def explanations(scene: Scene, name: str, hidden: list[str]) -> Iterator[Iterator[Trial | Knob]]:
     """What may explain a fault at ``name``, computed through the unseen ``hidden``, by kind."""
-    yield _conventions(scene, [*hidden, name])
-    yield _exchanges(scene, [*hidden, name])
-    yield _factors(scene, [*hidden, name])
+    names = [*hidden, name]
+    if len(hidden) > LONGEST:
+        yield _of_all_layers(scene, names)
+    else:
+        yield _conventions(scene, names)
+        yield _exchanges(scene, names)
+        yield _factors(scene, names)
+    yield iter([quantities.factor_of_output(scene, name)])
+
+
+def _of_all_layers(scene: Scene, names: list[str]) -> Iterator[Trial | Knob]:
+    """What another model computes everywhere: other fields, positions and masks."""
+    for name in names:
+        yield from fields.other_values(scene, name)
+        yield from positions.other_positions(scene, name)
+        yield from masks.other_masks(scene, name)
 
 
 def _conventions(scene: Scene, names: list[str]) -> Iterator[Trial | Knob]:
-    """What another model computes: other fields, positions, masks, functions, parts left out."""
+    """What another model computes: also other functions and heads, and parts left out."""
+    yield from _of_all_layers(scene, names)
     for name in names:
-        yield from fields.other_values(scene, name)
         yield from weights.left_out(scene, name)
         yield from weights.other_norms(scene, name)
         yield from weights.other_heads(scene, name)
-        yield from positions.other_positions(scene, name)
-        yield from masks.other_masks(scene, name)
         yield from forms.other_functions(scene, name)
         yield from quantities.swapped_inputs(scene, name)
     yield from weights.biases_left_out(scene, names)
@@ -52,4 +67,3 @@ def _factors(scene: Scene, names: list[str]) -> Iterator[Trial | Knob]:
     for name in names:
         yield from weights.factors(scene, name)
         yield from quantities.factors(scene, name)
-    yield quantities.factor_of_output(scene, names[-1])

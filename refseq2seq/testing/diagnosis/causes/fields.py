@@ -49,7 +49,7 @@ def _of(scene: Scene, path: str, value: Any) -> Iterator[Trial | Knob]:
             yield from _of(scene, f"{path}.{inner.name}", getattr(value, inner.name))
         return
     owner: Any = member(scene.config, path.rpartition(".")[0]) if "." in path else scene.config
-    if field == "n_heads":
+    if field == "n_heads" and not _has_bias(scene, path):
         yield from _head_counts(path.rpartition(".")[0], owner)
     elif isinstance(value, float):
         usual = {shown(x): x for x in USUAL.get(field, ())} or usual_numbers(scene, path)
@@ -101,6 +101,13 @@ def _slopes(path: str, c: AlibiPositions) -> Iterator[Trial | Knob]:
     )
 
 
+def _has_bias(scene: Scene, path: str) -> bool:
+    """Whether the number of heads is also that of a table of biases."""
+    relative = member(scene.config, path.partition(".")[0]).relative_positions
+    is_self = ".self_attention." in path
+    return is_self and isinstance(relative, AlibiPositions | BucketedPositions)
+
+
 def _head_counts(place: str, c: AttentionConfig) -> Iterator[Trial]:
     """Other numbers of heads of the same total width, with the scale kept or adapted."""
     width_k, width_v, share = c.n_heads * c.d_k, c.n_heads * c.d_v, c.n_heads // c.n_kv_heads
@@ -116,11 +123,11 @@ def _head_counts(place: str, c: AttentionConfig) -> Iterator[Trial]:
 
 
 def _with_heads(place: str, c: AttentionConfig, s: Scene) -> Scene:
-    """The scene with this attention; queries, keys and values that are given are split anew."""
+    """The scene with this attention; what is given by heads is split anew."""
     s = with_config(place, c)(s)
     for name, x in s.passed.items():
-        if parsed(name).c == place and parsed(name).kind in ("q", "k", "v"):
-            n = c.n_heads if parsed(name).kind == "q" else c.n_kv_heads
+        if parsed(name).c == place and parsed(name).kind in ("q", "k", "v", "heads"):
+            n = c.n_kv_heads if parsed(name).kind in ("k", "v") else c.n_heads
             if x.shape[1] != n:
                 s = s.changing(name, applied(partial(_split_anew, n)))
     return s

@@ -29,7 +29,9 @@ def other_functions(scene: Scene, name: str) -> Iterator[Trial]:
     if here.kind == "weights":
         mask = widened(scene.masks[here.c], scene.passed[name].shape[-1])
         for text, f in _softmaxes(mask).items():
-            yield of_quantity("SoftmaxForm", text, name, computed(f, f"{here.p}.scores"))
+            yield of_quantity(
+                "SoftmaxForm", f"{text} ({here.c})", name, computed(f, f"{here.p}.scores")
+            )
     elif here.kind == "hidden" and (c := member(scene.config, here.c)).hidden_norm is None:
         inputs = [f"{here.p}.gate", f"{here.p}.projected"] if c.gated else [f"{here.p}.projected"]
         for called, f in ACTIVATIONS_OF_OTHERS.items():

@@ -19,13 +19,15 @@ def other_masks(scene: Scene, name: str) -> Iterator[Trial]:
     fills = {"equal": 1 / n_k} if here.kind == "weights" else {"zero": 0.0}
     for flag, text, mask in [("AllMaskedRow", "", right), *_masks(scene, name)]:
         if text and here.kind == "weights":
-            yield Trial(flag, text, with_mask(here.c, mask))
+            yield Trial(flag, f"{text} ({here.c})", with_mask(here.c, mask))
         wide = widened(mask, n_k)
         if not wide.any(axis=-1).all():
             for told, fill in (fills | {"NaN": math.nan}).items():
                 row = f"the {here.kind} of a row without a key are {told}"
                 together = f"{text}; {row}" if text else row
-                yield Trial(flag, together, _filled(here.c, name, mask, _where(wide, fill)))
+                yield Trial(
+                    flag, f"{together} ({here.c})", _filled(here.c, name, mask, _where(wide, fill))
+                )
 
 
 def _masks(scene: Scene, name: str) -> Iterator[tuple[str, str, np.ndarray]]:

@@ -32,9 +32,14 @@ def other_positions(scene: Scene, name: str) -> Iterator[Trial]:
     whose = "positions of queries" if here.kind == "scores" else "positions"
     for told, (flag, other) in _counted(scene, here.stack, getattr(used, "offset", None)).items():
         if _fits(used, other):
-            yield Trial(flag, f"{whose} {told}", _with(here.stack, other, k))
+            yield Trial(flag, f"{whose} {told} ({here.stack})", _with(here.stack, other, k))
+            if other.ndim == 2 and here.kind == "scores":
+                together = _with(here.stack, other, other)
+                yield Trial(flag, f"positions {told} ({here.stack})", together)
     if here.kind == "scores":
-        text = "relative positions are those of the query minus those of the key"
+        text = (
+            f"relative positions are query minus key; the model has key minus query ({here.stack})"
+        )
         yield Trial("OtherPositions", text, _with(here.stack, -q, -k))
     if isinstance(used, RotaryPositions):
         yield _mixed_pairs(scene, name, used)
@@ -50,12 +55,13 @@ def _counted(scene: Scene, stack: str, offset: int | None) -> dict[str, tuple[st
         ways[f"lack the offset of {offset}"] = ("OtherPositions", q - offset)
     if q.ndim == 2:
         edge = np.broadcast_to(np.arange(n), q.shape)
+        first = scene.masks["encoder.self_attention"][:, 0, 0].argmax(axis=1)[:, None]
         ways["are counted from the left edge"] = ("PositionAfterPadding", edge)
+        told = "count masked places after the first real token"
+        ways[told] = ("ScatteredMask", np.maximum(edge - first, 0))
     if later.any():
         anew = "OtherPositions", np.where(later, 0, q)
         ways["start anew at 0 in each step of the loop"] = anew
-        ways["are one too large after the first step"] = ("CachePosition", q + later)
-        ways["are one too small after the first step"] = ("CachePosition", q - later)
     return ways
 
 

@@ -10,7 +10,7 @@ from ....config import AttentionConfig
 from ....model import position_terms
 from ....watching.quantities import inputs_of, is_of_the_source
 from ...rounding import round_to
-from ..entering import parsed
+from ..entering import last_word, parsed
 from ..replay import Change, Scene, Values, member
 from .trial import Apply, Knob, Trial, applied, computed, factor_of, of_quantity, with_mask
 from .weights import normalised
@@ -46,7 +46,7 @@ def other_inputs(scene: Scene, name: str, fault: str) -> Iterator[Trial]:
 def other_output(scene: Scene, name: str) -> Iterator[Trial]:
     """The quantity is another one, or is moved."""
     yield from normalised(scene, name, name)
-    yield from _others(scene, name, name, "it ")
+    yield from _others(scene, name, name, f"{last_word(name)} ")
 
 
 def _others(scene: Scene, fault: str, name: str, told: str) -> Iterator[Trial]:
@@ -96,7 +96,8 @@ def _moves(x: np.ndarray) -> Iterator[tuple[str, str, Callable[[np.ndarray], np.
     yield "ShiftedInput", "is that of position 0", lambda x: x[..., np.zeros(n, int), :]
     yield "ShiftedInput", "is that of the last position", lambda x: x[..., np.full(n, n - 1), :]
     for i in (1, -1, 2, -2):
-        text = f"is shifted by {i} position{'s' * (abs(i) > 1)}"
+        side = "right" if i > 0 else "left"
+        text = f"is shifted by {abs(i)} position{'s' * (abs(i) > 1)} to the {side}"
         for how, move in _shifts(np.arange(n) - i, n).items():
             yield "ShiftedInput", f"{text}, {how}", move
 
@@ -105,9 +106,9 @@ def _shifts(at: np.ndarray, n: int) -> dict[str, Callable[[np.ndarray], np.ndarr
     """The vectors of the positions ``at``, and of those outside of 0 to n - 1."""
     inside = ((at >= 0) & (at < n))[:, None]
     return {
-        "around": lambda x: x[..., at % n, :],
+        "cyclically": lambda x: x[..., at % n, :],
         "with zeros": lambda x: np.where(inside, x[..., at % n, :], 0.0),
-        "with the edge": lambda x: x[..., np.clip(at, 0, n - 1), :],
+        "with the last one repeated": lambda x: x[..., np.clip(at, 0, n - 1), :],
     }
 
 
@@ -118,7 +119,7 @@ def factors(scene: Scene, name: str) -> Iterator[Knob]:
 
 def factor_of_output(scene: Scene, name: str) -> Knob:
     """A factor of the quantity itself."""
-    return factor_of(scene, name, "it")
+    return factor_of(scene, name, last_word(name))
 
 
 def swapped_axes(scene: Scene, names: list[str]) -> Iterator[Trial]:
@@ -173,10 +174,11 @@ def other_places(scene: Scene, name: str) -> Iterator[Trial]:
     row, query, key = (int(i) for i in moved[0])
     whence = int(at[row, query, key])
     told = f"that of row {whence // n_k}, position {whence % n_k}"
+    told = "zero" if whence == batch * n_k else told
     yield Trial(
         "CacheContents" if scene.first < scene.length("decoder") else "ShiftedInput",
-        f"keys and values are those of other places: for query {query}, position {key} of row "
-        f"{row} is {'zero' if whence == batch * n_k else told}",
+        f"keys and values are those of other places, {len(moved)} of {at.size}; the first: for "
+        f"query {query}, position {key} of row {row} is {told}",
         lambda s: s.changing(name, _from_places(s, name)),
     )
 

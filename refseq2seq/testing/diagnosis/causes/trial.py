@@ -30,6 +30,11 @@ class Trial:
     inexact: str | None = None
     later: bool = False
 
+    @property
+    def key(self) -> object:
+        """Equal for trials of the same config: a field enters several quantities."""
+        return id(self) if self.field is None else (self.text, self.value)
+
 
 @dataclass(frozen=True)
 class Knob:
@@ -38,6 +43,11 @@ class Knob:
     current: float
     values: dict[str, float]
     trial: Callable[[float, str], Trial]
+
+    @property
+    def key(self) -> object:
+        """Equal for knobs of the same number."""
+        return self.trial(self.current, "").text
 
 
 def of_field(path: str, current: Any, value: Any, flag: str, called: str = "") -> Trial:
