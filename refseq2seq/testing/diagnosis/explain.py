@@ -116,8 +116,8 @@ class _Tried:
             replay(trial.apply(one.scene), self.names, FunctionTap(keep))
             x = kept.get(self.name)
             if x is not None and trial.later:
-                own = one.own[self.name][..., : one.scene.first, :]
-                x = np.concatenate([own, x[..., one.scene.first :, :]], axis=-2)
+                later = (np.arange(x.shape[-2]) >= one.scene.first)[:, None]
+                x = np.where(later, x, one.own[self.name])
         except (ValueError, TypeError, IndexError):  # shapes that do not broadcast
             return None
         return x
