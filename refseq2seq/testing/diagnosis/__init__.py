@@ -20,13 +20,13 @@ hooks.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ...backend import Array
-from ...checks import Tokens, as_tokens, check_int, check_number
+from ...checks import Tokens, as_tokens, check_int, check_number, on_host
 from ...config import ModelConfig
 from ...convert import UnsupportedFeature
 from ...model import Model, check_model
@@ -156,8 +156,9 @@ def diagnose(
     )
     seen = [_run(peer, model.config, ids, fed, mask, max_new_tokens)]
     first = judged(model, seen[0], how)
-    if first.deviations:  # what explains a fault must explain it on another input too
-        other = _permuted(ids, real), _permuted(fed, np.arange(fed.shape[1]) > 0)
+    other = _permuted(ids, real), _permuted(fed, np.arange(fed.shape[1]) > 0)
+    is_other = any(not np.array_equal(a, b) for a, b in zip(other, (ids, fed), strict=True))
+    if first.deviations and is_other:  # what explains a fault must explain it on another input too
         seen.append(_run(peer, model.config, *other, mask, max_new_tokens))
     return diagnosed(
         model, [first, *(judged(model, s, how) for s in seen[1:])], how, changed_by_hooks(peer)
@@ -230,7 +231,10 @@ def diagnose_arrays(
         is_exact=dtype not in ("float16", "bfloat16"),
     )
     caught = read_arrays(arrays)
-    seen = Seen(caught, (ids, fed), (real, fed_mask), _step_lengths(caught, fed.shape[1]), None)
+    given = ids if isinstance(source, Sequence) else on_host("source", source)
+    pads = np.where(real, ids, given if given.shape == ids.shape else 0) == c.pad_id
+    lengths = _step_lengths(caught, fed.shape[1])
+    seen = Seen(caught, (ids, fed), (real, fed_mask), pads, lengths, None)
     return diagnosed(model, [judged(model, seen, how)], how, ())
 
 
@@ -276,7 +280,8 @@ def _run(
         fed, lengths = np.concatenate(read, axis=1), [x.shape[1] for x in read]
     real = np.ones(ids.shape, bool) if mask is None else mask
     masks = real, np.ones(fed.shape, bool)
-    return Seen(catch.arrays(), (ids, fed), masks, lengths, (tokens, as_float64(logits)))
+    without = tokens, as_float64(logits)
+    return Seen(catch.arrays(), (ids, fed), masks, ids == config.pad_id, lengths, without)
 
 
 def _converted(peer: Peer) -> Model:

@@ -28,6 +28,8 @@ from .entering import last_word
 from .replay import Scene, member, replay, with_member
 
 RUNS = 16
+LEAST = 8
+"""From fewer elements no number is fitted: it would explain anything."""
 MOST = 5
 """The most causes that are told of one fault."""
 
@@ -76,7 +78,7 @@ def causes_of(
     }
     counts = Counter(cause.text for causes in found.values() for cause in causes)
     return {
-        name: tuple(sorted(causes, key=lambda cause: -counts[cause.text])[:MOST])
+        name: tuple(sorted(causes, key=lambda c: (-counts[c.text], c.spreads))[:MOST])
         for name, causes in found.items()
     }
 
@@ -135,9 +137,9 @@ class _Tried:
         relative = np.where(error == 0, 0.0, error / size)
         return math.inf if np.isnan(relative).any() else float(relative.max(initial=0.0))
 
-    def near_ones(self, trials: list[Trial]) -> list[Trial]:
-        """The trials under which the quantity is nearly theirs, in all steps or in later ones."""
-        found, scene = [], self.evidence[0].scene
+    def causes(self, trials: list[Trial]) -> dict[str, Cause]:
+        """The trials that are verified, in all steps or in later ones, by their texts."""
+        found, scene = {}, self.evidence[0].scene
         looped = scene.first < scene.length("decoder") and not is_of_the_source(self.name)
         for trial in trials:
             ways = [trial]
@@ -145,7 +147,9 @@ class _Tried:
                 text = f"{trial.text}, in the steps after the first"
                 flag = "CachePosition" if trial.flag == "OtherPositions" else trial.flag
                 ways.append(replace(trial, flag=flag, text=text, later=True))
-            found += [way for way in ways if self.apart(way) <= self.nearer][:1]
+            for way in [way for way in ways if self.apart(way) <= self.nearer][:1]:
+                if (cause := self.cause(way)) is not None:
+                    found[way.text] = cause
         return found
 
     def where(self, one: Evidence) -> np.ndarray:
@@ -239,11 +243,12 @@ def _verified(tried: _Tried) -> Iterator[Cause]:
     """The causes of the fault: verified explanations of the first kind that has any."""
     for kind in explanations(tried.evidence[0].scene, tried.name, tried.hidden):
         options = {option.key: option for option in kind}  # some enter in several places
-        trials = (trial for option in options.values() for trial in _trials(option, tried))
         causes: dict[str, Cause] = {}
-        for trial in trials:
-            if trial.text not in causes and (cause := tried.cause(trial)) is not None:
-                causes[trial.text] = cause
+        for option in options.values():
+            if isinstance(option, Trial):
+                causes |= tried.causes([option])
+            else:
+                causes |= tried.causes(_usual(option)) or tried.causes(_fitted(option, tried))
         if causes:
             yield from causes.values()
             return
@@ -267,20 +272,10 @@ def _coarser(tried: _Tried) -> Iterator[Cause]:
                 yield Cause("LowPrecision", text, max(filter(None, [0.0, *errors])), len(errors))
 
 
-def _trials(option: Trial | Knob, tried: _Tried) -> list[Trial]:
-    """The trials of an option that fit; of a number, the usual values, or else the best one.
-
-    In a loop, each trial may hold in later steps only.
-    """
-    if isinstance(option, Trial):
-        options = [option]
-    else:
-        values = {n: v for n, v in option.values.items() if not math.isclose(v, option.current)}
-        options = [option.trial(value, name) for name, value in values.items()]
-    near = tried.near_ones(options)
-    if near or isinstance(option, Trial) or len(tried.hidden) > LONGEST:
-        return near
-    return tried.near_ones(_fitted(option, tried))
+def _usual(knob: Knob) -> list[Trial]:
+    """The trials of the usual values of a number."""
+    values = {n: v for n, v in knob.values.items() if not math.isclose(v, knob.current)}
+    return [knob.trial(value, name) for name, value in values.items()]
 
 
 def _fitted(knob: Knob, tried: _Tried) -> list[Trial]:
@@ -288,6 +283,8 @@ def _fitted(knob: Knob, tried: _Tried) -> list[Trial]:
     one = tried.evidence[0]
     theirs, where = one.theirs[tried.name], tried.where(one)
     size = row_magnitude(np.where(where, theirs, 0.0))
+    if len(tried.hidden) > LONGEST or np.sum(where & (theirs != 0)) < LEAST:
+        return []
 
     def residual(value: float) -> np.ndarray | None:
         x = tried.result(knob.trial(value, ""), one)

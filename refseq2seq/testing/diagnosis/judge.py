@@ -33,6 +33,7 @@ class Seen:
     arrays: dict[str, np.ndarray]  # float64, by name; in a loop with the step
     ids: tuple[np.ndarray, np.ndarray]  # of source and target: a row of token ids each
     masks: tuple[np.ndarray, np.ndarray]  # of both, True = real token
+    pads: np.ndarray  # (batch, n_source) True = the source has pad_id there, masked or not
     lengths: list[int] | None  # number of tokens that each step of a loop reads
     unhooked: tuple[np.ndarray, np.ndarray] | None  # tokens and logits of a run without hooks
 
@@ -188,6 +189,7 @@ def _evidence(one: Judged) -> Evidence:
         },
         passed=one.local.passed,
         seen=frozenset(one.local.given),
+        pads=one.seen.pads,
         first=n_target if lengths is None else lengths[0],
     )
     expected = one.local.expected

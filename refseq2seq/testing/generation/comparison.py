@@ -115,6 +115,8 @@ class _Comparison:
             last = list(islice(self._request.steps(bump), step.index + 1))[-1]
             if last.tokens[row] == token:
                 return found
+        if margin < 0:  # a choice that is not that of the best score
+            raise Deviation(f"{where}; no logits that are off by rounding give {token}")
         raise Deviation(f"{found}; rounding to {self._dtype} explains at most {self._z:g}")
 
     def _check_log_probs(
@@ -143,7 +145,7 @@ class _Comparison:
         ours = [_hypotheses(own, row) for row in range(len(own.tokens))]
         longest = max(len(tokens) for row in ours for tokens in row)
         sigma = self._spread([row[0] for row in ours])["logits"].element_sigma.max(axis=(1, 2))
-        limits = 2 * self._z * longest * sigma  # of a sum of log-probabilities
+        limits = self._z * math.sqrt(2 * longest) * sigma  # of a sum of log-probabilities
         compared, diverged = 0, []
         for row, (a, b) in enumerate(zip(self._theirs.tokens, ours, strict=True)):
             differing = [k for k, tokens in enumerate(b) if tokens and tokens != a[k]]
@@ -174,20 +176,28 @@ class _Comparison:
         return any(_hypotheses(self._request.search(noise), row) == tokens for noise in noises)
 
     def _check_scores(self, row: int, own: BeamSearch, limit: float) -> None:
-        if self._theirs.scores is not None:
-            for k, (a, b) in enumerate(zip(self._theirs.scores[row], own.scores[row], strict=True)):
-                if not (abs(a - b) <= limit + 2e-6 * abs(b) or (b == -np.inf and a < -1e8)):
+        """Raise if a score or a log-probability of a row is off by more than rounding."""
+        theirs = self._theirs
+        for k, expected in enumerate(own.scores[row]):
+            if expected == -np.inf:
+                continue
+            total = own.log_probs[row, k].sum()
+            divisor = total / expected if expected else 1.0
+            if theirs.scores is not None:
+                found = theirs.scores[row][k]
+                allowed = limit / divisor + 2e-6 * abs(expected)
+                if not abs(found - expected) <= allowed:
                     raise Deviation(
-                        f"the score of hypothesis {k} of row {row} is {a:.9g}; the reference has "
-                        f"{b:.9g}, and rounding explains {limit:.2g}"
+                        f"the score of hypothesis {k} of row {row} is {found:.9g}; the reference "
+                        f"has {expected:.9g}, and rounding explains {allowed:.2g}"
                     )
-        if self._theirs.log_probs is not None:
-            for k, found in enumerate(self._theirs.log_probs[row]):
-                expected = own.log_probs[row, k, : len(found)]
-                if not (np.abs(found - expected) <= limit + 2e-6 * np.abs(expected)).all():
+            if theirs.log_probs is not None:
+                of_tokens = theirs.log_probs[row][k]
+                ours = own.log_probs[row, k, : len(of_tokens)]
+                if not (np.abs(of_tokens - ours) <= limit + 2e-6 * np.abs(ours)).all():
                     raise Deviation(
-                        f"the log-probabilities of hypothesis {k} of row {row} are {found}; the "
-                        f"reference has {expected}"
+                        f"the log-probabilities of hypothesis {k} of row {row} are {of_tokens}; "
+                        f"the reference has {ours}"
                     )
 
 

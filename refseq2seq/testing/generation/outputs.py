@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import Tokens
+from ...checks import Tokens, check_int
 from ...generation.beam import BeamSearch, beam_search, beam_steps
 from ...generation.loop import Generation, Step, decode_steps
 from ...generation.request import as_prefix, check_options, checked_eos
-from ...generation.sampling import Chooser, Processor, greedy
+from ...generation.sampling import Chooser, Processor, check_chooser, greedy
 from ...model import Model
 from ..compare import as_float64, on_host
 
@@ -47,12 +47,21 @@ class Request:
     @property
     def n(self) -> int:
         """The number of outputs of each row."""
-        return int(self.how.get("n_best" if self.searches else "num_return_sequences", 1))
+        name = "n_best" if self.searches else "num_return_sequences"
+        return check_int(name, self.how.get(name, 1), 1)
 
     @property
     def batch(self) -> int:
         """The number of sources."""
         return len(self.source)
+
+    @property
+    def max_new_tokens(self) -> float:
+        """The most new tokens of an output."""
+        asked, most = self.how.get("max_new_tokens"), self.model.config.decoder.max_length
+        if asked is not None:
+            return float(asked)
+        return math.inf if most is None else most + 1 - max(map(len, self.prefixes))
 
     @property
     def eos_ids(self) -> list[int]:
@@ -76,7 +85,7 @@ class Request:
 
     @property
     def _choose(self) -> Chooser:
-        return self.how.get("choose") or greedy()
+        return check_chooser(self.how.get("choose") or greedy())
 
     def asked(self, **changes: Any) -> "Request":
         """The request with other arguments."""
@@ -110,69 +119,77 @@ class Outputs:
 
 def read(theirs: Any, request: Request, vocabulary: Sequence[str] | None) -> Outputs:
     """Outputs in one of the forms of `assert_generation_agrees`."""
-    if isinstance(theirs, Generation | BeamSearch):
-        theirs = vars(theirs)
-    if hasattr(theirs, "sequences"):
-        theirs = {
-            "sequences": theirs.sequences,
-            "scores": getattr(theirs, "sequences_scores", None),
-        }
     if isinstance(theirs, Sequence) and theirs and hasattr(theirs[0], "hypotheses"):
         return _of_ctranslate2(theirs, request, vocabulary)
-    if isinstance(theirs, Mapping):
-        of_sequences = "sequences" in theirs
-        tokens = theirs["sequences"] if of_sequences else theirs.get("tokens")
-    else:
-        tokens, theirs = theirs, {}
-        of_sequences = hasattr(tokens, "detach")
+    if isinstance(theirs, Generation | BeamSearch):
+        theirs = {n: x for n, x in vars(theirs).items() if n in ("tokens", "scores", "log_probs")}
+    if hasattr(theirs, "sequences"):
+        theirs = {n: getattr(theirs, n, None) for n in ("sequences", "sequences_scores")}
+    if not isinstance(theirs, Mapping):
+        theirs = {"sequences" if hasattr(theirs, "detach") else "tokens": theirs}
+    of_sequences = "sequences" in theirs
+    tokens = theirs["sequences" if of_sequences else "tokens"] if theirs else None
     if tokens is None or isinstance(tokens, str) or not hasattr(tokens, "__len__"):
         raise TypeError(
             "theirs must be token ids, a mapping with 'tokens' or 'sequences', or the result of "
-            f"generate or translate_batch, got {type(theirs or tokens).__name__}"
+            f"generate or translate_batch, got {type(tokens).__name__}"
         )
     rows = [_ids(row) for row in _flat(tokens)]
-    if len(rows) != request.batch * request.n:
-        raise ValueError(
-            f"theirs must have {request.batch} x {request.n} outputs, of each row and each of its "
-            f"{request.n} sequences, got {len(rows)}"
-        )
-    prefixes = [prefix for prefix in request.prefixes for _ in range(request.n)]
+    _check_number("outputs", len(rows), request)
     if of_sequences:
-        rows = [
-            _without(row, prefix, i)
-            for i, (row, prefix) in enumerate(zip(rows, prefixes, strict=True))
-        ]
-    kept = [_until_the_end(row, request.eos_ids) for row in rows]
-    scores, log_probs = theirs.get("scores"), theirs.get("log_probs")
-    if log_probs is not None:
-        flat = [
-            as_float64(np.asarray(row))[: len(k)]
-            for row, k in zip(_flat(log_probs), kept, strict=True)
-        ]
-        log_probs = _grouped(flat, request.n)
+        prefixes = [prefix for prefix in request.prefixes for _ in range(request.n)]
+        rows = [_without(rows[i], prefix, i) for i, prefix in enumerate(prefixes)]
+    kept = [_until_the_end(row, i, request) for i, row in enumerate(rows)]
+    scores = theirs.get("sequences_scores" if of_sequences else "scores")
     if scores is not None:
-        scores = as_float64(scores).reshape(request.batch, request.n)
+        scores = as_float64(scores)
+        _check_number("scores", scores.size, request)
+        if not request.searches:
+            raise ValueError("scores are those of beam search: pass log_probs of each token")
+        scores = scores.reshape(request.batch, request.n)
+    log_probs = theirs.get("log_probs")
+    if log_probs is not None:
+        flat = [as_float64(np.asarray(row)) for row in _flat(log_probs)]
+        _check_number("log_probs", len(flat), request)
+        if short := [i for i, row in enumerate(kept) if len(flat[i]) < len(row)]:
+            raise ValueError(f"log_probs must have a number for each token of output {short[0]}")
+        flat = [x[: len(row)] for x, row in zip(flat, kept, strict=True)]
+        log_probs = _grouped(flat, request.n)
     return Outputs(_grouped(kept, request.n), scores, log_probs)
+
+
+def _check_number(what: str, n: int, request: Request) -> None:
+    """Raise unless there is one for each output that is asked for."""
+    if n != request.batch * request.n:
+        raise ValueError(
+            f"theirs must have {request.batch * request.n} {what}, {request.n} for each of "
+            f"{request.batch} sources, got {n}"
+        )
 
 
 def _of_ctranslate2(
     results: Sequence[Any], request: Request, vocabulary: Sequence[str] | None
 ) -> Outputs:
-    """Hypotheses of tokens, without the end token unless it was asked for."""
+    """Hypotheses of tokens: without the end token unless it was asked for, with a given prefix."""
     own = request.model.target_vocabulary
     if vocabulary is None:
         if own is None:
             raise TypeError("vocabulary is missing: pass the token of each id, in order")
         vocabulary = own.symbols
-    ids = {token: i for i, token in enumerate(vocabulary)}
-    limit = request.how.get("max_new_tokens") or math.inf
-    rows = []
-    for result in results:
-        found = [[ids[token] for token in tokens] for tokens in result.hypotheses[: request.n]]
-        ended = [len(row) >= limit or bool(set(row) & set(request.eos_ids)) for row in found]
-        ends = [[] if end else request.eos_ids[:1] for end in ended]
-        rows.append([row + end for row, end in zip(found, ends, strict=True)])
-    scored = all(len(result.scores) >= request.n for result in results)
+    _check_number("outputs", len(results) * request.n, request)
+    ids, longest = {token: i for i, token in enumerate(vocabulary)}, request.max_new_tokens
+    rows: list[list[list[int]]] = []
+    for result, prefix in zip(results, request.prefixes, strict=True):
+        rows.append([])
+        for tokens in result.hypotheses[: request.n]:
+            if unknown := [token for token in tokens if token not in ids]:
+                raise ValueError(f"vocabulary must have all tokens, and lacks {unknown[0]!r}")
+            row = [ids[token] for token in tokens]
+            row = row[len(prefix) - 1 :] if row[: len(prefix) - 1] == prefix[1:] else row
+            ended = len(row) >= longest or bool(set(row) & set(request.eos_ids))
+            rows[-1].append(row + ([] if ended else request.eos_ids[:1]))
+        rows[-1] += [[]] * (request.n - len(rows[-1]))
+    scored = request.searches and all(len(result.scores) >= request.n for result in results)
     scores = np.array([result.scores[: request.n] for result in results]) if scored else None
     return Outputs(rows, scores, None)
 
@@ -204,8 +221,13 @@ def _without(row: list[int], prefix: list[int], i: int) -> list[int]:
     return row[len(prefix) :]
 
 
-def _until_the_end(row: list[int], eos_ids: list[int]) -> list[int]:
-    return row[: next((i + 1 for i, token in enumerate(row) if token in eos_ids), len(row))]
+def _until_the_end(row: list[int], i: int, request: Request) -> list[int]:
+    """The tokens up to the end token; raise if the rest is not padding."""
+    ends = [t + 1 for t, token in enumerate(row) if token in request.eos_ids]
+    kept, rest = (row[: ends[0]], set(row[ends[0] :])) if ends else (row, set())
+    if not rest <= {request.model.config.pad_id, *request.eos_ids, 0, -1, -100}:
+        raise AssertionError(f"output {i} goes on after its end token: {row}")
+    return kept
 
 
 def _grouped(rows: list[Any], n: int) -> list[list[Any]]:

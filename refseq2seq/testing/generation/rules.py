@@ -18,7 +18,7 @@ def other_requests(request: Request) -> Iterator[tuple[str, Request]]:
         if name in how or name == "eos_ids":
             yield f"without {name}", request.asked(**{name: default})
     if (limit := how.get("max_new_tokens")) is not None:
-        for by in (-1, 1, *{-len(prefix) for prefix in request.prefixes}):
+        for by in {-1, 1, *(-len(prefix) for prefix in request.prefixes)}:
             if limit + by > 0:
                 yield f"max_new_tokens is {limit + by}", request.asked(max_new_tokens=limit + by)
     if request.searches:

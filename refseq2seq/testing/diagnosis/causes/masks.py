@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ....ops import softmax
 from ..entering import parsed
 from ..replay import Change, Scene
 from .trial import Apply, Trial, with_mask
@@ -17,17 +18,30 @@ def other_masks(scene: Scene, name: str) -> Iterator[Trial]:
         return
     right, n_k = scene.masks[here.c], scene.passed[f"{here.p}.scores"].shape[-1]
     fills = {"equal": 1 / n_k} if here.kind == "weights" else {"zero": 0.0}
-    for flag, text, mask in [("AllMaskedRow", "", right), *_masks(scene, name)]:
+    others = [] if _has_right_weights(scene, name) else list(_masks(scene, name))
+    has_key = right.any(axis=-1, keepdims=True)
+    for flag, text, mask in [("AllMaskedRow", "", right), *others]:
         if text and here.kind == "weights":
             yield Trial(flag, f"{text} ({here.c})", with_mask(here.c, mask))
         wide = widened(mask, n_k)
-        if not wide.any(axis=-1).all():
+        differs = mask is right or not np.array_equal(mask & has_key, right & has_key)
+        if differs and not wide.any(axis=-1).all():
             for told, fill in (fills | {"NaN": math.nan}).items():
                 row = f"the {here.kind} of a row without a key are {told}"
                 together = f"{text}; {row}" if text else row
                 yield Trial(
                     flag, f"{together} ({here.c})", _filled(here.c, name, mask, _where(wide, fill))
                 )
+
+
+def _has_right_weights(scene: Scene, name: str) -> bool:
+    """Whether ``name`` are heads, and the weights, which are seen, have the right mask."""
+    place = parsed(name).p
+    if parsed(name).kind == "weights" or f"{place}.weights" not in scene.seen:
+        return False
+    scores, weights = scene.passed[f"{place}.scores"], scene.passed[f"{place}.weights"]
+    right = softmax(scores, widened(scene.masks[parsed(name).c], scores.shape[-1]))
+    return right.shape == weights.shape and np.allclose(right, weights, rtol=0, atol=0.05)
 
 
 def _masks(scene: Scene, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -50,7 +64,6 @@ def _masks(scene: Scene, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
         return
     later = np.concatenate([right[..., :1], right[..., :-1]], axis=-1)
     sooner = np.concatenate([right[..., 1:], right[..., -1:]], axis=-1)
-    real = scene.source != scene.config.pad_id
     others = {
         "the mask has one key more": right | later | sooner,
         "the mask has one key less": right & later & sooner,
@@ -64,7 +77,7 @@ def _masks(scene: Scene, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
         others |= {"the mask is causal": right & causal, "the mask is causal only": causal}
     for text, mask in others.items():
         yield "OtherMask", text, mask
-    yield "PadIdInferred", "the mask is guessed from pad_id", real[:, None, None, :]
+    yield "PadIdInferred", "the mask is guessed from pad_id", ~scene.pads[:, None, None, :]
 
 
 def widened(mask: np.ndarray, n: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ....config import BucketedPositions, RotaryPositions
+from ....masks import real_positions
 from ....positions import rotate, rotation, score_bias
 from ..entering import parsed
 from ..replay import Scene, Values
@@ -56,7 +57,9 @@ def _counted(scene: Scene, stack: str, offset: int | None) -> dict[str, tuple[st
     if q.ndim == 2:
         edge = np.broadcast_to(np.arange(n), q.shape)
         first = scene.masks["encoder.self_attention"][:, 0, 0].argmax(axis=1)[:, None]
+        guessed = "PadIdInferred", real_positions(~scene.pads)
         ways["are counted from the left edge"] = ("PositionAfterPadding", edge)
+        ways["count the tokens that are not pad_id"] = guessed
         told = "count masked places after the first real token"
         ways[told] = ("ScatteredMask", np.maximum(edge - first, 0))
     if later.any():

@@ -209,15 +209,23 @@ def other_norms(scene: Scene, name: str) -> Iterator[Trial]:
 
 
 def _unbiased(scene: Scene, path: str, gain: np.ndarray) -> Iterator[Trial]:
-    """(x - mean) / sqrt(variance d / (d - 1) + eps)."""
-    at, c, d = f"{path.partition('.')[0]}.norm", scene.config, gain.shape[-1] if gain.ndim else 1
-    norm = member(c, at)
-    if norm.kind == "layer_norm" and d > 1:
-        ratio = (d - 1) / d
-        with_eps = with_config(at, replace(norm, eps=norm.eps * ratio))
-        with_gain = with_param(f"{path}.gain", gain * math.sqrt(ratio))
-        text = f"the variance of the norm {path} is the unbiased one, a sum divided by d - 1"
-        yield Trial("BiasedDeviation", text, lambda s: with_gain(with_eps(s)))
+    """Sums divided by d - 1, where the model divides by d, and the reverse.
+
+    sqrt(v + eps) with v = w d / (d - 1) is sqrt(d / (d - 1)) sqrt(w + eps (d - 1) / d), and an eps
+    outside the root scales likewise.
+    """
+    stack = path.partition(".")[0]
+    at, d = f"{stack}.norm", gain.shape[-1] if gain.ndim else member(scene.config, stack).d_model
+    norm = member(scene.config, at)
+    if norm.kind not in ("layer_norm", "std_norm") or d == 1:
+        return
+    biased = norm.kind == "layer_norm"
+    ratio = math.sqrt((d - 1) / d) if biased else math.sqrt(d / (d - 1))
+    with_eps = with_config(at, replace(norm, eps=norm.eps * (ratio**2 if biased else ratio)))
+    with_gain = with_param(f"{path}.gain", gain * ratio)
+    divisors = ("d - 1", "d") if biased else ("d", "d - 1")
+    text = f"the norm {path} divides the squares by {divisors[0]}; the model by {divisors[1]}"
+    yield Trial("BiasedDeviation", text, lambda s: with_gain(with_eps(s)))
 
 
 def _moved(scene: Scene, name: str) -> Iterator[Trial]:
