@@ -141,3 +141,4 @@ MISTAKES = {
         r"^(\w+) \((\w+)\): (.+?(?:\n    .+?)*)\n    -> (.+)", TABLE, re.MULTILINE
     )
 }
+"""The entry of each flag: its kind (``bugType``), ``description`` and ``effect``."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vector_mistakes import MISTAKES as PLANTED
 
 import refseq2seq as rs
+from refseq2seq.checks import as_tokens
 from refseq2seq.ops import softmax
 from refseq2seq.params import build_params, named_arrays
 from refseq2seq.taps import FunctionTap
@@ -330,15 +331,17 @@ def test_wrong_options_are_refused(options):
 # The mechanism.
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_a_replay_computes_what_the_forward_pass_computes(data):
     """Of any model, and of any of its quantities."""
     model = data.draw(strategies.models(dtype="float64"))
     source = data.draw(strategies.sources(model))
     target = data.draw(strategies.targets(model, source.batch))
-    ids = np.asarray(source.tokens), np.asarray(target)
-    masks = np.asarray(source.mask), np.ones(ids[1].shape, bool)
+    c = model.config
+    read = as_tokens("source", source.tokens, c.encoder.vocab_size, source.mask)
+    fed = as_tokens("target", target, c.decoder.vocab_size)
+    ids, masks = zip(read, fed, strict=True)
     trace = rs.Trace()
     rs.forward(model, ids[0], ids[1], masks[0], tap=trace)
     how = Tolerance(dtype="float64", z=8.0, runs=8, rounds_weights=True, is_exact=True)

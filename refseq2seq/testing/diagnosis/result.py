@@ -109,7 +109,8 @@ class Diagnosis:
             n = first.causes[0].inputs
             worst = max(cause.spreads for fault in group for cause in fault.causes[:1])
             inputs = "this input" if n == 1 else f"{n} inputs"
-            lines.append(f"   With it the quantities agree on {inputs}, up to {worst:.2g} spreads.")
+            agree = "the quantity agrees" if len(group) == 1 else "the quantities agree"
+            lines.append(f"   With it {agree} on {inputs}, up to {worst:.2g} spreads.")
         hidden = unseen(first.name, self.compared, self.not_compared)
         lines += [
             *(f"   {line}" for line in str(first.difference).splitlines()[1:]),
