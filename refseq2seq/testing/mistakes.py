@@ -1,8 +1,7 @@
 """The catalogue of mistakes: what implementations of encoder-decoders get wrong.
 
-Each has a flag. A case of the test vectors lists the flags of the mistakes that it reveals, a cause
-that `diagnose` or `assert_generation_agrees` names has one, and so have the bugs that the tests
-plant.
+Each has a flag. A case of the test vectors lists the flags of the mistakes that it reveals. Each
+cause that `diagnose` finds has a flag, and so does each bug that the tests plant.
 """
 
 import re
@@ -92,7 +91,7 @@ BiasedDeviation (convention): The standard deviation divides by d where this nor
     -> Everything after the norm is off by a constant factor.
 RotaryBase (convention): The rotation has another base.
     -> Right at position 0, more and more wrong after it.
-AlibiSlopes (convention): The slopes of ALiBi are others.
+AlibiSlopes (convention): ALiBi has other slopes.
     -> Attention decays with distance at another rate.
 RelativeScale (convention): The bias of relative positions has another scale, or is left out.
     -> Distance counts too little or too much.

@@ -261,13 +261,13 @@ def assert_only_without_hooks(diagnosis, *lines):
     report = diagnosis.report()
     assert diagnosis.first == diagnosis.unhooked.name == "unhooked.logits", report
     n = len(diagnosis.compared) - 1
+    assert len(diagnosis.faults) == 1
     assert diagnosis.difference.agreed == n
-    assert report.startswith(f"All {n} quantities captured by hooks agree, up to 8 spreads")
-    assert str(diagnosis.difference) in report
+    assert "The logits of a run without hooks are not those of the run with hooks." in report
     for line in (*lines, "any code that checks whether hooks are registered"):
-        assert f"\n  {line}\n" in report
+        assert f"\n     {line}\n" in report
     told = json.loads(json.dumps(diagnosis.to_dict()))
-    assert told["first"] == told["unhooked"]["name"] == "unhooked.logits"
+    assert told["first"] == told["faults"][0]["name"] == "unhooked.logits"
     assert told["changed_by_hooks"] == list(diagnosis.changed_by_hooks)
 
 
@@ -364,7 +364,7 @@ def test_a_fault_of_x_transformers_without_hooks(max_new_tokens):
     spoil(subject.module.decoder.net.attn_layers.layers[2][1], with_hooks=False)
     found = subject.diagnose(max_new_tokens)
     assert_only_without_hooks(found)
-    assert "Not captured by hooks:\n  nothing" in found.report()
+    assert "Not captured by hooks:\n     nothing" in found.report()
 
 
 @pytest.mark.parametrize("max_new_tokens", [None, 4])
@@ -382,7 +382,7 @@ def test_a_fault_with_hooks_alone():
     found = subject.diagnose()
     assert found.first == "decoder.layers.0.feed_forward.out"
     assert found.unhooked is None
-    assert "The logits of a run without hooks agree." in found.report()
+    assert "The logits of a run without hooks agree with those of the model." in found.report()
 
 
 @pytest.mark.parametrize(("change", "is_found"), [(0.0, False), (0.02, True)])
@@ -461,17 +461,17 @@ def test_the_report():
     found = fault.planted().diagnose()
     report = found.report()
     first = "decoder.layers.0.cross_attention.scores"
-    assert report.startswith(f"{first} is the first of 84 compared quantities")
+    assert report.startswith("1 fault in 84 compared quantities, each computed from")
     for part in (
-        "The logits of a run without hooks deviate",
-        "last of them decoder.layers.0.cross_attention.q",
-        f"decoder.cross_attention.scale = {6**-0.5!r}",
-        "source mask; keys and values of encoder.final",
+        "The logits of a run without hooks deviate from those of the model.",
+        f"1. {first}\n   Cause: scale is 0.213201 (1 / sqrt(d_model)); the model has 0.408248",
+        "the quantity agrees on 2 inputs",
         "decoder.layers.0.cross_attention.k (agrees)",
     ):
         assert part in report
     told = json.loads(json.dumps(found.to_dict()))
-    assert told["first"] == told["difference"]["name"] == first
+    assert told["first"] == told["faults"][0]["name"] == first
+    assert told["faults"][0]["causes"][0]["flag"] == "AttentionScale"
     assert told["compared"] == list(found.compared)
 
 
@@ -479,15 +479,14 @@ def test_the_report_names_quantities_that_are_not_captured():
     subject = correct(planted_pytorch)
     subject.net.causal = lambda n: None
     report = subject.diagnose().report()
-    for name in ("q", "k", "v", "scores", "weights", "heads"):
-        assert f"intermediate, not compared: decoder.layers.0.self_attention.{name}" in report
-    assert "the causal mask" in report
-    assert "decoder.layers.0.self_attention.w_q, an array of shape (24, 24)" in report
+    hidden = "decoder.layers.*.self_attention: q, k, v, scores, weights, heads"
+    assert f"intermediate, not compared: {hidden}" in report
+    assert "Cause: no mask is applied (decoder.self_attention)" in report
 
 
 def test_the_report_of_a_correct_module():
     report = correct(planted_pytorch).diagnose().report()
-    assert report.startswith("All 44 compared quantities agree, up to 8 spreads")
+    assert report.startswith("No fault in 44 compared quantities, up to 8 spreads")
 
 
 # Modules that were changed.

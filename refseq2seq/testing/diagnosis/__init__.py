@@ -65,12 +65,13 @@ def diagnose(
     z: float = 8.0,
     runs: int = 32,
 ) -> Diagnosis:
-    """Run a live module and the reference, and find the first quantity in which they differ.
+    """Run a live module and the reference, and find all that differs, and its causes.
 
-    The module is run twice: once unchanged, and once with hooks that capture what its
-    submodules compute. The logits of the first run are compared last, under the name
-    ``unhooked.logits``. If they alone deviate, the fault is in code that hooks change or cannot
-    capture, such as fused layers or compiled code, and the report lists such code.
+    The module is run twice: once unchanged, and once with hooks that capture what its submodules
+    compute. If a quantity deviates, both runs are repeated with permuted tokens, and a cause must
+    hold on both inputs. The logits of the two runs are compared too, under the name
+    ``unhooked.logits``. If they differ, the fault is in code that hooks change or cannot capture,
+    such as fused layers or compiled code, and the report lists such code.
 
     Parameters
     ----------
@@ -125,8 +126,8 @@ def diagnose(
 
     Notes
     -----
-    Both runs are in evaluation mode, without gradients, and start from the same random state.
-    The fast paths of torch.nn are disabled in the second run, because hooks cannot capture
+    All runs are in evaluation mode, without gradients, and start from the same random state.
+    The fast paths of torch.nn are disabled in the runs with hooks, because hooks cannot capture
     quantities inside them. The modes and hooks of the module, ``torch.backends.mha`` and the
     random state of PyTorch are restored afterwards.
     """

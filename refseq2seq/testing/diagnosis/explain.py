@@ -28,6 +28,7 @@ from .entering import last_word
 from .replay import Scene, member, replay, with_member
 
 RUNS = 16
+"""The number of runs with random rounding that verify an explanation."""
 LEAST = 8
 """From fewer elements no number is fitted: it would explain anything."""
 MOST = 5
@@ -100,8 +101,9 @@ class _Tried:
     ) -> None:
         self.name, self.names, self.hidden = name, [*hidden, name], hidden
         self.evidence, self.dtype, self.z, self.is_exact = evidence, dtype, z, is_exact
+        # Spreads are simulated for errors below `near`, which must also be less than unexplained.
         self.near = max(2e-4, 16 * FORMATS[dtype].eps)
-        self.nearer = min(self.near, 0.9 * self.apart(UNCHANGED))  # it must reduce the error
+        self.nearer = min(self.near, 0.9 * self.apart(UNCHANGED))
 
     def result(
         self, trial: Trial, one: Evidence, tap: FunctionTap | None = None
@@ -147,9 +149,9 @@ class _Tried:
                 text = f"{trial.text}, in the steps after the first"
                 flag = "CachePosition" if trial.flag == "OtherPositions" else trial.flag
                 ways.append(replace(trial, flag=flag, text=text, later=True))
-            for way in [way for way in ways if self.apart(way) <= self.nearer][:1]:
-                if (cause := self.cause(way)) is not None:
-                    found[way.text] = cause
+            way = next((way for way in ways if self.apart(way) <= self.nearer), None)
+            if way is not None and (cause := self.cause(way)) is not None:
+                found[way.text] = cause
         return found
 
     def where(self, one: Evidence) -> np.ndarray:
@@ -205,7 +207,10 @@ class _Tried:
 
 
 def _in_low_precision(scene: Scene, by: Arithmetic, *, blur: bool) -> Scene:
-    """The scene with arrays that compute with ``by``, but not those into our erfc."""
+    """The scene with arrays that round every operation by ``by``.
+
+    Inputs of the erf form of GELU stay float64: the steps inside our erfc are our own.
+    """
 
     def passed(name: str, x: np.ndarray) -> np.ndarray:
         x = blurred(x, by) if blur and name in scene.seen else x
@@ -265,11 +270,12 @@ def _coarser(tried: _Tried) -> Iterator[Cause]:
                 for one in tried.evidence
                 if one.theirs[tried.name].shape == one.own[tried.name].shape
             ]
-            if errors and None not in errors:
+            known = [error for error in errors if error is not None]
+            if known and len(known) == len(errors):
                 text = (
                     f"{last_word(tried.name)} is computed in {dtype}; the format is {tried.dtype}"
                 )
-                yield Cause("LowPrecision", text, max(filter(None, [0.0, *errors])), len(errors))
+                yield Cause("LowPrecision", text, max(known), len(known))
 
 
 def _usual(knob: Knob) -> list[Trial]:

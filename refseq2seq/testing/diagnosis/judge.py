@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Seen:
     lengths: list[int] | None  # number of tokens that each step of a loop reads
     unhooked: tuple[np.ndarray, np.ndarray] | None  # tokens and logits of a run without hooks
 
-    @property
+    @cached_property
     def joined(self) -> dict[str, np.ndarray]:
         """The arrays under the names of a forward pass."""
         return self.arrays if self.lengths is None else joined(self.arrays, self.lengths)
@@ -93,10 +94,12 @@ class Judged:
     model: Model  # in float64
     expected: dict[str, Expected]  # by the names of ``seen``
     deviations: tuple[Difference, ...]
+    unhooked_agrees: bool | None
 
 
 MOST_EXPLAINED = 32
-"""The most faults that are explained. More have one cause, such as a wrong number format."""
+"""The most faults that are explained. For the others no explanation is
+tried: so many usually have one cause, such as a wrong number format."""
 
 
 def judged(model: Model, seen: Seen, how: Tolerance) -> Judged:
@@ -124,15 +127,29 @@ def judged(model: Model, seen: Seen, how: Tolerance) -> Judged:
     }
     with np.errstate(over="ignore"):  # the square of a large error
         found = list(differences(expected, theirs, how.z))
-    if seen.unhooked is not None and "logits" in local.given:
+    agrees = None
+    if seen.unhooked is not None:
         whole = spread(in_dtype, source, target, mask, dtype=how.dtype, runs=8)["logits"]
         tokens, logits = seen.unhooked
-        hooked = while_same(replace(whole, value=local.given["logits"]), tokens, target)
-        others = {**dict.fromkeys(theirs, None), UNHOOKED: hooked}
-        last = next(differences({UNHOOKED: hooked}, {UNHOOKED: logits}, how.z), None)
-        if last is not None:
-            found.append(replace(last, agreed=len(others) - 1 - len(found)))
-    return Judged(seen=seen, local=local, model=model, expected=expected, deviations=tuple(found))
+        hooked = replace(whole, value=local.given.get("logits", whole.value))
+        last, against_model = (
+            next(
+                differences({UNHOOKED: while_same(e, tokens, target)}, {UNHOOKED: logits}, how.z),
+                None,
+            )
+            for e in (hooked, whole)
+        )
+        agrees = against_model is None
+        if last is not None and not agrees:
+            found.append(replace(last, agreed=len(theirs) - len(found)))
+    return Judged(
+        seen=seen,
+        local=local,
+        model=model,
+        expected=expected,
+        deviations=tuple(found),
+        unhooked_agrees=agrees,
+    )
 
 
 def diagnosed(
@@ -158,6 +175,7 @@ def diagnosed(
         compared=(*(n for n in first.expected if n in arrays and n not in unjudged), *last),
         not_compared=tuple(n for n in first.expected if n not in arrays),
         not_judged=tuple(unjudged),
+        unhooked_agrees=first.unhooked_agrees,
         changed_by_hooks=changed_by_hooks,
         dtype=how.dtype,
         z=how.z,
@@ -193,7 +211,8 @@ def _evidence(one: Judged) -> Evidence:
         first=n_target if lengths is None else lengths[0],
     )
     expected = one.local.expected
-    theirs = {name: fitted(x, expected[name].value.shape) for name, x in one.seen.joined.items()}
+    shown = one.seen.joined
+    theirs = {n: fitted(shown[n], e.value.shape) for n, e in expected.items() if n in shown}
     return Evidence(
         scene=scene,
         theirs=theirs,

@@ -1,8 +1,8 @@
 """Every quantity, computed from the preceding quantities of the other implementation.
 
-A tap compares nothing by itself: it notes the array that the reference computes, and the pass goes
-on with the array of the other implementation. A quantity then deviates only by the fault of its
-own step, and one forward pass shows all independent faults.
+A tap records the array that the reference computes, and replaces it by that of the other
+implementation. A quantity then deviates only by the fault of its own operation, and one forward
+pass shows all independent faults.
 """
 
 from collections.abc import Mapping
@@ -74,8 +74,8 @@ def judged_locally(
             y = fitted(theirs[name], x.shape)
             fits = y.shape == x.shape and np.isfinite(y).all(where=where[name])
             if fits:
-                theirs_too = where[name] if name.endswith(".scores") else np.isfinite(y)
-                passed[name] = given[name] = np.where(theirs_too, y, x)
+                is_theirs = where[name] if name.endswith(".scores") else np.isfinite(y)
+                passed[name] = given[name] = np.where(is_theirs, y, x)
             else:
                 broken.add(name)
         return passed[name]

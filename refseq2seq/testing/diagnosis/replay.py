@@ -20,7 +20,7 @@ from ...params import Params
 from ...taps import FunctionTap, Tap
 
 Change = Callable[[np.ndarray, "Values"], np.ndarray]
-"""A function of a quantity and of those that passed before it: what it is replaced by."""
+"""A function (quantity, values) that returns what replaces the quantity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Scene:
 
 
 class Values(Mapping[str, np.ndarray]):
-    """The quantities of a scene, changed, and computed again where they were."""
+    """The quantities of a scene: computed again, or those that passed, after their changes."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene

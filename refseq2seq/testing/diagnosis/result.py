@@ -1,7 +1,7 @@
 """The result of a diagnosis: faults, their causes, and the report."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ...config import ModelConfig
@@ -39,7 +39,8 @@ class Diagnosis:
     faults: tuple[Fault, ...]  # in order of execution; that of "unhooked.logits" is the last
     compared: tuple[str, ...]  # names of the quantities that were compared, in order
     not_compared: tuple[str, ...]  # names of quantities that are not among the arrays
-    not_judged: tuple[str, ...]  # those behind an array of another shape, or that is not finite
+    not_judged: tuple[str, ...]  # those computed from arrays of another shape or not finite
+    unhooked_agrees: bool | None  # logits of a run without hooks and the model's; None without one
     changed_by_hooks: tuple[str, ...]  # code that runs differently, or not at all, with hooks
     dtype: str  # number format whose rounding is allowed
     z: float  # largest allowed error of an element, in spreads
@@ -61,7 +62,7 @@ class Diagnosis:
         return next((f.difference for f in self.faults if f.name == UNHOOKED), None)
 
     def report(self) -> str:
-        """Text: the faults, grouped by cause, and what else an unexplained one depends on."""
+        """A text that lists the faults. Those with the same causes count once."""
         groups, of = list(self.groups()), _counted(len(self.compared), "compared quantity")
         if not groups:
             lines = [f"No fault in {of}, {self._allowed()}."]
@@ -70,6 +71,9 @@ class Diagnosis:
                 f"{_counted(len(groups), 'fault')} in {of}, each computed from the quantities "
                 f"before it, {self._allowed()}."
             ]
+        if groups and self.unhooked_agrees is not None:
+            agree = "agree with" if self.unhooked_agrees else "deviate from"
+            lines.append(f"The logits of a run without hooks {agree} those of the model.")
         for i, group in enumerate(groups[:MOST_TOLD], start=1):
             lines += ["", *self._told(i, group)]
         if more := [fault.name for group in groups[MOST_TOLD:] for fault in group]:
@@ -101,16 +105,15 @@ class Diagnosis:
         lines = [f"{i}. {first.name}"]
         if len(group) > 1:
             lines += [f"   {len(group)} quantities:", *(f"     {place}" for place in places)]
-        for word, cause in zip(
-            ["Cause:", *["    or:"] * len(first.causes)], first.causes, strict=False
-        ):
-            lines.append(f"   {word} {cause.text}")
+        for n, cause in enumerate(first.causes):
+            lines.append(f"   {'   or:' if n else 'Cause:'} {cause.text}")
         if first.causes:
             n = first.causes[0].inputs
             worst = max(cause.spreads for fault in group for cause in fault.causes[:1])
             inputs = "this input" if n == 1 else f"{n} inputs"
             agree = "the quantity agrees" if len(group) == 1 else "the quantities agree"
-            lines.append(f"   With it {agree} on {inputs}, up to {worst:.2g} spreads.")
+            which = "the first" if first.causes[1:] else "it"
+            lines.append(f"   With {which} {agree} on {inputs}, up to {worst:.2g} spreads.")
         hidden = unseen(first.name, self.compared, self.not_compared)
         lines += [
             *(f"   {line}" for line in str(first.difference).splitlines()[1:]),
@@ -159,7 +162,7 @@ class Diagnosis:
             }
             for fault in self.faults
         ]
-        names = ("compared", "not_compared", "not_judged", "changed_by_hooks", "dtype", "z")
+        names = [f.name for f in fields(self) if f.name not in ("faults", "config")]
         return {"first": self.first, "faults": faults} | {
             n: as_json(getattr(self, n)) for n in names
         }

@@ -67,8 +67,9 @@ def assert_generation_agrees(
     Raises
     ------
     AssertionError
-        The message names the first token that rounding does not explain, and each rule with
-        another form of which the reference gives all of their tokens.
+        If rounding does not explain a difference. The message names the first one, and each
+        single change of the request with which the reference gives their outputs. Also if an
+        output goes on after its end token.
     TypeError, ValueError
         If ``theirs`` has another form or number of rows, or the request is invalid.
 

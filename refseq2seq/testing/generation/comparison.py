@@ -78,12 +78,12 @@ class _Comparison:
         own = Generation.from_steps(steps, self._pad_id)
         ours = [row[:n].tolist() for row, n in zip(own.tokens, own.lengths, strict=True)]
         theirs = [tokens for row in self._theirs.tokens for tokens in row]
-        compared, diverged = 0, []
+        n_compared, diverged = 0, []
         within: Spread | None = None
         for i, (a, b) in enumerate(zip(theirs, ours, strict=True)):
             equal = [x == y for x, y in zip(a, b, strict=False)]
             agreed = [*equal, False].index(False)
-            compared += agreed
+            n_compared += agreed
             if agreed == len(a) == len(b):
                 continue
             if agreed in (len(a), len(b)):
@@ -92,7 +92,7 @@ class _Comparison:
             within = within or self._spread(ours)
             diverged.append(self._divergence(steps, within, i, agreed, a[agreed], b[agreed]))
         self._check_log_probs(own, ours, theirs, within)
-        return TokenAgreement(compared, sum(map(len, ours)), tuple(diverged))
+        return TokenAgreement(n_compared, sum(map(len, ours)), tuple(diverged))
 
     def _divergence(
         self, steps: list[Step], within: Spread, row: int, t: int, token: int, own: int
@@ -146,11 +146,11 @@ class _Comparison:
         longest = max(len(tokens) for row in ours for tokens in row)
         sigma = self._spread([row[0] for row in ours])["logits"].element_sigma.max(axis=(1, 2))
         limits = self._z * math.sqrt(2 * longest) * sigma  # of a sum of log-probabilities
-        compared, diverged = 0, []
+        n_compared, diverged = 0, []
         for row, (a, b) in enumerate(zip(self._theirs.tokens, ours, strict=True)):
             differing = [k for k, tokens in enumerate(b) if tokens and tokens != a[k]]
             if not differing:  # where there is no hypothesis, theirs may be any
-                compared += sum(map(len, b))
+                n_compared += sum(map(len, b))
                 self._check_scores(row, own, float(limits[row]))
                 continue
             k, gap = differing[0], float(own.margin[row])
@@ -164,7 +164,7 @@ class _Comparison:
             token, chosen = (x[t] if t < len(x) else self._pad_id for x in (a[k], b[k]))
             spreads = gap / float(sigma[row])
             diverged.append(Divergence(row, t, token, chosen, gap, spreads))
-        return TokenAgreement(compared, sum(len(x) for row in ours for x in row), tuple(diverged))
+        return TokenAgreement(n_compared, sum(len(x) for row in ours for x in row), tuple(diverged))
 
     @property
     def _pad_id(self) -> int:
@@ -230,7 +230,11 @@ class _Noise:
 
 
 def _moved(limit: np.ndarray, own: int, token: int) -> Iterator[np.ndarray]:
-    """Errors of logits, within their limits, that favour ``token`` over ``own``."""
+    """Errors of logits, within their limits, that favour ``token`` over ``own``.
+
+    The first moves the two tokens only, the second the cumulative distribution, by which a sampled
+    token is drawn, and the third both.
+    """
     single = np.zeros_like(limit)
     both = math.hypot(limit[own], limit[token])
     if both > 0:

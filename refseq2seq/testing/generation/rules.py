@@ -40,7 +40,7 @@ def _other_processors(request: Request) -> Iterator[tuple[str, Request]]:
             for j in range(i + 1, len(processors)):
                 new = list(processors)
                 new[i], new[j] = new[j], new[i]
-                told = f"{process!r} after {processors[j]!r}"
+                told = f"with {process!r} and {processors[j]!r} exchanged"
                 yield told, request.with_processors(name, tuple(new))
 
 
@@ -66,8 +66,9 @@ def _other_searches(request: Request) -> Iterator[tuple[str, Request]]:
         if exponent != penalty:
             yield f"length_penalty is {exponent:g}", asked(length_penalty=exponent)
     if not callable(penalty):
-        n_prefix = len(request.prefixes[0])
-        powers = {f"the {n_prefix} tokens of the prefix": n_prefix, "no end token": -1}
+        lengths = {len(prefix) for prefix in request.prefixes}
+        powers = {"the prefix": lengths.pop()} if len(lengths) == 1 else {}
+        powers["one token less"] = -1
         for told, more in powers.items():
             power = _Power(float(penalty), more)
             yield f"the length of a score counts {told}", asked(length_penalty=power)

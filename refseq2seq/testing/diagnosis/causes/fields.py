@@ -118,7 +118,9 @@ def _head_counts(place: str, c: AttentionConfig) -> Iterator[Trial]:
         sizes |= {"d_k": width_k // n, "d_v": width_v // n}
         for scale in dict.fromkeys([c.scale, sizes["d_k"] ** -0.5]):
             other = replace(c, scale=scale, **sizes)
-            text = f"n_heads is {n}; the model has {c.n_heads} ({place}.n_heads)"
+            text = (
+                f"n_heads is {n}, scale {shown(scale)}; the model has {c.n_heads} ({place}.n_heads)"
+            )
             yield Trial("HeadCount", text, partial(_with_heads, place, other), place, other)
 
 

@@ -20,6 +20,7 @@ def other_masks(scene: Scene, name: str) -> Iterator[Trial]:
     fills = {"equal": 1 / n_k} if here.kind == "weights" else {"zero": 0.0}
     others = [] if _has_right_weights(scene, name) else list(_masks(scene, name))
     has_key = right.any(axis=-1, keepdims=True)
+    # The right mask has no text: only the result of a query without a key is changed.
     for flag, text, mask in [("AllMaskedRow", "", right), *others]:
         if text and here.kind == "weights":
             yield Trial(flag, f"{text} ({here.c})", with_mask(here.c, mask))
@@ -27,7 +28,7 @@ def other_masks(scene: Scene, name: str) -> Iterator[Trial]:
         differs = mask is right or not np.array_equal(mask & has_key, right & has_key)
         if differs and not wide.any(axis=-1).all():
             for told, fill in (fills | {"NaN": math.nan}).items():
-                row = f"the {here.kind} of a row without a key are {told}"
+                row = f"the {here.kind} of a query without a key are {told}"
                 together = f"{text}; {row}" if text else row
                 yield Trial(
                     flag, f"{together} ({here.c})", _filled(here.c, name, mask, _where(wide, fill))
@@ -59,22 +60,29 @@ def _masks(scene: Scene, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
     if not of_source:
         for i, tokens in {1: "token", 2: "tokens"}.items():
             more, less = np.tri(n, n, i, dtype=bool), np.tri(n, n, -i, dtype=bool)
-            yield "CausalMask", f"the causal mask lets {i} later {tokens} pass", more[None, None]
-            yield "CausalMask", f"the causal mask hides {i} {tokens} too many", less[None, None]
+            yield "CausalMask", f"the causal mask includes {i} later {tokens}", more[None, None]
+            yield (
+                "CausalMask",
+                f"the causal mask also excludes the last {i} {tokens}",
+                less[None, None],
+            )
         return
     later = np.concatenate([right[..., :1], right[..., :-1]], axis=-1)
     sooner = np.concatenate([right[..., 1:], right[..., -1:]], axis=-1)
     others = {
-        "the mask has one key more": right | later | sooner,
-        "the mask has one key less": right & later & sooner,
+        "the mask includes one more key at each end": right | later | sooner,
+        "the mask includes one key less at each end": right & later & sooner,
         "the mask is shifted by one": later,
         "the mask is shifted back by one": sooner,
         "the mask is that of the next row": np.roll(right, -1, axis=0),
-        "the mask is that of the row before": np.roll(right, 1, axis=0),
+        "the mask is that of the previous row": np.roll(right, 1, axis=0),
     }
     if here.stack == "encoder":
         causal = np.tri(n, n, dtype=bool)[None, None]
-        others |= {"the mask is causal": right & causal, "the mask is causal only": causal}
+        others |= {
+            "the mask is causal too": right & causal,
+            "the mask is causal, without padding": causal,
+        }
     for text, mask in others.items():
         yield "OtherMask", text, mask
     yield "PadIdInferred", "the mask is guessed from pad_id", ~scene.pads[:, None, None, :]

@@ -25,8 +25,8 @@ def _inputs(scene: Scene, name: str) -> list[str]:
 
 def swapped_inputs(scene: Scene, name: str) -> Iterator[Trial]:
     """Two inputs in the place of each other, such as gate and projected input."""
-    a, b, *_ = *_inputs(scene, name), "", ""
-    if b and scene.passed[a].shape == scene.passed[b].shape:
+    a, b = (_inputs(scene, name) * 2)[:2] or ("", "")
+    if a != b and scene.passed[a].shape == scene.passed[b].shape:
         yield Trial(
             "SwappedWeights",
             f"{b.rpartition('.')[2]} and {a.rpartition('.')[2]} are exchanged",
@@ -52,7 +52,7 @@ def other_output(scene: Scene, name: str) -> Iterator[Trial]:
 def _others(scene: Scene, fault: str, name: str, told: str) -> Iterator[Trial]:
     """What may stand in the place of the quantity ``name``, from which ``fault`` is computed."""
     x, of_memory = scene.passed[name], _is_of_memory(fault) and name == "encoder.final"
-    yield of_quantity("OtherInput", f"{told}is left out", name, lambda x, _: np.zeros_like(x))
+    yield of_quantity("OtherInput", f"{told}is zero", name, lambda x, _: np.zeros_like(x))
     for other in _earlier(scene, fault, {fault, name}):
         y = scene.passed[other]
         if y.shape == x.shape or (of_memory and y.ndim == 3 and y.shape[-1] == x.shape[-1]):
@@ -75,7 +75,7 @@ def _rounded(dtype: str, x: np.ndarray) -> np.ndarray:
 
 
 def _earlier(scene: Scene, fault: str, without: set[str]) -> list[str]:
-    """The quantities that do not depend on ``fault``, the last first."""
+    """The quantities computed before ``fault``, in reverse order, at most `MOST`."""
     order = list(scene.passed)
     if _is_of_memory(fault):
         fault = fault.rpartition(".")[0] + ".scores"  # the first that depends on keys and values
@@ -86,13 +86,13 @@ def _moves(x: np.ndarray) -> Iterator[tuple[str, str, Callable[[np.ndarray], np.
     """Exchanges of rows and of positions, which are the axes 0 and -2."""
     n = x.shape[-2]
     if x.ndim > 2 and x.shape[0] > 1:
-        yield "OtherRow", "is that of the row before", lambda x: np.roll(x, 1, axis=0)
+        yield "OtherRow", "is that of the previous row", lambda x: np.roll(x, 1, axis=0)
         yield "OtherRow", "is that of the next row", lambda x: np.roll(x, -1, axis=0)
         yield "OtherRow", "is that of the first row", lambda x: np.broadcast_to(x[:1], x.shape)
-        yield "OtherRow", "has the rows in the reverse order", lambda x: x[::-1]
+        yield "OtherRow", "has the rows in reverse order", lambda x: x[::-1]
     if n < 2:
         return
-    yield "ShiftedInput", "has the positions in the reverse order", lambda x: x[..., ::-1, :]
+    yield "ShiftedInput", "has the positions in reverse order", lambda x: x[..., ::-1, :]
     yield "ShiftedInput", "is that of position 0", lambda x: x[..., np.zeros(n, int), :]
     yield "ShiftedInput", "is that of the last position", lambda x: x[..., np.full(n, n - 1), :]
     for i in (1, -1, 2, -2):
@@ -108,7 +108,7 @@ def _shifts(at: np.ndarray, n: int) -> dict[str, Callable[[np.ndarray], np.ndarr
     return {
         "cyclically": lambda x: x[..., at % n, :],
         "with zeros": lambda x: np.where(inside, x[..., at % n, :], 0.0),
-        "with the last one repeated": lambda x: x[..., np.clip(at, 0, n - 1), :],
+        "with the edge repeated": lambda x: x[..., np.clip(at, 0, n - 1), :],
     }
 
 
@@ -144,9 +144,9 @@ def other_tokens(scene: Scene, names: list[str]) -> Iterator[Trial]:
         others = {
             "are shifted right by one": np.roll(ids, 1, axis=1),
             "are shifted left by one": np.roll(ids, -1, axis=1),
-            "are in the reverse order": ids[:, ::-1],
+            "are in reverse order": ids[:, ::-1],
             "are those of the next row": np.roll(ids, -1, axis=0),
-            "are those of the row before": np.roll(ids, 1, axis=0),
+            "are those of the previous row": np.roll(ids, 1, axis=0),
             "are one too large": ids + 1,
             "are one too small": ids - 1,
         }
@@ -175,8 +175,9 @@ def other_places(scene: Scene, name: str) -> Iterator[Trial]:
     whence = int(at[row, query, key])
     told = f"that of row {whence // n_k}, position {whence % n_k}"
     told = "zero" if whence == batch * n_k else told
+    looped = here.stack == "decoder" and scene.first < scene.length("decoder")
     yield Trial(
-        "CacheContents" if scene.first < scene.length("decoder") else "ShiftedInput",
+        "CacheContents" if looped else "ShiftedInput",
         f"keys and values are those of other places, {len(moved)} of {at.size}; the first: for "
         f"query {query}, position {key} of row {row} is {told}",
         lambda s: s.changing(name, _from_places(s, name)),

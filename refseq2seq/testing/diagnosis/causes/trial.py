@@ -1,4 +1,4 @@
-"""A trial: one change of a scene that may explain a fault. A knob: a number that may be another."""
+"""A trial: one change of a scene that may explain a fault. A knob: a number with other values."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Parameters left out, moved, permuted, exchanged, and the norms that they belong to."""
+"""Other parameters and norms: left out, moved, permuted or exchanged."""
 
 import math
 import re
@@ -26,7 +26,11 @@ from .trial import (
     with_param,
 )
 
-PLACES = {"before": "before the sublayer", "branch": "on its result", "after": "after the sum"}
+PLACES = {
+    "before": "to the input of the sublayer",
+    "branch": "to its output",
+    "after": "to the residual sum",
+}
 
 
 def _entering(scene: Scene, name: str) -> dict[str, np.ndarray]:
@@ -52,7 +56,7 @@ def left_out(scene: Scene, name: str) -> Iterator[Trial]:
 
 
 def biases_left_out(scene: Scene, names: list[str]) -> Iterator[Trial]:
-    """All biases of projections that are computed at once, none of them seen."""
+    """The biases of q, k and v left out together, if none of these quantities was compared."""
     for place in dict.fromkeys(name.rpartition(".")[0] for name in names):
         p = found(scene.params, place)
         for kinds in ("qkv", "kv"):
@@ -65,7 +69,7 @@ def biases_left_out(scene: Scene, names: list[str]) -> Iterator[Trial]:
 
 
 def other_heads(scene: Scene, name: str) -> Iterator[Trial]:
-    """Heads whose elements are not neighbours, in the reverse order, or not transposed."""
+    """Heads whose elements are not neighbours, in reverse order, or not transposed."""
     here = parsed(name)
     for path in _entering(scene, name):
         place, _, word = path.rpartition(".")
@@ -77,7 +81,7 @@ def other_heads(scene: Scene, name: str) -> Iterator[Trial]:
         columns = np.arange(w.shape[0] if word == "w_o" else w.shape[1])
         orders = {
             "as (d, n_heads), where the model has (n_heads, d)": columns.reshape(-1, n).T.ravel(),
-            "in the reverse order": columns.reshape(n, -1)[::-1].ravel(),
+            "in reverse order": columns.reshape(n, -1)[::-1].ravel(),
         }
         for told, order in orders.items():
             new = {word: w[order]} if word == "w_o" else {word: w[:, order]}
@@ -201,8 +205,8 @@ def other_norms(scene: Scene, name: str) -> Iterator[Trial]:
         if p.gain is not None:
             at, ones = f"{path}.gain", np.ones_like(p.gain)
             yield Trial("NormParameters", f"{at} is left out", with_param(at, ones))
-            for told, gain in {"minus": p.gain - 1, "plus": p.gain + 1}.items():
-                text = f"{at} is used {told} 1"
+            for told, gain in {"-": p.gain - 1, "+": p.gain + 1}.items():
+                text = f"the gain is {at} {told} 1"
                 yield Trial("GainMinusOne", text, with_param(at, gain), inexact=at)
             yield from _unbiased(scene, path, p.gain)
     yield from _moved(scene, name)
@@ -238,7 +242,7 @@ def _moved(scene: Scene, name: str) -> Iterator[Trial]:
         for new in new_places.get(parsed(name).kind, []):
             if getattr(norms, new) is None:
                 moved = replace(norms, **{old: None, new: getattr(norms, old)})
-                text = f"the norm stands {PLACES[new]}; in the model {PLACES[old]} ({path})"
+                text = f"the norm is applied {PLACES[new]}; in the model {PLACES[old]} ({path})"
                 yield Trial("NormPlace", text, with_param(path, moved))
 
 
