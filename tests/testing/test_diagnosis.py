@@ -374,3 +374,14 @@ def test_members_are_read_and_replaced():
     arrays = dict(named_arrays(model.params))
     params = build_params(model.config, lambda name, shape: arrays[name])
     assert dict(named_arrays(params)).keys() == arrays.keys()
+
+
+def test_the_choices_of_a_loop_are_not_judged():
+    """A whole trace of `generate` is accepted."""
+    model, trace = MODELS["x-transformers"], rs.Trace()
+    options = {"source_mask": MASK, "prefix": TARGET[:, :2], "max_new_tokens": 3, "eos_ids": ()}
+    steps = list(rs.decode_steps(model.astype("float32"), SOURCE, tap=trace, **options))
+    fed = np.column_stack([TARGET[:, :2], *(step.tokens for step in steps[:-1])])
+    found = diagnosed(model, trace, fed)
+    assert not found.faults
+    assert "step.2.chosen" in found.not_judged
