@@ -59,17 +59,17 @@ class Row(NamedTuple):
     """A row of the table: all text."""
 
     fault: str
-    where: str
+    cause: str
     first: str
     spreads: str
-    cause: str
+    where: str
     properties: str
 
     def __str__(self) -> str:
         return f"| {' | '.join(self)} |"
 
 
-HEAD = str(Row("bug", "model", "first deviation", "spreads", "cause", "properties that fail"))
+HEAD = str(Row("bug", "cause", "first deviation", "spreads", "model", "properties that fail"))
 
 
 @cache
@@ -125,13 +125,13 @@ def page() -> str:
     known = {(row.fault, row.where): row.properties.split(", ") for row in read_rows(old)}
     for where in RIGHT:
         failed = known.get(("*none*", where)) or broken(None, where)
-        rows.append(Row("*none*", where, "none", "", "", ", ".join(failed)))
+        rows.append(Row("*none*", "", "none", "", where, ", ".join(failed)))
     for i, fault in enumerate(FAULTS):
         found = diagnosis(i)
         failed = known.get((fault.name, fault.where)) or broken(fault, fault.where)
         first = "none" if found.first is None else f"`{found.first}`"
         rows.append(
-            Row(fault.name, fault.where, first, spreads(found), told(found), ", ".join(failed))
+            Row(fault.name, told(found), first, spreads(found), fault.where, ", ".join(failed))
         )
         print(f"{fault.name}: {found.first}; {failed}", file=sys.stderr)
     return f"{INTRODUCTION}\n{summary(rows)}\n{tables(rows)}\n{pairs()}"
