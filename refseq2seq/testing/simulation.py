@@ -78,7 +78,7 @@ class Rounding:
         given: Mapping[str, np.ndarray],
     ) -> None:
         self._config, self._positions, self._batch, self._by = config, positions, batch, by
-        self._errors, self._given = errors, given
+        self._errors, self._given, self._may_overflow = errors, given, bool(given)
 
     def __call__(self, name: str, x: Array) -> Array:
         """The quantity as the implementation stores it, or the array given."""
@@ -123,7 +123,7 @@ class Rounding:
         finite = np.isfinite(x)
         if finite.all():
             return x
-        if not self._given:
+        if not self._may_overflow:
             raise ValueError(
                 f"{name} overflows in {self._by.stored} in at least one run: compare in a format "
                 "with a larger range, or use another input"
