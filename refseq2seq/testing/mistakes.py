@@ -113,8 +113,6 @@ EosInPrefix (generation): An end token inside the prefix ends the row.
     -> Models whose prefix holds it generate nothing.
 FinishedRow (generation): A row goes on after its end token while its neighbours do.
     -> Text after the end, and log-probabilities that count it.
-RuleMissing (generation): A rule, a processor or an option of the search is not applied.
-    -> Tokens that it forbids, or scores without it.
 ArgmaxTie (choice): Of equal scores the greedy choice takes another than the lowest id.
     -> Two correct implementations disagree, and so do two runs.
 TopKTie (choice): Top-k keeps more than k tokens, or another one, where the k-th score comes twice.
