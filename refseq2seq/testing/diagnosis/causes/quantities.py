@@ -25,8 +25,9 @@ def _inputs(scene: Scene, name: str) -> list[str]:
 
 def swapped_inputs(scene: Scene, name: str) -> Iterator[Trial]:
     """Two inputs in the place of each other, such as gate and projected input."""
-    a, b = (_inputs(scene, name) * 2)[:2] or ("", "")
-    if a != b and scene.passed[a].shape == scene.passed[b].shape:
+    inputs = _inputs(scene, name)
+    if len(inputs) == 2 and scene.passed[inputs[0]].shape == scene.passed[inputs[1]].shape:
+        a, b = inputs
         yield Trial(
             "SwappedWeights",
             f"{b.rpartition('.')[2]} and {a.rpartition('.')[2]} are exchanged",
