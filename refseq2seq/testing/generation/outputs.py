@@ -189,7 +189,9 @@ def _of_ctranslate2(
             ended = len(row) >= longest or bool(set(row) & set(request.eos_ids))
             rows[-1].append(row + ([] if ended else request.eos_ids[:1]))
         rows[-1] += [[]] * (request.n - len(rows[-1]))
+    prefixed = any(len(prefix) > 1 for prefix in request.prefixes)  # its scores count the prefix
     scored = request.searches and all(len(result.scores) >= request.n for result in results)
+    scored = scored and not prefixed
     scores = np.array([result.scores[: request.n] for result in results]) if scored else None
     return Outputs(rows, scores, None)
 
