@@ -41,8 +41,9 @@ def assert_generation_agrees(
         ``translate_batch``; a `Generation` or `BeamSearch`; or new token ids, (batch, n) or
         (batch, n_best, n), or a mapping with them under ``"tokens"`` and, optionally,
         ``"scores"`` (batch, n_best) and ``"log_probs"``, shaped as the tokens, in nats. The scores
-        of CTranslate2 are compared for beam search only. Where the reference has fewer hypotheses
-        than ``n_best``, theirs are not compared.
+        of CTranslate2 are compared only for beam search without a prefix: they count the prefix,
+        and so does its maximum length. Where the reference has fewer hypotheses than ``n_best``,
+        theirs are not compared.
     model, source
         As in `refseq2seq.generate`.
     dtype : "float16", "bfloat16", "tf32", "float32" or "float64"
