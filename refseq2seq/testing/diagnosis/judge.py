@@ -98,8 +98,7 @@ class Judged:
 
 
 MOST_EXPLAINED = 32
-"""The most faults that are explained. For the others no explanation is
-tried: so many usually have one cause, such as a wrong number format."""
+"""The most faults that are explained; so many usually have one cause, such as a wrong format."""
 
 
 def judged(model: Model, seen: Seen, how: Tolerance) -> Judged:

@@ -39,7 +39,7 @@ class Diagnosis:
     faults: tuple[Fault, ...]  # in order of execution; that of "unhooked.logits" is the last
     compared: tuple[str, ...]  # names of the quantities that were compared, in order
     not_compared: tuple[str, ...]  # names of quantities that are not among the arrays
-    not_judged: tuple[str, ...]  # those computed from arrays of another shape or not finite
+    not_judged: tuple[str, ...]  # computed from arrays of another shape or not finite, or a choice
     unhooked_agrees: bool | None  # logits of a run without hooks and the model's; None without one
     changed_by_hooks: tuple[str, ...]  # code that runs differently, or not at all, with hooks
     dtype: str  # number format whose rounding is allowed

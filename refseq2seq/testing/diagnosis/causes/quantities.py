@@ -30,7 +30,7 @@ def swapped_inputs(scene: Scene, name: str) -> Iterator[Trial]:
         a, b = inputs
         yield Trial(
             "SwappedWeights",
-            f"{b.rpartition('.')[2]} and {a.rpartition('.')[2]} are exchanged",
+            f"{last_word(b)} and {last_word(a)} are exchanged",
             lambda s: s.changing(a, lambda _, v: v.original(b)).changing(
                 b, lambda _, v: v.original(a)
             ),
@@ -173,9 +173,9 @@ def other_places(scene: Scene, name: str) -> Iterator[Trial]:
     if not len(moved):
         return
     row, query, key = (int(i) for i in moved[0])
-    whence = int(at[row, query, key])
-    told = f"that of row {whence // n_k}, position {whence % n_k}"
-    told = "zero" if whence == batch * n_k else told
+    place = int(at[row, query, key])
+    told = f"that of row {place // n_k}, position {place % n_k}"
+    told = "zero" if place == batch * n_k else told
     looped = here.stack == "decoder" and scene.first < scene.length("decoder")
     yield Trial(
         "CacheContents" if looped else "ShiftedInput",
