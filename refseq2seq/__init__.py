@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import backend, config, presets
 from .backend import BackendError, array_namespace, to_cupy, to_numpy
+from .checks import UnsupportedFeature
 from .config import ModelConfig
 from .files import FileError
 from .generation import like
@@ -21,17 +22,20 @@ from .generation.beam import (
     beam_steps,
     gnmt_penalty,
 )
+from .generation.configured import ConfiguredGeneration, as_configured, generate_as_configured
 from .generation.constraints import (
     allowed_tokens,
     bad_words,
     begin_suppress,
     encoder_no_repeat_ngram,
     encoder_repetition_penalty,
+    exponential_decay,
     forced_bos,
     forced_eos,
     minimum_length,
     no_repeat_ngram,
     repetition_penalty,
+    sequence_bias,
     suppress,
 )
 from .generation.contrastive import Amateur, amateur, amateur_of_li
@@ -67,6 +71,7 @@ from .generation.sampling import (
 from .generation.scoring import Scores, score
 from .model import Memory, Model, decode, encode, forward, new_cache, project_memory
 from .params import random_params
+from .settings import Settings
 from .taps import FunctionTap, Tap, no_tap
 from .text import UnknownSymbolError, Vocabulary
 from .watching.trace import Trace
@@ -80,18 +85,19 @@ __version__ = "0.2.0.dev0"
 
 __all__ = [
     "Amateur", "BackendError", "BeamSearch", "BeamStep", "Candidates", "CheckpointError", "Chooser",
-    "FileError", "FunctionTap", "Generation", "Hypotheses", "Memory", "Model", "ModelConfig",
-    "NoTokenLeftError", "NonFiniteLogitsError", "Processor", "Program", "Scores", "State", "Step",
-    "Tap", "Trace", "UnknownSymbolError", "Vocabulary", "allowed_tokens", "amateur",
-    "amateur_of_li", "array_namespace", "backend", "bad_words", "beam_search", "beam_steps",
+    "ConfiguredGeneration", "FileError", "FunctionTap", "Generation", "Hypotheses", "Memory",
+    "Model", "ModelConfig", "NoTokenLeftError", "NonFiniteLogitsError", "Processor", "Program",
+    "Scores", "Settings", "State", "Step", "Tap", "Trace", "UnknownSymbolError",
+    "UnsupportedFeature", "Vocabulary", "allowed_tokens", "amateur", "amateur_of_li",
+    "array_namespace", "as_configured", "backend", "bad_words", "beam_search", "beam_steps",
     "begin_suppress", "config", "convert", "decode", "decode_steps", "draw_uniforms", "encode",
     "encoder_no_repeat_ngram", "encoder_repetition_penalty", "epsilon", "eta", "explain",
-    "exponential_race", "forced_bos", "forced_eos", "forward", "generate", "generate_text",
-    "gnmt_penalty", "greedy", "gumbel_top_k", "like", "load", "min_p", "minimum_length",
-    "new_cache", "no_repeat_ngram", "no_tap", "presets", "project_memory", "random_params",
-    "renormalize_logits", "repetition_penalty", "sample", "save", "score", "suppress",
-    "temperature", "testing", "to_cupy", "to_numpy", "top_a", "top_fraction", "top_k", "top_p",
-    "typical", "write_out",
+    "exponential_decay", "exponential_race", "forced_bos", "forced_eos", "forward", "generate",
+    "generate_as_configured", "generate_text", "gnmt_penalty", "greedy", "gumbel_top_k", "like",
+    "load", "min_p", "minimum_length", "new_cache", "no_repeat_ngram", "no_tap", "presets",
+    "project_memory", "random_params", "renormalize_logits", "repetition_penalty", "sample", "save",
+    "score", "sequence_bias", "suppress", "temperature", "testing", "to_cupy", "to_numpy", "top_a",
+    "top_fraction", "top_k", "top_p", "typical", "write_out",
 ]  # fmt: skip
 
 

@@ -16,6 +16,10 @@ Tokens = Any
 """An integer array (batch, n), or a list of lists of ints, which may differ in length."""
 
 
+class UnsupportedFeature(ValueError):
+    """A model uses a feature, named in the message, that refseq2seq does not implement."""
+
+
 def check_int(name: str, x: Any, low: int) -> int:
     """``x`` as an int. Raise unless it is an integer, not a bool, of at least ``low``."""
     if isinstance(x, bool) or not isinstance(x, int | np.integer):

@@ -9,6 +9,7 @@ library's model; `refseq2seq.presets` has two complete configurations.
 import dataclasses
 import reprlib
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -27,7 +28,7 @@ class Config:
     """The ``type`` in JSON, which distinguishes the members of a union."""
 
     def __post_init__(self) -> None:
-        for name, annotation in _annotations(type(self)).items():
+        for name, annotation in annotations(type(self)).items():
             check_type(f"{type(self).__name__}.{name}", annotation, getattr(self, name))
         self._check()
 
@@ -306,7 +307,8 @@ class ModelConfig(Config):
                 )
 
 
-def _annotations(config: type) -> dict[str, Any]:
+def annotations(config: type) -> dict[str, Any]:
+    """The type of each field of a dataclass."""
     hints = typing.get_type_hints(config)
     return {field.name: hints[field.name] for field in dataclasses.fields(config)}
 
@@ -320,8 +322,8 @@ def check_type(where: str, annotation: Any, value: Any) -> None:
     elif origin is tuple:
         if not isinstance(value, tuple):
             raise TypeError(f"{where} must be a tuple, got {type(value).__name__}")
-        for member in value:
-            check_type(where, members[0], member)
+        for kind, member in zip(_of_members(where, members, value), value, strict=True):
+            check_type(where, kind, member)
     elif annotation is int or (int in members and value is not None):
         if type(value) is not int:
             raise TypeError(f"{where} must be an int, got {type(value).__name__}")
@@ -338,9 +340,18 @@ def check_type(where: str, annotation: Any, value: Any) -> None:
         raise TypeError(f"{where} must be {names}, got {type(value).__name__}")
 
 
+def _of_members(where: str, members: tuple[Any, ...], value: Any) -> Sequence[Any]:
+    """The type of each entry of a tuple, which has any length if ``members`` ends with ``...``."""
+    if members[-1] is Ellipsis:
+        return members[:1] * len(value)
+    if len(value) != len(members):
+        raise ValueError(f"{where} must have {len(members)} entries, got {reprlib.repr(value)}")
+    return members
+
+
 def _to_json(value: Any) -> Any:
     if isinstance(value, Config):
-        fields = {name: _to_json(getattr(value, name)) for name in _annotations(type(value))}
+        fields = {name: _to_json(getattr(value, name)) for name in annotations(type(value))}
         return {"type": value.TYPE} | fields if value.TYPE else fields
     return [_to_json(member) for member in value] if isinstance(value, tuple) else value
 
@@ -351,7 +362,8 @@ def from_json(where: str, annotation: Any, value: Any) -> Any:
     if typing.get_origin(annotation) is tuple and isinstance(value, list):
         if len(value) > MAX_LIST:
             raise ValueError(f"{where} must have at most {MAX_LIST:,} entries, got {len(value):,}")
-        return tuple(from_json(where, members[0], member) for member in value)
+        kinds_of = _of_members(where, members, value)
+        return tuple(from_json(where, k, x) for k, x in zip(kinds_of, value, strict=True))
     types = [t for t in members or (annotation,) if isinstance(t, type)]
     kinds = {config.TYPE: config for config in types if issubclass(config, Config)}
     if not kinds or not isinstance(value, dict):
@@ -360,7 +372,7 @@ def from_json(where: str, annotation: Any, value: Any) -> Any:
     kind = "" if "" in kinds else found.pop("type", None)
     if kind not in list(kinds):  # a list, because JSON's lists and objects have no hash
         raise ValueError(f"{where}.type must be one of {sorted(kinds)}, got {kind!r}")
-    fields = _annotations(kinds[kind])
+    fields = annotations(kinds[kind])
     if missing := sorted(fields.keys() - found.keys()):
         raise ValueError(f"{where} lacks the fields {missing}")
     if unknown := sorted(found.keys() - fields.keys()):

@@ -44,13 +44,16 @@ from .params import (
     random_params,
 )
 from .positions import Rotation, position_embedding, rotation, score_bias
+from .settings import Settings
 from .taps import RoundingTap, Tap, check_tap, no_tap
 from .text import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Model:
-    """A config, its parameters, and optionally the tokenizers of source and target.
+    """A config, its parameters, and optionally tokenizers and generation settings.
+
+    Only `refseq2seq.generate_as_configured` and the command line apply the settings.
 
     Raises
     ------
@@ -62,6 +65,7 @@ class Model:
     params: Params
     source_vocabulary: Tokenizer | None = None
     target_vocabulary: Tokenizer | None = None
+    settings: Settings | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.config, ModelConfig):

@@ -83,7 +83,7 @@ class Vocabulary(Config):
         if unknown := sorted(set(self.special) - set(self.symbols)):
             raise ValueError(f"Vocabulary.special must be among the symbols, got {unknown}")
         for pair in self.replacements:
-            if len(pair) != 2 or len(pair[0]) != 1 or len(pair[1]) > 100:
+            if len(pair[0]) != 1 or len(pair[1]) > 100:
                 raise ValueError(
                     "Vocabulary.replacements must be pairs of a character and a text of at most "
                     f"100 characters, got {reprlib.repr(pair)}"

@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from ..backend import Array
+from ..checks import UnsupportedFeature as UnsupportedFeature  # noqa: PLC0414
 from ..config import ModelConfig
 from ..params import Params, build_params, param_shapes
 
@@ -15,10 +16,6 @@ Transform = Callable[[Array], Array]
 
 Table = Mapping[str, tuple[str, Transform]]
 """Our name -> (their name, transform). No other code renames, transposes or offsets arrays."""
-
-
-class UnsupportedFeature(ValueError):
-    """A model uses a feature, named in the message, that refseq2seq does not implement."""
 
 
 def same(x: Array) -> Array:

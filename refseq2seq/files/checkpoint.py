@@ -1,10 +1,10 @@
 """The native checkpoint format: one ``.npz`` file with arrays and a JSON entry, without pickles.
 
 The file is an uncompressed zip. The entry ``checkpoint.json`` contains the format's version, the
-model's dtype, the configuration and the vocabularies. Each array is an entry ``NAME.npy``, in C
-order and little-endian; `refseq2seq.params.param_shapes` gives the names. Therefore
-``numpy.load`` reads the file, ``unzip`` unpacks it, and programs in other languages can read it
-without this package.
+model's dtype, the configuration, the vocabularies and the generation settings. Each array is an
+entry ``NAME.npy``, in C order and little-endian; `refseq2seq.params.param_shapes` gives the names.
+Therefore ``numpy.load`` reads the file, ``unzip`` unpacks it, and programs in other languages can
+read it without this package.
 
 Files are not trusted. Sizes are compared with those that the configuration declares before
 memory is allocated, and every entry has a checksum. A `CheckpointError` names what does not fit.
@@ -23,12 +23,13 @@ from ..backend import to_numpy
 from ..config import ModelConfig, StackConfig
 from ..model import Model
 from ..params import MIN_LAYER, build_params, named_arrays, param_shapes
+from ..settings import Settings
 from ..text import Tokenizer, Vocabulary
 from . import npz
 from .reading import PICKLES, FileError, file_errors, parse_json
 
 FORMAT = "refseq2seq"
-VERSION = 2
+VERSION = 3
 HEADER = "checkpoint.json"
 DTYPES = ("float16", "float32", "float64")
 
@@ -88,6 +89,7 @@ def save(model: Model, path: str | os.PathLike[str], *, stored_dtype: str | None
         "config": model.config.to_dict(),
         "source_vocabulary": _fields("source", model.source_vocabulary, model.config.encoder),
         "target_vocabulary": _fields("target", model.target_vocabulary, model.config.decoder),
+        "settings": None if model.settings is None else model.settings.asked,
     }
     arrays = dict(named_arrays(model.params))
 
@@ -203,7 +205,14 @@ def _read(entries: Mapping[str, npz.Entry]) -> Model:
         params=build_params(config, array),
         source_vocabulary=_vocabulary(header, "source", config.encoder),
         target_vocabulary=_vocabulary(header, "target", config.decoder),
+        settings=_parsed("settings", _settings, header["settings"]),
     )
+
+
+def _settings(fields: Any) -> Settings | None:
+    if not isinstance(fields, dict | None):
+        raise TypeError(f"settings must be a dict of fields, got {type(fields).__name__}")
+    return None if fields is None else Settings().with_fields(fields)
 
 
 def _with_new_names(fields: Any) -> Any:
@@ -222,13 +231,18 @@ def _new_name(name: str) -> str:
 
 def _header(text: bytes) -> dict[str, Any]:
     header = _parsed(HEADER, parse_json, text)
-    expected = {"format", "version", "dtype", "config", "source_vocabulary", "target_vocabulary"}
+    expected = {
+        "format", "version", "dtype", "config", "source_vocabulary", "target_vocabulary",
+        "settings",
+    }  # fmt: skip
     if header.get("format") != FORMAT:
         raise CheckpointError(f"its {HEADER} is not that of a refseq2seq checkpoint")
     if header.get("version") not in range(1, VERSION + 1) or header["version"] is True:
         raise CheckpointError(
             f"it has version {header.get('version')!r}; this package reads 1 to {VERSION}"
         )
+    if header["version"] < 3:  # older versions have no settings
+        header["settings"] = header.get("settings")
     if header.keys() != expected:
         raise CheckpointError(f"its {HEADER} must have the entries {sorted(expected)}")
     if header["dtype"] not in DTYPES:

@@ -33,13 +33,20 @@ import numpy as np
 
 from ..backend import Array, array_namespace, freeze, read
 from ..checks import Tokens, check_int, check_number
-from ..model import Model, encode_checked
+from ..model import Model, check_model, encode_checked
 from ..ops import top_indices
 from ..taps import Tap, no_tap
 from .contrastive import Amateur
 from .failures import no_token
 from .inference import Inference
-from .request import Request, as_request, check_options, stopped, with_rules
+from .request import (
+    Request,
+    as_request,
+    check_options,
+    stopped,
+    warn_of_settings,
+    with_rules,
+)
 from .sampling import Processor, State, apply, check_processors, to_log_probs
 
 EarlyStopping = bool | Literal["never"]
@@ -479,6 +486,8 @@ def beam_search(
     ['R EH D', 'R IY D']
     """
     check_options("beam_search", options, beam_steps, beam_search)
+    check_model(model)
+    warn_of_settings("beam_search", model, {"beams", "n_best", *options})
     steps = beam_steps(model, source, beams=beams, **options)
     n_best = check_int("n_best", n_best, 1)
     if n_best > beams:

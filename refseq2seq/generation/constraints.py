@@ -14,7 +14,7 @@ function is the exception: it acts before forced tokens here, and after them in 
 """
 
 import reprlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from ..ops import keep
 from .sampling import Processor, State, makes_processor
 
 TokenIds = Collection[int] | np.ndarray
+Biases = Mapping[tuple[int, ...], float] | Iterable[tuple[TokenIds, float]]
 
 
 @makes_processor
@@ -172,6 +173,71 @@ def bad_words(sequences: Sequence[TokenIds]) -> Processor:
         }
 
     return _ban("bad_words", banned)
+
+
+@makes_processor
+def sequence_bias(biases: Biases) -> Processor:
+    """Add a bias to the score of a sequence's last token where the target ends with the others.
+
+    Parameters
+    ----------
+    biases : mapping of sequences of int to float, or sequence of such pairs
+        The bias of each sequence of token ids, added to the logit or, in beam search, to the
+        log-probability: positive favours the sequence. A sequence of one token always has its
+        bias.
+
+    Examples
+    --------
+    >>> sequence_bias([([7], 2.0), ([4, 7], -1.0)])
+    sequence_bias([([7], 2.0), ([4, 7], -1.0)])
+    """
+    pairs = biases.items() if isinstance(biases, Mapping) else biases
+    found = {
+        _checked_ids("sequence_bias's sequences", word): check_number(
+            "sequence_bias's bias", bias, "(-inf, inf)"
+        )
+        for word, bias in pairs
+    }
+
+    @widened
+    def process(scores: Array, state: State) -> Array:
+        added = np.zeros(scores.shape, dtype=scores.dtype)
+        for row in np.flatnonzero(state.emitted):
+            tokens = tuple(state.tokens[row].tolist())
+            for word, bias in found.items():
+                (last,) = _in_vocabulary("sequence_bias", word[-1:], scores.shape[-1])
+                if tokens[len(tokens) - len(word) + 1 :] == word[:-1]:
+                    added[row, last] += bias
+        return scores + array_namespace(scores).asarray(added)
+
+    return process
+
+
+@makes_processor
+def exponential_decay(start: int, factor: float) -> Processor:
+    """Make the end of a row more likely with each token after the first ``start`` new ones.
+
+    In a row with ``start + k`` new tokens, k > 0, the score s of each token that ends a row
+    becomes s + abs(s) (factor ** k - 1).
+
+    Parameters
+    ----------
+    start : int
+    factor : float
+        Positive; below 1 makes the end less likely.
+    """
+    start = check_int("exponential_decay's start", start, 0)
+    factor = check_number("exponential_decay's factor", factor, "(0, inf)")
+
+    @widened
+    def process(scores: Array, state: State) -> Array:
+        xp = array_namespace(scores)
+        growth = factor ** np.maximum(state.n_new - start, 0) - 1
+        is_end = np.isin(np.arange(scores.shape[-1]), state.eos_ids)
+        growth = xp.asarray((growth[:, None] * is_end).astype(scores.dtype))
+        return xp.where(xp.isfinite(scores), scores + xp.abs(scores) * growth, scores)
+
+    return process
 
 
 @makes_processor

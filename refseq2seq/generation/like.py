@@ -5,6 +5,7 @@ Order, ties and boundaries are those of the other library.
 
 import reprlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal
 
@@ -94,24 +95,31 @@ _X_TRANSFORMERS_FILTERS: dict[Any, Callable[..., Processor]] = {
 
 def huggingface(
     *,
+    processors: Sequence[Processor] = (),
     do_sample: bool = False,
     temperature: float = 1.0,
     top_k: int = 50,
     top_p: float = 1.0,
     min_p: float | None = None,
+    typical_p: float = 1.0,
+    epsilon_cutoff: float = 0.0,
+    eta_cutoff: float = 0.0,
     pick: Callable[..., Chooser] = sample,
 ) -> Chooser:
     """The choice of tokens in ``GenerationMixin.generate`` of Hugging Face transformers 5.
 
-    Round the logits to float32. Without ``do_sample``, greedy. With it: temperature, then
-    top-k (ties stay), then top-p (added up from the least probable), then min-p, then
-    draw. Arguments have that function's names and defaults; as there, a filter at its neutral
-    value is omitted: temperature 1, top_k 0, top_p 1, min_p None.
+    Round the logits to float32, then apply the processors. Without ``do_sample``, greedy. With it:
+    temperature, then top-k (ties stay), then top-p (added up from the least probable), then
+    min-p, typical, epsilon and eta, then draw. Arguments have that function's names and defaults;
+    as there, a filter at its neutral value is omitted: temperature 1, top_k 0, top_p 1, min_p
+    None, typical_p 1, epsilon_cutoff and eta_cutoff 0.
 
     Parameters
     ----------
+    processors : sequence of Processor
+        Such as penalties and bans.
     do_sample : bool
-    temperature, top_k, top_p, min_p : float
+    temperature, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff : float
     pick : function of processors
         `sample`, or ``partial(exponential_race, noise)`` to replay PyTorch's draws.
 
@@ -120,17 +128,18 @@ def huggingface(
     Which of equal scores its top-p removes first depends on PyTorch; here the lowest ids.
     """
     if not do_sample:
-        return greedy(_to_float32)
-    processors: list[Processor] = [_to_float32]
-    if temperature != 1:
-        processors.append(filters.temperature(temperature))
-    if top_k != 0:
-        processors.append(filters.top_k(top_k, keep_ties=True))
-    if top_p != 1:
-        processors.append(_huggingface_top_p(top_p))
-    if min_p is not None:
-        processors.append(filters.min_p(min_p))
-    return pick(*processors)
+        return greedy(_to_float32, *processors)
+    settings: tuple[tuple[Any, Any, Callable[[Any], Processor]], ...] = (
+        (temperature, 1, filters.temperature),
+        (top_k, 0, partial(filters.top_k, keep_ties=True)),
+        (top_p, 1, _huggingface_top_p),
+        (min_p, None, filters.min_p),
+        (typical_p, 1, filters.typical),
+        (epsilon_cutoff, 0, filters.epsilon),
+        (eta_cutoff, 0, filters.eta),
+    )
+    made = [make(value) for value, neutral, make in settings if value != neutral]
+    return pick(_to_float32, *processors, *made)
 
 
 def _to_float32(scores: Array, state: State) -> Array:
@@ -166,6 +175,34 @@ def _keeping_by_sums(kept: Callable[[ModuleType, Array], Array], *, best_first: 
     return process
 
 
+# Fields of a generation config of transformers -> fields of `refseq2seq.settings.Settings`.
+SETTINGS = {
+    "max_new_tokens": "max_new_tokens",
+    "max_length": "max_length",
+    "min_new_tokens": "min_new_tokens",
+    "min_length": "min_length",
+    "num_return_sequences": "num_return_sequences",
+    "num_beams": "beams",
+    "length_penalty": "length_penalty",
+    "early_stopping": "early_stopping",
+    "do_sample": "do_sample",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "typical_p": "typical",
+    "epsilon_cutoff": "epsilon",
+    "eta_cutoff": "eta",
+    "sequence_bias": "sequence_bias",
+    "encoder_repetition_penalty": "encoder_repetition_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "no_repeat_ngram_size": "no_repeat_ngram",
+    "encoder_no_repeat_ngram_size": "encoder_no_repeat_ngram",
+    "bad_words_ids": "bad_words",
+    "exponential_decay_length_penalty": "exponential_decay",
+    "renormalize_logits": "renormalize_logits",
+}
+
 # Keywords of transformers that correspond to a processor, ...
 PROCESSORS = {
     "temperature": "rs.temperature({})",
@@ -185,6 +222,8 @@ PROCESSORS = {
     "forced_bos_token_id": "rs.forced_bos({})",
     "forced_eos_token_id": "rs.forced_eos({}, max_new_tokens)",
     "prefix_allowed_tokens_fn": "rs.allowed_tokens({})",
+    "sequence_bias": "rs.sequence_bias({})",
+    "exponential_decay_length_penalty": "rs.exponential_decay(*{})",
     "renormalize_logits": "rs.renormalize_logits()",
     "logits_processor": "a_function_of_scores_and_state",
 }

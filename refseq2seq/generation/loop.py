@@ -22,7 +22,14 @@ from ..taps import Tap, no_tap
 from .contrastive import Amateur
 from .failures import no_token
 from .inference import Inference
-from .request import Request, as_request, check_options, stopped, with_rules
+from .request import (
+    Request,
+    as_request,
+    check_options,
+    stopped,
+    warn_of_settings,
+    with_rules,
+)
 from .sampling import GREEDY, Chooser, Pick, Processor, State, Uniforms, apply, check_chooser
 
 
@@ -363,7 +370,8 @@ class Generation:
 def generate(model: Model, source: Tokens, **options: Any) -> Generation:
     """Encode the source once and decode until every row has ended.
 
-    Takes the arguments of `decode_steps` and returns the result of all its steps.
+    Takes the arguments of `decode_steps` and returns the result of all its steps. The model's
+    settings do not apply: `generate_as_configured` decodes by them.
 
     Returns
     -------
@@ -378,6 +386,8 @@ def generate(model: Model, source: Tokens, **options: Any) -> Generation:
     'K AE T'
     """
     check_options("generate", options, decode_steps)
+    check_model(model)
+    warn_of_settings("generate", model, options)
     return Generation.from_steps(decode_steps(model, source, **options), model.config.pad_id)
 
 
@@ -408,8 +418,9 @@ def generate_text(model: Model, texts: Sequence[str], **options: Any) -> list[st
     if isinstance(texts, str):
         raise TypeError("texts must be a sequence of strings, got one string: put it in a list")
     check_options("generate_text", options, decode_steps)
+    warn_of_settings("generate_text", model, options)
     source = [model.source_vocabulary.encode(text) for text in texts]
-    out = generate(model, source, **options)
+    out = Generation.from_steps(decode_steps(model, source, **options), model.config.pad_id)
     return [
         model.target_vocabulary.decode(row[:length])
         for row, length in zip(out.tokens, out.lengths, strict=True)

@@ -1,7 +1,8 @@
 """Decoding requests: arguments, validated on the host before the first step."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Self
@@ -12,6 +13,7 @@ from ..backend import Array
 from ..checks import Tokens, as_tokens, check_int, on_host
 from ..config import ModelConfig
 from ..model import Model, check_fits, check_model
+from ..settings import FILTERS, PROCESSORS
 from ..taps import Tap, check_tap, no_tap
 from .constraints import begin_suppress, forced_bos, forced_eos, minimum_length, suppress
 from .contrastive import Amateur, check_amateur
@@ -291,3 +293,37 @@ def check_options(call: str, options: Mapping[str, Any], *functions: Callable[..
 def _keywords(functions: tuple[Callable[..., Any], ...]) -> list[str]:
     parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+# Arguments -> the settings that they replace.
+_REPLACED: dict[str, tuple[str, ...]] = {
+    "max_new_tokens": ("max_new_tokens", "max_length"),
+    "min_new_tokens": ("min_new_tokens", "min_length"),
+    "n_best": ("num_return_sequences",),
+    "processors": PROCESSORS,
+    "choose": ("do_sample", *FILTERS, *PROCESSORS),
+}
+
+
+def warn_of_settings(call: str, model: Model, given: Collection[str]) -> None:
+    """Warn if a model has settings that a call does not apply.
+
+    Parameters
+    ----------
+    call : str
+        The name of the function.
+    model : Model
+    given : collection of str
+        The arguments of the call; each replaces the settings of its kind.
+    """
+    if model.settings is None:
+        return
+    replaced = {name for argument in given for name in _REPLACED.get(argument, (argument,))}
+    left = {n: value for n, value in model.settings.in_effect.items() if n not in replaced}
+    if left:
+        told = ", ".join(f"{name} = {value}" for name, value in left.items())
+        warnings.warn(
+            f"rs.{call} does not apply the model's settings {told}: call "
+            "rs.generate_as_configured, or remove them: dataclasses.replace(model, settings=None)",
+            stacklevel=3,
+        )

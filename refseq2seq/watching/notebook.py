@@ -32,6 +32,8 @@ def model_rows(m: Any) -> list[tuple[str, str]]:
         ("logits", "tied to the decoder's embedding" if c.tied_logits else "own matrix"),
         ("tokens", f"start {c.decoder_start_id}, end {list(c.eos_ids)}, pad {c.pad_id}"),
     ]
+    if m.settings is not None:
+        rows.append(("settings", str(m.settings) or "those of transformers"))
     vocabularies = {"source": m.source_vocabulary, "target": m.target_vocabulary}
     return rows + [
         (name, " ".join(vocabulary.symbols[:60]))

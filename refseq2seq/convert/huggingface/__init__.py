@@ -8,7 +8,6 @@ model = from_huggingface(arrays, config)               arrays of any origin, suc
 """
 
 import os
-import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,11 +22,10 @@ from ..table import SpecialTokens, UnsupportedFeature, convert_params, numbered
 from . import bart, t5
 from .common import Arrays, Fields
 from .files import CONFIG, GENERATION_CONFIG, check_directory, read_arrays
+from .settings import KNOWN, SPECIAL_TOKENS, read_settings
 from .tokenizer import Vocabularies, read_tokenizers
 
 FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
-
-SPECIAL_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
 
 
 def from_huggingface(model: Any, config: Any = None, generation_config: Any = None) -> Model:
@@ -67,16 +65,11 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
         For a directory, instead of ValueError. Also if one of its files is not a regular file,
         is too large or damaged, or contains NaN or infinity.
 
-    Warns
-    -----
-    UserWarning
-        If the generation config bans a sequence of several tokens (``bad_words_ids``).
-
     Notes
     -----
-    The converter reads only the tokens of the generation config: start, end, padding, forced
-    and suppressed tokens. It ignores the number of beams, lengths and penalties; these are
-    arguments of `refseq2seq.generate` and `refseq2seq.beam_search`.
+    The tokens of the generation config (start, end, padding, forced, suppressed, and bad words of
+    one token) are fields of the model's config, which hold in every decoding. All its other fields
+    are in the model's ``settings``, which `refseq2seq.generate_as_configured` applies.
 
     transformers computes T5's norms, the sinusoids of Marian, Pegasus and M2M100, and the
     logits that it chooses from in float32, whatever the model's dtype; here everything is
@@ -91,29 +84,29 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     overrides = _fields("generation_config", overrides)
     is_path = isinstance(model, str | os.PathLike)
     with file_errors(model, UnsupportedFeature, FileError) if is_path else nullcontext():
-        arrays, fields, settings, vocabularies = _read(model, config)
-        settings.update(overrides)
-        converted = _converted(arrays, fields, settings)
-    if words := [list(word) for word in settings.get("bad_words_ids", ()) if len(word) > 1]:
-        warnings.warn(
-            f"the generation config has bad_words_ids = {words}, which generate applies only with "
-            f"choose=greedy(bad_words({words}))",
-            stacklevel=2,
-        )
-    return replace(converted, **vocabularies)
+        arrays, fields, generation, vocabularies = _read(model, config)
+        generation.update(overrides)
+        converted = _converted(arrays, fields, generation)
+        settings = read_settings(generation, converted.config)
+    return replace(converted, settings=settings, **vocabularies)
 
 
 def _read(model: Any, config: Any) -> tuple[Mapping[str, Any], Fields, Fields, Vocabularies]:
-    """Arrays, config, generation settings and tokenizers, from any kind of ``model``."""
+    """Arrays, config, generation config and tokenizers, from any kind of ``model``."""
     if isinstance(model, str | os.PathLike):
         return _read_directory(Path(model))
     if isinstance(model, Mapping):
         fields = _fields("config", config)
-        return model, fields, Fields(fields), {}
+        return model, fields, _of_generation(fields), {}
     return *_read_module(model), {}
 
 
-def _converted(arrays: Mapping[str, Any], fields: Fields, settings: Fields) -> Model:
+def _of_generation(fields: Mapping[str, Any]) -> Fields:
+    """The fields of a model's config that belong to generation."""
+    return Fields({name: value for name, value in fields.items() if name in KNOWN})
+
+
+def _converted(arrays: Mapping[str, Any], fields: Fields, generation: Fields) -> Model:
     family = _family(fields)
     if not fields["is_encoder_decoder"]:
         raise UnsupportedFeature(
@@ -121,7 +114,7 @@ def _converted(arrays: Mapping[str, Any], fields: Fields, settings: Fields) -> M
             "supported"
         )
     arrays = _in_one_dtype(numpy_arrays(arrays))
-    config, table, unused = family.convert(fields, arrays, _special_tokens(settings))
+    config, table, unused = family.convert(fields, arrays, _special_tokens(generation))
     if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(arrays):
         raise ValueError(f"the config has more layers than there are arrays for, {len(arrays)}")
     params = convert_params(config, numbered(config, table), arrays, unused)
@@ -132,11 +125,11 @@ def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabulari
     check_directory(directory)
     json_fields = read_json(directory / CONFIG)
     fields = _family(Fields(json_fields)).completed(json_fields)
-    generation = directory / GENERATION_CONFIG
-    settings = read_json(generation) if os.path.lexists(generation) else json_fields
+    path = directory / GENERATION_CONFIG
+    generation = read_json(path) if os.path.lexists(path) else _of_generation(json_fields)
     absent = dict.fromkeys(SPECIAL_TOKENS)  # files omit fields that are null
     vocabularies = read_tokenizers(directory, fields)
-    return read_arrays(directory), fields, Fields(absent | settings), vocabularies
+    return read_arrays(directory), fields, Fields(absent | generation), vocabularies
 
 
 def _read_module(module: Any) -> tuple[Mapping[str, Any], Fields, Fields]:
@@ -150,8 +143,8 @@ def _read_module(module: Any) -> tuple[Mapping[str, Any], Fields, Fields]:
             f"{type(module).__name__} has no language-model head: convert the class that "
             "generates, such as a ...ForConditionalGeneration"
         )
-    settings = _fields("model.generation_config", module.generation_config)
-    return module.state_dict(), fields, settings
+    generation = _fields("model.generation_config", module.generation_config)
+    return module.state_dict(), fields, generation
 
 
 def _fields(argument: str, given: Any) -> Fields:
@@ -190,27 +183,29 @@ def _in_one_dtype(arrays: Arrays) -> Arrays:
     }
 
 
-def _special_tokens(settings: Fields) -> SpecialTokens:
+def _special_tokens(generation: Fields) -> SpecialTokens:
     """The tokens with transformers' defaults: bos as the start token, the first eos as padding."""
-    start, eos_ids, pad = (settings[name] for name in SPECIAL_TOKENS[:3])
+    start, eos_ids, pad = (generation[name] for name in SPECIAL_TOKENS[:3])
     if start is None:
-        start = settings["bos_token_id"]
+        start = generation["bos_token_id"]
     if pad is None and eos_ids:
         pad = eos_ids[0]
     for name, token in (("decoder_start_token_id", start), ("pad_token_id", pad)):
         if token is None:
             raise ValueError(f"the model has no {name}: pass generation_config={{{name!r}: ...}}")
-    forced_eos = settings.get("forced_eos_token_id", ())
+    forced_eos = generation.get("forced_eos_token_id", ())
     if len(forced_eos) > 1:
         raise UnsupportedFeature(f"forced_eos_token_id = {list(forced_eos)}: more than one")
-    single = [word[0] for word in settings.get("bad_words_ids", ()) if len(word) == 1]
-    banned = [token for token in single if token not in eos_ids]  # transformers ignores those
+    single = [word[0] for word in generation.get("bad_words_ids", ()) if len(word) == 1]
+    forced = (*forced_eos, generation.get("forced_bos_token_id"))
+    # transformers ignores end tokens among bad words; forced tokens win, as `bad_words` lets them.
+    banned = [token for token in single if token not in (*eos_ids, *forced)]
     return SpecialTokens(
         decoder_start_id=start,
         eos_ids=eos_ids,
         pad_id=pad,
-        forced_bos_id=settings.get("forced_bos_token_id"),
+        forced_bos_id=generation.get("forced_bos_token_id"),
         forced_eos_id=forced_eos[0] if forced_eos else None,
-        suppressed_ids=(*settings.get("suppress_tokens", ()), *banned),
-        begin_suppressed_ids=settings.get("begin_suppress_tokens", ()),
+        suppressed_ids=(*generation.get("suppress_tokens", ()), *banned),
+        begin_suppressed_ids=generation.get("begin_suppress_tokens", ()),
     )

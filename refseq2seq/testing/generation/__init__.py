@@ -8,6 +8,7 @@ apply otherwise.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...checks import Tokens, check_number
@@ -56,8 +57,9 @@ def assert_generation_agrees(
         model's vocabulary.
     **how
         What is asked: the arguments of `refseq2seq.generate` or, if ``beams`` or another of its
-        arguments is among them, of `refseq2seq.beam_search`. A sampled output needs its uniform
-        numbers, or the ``choose`` that replays its random numbers.
+        arguments is among them, of `refseq2seq.beam_search`; those of a model's settings are
+        ``**rs.as_configured(model)``. A sampled output needs its uniform numbers, or the
+        ``choose`` that replays its random numbers.
 
     Returns
     -------
@@ -94,7 +96,8 @@ def assert_generation_agrees(
     """
     check_model(model)
     z = check_number("z", z, "[0, inf)")
-    request = Request(rounded(model, dtype).to("numpy").astype("float64"), source, how)
+    reference = replace(rounded(model, dtype).to("numpy").astype("float64"), settings=None)
+    request = Request(reference, source, how)
     found = read(theirs, request, vocabulary)
     try:
         return compared(request, found, dtype, z)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...generation.configured import DEFAULT_NEW_TOKENS
 from ...generation.filters import top_k
 from ...generation.sampling import MadeProcessor
 from .outputs import Request
@@ -18,9 +19,10 @@ def other_requests(request: Request) -> Iterator[tuple[str, Request]]:
         if name in how or name == "eos_ids":
             yield f"without {name}", request.asked(**{name: default})
     if (limit := how.get("max_new_tokens")) is not None:
-        for by in {-1, 1, *(-len(prefix) for prefix in request.prefixes)}:
-            if limit + by > 0:
-                yield f"max_new_tokens is {limit + by}", request.asked(max_new_tokens=limit + by)
+        shorter = {limit - len(prefix) for prefix in request.prefixes}
+        for other in {limit - 1, limit + 1, DEFAULT_NEW_TOKENS, *shorter} - {limit}:
+            if other > 0:
+                yield f"max_new_tokens is {other}", request.asked(max_new_tokens=other)
     if request.searches:
         yield from _other_searches(request)
 

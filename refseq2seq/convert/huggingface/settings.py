@@ -1,0 +1,81 @@
+"""The generation config of a checkpoint of transformers 5.23, as `refseq2seq.settings.Settings`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ...config import ModelConfig
+from ...files.reading import one_line
+from ...generation.like import SETTINGS
+from ...settings import Settings
+
+# Fields that become tokens of our config.
+SPECIAL_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
+TOKENS = {
+    *SPECIAL_TOKENS,
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+}
+
+# Fields that are not implemented, and the values at which they have no effect, besides None.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "max_time": (),
+    "stop_strings": (),
+    "top_h": (),
+    "remove_invalid_values": (False,),
+    "token_healing": (False,),
+    "guidance_scale": (1,),
+    "watermarking_config": (),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "constraints": (),
+    "force_words_ids": (),
+    "use_mtp": (False,),
+    "prompt_lookup_num_tokens": (),
+    "assistant_early_exit": (),
+    "assistant_ensemble_weight": (),
+    "cache_implementation": ("dynamic", "static", "hybrid", "offloaded", "offloaded_static"),
+}
+
+# Fields that do not change the generated tokens.
+WITHOUT_EFFECT = {
+    "transformers_version", "_from_model_config", "use_cache", "cache_config", "max_cache_len",
+    "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores",
+    "output_logits", "low_memory", "compile_config", "disable_compile",
+    "continuous_batching_config", "is_assistant", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_lookbehind",
+    "target_lookbehind", "max_matching_ngram_size", "speculation_type",
+}  # fmt: skip
+
+KNOWN = TOKENS | SETTINGS.keys() | NEUTRAL.keys() | WITHOUT_EFFECT
+
+
+def read_settings(fields: Mapping[str, Any], c: ModelConfig) -> Settings:
+    """The settings in a generation config; ``c`` has its tokens.
+
+    A field that is not implemented, is unknown, or does not have its type becomes an entry of
+    ``not_implemented``, unless its value has no effect. Bad words of one token that ``c``
+    suppresses, or that end a target, are left out.
+    """
+    settings, others = Settings(), {}
+    for name, value in fields.items():
+        if value is None or name in TOKENS or name in WITHOUT_EFFECT:
+            continue
+        if name in SETTINGS:
+            try:
+                settings = settings.with_fields({SETTINGS[name]: value})
+                continue
+            except (TypeError, ValueError):
+                pass
+        elif value in NEUTRAL.get(name, ()):
+            continue
+        others[name] = value
+    done = [(token,) for token in (*c.suppressed_ids, *c.eos_ids)]
+    words = tuple(word for word in settings.bad_words if word not in done)
+    told = tuple((name, one_line(json.dumps(x, default=str), 200)) for name, x in others.items())
+    return replace(settings, bad_words=words, not_implemented=told)

@@ -1,0 +1,266 @@
+"""Generation by a checkpoint's own settings: what its authors expect from it.
+
+    found = generate_as_configured(model, source)
+    found = generate_as_configured(model, source, beams=1, max_new_tokens=20)
+
+`as_configured` translates the settings into arguments of `refseq2seq.generate` or of
+`refseq2seq.beam_search`, which apply no settings themselves. The rules and their order are those of
+Hugging Face transformers 5.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array
+from ..checks import Tokens, UnsupportedFeature, as_tokens
+from ..config import ModelConfig, annotations
+from ..model import Model, check_model
+from ..settings import Settings
+from . import constraints, like
+from .beam import beam_search, beam_steps
+from .filters import renormalize_logits
+from .loop import decode_steps, generate
+from .sampling import Chooser, Processor, sample
+
+DEFAULT_NEW_TOKENS = 20
+"""The maximum number of new tokens where the settings have none, as in transformers."""
+
+# The settings that ask for a processor, in the order of application.
+PROCESSORS: dict[str, Callable[[Any], Processor]] = {
+    "sequence_bias": constraints.sequence_bias,
+    "encoder_repetition_penalty": constraints.encoder_repetition_penalty,
+    "repetition_penalty": constraints.repetition_penalty,
+    "no_repeat_ngram": constraints.no_repeat_ngram,
+    "encoder_no_repeat_ngram": constraints.encoder_no_repeat_ngram,
+    "bad_words": constraints.bad_words,
+    "exponential_decay": lambda pair: constraints.exponential_decay(*pair),
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConfiguredGeneration:
+    """The targets that a model's settings ask for. Arrays are on the host."""
+
+    tokens: np.ndarray  # (batch, n_return, n) new tokens, EOS kept, pad_id after them
+    lengths: np.ndarray  # (batch, n_return) new tokens, EOS counted
+    log_probs: np.ndarray  # (batch, n_return, n) in nats; 0 after the end
+    scores: np.ndarray | None  # (batch, n_return) of beam search, best first; otherwise None
+
+
+def generate_as_configured(
+    model: Model, source: Tokens, source_mask: Array | None = None, **overrides: Any
+) -> ConfiguredGeneration:
+    """Generate what the model's own settings ask for.
+
+    The result of ``generate(source)`` in Hugging Face transformers, where the settings come from,
+    without the start token: greedy tokens, samples, or the hypotheses of beam search.
+
+    Parameters
+    ----------
+    model : Model
+        With ``settings``, such as a converted model of transformers.
+    source : integer array (batch, n_source), or list of lists of token ids
+    source_mask : boolean array, shape (batch, n_source), optional
+        True = real token.
+    **overrides
+        As for `as_configured`.
+
+    Returns
+    -------
+    ConfiguredGeneration
+        Its log-probabilities are those of `Generation` or, for beams, of `BeamSearch`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `as_configured`, `generate` and `beam_search`.
+
+    Notes
+    -----
+    transformers draws samples from PyTorch's generator. To have the same, record its noise and
+    override ``pick=functools.partial(rs.exponential_race, noise)``. There, the padding of a source
+    counts as its tokens in ``encoder_repetition_penalty`` and ``encoder_no_repeat_ngram``.
+    """
+    how = as_configured(model, **overrides)
+    plain = replace(model, settings=None)
+    if "beams" in how:
+        best = beam_search(plain, source, source_mask=source_mask, **how)
+        fields = {name: getattr(best, name) for name in ("tokens", "lengths", "log_probs")}
+        return ConfiguredGeneration(**fields, scores=best.scores)
+    out = generate(plain, source, source_mask=source_mask, **how)
+    n_return, n = how["num_return_sequences"], out.tokens.shape[1]
+    return ConfiguredGeneration(
+        tokens=out.tokens.reshape(-1, n_return, n),
+        lengths=out.lengths.reshape(-1, n_return),
+        log_probs=out.log_probs.reshape(-1, n_return, n),
+        scores=None,
+    )
+
+
+def as_configured(
+    model: Model,
+    *,
+    prefix: Tokens | None = None,
+    pick: Callable[..., Chooser] = sample,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """The arguments of `refseq2seq.generate` that a model's settings ask for.
+
+    If they ask for beams, the result has ``beams`` and the other arguments of
+    `refseq2seq.beam_search`.
+
+    Parameters
+    ----------
+    model : Model
+        With ``settings``.
+    prefix : integer array (batch, n), or list of lists of token ids, optional
+        As in `decode_steps`.
+    pick : function of processors
+        How to draw samples: `sample`, or ``partial(exponential_race, noise)``.
+    **overrides
+        Fields of `refseq2seq.settings.Settings`, such as ``beams=1``, replace those of the model.
+        Arguments of `decode_steps` or `beam_steps` that no setting determines, such as ``seed`` or
+        ``tap``, are passed on.
+
+    Raises
+    ------
+    UnsupportedFeature
+        If the settings have an option that is not implemented; the message names it. Also for
+        samples of beam search.
+    ValueError
+        If the model has no settings, or they contradict each other.
+    TypeError
+        If an override has an unknown name or the wrong type.
+
+    Warns
+    -----
+    UserWarning
+        If the minimum length exceeds the maximum: then no target can end before the maximum.
+
+    Examples
+    --------
+    >>> import refseq2seq as rs
+    >>> from dataclasses import replace
+    >>> settings = rs.Settings(beams=3, max_length=20, no_repeat_ngram=2)
+    >>> model = replace(rs.load("g2p"), settings=settings)
+    >>> how = as_configured(model, early_stopping=True)
+    >>> how["beams"], how["early_stopping"], how["processors"], how["max_new_tokens"]
+    (3, True, [no_repeat_ngram(2)], 19)
+    """
+    check_model(model)
+    if model.settings is None:
+        raise ValueError(
+            "the model has no settings, which converted models of transformers have: call "
+            "rs.generate or rs.beam_search with your own"
+        )
+    settings, passed = _overridden(model.settings, overrides)
+    _check_implemented(settings)
+    length = _length(settings, model.config, prefix)
+    passed |= length if prefix is None else length | {"prefix": prefix}
+    asked = settings.asked
+    processors = [make(asked[name]) for name, make in PROCESSORS.items() if name in asked]
+    last = [renormalize_logits()] if settings.renormalize_logits else []
+    if settings.beams > 1:
+        return {
+            "beams": settings.beams,
+            "n_best": settings.num_return_sequences,
+            "length_penalty": settings.length_penalty,
+            "early_stopping": settings.early_stopping,
+            "processors": [*processors, *last],
+            **passed,
+        }
+    choose = like.huggingface(
+        processors=processors,
+        do_sample=settings.do_sample,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        typical_p=settings.typical,
+        epsilon_cutoff=settings.epsilon,
+        eta_cutoff=settings.eta,
+        pick=pick,
+    )
+    choose = replace(choose, processors=(*choose.processors, *last))
+    n = settings.num_return_sequences
+    return {"choose": choose, "num_return_sequences": n, **passed}
+
+
+def _overridden(settings: Settings, overrides: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
+    """The settings with the overrides among their fields, and the other overrides."""
+    fields = annotations(Settings)
+    arguments = {
+        name
+        for function in (decode_steps, beam_steps)
+        for name, p in inspect.signature(function).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
+    } - {"choose", "processors", "logits_processors", "source_mask"}
+    other_names = like.SETTINGS | {"n_best": "num_return_sequences"}
+    for name, value in overrides.items():
+        if name not in fields and name not in arguments:
+            ours = other_names.get(name)
+            known = ", ".join([*fields, *sorted(arguments - fields.keys())])
+            cure = f"write {ours}={value!r}" if ours else f"known are {known}"
+            raise TypeError(f"rs.generate_as_configured has no argument {name!r}: {cure}")
+    new = {name: value for name, value in overrides.items() if name in fields}
+    for limit in ("max", "min"):  # one of the two limits replaces the other
+        if f"{limit}_length" in new:
+            new.setdefault(f"{limit}_new_tokens", None)
+    passed = {name: value for name, value in overrides.items() if name not in fields}
+    return settings.with_fields(new), passed
+
+
+def _check_implemented(settings: Settings) -> None:
+    for name, value in settings.not_implemented:
+        raise UnsupportedFeature(
+            f"the model's settings have {name} = {value}, which is not implemented: remove it from "
+            "its generation config, or pass not_implemented=()"
+        )
+    if settings.beams > 1 and settings.do_sample:
+        raise UnsupportedFeature(
+            f"samples of beam search, which the settings do_sample and beams = {settings.beams} "
+            "ask for: pass do_sample=False or beams=1"
+        )
+    n = settings.num_return_sequences
+    if n > 1 and settings.beams == 1 and not settings.do_sample:
+        raise ValueError(
+            f"num_return_sequences = {n} needs do_sample or beams: greedy decoding has one result"
+        )
+
+
+def _length(settings: Settings, c: ModelConfig, prefix: Tokens | None) -> dict[str, int]:
+    """``max_new_tokens`` and ``min_new_tokens``, from limits that may count the prefix."""
+    lengths = {1}
+    if prefix is not None:
+        lengths = {*as_tokens("prefix", prefix, c.decoder.vocab_size)[1].sum(axis=1).tolist()}
+    n_prefix = max(lengths)
+    most, least = settings.max_new_tokens, settings.min_new_tokens
+    if most is None and settings.max_length is None:
+        table = c.decoder.max_length
+        most = DEFAULT_NEW_TOKENS if table is None else min(DEFAULT_NEW_TOKENS, table - n_prefix)
+    if len(lengths) > 1 and (most is None or (least is None and settings.min_length)):
+        raise ValueError(
+            f"max_length and min_length count the prefix, and prefixes have lengths {lengths}: "
+            "pass max_new_tokens and min_new_tokens"
+        )
+    if most is None:
+        most = settings.max_length - n_prefix  # type: ignore[operator]
+        if most < 1:
+            raise ValueError(
+                f"max_length = {settings.max_length} leaves no new token after {n_prefix} of the "
+                "prefix: pass max_new_tokens"
+            )
+    if least is None:
+        least = max(settings.min_length - n_prefix, 0)
+    if least > most:
+        warnings.warn(
+            f"the settings ask for at least {least} and at most {most} new tokens: no target can "
+            "end before the maximum",
+            stacklevel=4,
+        )
+    return {"max_new_tokens": most, "min_new_tokens": min(least, most)}

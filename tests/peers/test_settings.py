@@ -1,0 +1,165 @@
+"""A model's own generation settings, live against ``generate(input)`` of transformers."""
+
+import dataclasses
+from functools import partial
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
+transformers = pytest.importorskip("transformers", reason="needs: pip install '.[peers]'")
+
+from hf_models import CASES, EOS, PAD, random_batch, random_model
+from searches import Counts
+
+import refseq2seq as rs
+
+VOCABULARY = 41
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Using the model-agnostic default",  # lengths that are not set, or contradict each other
+    "ignore:Unfeasible length constraints",
+    "ignore:the settings ask for at least",
+)
+
+
+def words(rng, n, longest):
+    """Up to ``n`` sequences of tokens, an end token alone among them now and then."""
+    drawn = [rng.integers(3, VOCABULARY, rng.integers(1, longest + 1)).tolist() for _ in range(n)]
+    return [*drawn, [EOS[0]]] if rng.random() < 0.5 else drawn
+
+
+def random_settings(rng):
+    """A generation config by transformers' names; the fields of a kind are there together."""
+    ids = partial(rng.integers, 3, VOCABULARY)
+    drawn = {
+        "repetition_penalty": float(rng.choice([0.7, 1.3, 1.9])),
+        "encoder_repetition_penalty": float(rng.choice([0.7, 1.4])),
+        "no_repeat_ngram_size": int(rng.integers(1, 4)),
+        "encoder_no_repeat_ngram_size": int(rng.integers(1, 3)),
+        "bad_words_ids": words(rng, 3, 3),
+        "sequence_bias": [[word, float(rng.normal())] for word in words(rng, 9, 2)],
+        "exponential_decay_length_penalty": [
+            int(rng.integers(0, 5)),
+            float(rng.choice([1.3, 0.8])),
+        ],
+        "forced_bos_token_id": int(ids()),
+        "forced_eos_token_id": int(rng.choice(EOS)),
+        "suppress_tokens": ids(5).tolist(),
+        "begin_suppress_tokens": ids(9).tolist(),
+        "renormalize_logits": True,
+    }
+    settings = {name: value for name, value in drawn.items() if rng.random() < 0.3}
+    most, least = (
+        ("length", "new_tokens")[rng.integers(2)],
+        ("length", "new_tokens")[rng.integers(2)],
+    )
+    if rng.random() < 0.8:
+        settings[f"max_{most}"] = int(rng.integers(3, 12))
+    if rng.random() < 0.5:
+        settings[f"min_{least}"] = int(rng.integers(1, 12))
+    kind = rng.choice(["greedy", "samples", "beams"], p=[0.2, 0.3, 0.5])
+    if kind == "beams":
+        settings["num_beams"] = int(rng.integers(2, 6))
+        settings["num_return_sequences"] = int(rng.integers(1, settings["num_beams"] + 1))
+        settings["length_penalty"] = float(rng.choice([0.0, 0.6, 1.0, 2.0]))
+        settings["early_stopping"] = [True, False, "never"][rng.integers(3)]
+    if kind == "samples":
+        filters = {
+            "temperature": float(rng.choice([0.6, 1.7])),
+            "top_k": int(rng.choice([0, 5, 50])),
+            "top_p": 0.8,
+            "min_p": 0.07,
+            "typical_p": 0.7,
+            "epsilon_cutoff": 0.03,
+            "eta_cutoff": 0.2,
+        }
+        settings["do_sample"] = True
+        settings["num_return_sequences"] = int(rng.integers(1, 4))
+        settings |= {name: value for name, value in filters.items() if rng.random() < 0.3}
+    return settings
+
+
+def contradicts(settings):
+    """Whether a token is forced where it is suppressed: both libraries refuse it."""
+    bos, eos = settings.get("forced_bos_token_id"), settings.get("forced_eos_token_id")
+    suppressed = settings.get("suppress_tokens", []) + settings.get("begin_suppress_tokens", [])
+    return bos in suppressed or eos in suppressed
+
+
+def configured(theirs, settings):
+    """The model of transformers with these settings instead of its own."""
+    tokens = {
+        name: getattr(theirs.generation_config, name)
+        for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
+    }
+    theirs.generation_config = transformers.GenerationConfig(**tokens | settings)
+    return theirs
+
+
+def generated(theirs, batch, monkeypatch):
+    """The result of ``generate(input)``, and the noise of its draws: Exp(1), an array a step."""
+    noise = []
+
+    def multinomial(probs, num_samples):
+        assert num_samples == 1
+        noise.append(torch.empty_like(probs).exponential_())
+        return (probs / noise[-1]).argmax(dim=-1, keepdim=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "multinomial", multinomial)
+        out = theirs.generate(
+            torch.tensor(batch.source),
+            attention_mask=torch.tensor(batch.mask, dtype=torch.long),
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+    return out, np.array([step.numpy() for step in noise])
+
+
+def random_case(family, seed, monkeypatch):
+    """Settings, the model of transformers, ours, a batch, their result, and its arguments here."""
+    rng = np.random.default_rng([len(family), seed])
+    settings = random_settings(rng)
+    while contradicts(settings):
+        settings = random_settings(rng)
+    theirs = configured(random_model(family, seed), settings)
+    batch = random_batch(theirs, seed)
+    batch.mask[:] = True  # transformers counts padding among the source's tokens
+    out, noise = generated(theirs, batch, monkeypatch)
+    how = {"pick": partial(rs.exponential_race, noise)} if len(noise) else {}
+    return settings, rs.convert.from_huggingface(theirs), batch, out, how
+
+
+FAMILIES = [
+    "T5 1.0", "T5 1.1", "mT5", "UMT5", "BART", "mBART", "Marian", "Pegasus", "Blenderbot",
+    "Blenderbot-small",
+]  # fmt: skip
+N_CONFIGS = 30
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generate_as_configured_equals_generate(family, monkeypatch, say):
+    counts, without_token = Counts(), 0
+    for seed in range(N_CONFIGS):
+        settings, model, batch, out, how = random_case(family, seed, monkeypatch)
+        try:
+            found = rs.generate_as_configured(model, batch.source, **how)
+        except rs.NoTokenLeftError:
+            without_token += 1  # transformers takes token 0 then
+            continue
+        tokens = out.sequences[:, 1:].numpy().reshape(*found.lengths.shape, -1)
+        if found.scores is None:
+            for place, n in np.ndenumerate(found.lengths):
+                assert tokens[place][:n].tolist() == found.tokens[place][:n].tolist(), settings
+                assert (tokens[place][n:] == PAD).all()
+            counts.equal += len(tokens)
+        else:
+            plain = dataclasses.replace(model, settings=None)
+            searched = rs.beam_search(plain, batch.source, **rs.as_configured(model))
+            assert np.array_equal(searched.tokens, found.tokens)
+            counts.compare(
+                searched, tokens, out.sequences_scores.numpy().reshape(*found.scores.shape)
+            )
+    say(f"{family}, {N_CONFIGS} settings: {counts}; {without_token} leave no token")
+    assert counts.near <= 0.02 * counts.equal
