@@ -167,10 +167,11 @@ def header_of(model):
     texts = {name: getattr(model, name) for name in ("source_vocabulary", "target_vocabulary")}
     return {
         "format": "refseq2seq",
-        "version": 2,
+        "version": 3,
         "dtype": str(model.dtype),
         "config": model.config.to_dict(),
         **{name: text and text.to_dict() for name, text in texts.items()},
+        "settings": None,
     }
 
 
@@ -561,7 +562,7 @@ def test_every_key_of_the_header_left_out(path, tiny):
     ("keys", "value", "message"),
     [
         ("format", "other", "refseq2seq checkpoint"),
-        ("version", 3, "version 3; .*1 to 2"),
+        ("version", 4, "version 4; .*1 to 3"),
         ("version", "1", "version '1'"),
         ("dtype", "int8", "dtype .*'int8'"),
         ("dtype", ["float32"], "dtype"),
@@ -581,6 +582,10 @@ def test_every_key_of_the_header_left_out(path, tiny):
         ("source_vocabulary symbols", ["<pad>"], "1 symbols, .*5"),
         ("source_vocabulary special", ["b", "x"], "special .*'x'"),
         ("source_vocabulary replacements", [["a"]], "replacements"),
+        ("settings", ["beams"], "settings .*list"),
+        ("settings", {"beam": 2}, "settings .*'beam'"),
+        ("settings", {"beams": 0}, "beams .*0"),
+        ("settings", {"exponential_decay": [1]}, "exponential_decay .*2 entries"),
     ],
 )
 def test_wrong_fields_of_the_header_raise(path, tiny, keys, value, message):

@@ -45,6 +45,22 @@ def test_encoder_repetition_penalty_by_hand():
     assert out.tolist() == [[2.0, -2.0, 6.0, -1.5]]
 
 
+@pytest.mark.parametrize("kind", [dict, list, tuple])
+def test_sequence_bias_by_hand(kind):
+    biases = kind({(1,): 0.5, (2, 1): 2.0, (3, 2, 3): -1.0, (1, 3, 2, 0): 4.0}.items())
+    scores = np.array([[0.0, 1, -np.inf, 3], [0, 1, 2, 3]])
+    out = rs.sequence_bias(biases)(scores, state([[1, 3, 2], [2, 2, 3]]))
+    assert out.tolist() == [[4.0, 3.5, -np.inf, 2.0], [0.0, 1.5, 2.0, 3.0]]
+
+
+def test_exponential_decay_by_hand():
+    """The end tokens, 1 and 2: after 2 new tokens nothing changes, after 4 it is (1.5^2 - 1)."""
+    now = dataclasses.replace(state([[0]] * 3, n_new=[2, 4, 4]), eos_ids=(1, 2))
+    scores = np.array([[1.0, 2, -4, 8], [1, 2, -4, 8], [1, -np.inf, 0, 8]])
+    out = rs.exponential_decay(2, 1.5)(scores, now)
+    assert out.tolist() == [[1, 2, -4, 8], [1, 4.5, 1, 8], [1, -np.inf, 0, 8]]
+
+
 def ngram_bans(text, tokens, n):
     """The literal definition: a token is banned when it would repeat n of the text in a row."""
     grams = {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
@@ -103,6 +119,11 @@ def test_processors_that_force_tokens():
         (lambda: rs.no_repeat_ngram(2.0), TypeError, ["no_repeat_ngram", "float"]),
         (lambda: rs.bad_words([[1.5]]), ValueError, ["1.5"]),
         (lambda: rs.bad_words(5), TypeError, ["bad_words"]),
+        (lambda: rs.sequence_bias(5), TypeError, ["sequence_bias", "5"]),
+        (lambda: rs.sequence_bias([[3, 0.5]]), TypeError, ["sequence_bias", "0.5"]),
+        (lambda: rs.sequence_bias({(3,): np.inf}), ValueError, ["bias", "inf"]),
+        (lambda: rs.exponential_decay(-1, 2), ValueError, ["start", "-1"]),
+        (lambda: rs.exponential_decay(1, 0), ValueError, ["factor", "0"]),
         (lambda: rs.begin_suppress([3], after=-1), ValueError, ["after", "-1"]),
         (lambda: rs.begin_suppress([3], after="1"), TypeError, ["after", "str"]),
         (lambda: rs.begin_suppress([1], after=np.array([0.5])), TypeError, ["after"]),
@@ -142,6 +163,7 @@ def test_token_ids_of_another_type_raise(make, ids):
         (rs.suppress([3, 99, 98]), 99),
         (rs.begin_suppress([99]), 99),
         (rs.bad_words([[99]]), 99),
+        (rs.sequence_bias({(99,): 1.0}), 99),
         (rs.forced_bos(99), 99),
         (rs.minimum_length(1, [99]), 99),
         (rs.allowed_tokens(lambda row, tokens: [-1, 3]), -1),

@@ -138,5 +138,5 @@ def test_the_command_writes_the_page(tmp_path, capsys):
     path = tmp_path / "cat.html"
     assert cli.main(["explain", "cat", "--html", str(path), "--top-k", "3", "--seed", "2"]) == 0
     assert capsys.readouterr() == ("", "")
-    expected = explain.page(MODEL, "cat", processors={"top-k 3": rs.top_k(3)}, draws=True, seed=2)
+    expected = explain.page(MODEL, "cat", processors={"top_k(3)": rs.top_k(3)}, draws=True, seed=2)
     assert path.read_text(encoding="utf-8") == expected

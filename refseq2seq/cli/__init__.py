@@ -18,6 +18,7 @@ import argparse
 import io
 import os
 import sys
+import warnings
 
 from .. import __version__
 from ..backend import BackendError
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     if sys.stdout is None:
         tell("standard output is closed: there is nowhere to write to")
         return 1
+    warnings.showwarning = lambda message, *where: tell(f"warning: {message}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # in every locale, as in files
     try:

@@ -83,11 +83,13 @@ def _digest_of_file(path: Path) -> tuple[str, int]:
 
 
 def _digest_of_model(model: Model) -> str:
-    """The SHA-256 of the configuration, tokenizers and parameters."""
+    """The SHA-256 of the configuration, settings, tokenizers and parameters."""
     tokenizers = [
         v.definition if v else None for v in (model.source_vocabulary, model.target_vocabulary)
     ]
-    digest = hashlib.sha256(json.dumps([model.config.to_dict(), tokenizers]).encode())
+    settings = model.settings and model.settings.asked
+    told = json.dumps([model.config.to_dict(), settings, tokenizers])
+    digest = hashlib.sha256(told.encode())
     for name, array in named_arrays(model.params):
         digest.update(f"{name} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(to_numpy(array)).data)

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ..files.writing import replacing
+from ..generation.sampling import GREEDY, described
 from .options import (
     add_choice_options,
     add_command,
     add_model_options,
-    filters_of,
     method_of,
     model_of,
-    penalties_of,
 )
 
 
@@ -36,15 +35,18 @@ def add_to(commands: Any) -> None:
 def _explain(options: argparse.Namespace) -> None:
     from ..explain import page  # here, because other commands do not need it
 
-    method = method_of(options)
-    filters = filters_of(options)
-    left_out = {"processors", "choose", "num_return_sequences"}
+    model = model_of(options)
+    method = method_of(options, model)
+    choose = method.pop("choose", GREEDY)
+    processors = method.pop("processors", choose.processors)
+    for name in ("num_return_sequences", "n_best"):
+        method.pop(name, None)
     html = page(
-        model_of(options),
+        model,
         options.text,
-        processors=penalties_of(options) | filters,
-        draws=bool(filters),
-        **{name: x for name, x in method.items() if name not in left_out},
+        processors={described(process): process for process in processors},
+        draws=choose.pick is not GREEDY.pick,
+        **method,
     )
     if options.html == Path("-"):
         print(html)

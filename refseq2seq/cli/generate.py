@@ -79,8 +79,8 @@ def _generate(options: argparse.Namespace) -> int:
         options.output, options.json = None, True
     if options.output and not options.input:
         options.usage_error("--output FILE needs --input FILE")
-    method = method_of(options)
     model = model_of(options)
+    method = method_of(options, model)
     check_method(model, method)
     if options.output:
         from .bulk import generate_file  # here, because it imports sqlite3
@@ -99,7 +99,7 @@ def _print_all(model: Model, method: dict[str, Any], options: argparse.Namespace
         lines, size = read_lines(file), 1 if interactive or options.steps else options.batch_size
         while batch := list(islice(lines, size)):
             if options.steps:
-                found = [_print_steps(model, batch[0], method, options)]
+                found = [_print_steps(model, batch[0], method)]
             else:
                 found = answers(model, batch, method, options.batch_size, advance)
             for answer in found:
@@ -131,9 +131,7 @@ def _input(options: argparse.Namespace) -> Iterator[tuple[IO[bytes], bool]]:
         yield sys.stdin.buffer, sys.stdin.isatty()
 
 
-def _print_steps(
-    model: Model, line: Line, method: dict[str, Any], options: argparse.Namespace
-) -> Answer:
+def _print_steps(model: Model, line: Line, method: dict[str, Any]) -> Answer:
     """Print the steps of a line while they are computed; the result has an ``error``, if any."""
     print(line.text)
     try:
@@ -144,8 +142,9 @@ def _print_steps(
             print_beam_steps(model, beam_steps(model, [ids], **search))
         else:
             steps = decode_steps(model, [ids], row_ids=[line.number], **method)
-            kept = [*steps] if options.num_samples > 1 else steps
-            for row in range(options.num_samples):
+            n = method["num_return_sequences"]
+            kept = [*steps] if n > 1 else steps
+            for row in range(n):
                 print_token_steps(model, (step for step in kept if step.emitted[row]), row)
     except (ValueError, MemoryError) as error:
         return {"error": failure(line.number, error)}

@@ -2,7 +2,7 @@
 
 import codecs
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -127,8 +127,10 @@ def _outputs(
 ) -> list[list[dict[str, Any]]]:
     """The samples, or the hypotheses with their scores, of each row.
 
-    The random numbers of a sample depend only on the number of its line and the seed.
+    The random numbers of a sample depend only on the number of its line and the seed. The method
+    contains what the model's settings ask for.
     """
+    model = replace(model, settings=None)
     if "beams" in method:
         found = beam_search(model, source, **method)
         tokens, log_probs, lengths = found.tokens, found.log_probs, found.lengths

@@ -3,15 +3,18 @@
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
-from ..checks import check_number
+from ..checks import UnsupportedFeature, check_number
 from ..files.checkpoint import load
 from ..generation.beam import EarlyStopping
+from ..generation.configured import as_configured
 from ..generation.constraints import no_repeat_ngram, repetition_penalty
 from ..generation.filters import min_p, temperature, top_a, top_fraction, top_k, top_p
 from ..generation.sampling import Processor, greedy, sample
 from ..model import Model
+from ..settings import Settings
 from .progress import tell
 from .threads import NARROW, use_threads
 
@@ -89,11 +92,11 @@ def add_method_options(command: argparse.ArgumentParser) -> None:
 
 def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
     """Add those for one output; return the groups of sampling and of beam search."""
-    command.set_defaults(num_samples=1, n_best=None, min_new_tokens=0)
+    command.set_defaults(num_samples=None, n_best=None)
     add_options(
         command.add_argument_group("length and repetition"),
         ("--max-new-tokens", size, "N", "maximum number of tokens in an output, including the end "
-         "token; by default as many as the model has positions for"),
+         "token; by default that of the model's settings, or else as many as it has positions for"),
         ("--min-new-tokens", whole, "N", "minimum number of tokens before the end (default 0)"),
         ("--repetition-penalty", float, "R", "divide positive scores of tokens that the output "
          "already has by R, and multiply negative ones by R; scores are logits, or with --beams "
@@ -125,31 +128,85 @@ def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
     return sampling, search
 
 
-def method_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `beam_steps` or `decode_steps` that determine how tokens are chosen.
+def method_of(options: argparse.Namespace, model: Model) -> dict[str, Any]:
+    """The arguments of `beam_search` or `generate` that determine how tokens are chosen.
 
-    A value or a combination that is wrong for every model ends the program with exit status 2.
+    They are those of the model's settings, with the options in their place, or, if the model
+    has none, only the options. A combination of options that is wrong for every model ends the
+    program with exit status 2.
     """
     try:
-        return _method(options)
+        return _method(options) if model.settings is None else _configured(options, model)
+    except UnsupportedFeature:
+        raise
     except (ValueError, OverflowError) as error:
         options.usage_error(str(error))
         raise  # not reached: usage_error ends the program
 
 
 def _method(options: argparse.Namespace) -> dict[str, Any]:
-    penalties, filters = [*penalties_of(options).values()], [*filters_of(options).values()]
-    samples = bool(filters) or options.num_samples > 1
-    length = {"max_new_tokens": options.max_new_tokens, "min_new_tokens": options.min_new_tokens}
-    searches = {
-        "n_best": options.n_best,
-        "length_penalty": options.length_penalty,
-        "early_stopping": EARLY_STOPPING.get(options.early_stopping or ""),
+    length = {
+        "max_new_tokens": options.max_new_tokens,
+        "min_new_tokens": options.min_new_tokens or 0,
     }
-    searches = {name: value for name, value in searches.items() if value is not None}
+    searches = _given(options, "n_best", "length_penalty", "early_stopping")
     if options.beams is None and searches:
         raise ValueError(f"--{next(iter(searches)).replace('_', '-')} needs --beams")
-    if options.min_new_tokens > (options.max_new_tokens or math.inf):
+    _check(options, samples=_samples(options))
+    penalties = _penalties(options)
+    if options.beams is not None:
+        if options.beams < (options.n_best or 1):
+            raise ValueError(
+                f"--n-best must be at most --beams = {options.beams}, got {options.n_best}"
+            )
+        return {"beams": options.beams, "processors": penalties, **searches, **length}
+    pick = sample if _samples(options) else greedy
+    return {
+        "choose": pick(*penalties, *_filters(options)),
+        "num_return_sequences": options.num_samples or 1,
+        "seed": options.seed or 0,
+        **length,
+    }
+
+
+def _configured(options: argparse.Namespace, model: Model) -> dict[str, Any]:
+    """Options replace settings; those of sampling or beam search also select the method."""
+    settings = model.settings or Settings()
+    overrides = _given(
+        options, "max_new_tokens", "min_new_tokens", "repetition_penalty", "no_repeat_ngram",
+        "temperature", "top_p", "min_p", "beams", "length_penalty", "early_stopping",
+    )  # fmt: skip
+    further = _filters(options, "top_a")
+    if isinstance(options.top_k, float):  # no setting corresponds to a fraction
+        further, overrides["top_k"] = [top_fraction(options.top_k), *further], 0
+    elif options.top_k is not None:
+        overrides["top_k"] = options.top_k
+    n = options.n_best or options.num_samples
+    if n is not None:
+        overrides["num_return_sequences"] = n
+    if _samples(options):
+        overrides |= {"do_sample": True, "beams": 1}
+    elif options.beams is not None:
+        overrides["do_sample"] = False
+    _check(options, samples=_samples(options) or (settings.do_sample and options.beams is None))
+    method = as_configured(model, **overrides)
+    if choose := method.get("choose"):
+        method["choose"] = replace(choose, processors=(*choose.processors, *further))
+        method["seed"] = options.seed or 0
+    return method
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that have a value."""
+    values = {name: getattr(options, name) for name in names}
+    if values.get("early_stopping"):
+        values["early_stopping"] = EARLY_STOPPING[values["early_stopping"]]
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check(options: argparse.Namespace, samples: bool) -> None:
+    """Raise for a value or a combination of options that is wrong for every model."""
+    if (options.min_new_tokens or 0) > (options.max_new_tokens or math.inf):
         raise ValueError(
             f"--min-new-tokens must be at most --max-new-tokens = {options.max_new_tokens}, "
             f"got {options.min_new_tokens}"
@@ -158,47 +215,37 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--seed needs sampling, which --temperature 1, for example, selects")
     if options.length_penalty is not None:
         check_number("--length-penalty", options.length_penalty, "(-inf, inf)")
-    if options.beams is not None:
-        if samples:
-            raise ValueError("--beams cannot be combined with sampling, such as --temperature")
-        if options.beams < (options.n_best or 1):
-            raise ValueError(
-                f"--n-best must be at most --beams = {options.beams}, got {options.n_best}"
-            )
-        return {"beams": options.beams, "processors": penalties, **searches, **length}
-    return {
-        "choose": sample(*penalties, *filters) if samples else greedy(*penalties),
-        "num_return_sequences": options.num_samples,
-        "seed": options.seed or 0,
-        **length,
-    }
+    if options.beams is not None and _samples(options):
+        raise ValueError("--beams cannot be combined with sampling, such as --temperature")
 
 
-def penalties_of(options: argparse.Namespace) -> dict[str, Processor]:
-    """The processors before the filters, by description; beam search uses them too."""
-    return _processors(
-        ("repetition penalty", repetition_penalty, options.repetition_penalty),
-        ("no repeated n-gram", no_repeat_ngram, options.no_repeat_ngram),
-    )
+def _samples(options: argparse.Namespace) -> bool:
+    return bool(_filters(options)) or (options.num_samples or 1) > 1
 
 
-def filters_of(options: argparse.Namespace) -> dict[str, Processor]:
-    """The filters of sampling in order of application, by description."""
-    return _processors(
-        ("temperature", temperature, options.temperature),
-        ("top-k", _top, options.top_k),
-        ("top-p", top_p, options.top_p),
-        ("min-p", min_p, options.min_p),
-        ("top-a", top_a, options.top_a),
-    )
+def _penalties(options: argparse.Namespace) -> list[Processor]:
+    """The processors before the filters; beam search uses them too."""
+    made = {"repetition_penalty": repetition_penalty, "no_repeat_ngram": no_repeat_ngram}
+    return [made[name](value) for name, value in _given(options, *made).items()]
+
+
+def _filters(options: argparse.Namespace, *names: str) -> list[Processor]:
+    """The filters of sampling in order of application: those of ``names``, by default all."""
+    given = _given(options, *(names or FILTERS))
+    return [FILTERS[name](value) for name, value in given.items()]
 
 
 def _top(k: int | float) -> Processor:
     return top_k(k) if isinstance(k, int) else top_fraction(k)
 
 
-def _processors(*settings: tuple[str, Callable[[Any], Processor], Any]) -> dict[str, Processor]:
-    return {f"{word} {value}": make(value) for word, make, value in settings if value is not None}
+FILTERS: dict[str, Callable[[Any], Processor]] = {
+    "temperature": temperature,
+    "top_k": _top,
+    "top_p": top_p,
+    "min_p": min_p,
+    "top_a": top_a,
+}
 
 
 def _integer(low: int, bits: int = 31) -> Callable[[str], int]:

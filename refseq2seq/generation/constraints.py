@@ -191,12 +191,16 @@ def sequence_bias(biases: Biases) -> Processor:
     >>> sequence_bias([([7], 2.0), ([4, 7], -1.0)])
     sequence_bias([([7], 2.0), ([4, 7], -1.0)])
     """
-    pairs = biases.items() if isinstance(biases, Mapping) else biases
+    try:
+        pairs = dict(biases) if isinstance(biases, Mapping) else {tuple(x): y for x, y in biases}
+    except (TypeError, ValueError) as error:
+        told = "sequence_bias's biases must be pairs of token ids and a bias"
+        raise TypeError(f"{told}, got {reprlib.repr(biases)}") from error
     found = {
         _checked_ids("sequence_bias's sequences", word): check_number(
             "sequence_bias's bias", bias, "(-inf, inf)"
         )
-        for word, bias in pairs
+        for word, bias in pairs.items()
     }
 
     @widened
@@ -235,7 +239,8 @@ def exponential_decay(start: int, factor: float) -> Processor:
         growth = factor ** np.maximum(state.n_new - start, 0) - 1
         is_end = np.isin(np.arange(scores.shape[-1]), state.eos_ids)
         growth = xp.asarray((growth[:, None] * is_end).astype(scores.dtype))
-        return xp.where(xp.isfinite(scores), scores + xp.abs(scores) * growth, scores)
+        finite = xp.where(xp.isfinite(scores), scores, 0.0)
+        return scores + xp.abs(finite) * growth
 
     return process
 

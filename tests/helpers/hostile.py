@@ -88,7 +88,6 @@ def judge(case: Case) -> Verdict:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            warnings.filterwarnings("ignore", "the generation config has bad_words_ids")
             case.load(case.path)
     except BaseException as caught:
         error = caught

@@ -509,8 +509,8 @@ def test_rules_about_tokens_are_applied():
     free = from_huggingface(theirs, generation_config=none)
     assert free.config.forced_bos_id is None
     theirs.generation_config.bad_words_ids = [[10, 11]]
-    with pytest.warns(UserWarning, match=r"bad_words\(\[\[10, 11\]\]\)") as caught:
-        from_huggingface(theirs)
+    with pytest.warns(UserWarning, match=r"bad_words = \(\(10, 11\),\)") as caught:
+        rs.generate(from_huggingface(theirs), batch.source, max_new_tokens=N_NEW)
     assert caught[0].filename == __file__
 
 

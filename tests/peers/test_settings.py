@@ -1,18 +1,23 @@
 """A model's own generation settings, live against ``generate(input)`` of transformers."""
 
 import dataclasses
+import re
 from functools import partial
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
-transformers = pytest.importorskip("transformers", reason="needs: pip install '.[peers]'")
+pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
+pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
 
+import torch
+import transformers
 from hf_models import CASES, EOS, PAD, random_batch, random_model
 from searches import Counts
 
 import refseq2seq as rs
+from refseq2seq.convert.huggingface.common import TYPES
+from refseq2seq.convert.huggingface.settings import KNOWN
 
 VOCABULARY = 41
 
@@ -136,6 +141,7 @@ FAMILIES = [
     "Blenderbot-small",
 ]  # fmt: skip
 N_CONFIGS = 30
+LIMITS = ("length", "new_tokens")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -163,3 +169,87 @@ def test_generate_as_configured_equals_generate(family, monkeypatch, say):
             )
     say(f"{family}, {N_CONFIGS} settings: {counts}; {without_token} leave no token")
     assert counts.near <= 0.02 * counts.equal
+
+
+OTHER_NAMES = {  # in the messages of `assert_generation_agrees`
+    "max_length": "max_new_tokens",
+    "min_length": "min_new_tokens",
+    "bad_words_ids": "bad_words|suppressed_ids",
+    "forced_bos_token_id": "forced_bos_id",
+    "forced_eos_token_id": "forced_eos_id",
+    "suppress_tokens": "suppressed_ids",
+    "begin_suppress_tokens": "begin_suppressed_ids",
+}
+
+
+@pytest.mark.parametrize("family", ["BART", "T5 1.0"])
+def test_outputs_agree_and_a_setting_left_out_is_named(family, monkeypatch, say):
+    named = same = 0
+    for seed in range(8):
+        settings, model, batch, out, how = random_case(family, seed, monkeypatch)
+        asked = rs.as_configured(model, **how)
+        rs.testing.assert_generation_agrees(out, model, batch.source, **asked)
+        limits = [settings.get(f"min_{x}", 0) >= settings.get(f"max_{x}", 99) for x in LIMITS]
+        for name in settings.keys() - {"num_beams", "num_return_sequences", "do_sample"}:
+            if "do_sample" in settings or any(limits):
+                continue
+            less = {other: value for other, value in settings.items() if other != name}
+            theirs = configured(random_model(family, seed), less)
+            out, _ = generated(theirs, batch, monkeypatch)
+            message = ""
+            try:
+                rs.testing.assert_generation_agrees(out, model, batch.source, **asked)
+                same += 1
+            except AssertionError as error:
+                message = str(error)
+                named += 1
+            ours = OTHER_NAMES.get(name) or rs.like.SETTINGS[name]
+            causes = message.partition("With this change")[2]
+            assert not message or re.search(ours, causes), (name, settings, message)
+    say(f"{family}: {named} settings left out are named, {same} change nothing")
+    assert named > 5
+
+
+def test_every_option_of_a_generation_config_is_known():
+    """A new release's options are those that this prints."""
+    assert set(transformers.GenerationConfig().to_dict()) - KNOWN == set()
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_option_of_a_model_config_is_known(case):
+    """Those that generation reads are in TYPES."""
+    general = {
+        "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "id2label",
+        "label2id", "problem_type", "return_dict", "is_decoder", "initializer_factor", "init_std",
+        "encoder_layerdrop", "decoder_layerdrop", "classifier_dropout", "dropout_rate", "dropout",
+        "activation_dropout", "attention_dropout",
+    }  # fmt: skip
+    assert set(case.config().to_dict()) - KNOWN - TYPES.keys() - general == set()
+
+
+def test_a_live_config_and_its_files_give_the_same_settings(tmp_path):
+    settings = {
+        "num_beams": 3,
+        "length_penalty": 2,
+        "sequence_bias": [[[5, 6], -1.5]],
+        "exponential_decay_length_penalty": (3, 1.25),
+        "bad_words_ids": [[7], [8, 9]],
+        "guidance_scale": 1.5,
+        "a_new_option": [1],
+    }
+    theirs = configured(random_model("BART", 1), settings)
+    theirs.save_pretrained(tmp_path)
+    live, read = rs.convert.from_huggingface(theirs), rs.load(tmp_path)
+    assert live.settings == read.settings
+    assert live.settings.asked == {
+        "beams": 3,
+        "length_penalty": 2.0,
+        "sequence_bias": (((5, 6), -1.5),),
+        "exponential_decay": (3, 1.25),
+        "bad_words": ((8, 9),),
+        "not_implemented": (("guidance_scale", "1.5"), ("a_new_option", "[1]")),
+    }
+    assert live.config.suppressed_ids == (7,)
+    with pytest.raises(rs.UnsupportedFeature, match="guidance_scale"):
+        rs.generate_as_configured(live, [[5]])
+    assert rs.generate_as_configured(live, [[5]], not_implemented=()).tokens.shape[:2] == (1, 1)

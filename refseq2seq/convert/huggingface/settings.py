@@ -47,7 +47,7 @@ WITHOUT_EFFECT = {
     "transformers_version", "_from_model_config", "use_cache", "cache_config", "max_cache_len",
     "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores",
     "output_logits", "low_memory", "compile_config", "disable_compile",
-    "continuous_batching_config", "is_assistant", "num_assistant_tokens",
+    "continuous_batching_config", "prefill_chunk_size", "is_assistant", "num_assistant_tokens",
     "num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_lookbehind",
     "target_lookbehind", "max_matching_ngram_size", "speculation_type",
 }  # fmt: skip
