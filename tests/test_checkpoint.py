@@ -197,9 +197,10 @@ def test_a_file_written_by_others_is_read(path):
     assert bits(rs.load(path)) == bits(model)
 
 
-def test_a_file_of_version_1_is_read():
-    """Written by release 0.1, whose own numbers these are; it named learned pairs memory."""
-    model = rs.load(Path(__file__).with_name("checkpoints") / "version-1.npz")
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_older_version_is_read(version):
+    """Written by release 0.1, whose own numbers these are, with other names; and by a later one."""
+    model = rs.load(Path(__file__).with_name("checkpoints") / f"version-{version}.npz")
     assert model.config == arrangements.rich
     source, model = [model.source_vocabulary.encode("Abc")], model.astype("float64").exact()
     out = rs.generate(model, source, max_new_tokens=5)

@@ -19,6 +19,7 @@ import io
 import os
 import sys
 import warnings
+from typing import Any
 
 from .. import __version__
 from ..backend import BackendError
@@ -37,13 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
     if sys.stdout is None:
         tell("standard output is closed: there is nowhere to write to")
         return 1
-    warnings.showwarning = lambda message, *where: tell(f"warning: {message}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # in every locale, as in files
     try:
         try:
             options = _parser().parse_args(arguments)
-            status: int | None = options.run(options)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                status: int | None = options.run(options)
         finally:  # also after --help
             sys.stdout.flush()
     except BrokenPipeError:  # a reader such as `| head` has ended
@@ -54,6 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         return _refuse(error)
     return status or 0
+
+
+def _warn(message: Any, *where: Any, **more: Any) -> None:
+    tell(f"warning: {message}")
 
 
 def _parser() -> argparse.ArgumentParser:
