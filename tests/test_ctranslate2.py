@@ -137,6 +137,8 @@ def test_marian_begins_with_zeros_whatever_its_first_token(tmp_path):
     marian = rs.load(write(tmp_path / "marian", variables, aliases))
     start = marian.config.decoder_start_id
     assert (start, marian.config.pad_id, marian.config.suppressed_ids) == (17, 17, (17,))
+    with pytest.raises(rs.FileError, match="t9"):
+        from_ctranslate2(tmp_path / "marian", decoder_start_token="t9")
     variables["decoder/start_from_zero_embedding"] = np.int8(0)
     embedding = variables["decoder/embeddings/weight"].copy()
     embedding[1] = 0  # a model whose token 1 has the embedding 0
@@ -216,6 +218,7 @@ REFUSED = {
     "encoder/layer_0/ffn/layer_norm/layer_norm_use_residual": np.int8(1),
     "decoder/project_in/weight": np.ones((5, 3), "float32"),
     "decoder/layer_0/ffn/linear_0/weight": np.ones((7, 10), "int32"),
+    "encoder/layer_0/self_attention/head_dim": np.int32(5),
     "decoder/layer_0/layer_scalar": np.float32(0.5),
     "decoder/a_new_option": np.int8(0),
 }

@@ -136,7 +136,6 @@ def _attention(name, c, p, is_cross):
         found[f"{name}/queries_scale"] = np.float32(c.scale)
     if c.n_kv_heads != c.n_heads:
         found[f"{name}/num_heads_kv"] = np.int32(c.n_kv_heads)
-    found[f"{name}/head_dim"] = np.int32(c.d_k)
     for i, maps in enumerate(fused):
         found |= _linear(f"{name}/linear_{i}", *maps)
     return found

@@ -87,7 +87,7 @@ def test_float32_gives_the_engines_tokens_and_scores(name, tmp_path, monkeypatch
         found = ctranslate2_beams(theirs, batch, tmp_path / f"{seed} beams", 4, 2)
         counts.compare(our_beams(model, batch, 4, 2, early_stopping=True), *found)
     say(f"{name}: logits {worst:.1e}, greedy {greedy} of {3 * N_SEEDS}, beams: {counts}")
-    assert worst < 2e-6
+    assert worst < 5e-6
     assert greedy == 3 * N_SEEDS
     assert counts.near == 0
 
@@ -105,7 +105,7 @@ def test_the_engine_in_float32_computes_with_our_numbers(
         rows, logits = their_greedy(engine(directory), batch)
         worst = max(worst, *distances(model, batch, rows, logits))
     say(f"{name}, {quantization}: {worst:.1e}")
-    assert worst < 2e-6
+    assert worst < 5e-6
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -186,7 +186,7 @@ def test_a_transformer_as_opennmt_and_fairseq_have_it(options, positions, tmp_pa
         source = [model.source_vocabulary.encode(text)]
         ours = rs.forward(model, source, [[model.config.decoder_start_id, *row[:-1]]])[0]
         logits = np.array(result.logits[0]).reshape(ours.shape)
-        assert abs(ours - logits).max() < 2e-6 * abs(logits).max()
+        assert abs(ours - logits).max() < 5e-6 * abs(logits).max()
         assert rs.generate(model, source, max_new_tokens=7).tokens[0].tolist()[: len(row)] == row
 
 

@@ -55,9 +55,8 @@ def from_ctranslate2(
     UnsupportedFeature
         If the model is not an encoder-decoder of text, or has a part that is not implemented.
     FileError
-        If a file is damaged, contains NaN or infinity, or does not fit the others.
-    ValueError
-        If no token begins a target.
+        If a file is damaged, contains NaN or infinity, or does not fit the others; or if no token
+        begins a target, or Marian, which begins it with zeros, is given one.
     FileNotFoundError
         If a file is missing.
 
@@ -82,24 +81,26 @@ def from_ctranslate2(
         sizes = [read.shape(name)[0] for name in spec.TABLES.values()]
     with file_errors(directory, UnsupportedFeature, FileError):
         config = _config(directory / CONFIG)
-        start = decoder_start_token or config["decoder_start_token"]
+        start = config["decoder_start_token"]
+        start = start if decoder_start_token is None else decoder_start_token
         source, target = (
             _spaced(vocabulary.read_tokens(directory, side, size), config, start)
             for side, size in zip(("source", "target"), sizes, strict=True)
         )
-        eos, pad = target.id(config["eos_token"]), target.id(config["eos_token"])
+        eos = target.id(config["eos_token"])
         if read.starts_from_zero:
+            if decoder_start_token is not None:
+                raise ValueError(f"it begins a target with zeros, not {decoder_start_token!r}")
             spec.add_zero_token(read)
-            pad = begin = sizes[1]
+            tokens = special_tokens(sizes[1], (eos,), pad_id=sizes[1])
+            tokens["suppressed_ids"] = (sizes[1],)
         elif start is None:
             raise ValueError(
                 "no token begins a target: call from_ctranslate2(directory, "
                 "decoder_start_token=...), with the code of the target language for mBART"
             )
         else:
-            begin = target.id(start)
-        tokens = special_tokens(begin, (eos,), pad)
-        tokens["suppressed_ids"] = (begin,) if read.starts_from_zero else ()
+            tokens = special_tokens(target.id(start), (eos,), pad_id=eos)
         model = spec.convert(read, config["layer_norm_epsilon"], tokens)
         tokenizers = vocabulary.tokenizers(directory, source, target, read.starts_from_zero)
     return replace(model, source_vocabulary=tokenizers[0], target_vocabulary=tokenizers[1])

@@ -123,7 +123,10 @@ def _check_header(reader: _Reader) -> None:
 def _dequantised(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Floats as float32; a quantised weight as w * (1 / scale), as CTranslate2 computes it."""
     quantised = {name for name, x in stored.items() if x.ndim and x.dtype.kind == "i"}
-    arrays = {name: x.astype("<f4") if x.dtype.kind == "f" else x for name, x in stored.items()}
+    arrays = {
+        name: x.astype("<f4", copy=False) if x.dtype.kind == "f" else x
+        for name, x in stored.items()
+    }
     for name in quantised:
         scale = _scale(name, stored)
         with np.errstate(all="ignore"):  # infinity is reported by name below

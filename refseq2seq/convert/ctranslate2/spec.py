@@ -152,6 +152,8 @@ def _stack(spec: Spec, side: Literal["encoder", "decoder"], eps: float | None) -
     default_eps = 1e-5 if norm_bias else 1e-6
     n_layers = _n_layers(spec, side)
     n_heads = spec.get(f"{side}/num_heads", 8)
+    if not 1 <= n_heads <= d_model:
+        raise FileError(f"{side}/num_heads = {n_heads} for the width {d_model}")
     embedding_scale = spec.get(f"{side}/scale_embeddings", 1)
     if isinstance(embedding_scale, int):  # a flag
         embedding_scale = math.sqrt(d_model) if embedding_scale else 1.0
@@ -160,10 +162,7 @@ def _stack(spec: Spec, side: Literal["encoder", "decoder"], eps: float | None) -
 
     def attention(part: str, ours: str) -> AttentionConfig:
         name = f"{side}/layer_*/{part}"
-        d_k = _in_layers(spec, f"{name}/head_dim", n_layers, d_model // max(n_heads, 1))
-        if n_heads < 1 or d_k < 1:
-            raise FileError(f"{side}/num_heads = {n_heads} for a width of {d_model}")
-        c = plain_attention(n_heads, d_k, biases=_biases(spec, first, LINEAR, ours))
+        c = plain_attention(n_heads, d_model // n_heads, biases=_biases(spec, first, LINEAR, ours))
         n_kv_heads = _in_layers(spec, f"{name}/num_heads_kv", n_layers, n_heads)
         scale = _in_layers(spec, f"{name}/queries_scale", n_layers, c.scale)
         return replace(c, n_kv_heads=n_kv_heads, scale=float(scale))
@@ -203,7 +202,7 @@ def _in_layers(spec: Spec, name: str, n_layers: int, default: Any) -> Any:
     """An attribute that must have one value in all layers; ``*`` stands for the layer."""
     values = {spec.get(name.replace("*", str(i)), default) for i in range(n_layers)}
     if len(values) > 1:
-        raise UnsupportedFeature(f"{name} has several values: {sorted(values)}")
+        raise UnsupportedFeature(f"{name} has several values: {values}")
     return values.pop()
 
 

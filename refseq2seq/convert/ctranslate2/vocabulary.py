@@ -45,7 +45,7 @@ class SpacedTokens:
     def id(self, token: str) -> int:
         """The id of a token that must be there."""
         if token not in self.ids:
-            raise FileError(f"{token!r} of config.json is not in the vocabulary")
+            raise FileError(f"{token!r} is not in the vocabulary")
         return self.ids[token]
 
     def encode(self, text: str) -> list[int]:
@@ -93,24 +93,22 @@ def tokenizers(
     directory: Path, source: SpacedTokens, target: SpacedTokens, is_marian: bool
 ) -> list[Tokenizer | None]:
     """The tokenizers of the source and the target, from the files beside the model."""
-    if os.path.lexists(directory / JSON):
-        return [_json_tokenizer(directory / JSON, source)] * 2
     pieces = {"source.spm": source, "target.spm": target}
+    if os.path.lexists(directory / JSON):
+        if source.first or source.last:
+            raise UnsupportedFeature(f"{JSON} where config.json adds tokens too: remove {JSON}")
+        tokenizer = JsonTokenizer.read(directory / JSON, len(source.symbols))
+        for side in (source, target):
+            for i, (a, b) in enumerate(zip(tokenizer.symbols, side.symbols, strict=False)):
+                if a not in ("", b):
+                    raise FileError(f"the token {i} is {a!r} in {JSON}, but {b!r} in a vocabulary")
+        return [tokenizer, tokenizer]
     if is_marian and not source.first and all(os.path.lexists(directory / n) for n in pieces):
+        for side in pieces.values():
+            side.id("<unk>")
         return [
             SentencePieceTokenizer.of_marian(directory / name, side.ids)
             for name, side in pieces.items()
         ]
     # With a space inside a token, a text does not determine the tokens.
     return [None if " " in "".join(side.symbols) else side for side in (source, target)]
-
-
-def _json_tokenizer(path: Path, tokens: SpacedTokens) -> JsonTokenizer:
-    """``tokenizer.json``, whose ids must be those of the vocabulary."""
-    if tokens.first or tokens.last:
-        raise UnsupportedFeature(f"{JSON} where config.json adds tokens too: remove {JSON}")
-    tokenizer = JsonTokenizer.read(path, len(tokens.symbols))
-    for i, (found, token) in enumerate(zip(tokenizer.symbols, tokens.symbols, strict=False)):
-        if found not in ("", token):
-            raise FileError(f"{path}: it has {found!r} as {i}, but the vocabulary has {token!r}")
-    return tokenizer
