@@ -20,7 +20,10 @@ from .threads import NARROW, use_threads
 
 EARLY_STOPPING: dict[str, EarlyStopping] = {"true": True, "false": False, "never": "never"}
 
-MODEL_HELP = "g2p, which is included, or the path of a checkpoint or a Hugging Face directory"
+MODEL_HELP = (
+    "g2p, which is included, or the path of a checkpoint, or of a directory of Hugging Face or "
+    "CTranslate2"
+)
 THREADS_HELP = (
     "number of CPU threads for matrix products; by default 1 for a model of width up to "
     f"{NARROW}, and set by the environment or the number of cores for a wider one"

@@ -4,6 +4,7 @@
 ``docs/your-own-model.md``.
 """
 
+from .ctranslate2 import from_ctranslate2
 from .huggingface import from_huggingface
 from .pytorch import from_pytorch
 from .table import UnsupportedFeature, convert_params, numbered, same, transposed
@@ -12,6 +13,7 @@ from .x_transformers import from_x_transformers
 __all__ = [
     "UnsupportedFeature",
     "convert_params",
+    "from_ctranslate2",
     "from_huggingface",
     "from_pytorch",
     "from_x_transformers",

@@ -124,7 +124,8 @@ def _fields(side: str, tokenizer: Tokenizer | None, c: StackConfig) -> dict[str,
 
 def load(path: str | os.PathLike[str]) -> Model:
     """Read a model: ``"g2p"``, which is included, or a native checkpoint, or the directory of a
-    Hugging Face model (see `refseq2seq.convert.from_huggingface`).
+    Hugging Face model or of CTranslate2 (see `refseq2seq.convert.from_huggingface` and
+    `refseq2seq.convert.from_ctranslate2`).
 
     Raises
     ------
@@ -134,7 +135,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         If the file is not a complete and valid checkpoint.
     TypeError, ValueError
         If ``path`` is not a path, or empty. For a directory, also the errors of
-        `from_huggingface`.
+        `from_huggingface` or `from_ctranslate2`.
 
     Examples
     --------
@@ -152,9 +153,11 @@ def load(path: str | os.PathLike[str]) -> Model:
             return load(shipped)
     path = Path(path)
     if path.is_dir():
-        from ..convert import from_huggingface  # here: nothing else in the core needs converters
+        # Here, since nothing else in the core needs converters.
+        from ..convert import from_ctranslate2, from_huggingface
+        from ..convert.ctranslate2 import is_ctranslate2
 
-        return from_huggingface(path)
+        return from_ctranslate2(path) if is_ctranslate2(path) else from_huggingface(path)
     if not path.exists():
         why = (
             "No such file or directory; the only built-in name is 'g2p', and nothing is "

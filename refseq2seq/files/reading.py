@@ -88,11 +88,12 @@ def fits(shape: Sequence[int], itemsize: int, n_bytes: int) -> bool:
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The object in a JSON file of at most `MAX_BYTES`."""
     with file_errors(path):
-        return parse_json(read_bytes(path))
+        fields: dict[str, Any] = parse_json(read_bytes(path))
+        return fields
 
 
-def parse_json(content: bytes) -> dict[str, Any]:
-    """The object in JSON text of at most `MAX_JSON_VALUES` values."""
+def parse_json(content: bytes, kind: type = dict) -> Any:
+    """The object, or list, in JSON text of at most `MAX_JSON_VALUES` values."""
     if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
         raise FileError(f"more than {MAX_JSON_VALUES:,} values")
     try:
@@ -101,6 +102,7 @@ def parse_json(content: bytes) -> dict[str, Any]:
         raise FileError("not JSON: nested too deeply") from error
     except ValueError as error:  # syntax, encoding, or an integer with too many digits
         raise FileError(f"not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise FileError(f"must contain a JSON object, got {type(fields).__name__}")
+    if not isinstance(fields, kind):
+        name = "object" if kind is dict else kind.__name__
+        raise FileError(f"must contain a JSON {name}, got {type(fields).__name__}")
     return fields

@@ -15,6 +15,7 @@ Figures are added to docs/performance.json, and the table of docs/performance.md
 
 import argparse
 import contextlib
+import copy
 import importlib
 import json
 import multiprocessing
@@ -125,22 +126,24 @@ def make_models(size: Size, directory: Path) -> None:
     save_for_ctranslate2(other, directory / "ctranslate2")
 
 
-def save_for_ctranslate2(model: Any, directory: Path) -> None:
-    """The same weights; token i is called "t{i}"."""
+def save_for_ctranslate2(model: Any, directory: Path, quantization: str | None = None) -> None:
+    """The same weights, or quantised; token i is called "t{i}"."""
     import ctranslate2
 
+    model = copy.deepcopy(model)  # quantisation changes its arrays
     c = model.config
+    n_tokens = c.vocab_size - (c.model_type == "marian")  # its last token, padding, is removed
     c.normalize_before = c.model_type in ("mbart", "pegasus")  # not in a fresh config any more
     c.normalize_embedding = c.model_type in ("bart", "mbart")
     loader = ctranslate2.converters.transformers._MODEL_LOADERS[type(c).__name__]
     spec = loader.get_model_spec(model)
-    loader.set_vocabulary(spec, [f"t{i}" for i in range(c.vocab_size)])
+    loader.set_vocabulary(spec, [f"t{i}" for i in range(n_tokens)])
     spec.config.bos_token = spec.config.unk_token = "t0"
     spec.config.eos_token = f"t{EOS}"
     spec.config.decoder_start_token = f"t{c.decoder_start_token_id}"
     spec.config.add_source_eos = spec.config.add_source_bos = False
     spec.validate()
-    spec.optimize()
+    spec.optimize(quantization)
     directory.mkdir()
     spec.save(str(directory))
 

@@ -121,14 +121,18 @@ class SentencePieceTokenizer:
         cls, directory: Path, vocab_size: int
     ) -> tuple["SentencePieceTokenizer", "SentencePieceTokenizer"]:
         """Marian has a model for each language, and the ids of the pieces in a separate file."""
-        special = frozenset(("</s>", "<unk>", "<pad>"))
         source_ids = _read_ids(directory / "vocab.json", vocab_size)
         target = directory / "target_vocab.json"
         target_ids = _read_ids(target, vocab_size) if os.path.lexists(target) else source_ids
         return (
-            cls(_processor(directory / "source.spm")[0], source_ids, special),
-            cls(_processor(directory / "target.spm")[0], target_ids, special),
+            cls.of_marian(directory / "source.spm", source_ids),
+            cls.of_marian(directory / "target.spm", target_ids),
         )
+
+    @classmethod
+    def of_marian(cls, path: Path, ids: Mapping[str, int]) -> "SentencePieceTokenizer":
+        """The model of one of Marian's languages, with the ids of its pieces."""
+        return cls(_processor(path)[0], ids, frozenset(("</s>", "<unk>", "<pad>")))
 
     @cached_property
     def symbols(self) -> tuple[str, ...]:

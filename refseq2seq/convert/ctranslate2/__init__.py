@@ -1,0 +1,130 @@
+"""Converter for directories that a converter of CTranslate2 3.0 to 4.8 wrote, read without it.
+
+`files` documents ``model.bin``, `spec` what its variables mean.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...config import check_type
+from ...files.reading import FileError, file_errors, read_json
+from ...model import Model
+from ..huggingface.files import INDEX, WEIGHTS
+from ..table import UnsupportedFeature, special_tokens
+from . import files, spec, vocabulary
+from .vocabulary import SpacedTokens
+
+MODEL, CONFIG = "model.bin", "config.json"
+FIELDS: dict[str, Any] = {
+    "unk_token": str, "bos_token": str, "eos_token": str, "decoder_start_token": str | None,
+    "add_source_bos": bool, "add_source_eos": bool, "layer_norm_epsilon": float | None,
+}  # fmt: skip
+
+
+def is_ctranslate2(directory: Path) -> bool:
+    """Whether a directory has a ``model.bin`` of CTranslate2, and no safetensors."""
+    others = any(os.path.lexists(directory / name) for name in (WEIGHTS, INDEX))
+    return not others and files.has_header(directory / MODEL)
+
+
+def from_ctranslate2(
+    directory: str | os.PathLike[str], *, decoder_start_token: str | None = None
+) -> Model:
+    """Convert a directory of CTranslate2: ``model.bin``, ``config.json`` and the vocabularies.
+
+    Parameters
+    ----------
+    directory : path
+        Of an encoder-decoder of text, such as BART, mBART, Marian, M2M100, NLLB, Pegasus, T5, or
+        a Transformer of fairseq, Marian or OpenNMT.
+    decoder_start_token : str, optional
+        The token that begins a target, in place of that of ``config.json``. Models for which
+        CTranslate2 expects it from the caller, such as mBART, need it.
+
+    Returns
+    -------
+    Model
+        In float32, which represents float16 and bfloat16 exactly. A weight of int8 or int16
+        becomes the product of its number and the reciprocal of its scale, as in CTranslate2 with
+        ``compute_type="float32"``; see :doc:`/peers`.
+
+    Raises
+    ------
+    UnsupportedFeature
+        If the model is not an encoder-decoder of text, or has a part that is not implemented.
+    FileError
+        If a file is damaged, contains NaN or infinity, or does not fit the others; or if no token
+        begins a target, or Marian, which begins it with zeros, is given one.
+    FileNotFoundError
+        If a file is missing.
+
+    Notes
+    -----
+    A source must contain the tokens that CTranslate2's caller gives, and those that CTranslate2
+    adds: ``bos_token`` before if ``add_source_bos``, ``eos_token`` after if ``add_source_eos`` in
+    ``config.json``. The ``source_vocabulary`` adds both: ``tokenizer.json`` if there is one;
+    for Marian ``source.spm``; otherwise the tokens, separated by spaces, among them language codes
+    and the ``</s>`` that most models of transformers expect from the caller.
+
+    CTranslate2 has no padding token: here it is ``eos_token``. Marian begins a target with a
+    vector of zeros: here that is an additional last token, which has the probability 0.
+
+    The directory has no generation settings. CTranslate2's ``translate_batch`` has beams=2, a
+    minimum of 1 and a maximum of 256 tokens, and stops as `beam_search` with
+    ``early_stopping=True``. ``vmap.txt`` is ignored, as by ``use_vmap=False``.
+    """
+    directory = Path(directory)
+    with file_errors(directory / MODEL, UnsupportedFeature, FileError):
+        read = spec.Spec(files.read(directory / MODEL))
+        sizes = [read.shape(name)[0] for name in spec.TABLES.values()]
+    with file_errors(directory, UnsupportedFeature, FileError):
+        config = _config(directory / CONFIG)
+        start = config["decoder_start_token"]
+        start = start if decoder_start_token is None else decoder_start_token
+        source, target = (
+            _spaced(vocabulary.read_tokens(directory, side, size), config, start)
+            for side, size in zip(("source", "target"), sizes, strict=True)
+        )
+        eos = target.id(config["eos_token"])
+        if read.starts_from_zero:
+            if decoder_start_token is not None:
+                raise ValueError(f"it begins a target with zeros, not {decoder_start_token!r}")
+            spec.add_zero_token(read)
+            tokens = special_tokens(sizes[1], (eos,), pad_id=sizes[1])
+            tokens["suppressed_ids"] = (sizes[1],)
+        elif start is None:
+            raise ValueError(
+                "no token begins a target: call from_ctranslate2(directory, "
+                "decoder_start_token=...), with the code of the target language for mBART"
+            )
+        else:
+            tokens = special_tokens(target.id(start), (eos,), pad_id=eos)
+        model = spec.convert(read, config["layer_norm_epsilon"], tokens)
+        tokenizers = vocabulary.tokenizers(directory, source, target, read.starts_from_zero)
+    return replace(model, source_vocabulary=tokenizers[0], target_vocabulary=tokenizers[1])
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The fields of ``config.json`` that the engine reads."""
+    with file_errors(path, UnsupportedFeature, FileError):
+        fields = {"layer_norm_epsilon": None} | read_json(path)
+        if fields.get("quantization_type"):
+            raise UnsupportedFeature(f"quantization_type = {fields['quantization_type']}, of AWQ")
+        for name, kind in FIELDS.items():
+            if name not in fields:
+                raise FileError(f"it has no field {name}")
+            check_type(name, kind, fields[name])
+    return fields
+
+
+def _spaced(tokens: tuple[str, ...], config: dict[str, Any], start: str | None) -> SpacedTokens:
+    bos, eos = config["bos_token"], config["eos_token"]
+    return SpacedTokens(
+        symbols=tokens,
+        first=(bos,) if config["add_source_bos"] else (),
+        last=(eos,) if config["add_source_eos"] else (),
+        unknown=config["unk_token"],
+        special=tuple(token for token in (bos, eos, start) if token is not None),
+    )

@@ -1,0 +1,114 @@
+"""The vocabularies of a directory of CTranslate2: the tokens, and what makes them of a text."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ...config import check_type, from_json
+from ...files.reading import FileError, file_errors, parse_json, read_bytes
+from ...text import Tokenizer, UnknownSymbolError
+from ..huggingface.tokenizer import JSON, JsonTokenizer, SentencePieceTokenizer
+from ..table import UnsupportedFeature
+
+Tokens = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SpacedTokens:
+    """Tokens with a space between them, as CTranslate2 takes them; all of them can be written.
+
+    `encode` adds the tokens ``first`` and ``last`` of the engine, and replaces unknown ones by
+    ``unknown``. `decode` omits those in ``special`` and ids without a token.
+    """
+
+    symbols: Tokens
+    first: Tokens
+    last: Tokens
+    unknown: str
+    special: Tokens
+
+    @property
+    def definition(self) -> str:
+        """The fields as JSON."""
+        return json.dumps([self.symbols, self.first, self.last, self.unknown, self.special])
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of each token; the first, where several are equal."""
+        return {token: i for i, token in reversed(list(enumerate(self.symbols)))}
+
+    def id(self, token: str) -> int:
+        """The id of a token that must be there."""
+        if token not in self.ids:
+            raise FileError(f"{token!r} is not in the vocabulary")
+        return self.ids[token]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+        words = [*self.first, *(text.split(" ") if text else []), *self.last]
+        ids = [self.ids.get(word, self.ids.get(self.unknown, -1)) for word in words]
+        if -1 in ids:
+            raise UnknownSymbolError(f"{text!r} has unknown tokens: {words[ids.index(-1)]!r}")
+        return ids
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The tokens of the ids."""
+        tokens = (self.symbols[i] for i in map(int, ids) if i < len(self.symbols))
+        return " ".join(token for token in tokens if token not in self.special)
+
+
+def read_tokens(directory: Path, side: str, size: int) -> Tokens:
+    """The token of each id, from ``shared_vocabulary`` or the side's file, JSON or text."""
+    names = [f"{of}_vocabulary.{kind}" for of in ("shared", side) for kind in ("json", "txt")]
+    path = next((directory / n for n in names if os.path.lexists(directory / n)), None)
+    if path is None:
+        raise FileError(f"it has none of {', '.join(names)}")
+    with file_errors(path):
+        content = read_bytes(path)
+        tokens = _of_json(content) if path.suffix == ".json" else _of_lines(content.decode())
+        if len(tokens) != size:
+            raise FileError(f"it has {len(tokens)} tokens, but model.bin has {size}")
+    return tokens
+
+
+def _of_json(content: bytes) -> Tokens:
+    tokens: Tokens = from_json("tokens", Tokens, parse_json(content, list))
+    check_type("tokens", Tokens, tokens)
+    return tokens
+
+
+def _of_lines(text: str) -> Tokens:
+    """The lines; a final carriage return belongs to a token unless every line has one."""
+    lines = text.removesuffix("\n").split("\n")
+    ends = all(line.endswith("\r") for line in lines)
+    return tuple(line.removesuffix("\r") if ends else line for line in lines)
+
+
+def tokenizers(
+    directory: Path, source: SpacedTokens, target: SpacedTokens, is_marian: bool
+) -> list[Tokenizer | None]:
+    """The tokenizers of the source and the target, from the files beside the model."""
+    pieces = {"source.spm": source, "target.spm": target}
+    if os.path.lexists(directory / JSON):
+        if source.first or source.last:
+            raise UnsupportedFeature(f"{JSON} where config.json adds tokens too: remove {JSON}")
+        tokenizer = JsonTokenizer.read(directory / JSON, len(source.symbols))
+        for side in (source, target):
+            for i, (a, b) in enumerate(zip(tokenizer.symbols, side.symbols, strict=False)):
+                if a not in ("", b):
+                    raise FileError(f"the token {i} is {a!r} in {JSON}, but {b!r} in a vocabulary")
+        return [tokenizer, tokenizer]
+    if is_marian and not source.first and all(os.path.lexists(directory / n) for n in pieces):
+        for side in pieces.values():
+            side.id("<unk>")
+        return [
+            SentencePieceTokenizer.of_marian(directory / name, side.ids)
+            for name, side in pieces.items()
+        ]
+    # With a space inside a token, a text does not determine the tokens.
+    return [None if " " in "".join(side.symbols) else side for side in (source, target)]
