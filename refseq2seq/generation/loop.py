@@ -66,6 +66,7 @@ def decode_steps(
     *,
     source_mask: Array | None = None,
     prefix: Tokens | None = None,
+    forced_bos_ids: Sequence[int] | None = None,
     max_new_tokens: int | None = None,
     min_new_tokens: int = 0,
     eos_ids: Sequence[int] | None = None,
@@ -93,6 +94,10 @@ def decode_steps(
         The first tokens of each target, including the start token; by default only that. Rows
         may differ in length: decoding starts after the shortest prefix, and the remaining tokens
         of longer ones are forced. An EOS in the prefix does not end a row.
+    forced_bos_ids : sequence of int, optional
+        The token forced as the first new one, one for each source, -1 for none: a language in
+        M2M100, NLLB and mBART-50. By default the config's ``forced_bos_id``. It counts as a new
+        token, and needs a prefix of one token.
     max_new_tokens : int, optional
         The maximum number of new tokens of a row, with EOS and without the prefix. By default
         as many as the position table allows; required for a model without one.
@@ -135,7 +140,7 @@ def decode_steps(
     ------
     TypeError, ValueError
         At once, for arguments of the wrong type, a request that exceeds the position table, or
-        a token that the config forces where the config or a processor suppresses it.
+        a token that is forced where the config or a processor suppresses it.
     NonFiniteLogitsError
         While iterating, if the logits of a row are NaN or infinite. The error names the row,
         the step and the first quantity that is not finite.
@@ -146,7 +151,7 @@ def decode_steps(
     Notes
     -----
     The bans of the model's config, and ``min_new_tokens``, act before the processors of
-    ``choose``; the config's forced tokens act after them. The module ``constraints`` explains it.
+    ``choose``; forced tokens act after them. The module ``constraints`` explains it.
     """
     choose = GREEDY if choose is None else check_chooser(choose)
     request = as_request(
@@ -154,6 +159,7 @@ def decode_steps(
         source,
         source_mask=source_mask,
         prefix=prefix,
+        forced_bos_ids=forced_bos_ids,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         eos_ids=eos_ids,
