@@ -133,10 +133,10 @@ def begin_suppress(ids: TokenIds, *, after: int | np.ndarray = 0) -> Processor:
         Counted from 0: by default the first new token.
     """
     ids = _checked_ids("begin_suppress's ids", ids)
-    of_rows = _for_each_source("begin_suppress's after", after)
+    n = _one_or_each("begin_suppress's after", after)
 
     def banned(state: State, row: int) -> tuple[int, ...]:
-        return ids if state.n_new[row] == of_rows(state)[row] else ()
+        return ids if state.n_new[row] == (n[state.source_index[row]] if n.ndim else n) else ()
 
     return _ban("begin_suppress", banned)
 
@@ -264,10 +264,11 @@ def _ban(name: str, banned: Callable[[State, int], Iterable[int]]) -> Processor:
 def _force(name: str, token: Any, when: Callable[[State], np.ndarray]) -> Processor:
     if not isinstance(token, np.ndarray):
         (token,) = _checked_ids("a forced token", [token])
-    of_rows = _for_each_source(f"{name}'s token", token)
+    token = _one_or_each(f"{name}'s token", token)
 
     def process(scores: Array, state: State) -> Array:
-        xp, tokens = array_namespace(scores), of_rows(state)
+        xp = array_namespace(scores)
+        tokens = token[state.source_index] if token.ndim else np.full(len(scores), token)
         now = when(state) & (tokens >= 0)
         if not now.any():
             return scores
@@ -279,16 +280,15 @@ def _force(name: str, token: Any, when: Callable[[State], np.ndarray]) -> Proces
     return process
 
 
-def _for_each_source(name: str, given: int | np.ndarray) -> Callable[[State], np.ndarray]:
-    """The number of each row of a state, if one is given for all, or one for each source."""
+def _one_or_each(name: str, given: int | np.ndarray) -> np.ndarray:
+    """A number for all sources, (), or one for each, (n_sources,)."""
     if not isinstance(given, np.ndarray):
-        number = check_int(name, given, 0)
-        return lambda state: np.full(len(state.tokens), number)
+        return np.array(check_int(name, given, 0))
     if given.ndim != 1 or given.dtype.kind not in "iu":
         raise TypeError(
             f"{name} must be an int, or integers (n_sources,), got {given.dtype} {given.shape}"
         )
-    return lambda state: given[state.source_index]
+    return given
 
 
 def _completions(text: np.ndarray, tokens: np.ndarray, n: int) -> set[int]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..backend import Array, array_namespace, at_least_float32, freeze, read, to_numpy
 from ..checks import Tokens, check_int
+from ..languages import Language, encode_texts, toward
 from ..model import Model, check_model, encode_checked
 from ..ops import logsumexp
 from ..taps import Tap, no_tap
@@ -387,7 +388,14 @@ def generate(model: Model, source: Tokens, **options: Any) -> Generation:
     return Generation.from_steps(decode_steps(model, source, **options), model.config.pad_id)
 
 
-def generate_text(model: Model, texts: Sequence[str], **options: Any) -> list[str]:
+def generate_text(
+    model: Model,
+    texts: Sequence[str],
+    *,
+    source_language: Language | None = None,
+    target_language: Language | None = None,
+    **options: Any,
+) -> list[str]:
     """Generate texts from texts: encode with the source vocabulary, generate, decode.
 
     Parameters
@@ -395,6 +403,11 @@ def generate_text(model: Model, texts: Sequence[str], **options: Any) -> list[st
     model : Model
         With vocabularies, such as ``rs.load("g2p")``.
     texts : sequence of str
+    source_language, target_language : str or sequence of str, optional
+        The code of a language, or a code for each text, for a tokenizer that knows languages:
+        of NLLB, M2M100 or mBART. By default the source's is that of the tokenizer's files, and
+        the target's that of the model's generation config. Hugging Face's translation pipeline
+        forces the target's language for mBART-cc25 too; here it is the start token.
     **options
         As for `decode_steps`.
 
@@ -413,8 +426,14 @@ def generate_text(model: Model, texts: Sequence[str], **options: Any) -> list[st
         raise ValueError("the model has no vocabularies: give token ids to rs.generate instead")
     if isinstance(texts, str):
         raise TypeError("texts must be a sequence of strings, got one string: put it in a list")
-    check_options("generate_text", options, decode_steps)
-    source = [model.source_vocabulary.encode(text) for text in texts]
+    check_options("generate_text", options, decode_steps, generate_text)
+    source = encode_texts(model, texts, source_language)
+    if target_language is not None:
+        toward_target = toward(model, target_language, len(texts))
+        for name in ("prefix", "forced_bos_ids"):
+            if options.get(name) is not None:
+                raise ValueError(f"{name} and target_language set the same tokens: leave one out")
+        options |= toward_target
     out = generate(model, source, **options)
     return [
         model.target_vocabulary.decode(row[:length])

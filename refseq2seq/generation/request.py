@@ -172,20 +172,17 @@ def as_forced_bos(
         token = -1 if c.forced_bos_id is None else c.forced_bos_id
         return np.where(n_prefix == 1, token, -1)
     ids = on_host("forced_bos_ids", forced_bos_ids)
-    if ids.shape != (batch,) or ids.dtype.kind not in "iu":
+    is_fit = ids.shape == (batch,) and ids.dtype.kind in "iu"
+    if not is_fit or ids.min() < -1 or ids.max() >= vocab_size:
         raise ValueError(
-            f"forced_bos_ids must be {batch} token ids, one for each source, got {forced_bos_ids!r}"
-        )
-    if ids.min() < -1 or ids.max() >= vocab_size:
-        raise ValueError(
-            f"forced_bos_ids must be from 0 to {vocab_size - 1}, or -1 for none, got {ids.tolist()}"
+            f"forced_bos_ids must be {batch} token ids, one for each source, from 0 to "
+            f"{vocab_size - 1}, or -1 for none, got {forced_bos_ids!r:.200}"
         )
     if (unused := (ids >= 0) & (n_prefix != 1)).any():
         row = int(unused.argmax())
         raise ValueError(
-            f"forced_bos_ids row {row} is {ids[row]}, and the prefix of this row has "
-            f"{n_prefix[row]} tokens: a token is forced only after a prefix of one, so put it into "
-            "the prefix, or pass -1"
+            f"forced_bos_ids = {ids[row]} in row {row} needs a prefix of one token, got "
+            f"{n_prefix[row]}: put it into the prefix, or pass -1"
         )
     return ids.astype(np.int64)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..config import StackConfig
+from ..languages import MultilingualTokenizer
 from ..params import count_parameters
 from .quantities import find_quantity
 
@@ -33,6 +34,9 @@ def model_rows(m: Any) -> list[tuple[str, str]]:
         ("tokens", f"start {c.decoder_start_id}, end {list(c.eos_ids)}, pad {c.pad_id}"),
     ]
     vocabularies = {"source": m.source_vocabulary, "target": m.target_vocabulary}
+    if isinstance(vocabulary := m.target_vocabulary, MultilingualTokenizer):
+        names = vocabulary.languages
+        rows.append(("languages", f"{len(names)}: {listed(names)}, source {vocabulary.language}"))
     return rows + [
         (name, " ".join(vocabulary.symbols[:60]))
         for name, vocabulary in vocabularies.items()
