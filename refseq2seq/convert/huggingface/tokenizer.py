@@ -72,9 +72,9 @@ def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
         pieces = SentencePieceTokenizer.of_m2m100(directory, settings, c["vocab_size"])
         source = target = _multilingual(pieces, kind, settings)
     elif os.path.lexists(directory / JSON):
-        end = "</s>" if kind in FORMS else None
-        source = target = JsonTokenizer.read(directory / JSON, c["vocab_size"], end)
-        if kind in FORMS:
+        form = FORMS.get(kind)
+        source = target = JsonTokenizer.read(directory / JSON, c["vocab_size"], form)
+        if form:
             source = target = _multilingual(source, kind, settings)
     elif kind == "ByT5Tokenizer":
         source = target = ByteTokenizer()
@@ -128,8 +128,8 @@ class JsonTokenizer:
     tokenizer: Any  # tokenizers.Tokenizer
 
     @classmethod
-    def read(cls, path: Path, vocab_size: int, end: str | None = None) -> "JsonTokenizer":
-        """Read a file with the package tokenizers. ``encode`` adds only ``end``, if it is given."""
+    def read(cls, path: Path, vocab_size: int, form: Form | None = None) -> "JsonTokenizer":
+        """Read a file with the package tokenizers. With a form, ``encode`` adds only ``</s>``."""
         with _reading("tokenizers", path) as (tokenizers, content):
             parse_json(content)  # raises unless it is a JSON object of limited size
             with _package_errors("tokenizers"):
@@ -137,9 +137,11 @@ class JsonTokenizer:
                 tokenizer.no_truncation()
                 tokenizer.no_padding()
                 ids = tokenizer.get_vocab(with_added_tokens=True)
-                if end:
+                if form:
+                    languages = [token for token in ids if re.fullmatch(form.token, token)]
+                    tokenizer.add_special_tokens(languages)  # each is one token in a text
                     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-                        single=["$A", end], special_tokens=[(end, ids[end])]
+                        single=["$A", "</s>"], special_tokens=[("</s>", ids["</s>"])]
                     )
             _check_ids(ids, vocab_size)
         return cls(tokenizer)
@@ -174,6 +176,7 @@ class SentencePieceTokenizer:
     processor: Any  # sentencepiece.SentencePieceProcessor
     ids: Mapping[str, int]
     special: frozenset[str]
+    strips: bool = True  # whether decode removes spaces around a text
     has_codes: bool = False  # whether the first token may be a language code such as >>fr<<
 
     @classmethod
@@ -185,7 +188,8 @@ class SentencePieceTokenizer:
             for i, piece in enumerate(pieces)
             if processor.is_control(i) or processor.is_unknown(i)
         }
-        return cls(processor, {piece: i for i, piece in enumerate(pieces)}, frozenset(special))
+        ids = {piece: i for i, piece in enumerate(pieces)}
+        return cls(processor, ids, frozenset(special), strips=False)
 
     @classmethod
     def pair_of_marian(
@@ -197,8 +201,8 @@ class SentencePieceTokenizer:
         target = directory / "target_vocab.json"
         target_ids = _read_ids(target, vocab_size) if os.path.lexists(target) else source_ids
         return (
-            cls(_processor(directory / "source.spm")[0], source_ids, special, True),
-            cls(_processor(directory / "target.spm")[0], target_ids, special, True),
+            cls(_processor(directory / "source.spm")[0], source_ids, special, has_codes=True),
+            cls(_processor(directory / "target.spm")[0], target_ids, special, has_codes=True),
         )
 
     @classmethod
@@ -240,7 +244,8 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of the ids, without special tokens and ids that have no piece."""
         pieces = [self.symbols[i] for i in map(int, ids) if i < len(self.symbols)]
-        return str(self.processor.decode([p for p in pieces if p and p not in self.special]))
+        text = str(self.processor.decode([p for p in pieces if p and p not in self.special]))
+        return text.strip() if self.strips else text
 
 
 @dataclass(frozen=True)
