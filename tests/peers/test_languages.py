@@ -255,6 +255,8 @@ def test_the_languages_of_wmt21(tmp_path, pieces):
     ("name", "change", "names"),
     [
         ("M2M100", {"language_codes": "wmt42"}, ["language_codes", "wmt42"]),
+        ("M2M100", {"src_lang": "eng"}, ["tokenizer_config.json", "src_lang", "eng", "100"]),
+        ("NLLB", {"src_lang": ["eng_Latn"]}, ["tokenizer_config.json", "src_lang", "202"]),
         ("mBART", {"tokenizer_class": "NllbTokenizer"}, ["NllbTokenizer", "tokenizer_class"]),
     ],
 )

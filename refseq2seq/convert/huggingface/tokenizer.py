@@ -112,10 +112,15 @@ def _multilingual(
             f"no token of the tokenizer is a language, such as {form.default}, which {kind} needs: "
             "correct tokenizer_class in tokenizer_config.json"
         )
+    stated = settings.get("src_lang")
+    if stated is not None and stated not in list(ids):
+        raise FileError(
+            f"tokenizer_config.json: src_lang = {stated!r:.99} is none of its {len(ids)} languages"
+        )
     return MultilingualTokenizer(
         pieces,
         ids,
-        language=str(settings.get("src_lang") or form.default),
+        language=stated or form.default,
         language_first=form.language_first and settings.get("legacy_behaviour") is not True,
         starts_target=form.starts_target,
     )
@@ -211,10 +216,12 @@ class SentencePieceTokenizer:
     ) -> "SentencePieceTokenizer":
         """M2M100's ids of pieces are in a file; those of languages follow, in a fixed order."""
         ids = _read_ids(directory / M2M100[0], vocab_size)
-        name = settings.get("language_codes", "m2m100")
+        name = str(settings.get("language_codes", "m2m100"))
         if name not in LANGUAGES_OF_M2M100:
             known = ", ".join(LANGUAGES_OF_M2M100)
-            raise FileError(f"tokenizer_config.json: language_codes = {name!r}; known are {known}")
+            raise FileError(
+                f"tokenizer_config.json: language_codes = {name!r:.99}; known are {known}"
+            )
         codes = LANGUAGES_OF_M2M100[name].split()
         languages = {f"__{code}__": len(ids) + i for i, code in enumerate(codes)}
         special = frozenset(("<s>", "</s>", "<unk>", "<pad>"))
