@@ -12,7 +12,7 @@ from tasks import SEARCHES, at_random
 import refseq2seq as rs
 from refseq2seq import cli
 from refseq2seq.cli import bulk, info, options
-from refseq2seq.languages import MultilingualTokenizer
+from refseq2seq.text import MultilingualTokenizer
 
 G2P = rs.load("g2p")
 START, END = G2P.config.decoder_start_id, G2P.config.eos_ids[0]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..config import StackConfig
-from ..languages import MultilingualTokenizer
 from ..params import count_parameters
+from ..text import MultilingualTokenizer
 from .quantities import find_quantity
 
 SHOWN = 20  # the most rows of a table, and tokens of a row

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from ...files.reading import FileError, file_errors, parse_json, read_bytes, read_json
-from ...languages import MultilingualTokenizer
-from ...text import Tokenizer, UnknownSymbolError
+from ...text import MultilingualTokenizer, Tokenizer, UnknownSymbolError
 from .common import Fields
 
 JSON = "tokenizer.json"
