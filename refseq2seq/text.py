@@ -2,8 +2,8 @@
 
 import json
 import reprlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import index
 from typing import Protocol
@@ -137,3 +137,55 @@ class Vocabulary(Config):
             raise ValueError(f"the vocabulary has ids 0 to {len(self) - 1}, got {outside[0]}")
         symbols = (self.symbols[i] for i in ids)
         return self.separator.join(s for s in symbols if s not in self.special)
+
+
+@dataclass(frozen=True)
+class MultilingualTokenizer:
+    """A tokenizer of texts whose language is one of several, each with a token of its own.
+
+    ``pieces`` encodes a text with its end token; `encode` adds the token of its language.
+    """
+
+    pieces: Tokenizer
+    language_ids: Mapping[str, int]  # the token of each code
+    language: str  # of texts for which none is given
+    language_first: bool  # True: before the text; False: after its end token
+    starts_target: bool  # True: the target starts with its language; False: it is forced
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The codes, in the order of their tokens."""
+        return tuple(sorted(self.language_ids, key=self.language_ids.__getitem__))
+
+    @property
+    def symbols(self) -> Sequence[str]:
+        """The printable form of each id."""
+        return self.pieces.symbols
+
+    @property
+    def definition(self) -> str:
+        """A string that determines the results of `encode` and `decode`."""
+        return repr(replace(self, pieces=self.pieces.definition))  # type: ignore[arg-type]
+
+    def language_id(self, code: str, argument: str = "language") -> int:
+        """The token of a language; ValueError, which names the argument, if there is none."""
+        if code in self.language_ids:
+            return self.language_ids[code]
+        from difflib import get_close_matches  # here, because it is rarely needed
+
+        near = get_close_matches(code, self.languages, n=3, cutoff=0.4)
+        raise ValueError(
+            f"{argument} = {code!r} is none of the tokenizer's {len(self.languages)} languages, "
+            f"such as {', '.join(near or self.languages[:3])}"
+        )
+
+    def encode(self, text: str, language: str | None = None) -> list[int]:
+        """The ids of a text in a language, by default ``self.language``."""
+        code = self.language_id(self.language if language is None else language, "source_language")
+        ids = self.pieces.encode(text)
+        return [code, *ids] if self.language_first else [*ids, code]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of the ids, without special tokens and languages."""
+        languages = set(self.language_ids.values())
+        return self.pieces.decode([int(i) for i in ids if int(i) not in languages])

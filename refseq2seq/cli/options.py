@@ -13,6 +13,7 @@ from ..generation.configured import as_configured
 from ..generation.constraints import no_repeat_ngram, repetition_penalty
 from ..generation.filters import min_p, temperature, top_a, top_fraction, top_k, top_p
 from ..generation.sampling import Processor, greedy, sample
+from ..languages import between
 from ..model import Model
 from ..settings import Settings
 from .progress import tell
@@ -69,7 +70,10 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
         ("--backend", ["numpy", "cupy"], "", "the CPU (numpy, the default) or a CUDA device"),
         ("--dtype", ["float16", "float32", "float64"], "", "dtype of the model (default: its own)"),
         ("--threads", count, "N", THREADS_HELP),
-    )
+        ("--source-language", str, "CODE", "of the input, if the tokenizer knows languages, such "
+         "as fra_Latn (NLLB), fr (M2M100) or fr_XX (mBART); by default that of its files"),
+        ("--target-language", str, "CODE", "of the output; by default that of the model's files"),
+    )  # fmt: skip
     command.set_defaults(model="g2p", backend="numpy")
 
 
@@ -78,6 +82,7 @@ def model_of(options: argparse.Namespace) -> Model:
     model = load(options.model)
     if model.source_vocabulary is None or model.target_vocabulary is None:
         raise ValueError(f"{options.model} has no vocabularies: it cannot read or write text")
+    model = between(model, options.source_language, options.target_language)
     use_threads(options.threads, model)
     if options.dtype:
         model = model.astype(options.dtype)

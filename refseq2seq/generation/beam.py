@@ -159,6 +159,7 @@ def beam_steps(
     stop: Callable[[BeamStep], Any] | None = None,
     source_mask: Array | None = None,
     prefix: Tokens | None = None,
+    forced_bos_ids: Sequence[int] | None = None,
     max_new_tokens: int | None = None,
     min_new_tokens: int = 0,
     eos_ids: Sequence[int] | None = None,
@@ -172,7 +173,7 @@ def beam_steps(
 
     Parameters
     ----------
-    model, source, source_mask, prefix, max_new_tokens, min_new_tokens, eos_ids
+    model, source, source_mask, prefix, forced_bos_ids, max_new_tokens, min_new_tokens, eos_ids
         As in `refseq2seq.decode_steps`.
     beams : int
         B, the number of live beams. It may exceed the size of the vocabulary.
@@ -213,6 +214,7 @@ def beam_steps(
         source,
         source_mask=source_mask,
         prefix=prefix,
+        forced_bos_ids=forced_bos_ids,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         eos_ids=eos_ids,

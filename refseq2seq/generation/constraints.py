@@ -134,17 +134,10 @@ def begin_suppress(ids: TokenIds, *, after: int | np.ndarray = 0) -> Processor:
         Counted from 0: by default the first new token.
     """
     ids = _checked_ids("begin_suppress's ids", ids)
-    if not isinstance(after, np.ndarray):
-        after = np.array(check_int("begin_suppress's after", after, 0))
-    elif after.ndim != 1 or after.dtype.kind not in "iu":
-        raise TypeError(
-            "begin_suppress's after must be an int, or integers (n_sources,), got "
-            f"{after.dtype} {after.shape}"
-        )
+    n = _one_or_each("begin_suppress's after", after)
 
     def banned(state: State, row: int) -> tuple[int, ...]:
-        of_row = after if after.ndim == 0 else after[state.source_index[row]]
-        return ids if state.n_new[row] == of_row else ()
+        return ids if state.n_new[row] == (n[state.source_index[row]] if n.ndim else n) else ()
 
     return _ban("begin_suppress", banned)
 
@@ -269,15 +262,16 @@ def minimum_length(n: int, eos_ids: TokenIds | None = None) -> Processor:
 
 
 @makes_processor
-def forced_bos(token: int) -> Processor:
+def forced_bos(token: int | np.ndarray) -> Processor:
     """Force ``token`` as the second token of every target that has one token, with score 0.
 
-    M2M100, NLLB and mBART put the token of a language first in this way. As in Hugging Face,
-    it has no effect after a prefix of several tokens.
+    M2M100, NLLB and mBART-50 put the token of a language first in this way. As in Hugging
+    Face, it has no effect after a prefix of several tokens.
 
     Parameters
     ----------
-    token : int
+    token : int, or integer array (n_sources,)
+        In an array, a negative number forces none. In Hugging Face it is the same for all sources.
     """
 
     def has_one_token(state: State) -> np.ndarray:
@@ -338,18 +332,34 @@ def _ban(name: str, banned: Callable[[State, int], Iterable[int]]) -> Processor:
     return process
 
 
-def _force(name: str, token: int, when: Callable[[State], np.ndarray]) -> Processor:
-    (token,) = _checked_ids("a forced token", [token])
+def _force(name: str, token: Any, when: Callable[[State], np.ndarray]) -> Processor:
+    if not isinstance(token, np.ndarray):
+        (token,) = _checked_ids("a forced token", [token])
+    token = _one_or_each(f"{name}'s token", token)
 
     def process(scores: Array, state: State) -> Array:
-        xp, now = array_namespace(scores), when(state)
+        xp = array_namespace(scores)
+        tokens = token[state.source_index] if token.ndim else np.full(len(scores), token)
+        now = when(state) & (tokens >= 0)
         if not now.any():
             return scores
-        _in_vocabulary(name, [token], scores.shape[-1])
-        forced = xp.where(xp.arange(scores.shape[-1]) == token, 0.0, -np.inf)
-        return xp.where(xp.asarray(now)[:, None], forced.astype(scores.dtype), scores)
+        _in_vocabulary(name, tokens[now].tolist(), scores.shape[-1])
+        is_forced = xp.arange(scores.shape[-1]) == xp.asarray(tokens)[:, None]
+        forced = xp.where(is_forced, 0.0, -np.inf).astype(scores.dtype)
+        return xp.where(xp.asarray(now)[:, None], forced, scores)
 
     return process
+
+
+def _one_or_each(name: str, given: int | np.ndarray) -> np.ndarray:
+    """A number for all sources, (), or one for each, (n_sources,)."""
+    if not isinstance(given, np.ndarray):
+        return np.array(check_int(name, given, 0))
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise TypeError(
+            f"{name} must be an int, or integers (n_sources,), got {given.dtype} {given.shape}"
+        )
+    return given
 
 
 def _completions(text: np.ndarray, tokens: np.ndarray, n: int) -> set[int]:

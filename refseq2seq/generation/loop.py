@@ -16,6 +16,7 @@ import numpy as np
 
 from ..backend import Array, array_namespace, at_least_float32, freeze, read, to_numpy
 from ..checks import Tokens, check_int
+from ..languages import Language, encode_texts, toward
 from ..model import Model, check_model, encode_checked
 from ..ops import logsumexp
 from ..taps import Tap, no_tap
@@ -73,6 +74,7 @@ def decode_steps(
     *,
     source_mask: Array | None = None,
     prefix: Tokens | None = None,
+    forced_bos_ids: Sequence[int] | None = None,
     max_new_tokens: int | None = None,
     min_new_tokens: int = 0,
     eos_ids: Sequence[int] | None = None,
@@ -100,6 +102,10 @@ def decode_steps(
         The first tokens of each target, including the start token; by default only that. Rows
         may differ in length: decoding starts after the shortest prefix, and the remaining tokens
         of longer ones are forced. An EOS in the prefix does not end a row.
+    forced_bos_ids : sequence of int, optional
+        The token forced as the first new one, one for each source, -1 for none: a language in
+        M2M100, NLLB and mBART-50. By default the config's ``forced_bos_id``. It counts as a new
+        token, and needs a prefix of one token.
     max_new_tokens : int, optional
         The maximum number of new tokens of a row, with EOS and without the prefix. By default
         as many as the position table allows; required for a model without one.
@@ -142,7 +148,7 @@ def decode_steps(
     ------
     TypeError, ValueError
         At once, for arguments of the wrong type, a request that exceeds the position table, or
-        a token that the config forces where the config or a processor suppresses it.
+        a token that is forced where the config or a processor suppresses it.
     NonFiniteLogitsError
         While iterating, if the logits of a row are NaN or infinite. The error names the row,
         the step and the first quantity that is not finite.
@@ -153,7 +159,7 @@ def decode_steps(
     Notes
     -----
     The bans of the model's config, and ``min_new_tokens``, act before the processors of
-    ``choose``; the config's forced tokens act after them. The module ``constraints`` explains it.
+    ``choose``; forced tokens act after them. The module ``constraints`` explains it.
     """
     choose = GREEDY if choose is None else check_chooser(choose)
     request = as_request(
@@ -161,6 +167,7 @@ def decode_steps(
         source,
         source_mask=source_mask,
         prefix=prefix,
+        forced_bos_ids=forced_bos_ids,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         eos_ids=eos_ids,
@@ -391,7 +398,14 @@ def generate(model: Model, source: Tokens, **options: Any) -> Generation:
     return Generation.from_steps(decode_steps(model, source, **options), model.config.pad_id)
 
 
-def generate_text(model: Model, texts: Sequence[str], **options: Any) -> list[str]:
+def generate_text(
+    model: Model,
+    texts: Sequence[str],
+    *,
+    source_language: Language | None = None,
+    target_language: Language | None = None,
+    **options: Any,
+) -> list[str]:
     """Generate texts from texts: encode with the source vocabulary, generate, decode.
 
     Parameters
@@ -399,6 +413,11 @@ def generate_text(model: Model, texts: Sequence[str], **options: Any) -> list[st
     model : Model
         With vocabularies, such as ``rs.load("g2p")``.
     texts : sequence of str
+    source_language, target_language : str or sequence of str, optional
+        The code of a language, or a code for each text, for a tokenizer that knows languages:
+        of NLLB, M2M100 or mBART. By default the source's is that of the tokenizer's files, and
+        the target's that of the model's generation config. Hugging Face's translation pipeline
+        forces the target's language for mBART-cc25 too; here it is the start token.
     **options
         As for `decode_steps`.
 
@@ -417,9 +436,15 @@ def generate_text(model: Model, texts: Sequence[str], **options: Any) -> list[st
         raise ValueError("the model has no vocabularies: give token ids to rs.generate instead")
     if isinstance(texts, str):
         raise TypeError("texts must be a sequence of strings, got one string: put it in a list")
-    check_options("generate_text", options, decode_steps)
+    check_options("generate_text", options, decode_steps, generate_text)
     warn_of_settings("generate_text", model, options)
-    source = [model.source_vocabulary.encode(text) for text in texts]
+    source = encode_texts(model, texts, source_language)
+    if target_language is not None:
+        toward_target = toward(model, target_language, len(texts))
+        for name in ("prefix", "forced_bos_ids"):
+            if options.get(name) is not None:
+                raise ValueError(f"{name} and target_language set the same tokens: leave one out")
+        options |= toward_target
     out = Generation.from_steps(decode_steps(model, source, **options), model.config.pad_id)
     return [
         model.target_vocabulary.decode(row[:length])

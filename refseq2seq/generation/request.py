@@ -31,6 +31,7 @@ class Request:
     source_mask: np.ndarray  # (batch, n_source) True = real token
     prefix: np.ndarray  # (batch, longest prefix) token ids, left-aligned
     n_prefix: np.ndarray  # (batch,)
+    forced_bos: np.ndarray  # (batch,) the new token forced after a prefix of one; -1 for none
     max_new_tokens: int
     min_new_tokens: int = 0
     eos_ids: np.ndarray  # (n_eos,)
@@ -62,7 +63,7 @@ class Request:
 
     def take(self, rows: np.ndarray) -> Self:
         """The request whose row i is row ``rows[i]`` of this one, with one target each."""
-        names = ("source", "source_mask", "prefix", "n_prefix")
+        names = ("source", "source_mask", "prefix", "n_prefix", "forced_bos")
         return replace(self, copies=1, **{name: getattr(self, name)[rows] for name in names})
 
     def state(
@@ -102,6 +103,7 @@ def as_request(
     *,
     source_mask: Array | None,
     prefix: Tokens | None,
+    forced_bos_ids: Sequence[int] | None,
     max_new_tokens: int | None,
     min_new_tokens: int,
     eos_ids: Sequence[int] | None,
@@ -138,6 +140,7 @@ def as_request(
         source_mask=mask,
         prefix=prefix_ids,
         n_prefix=n_prefix,
+        forced_bos=as_forced_bos(forced_bos_ids, n_prefix, c),
         max_new_tokens=most,
         min_new_tokens=least,
         eos_ids=checked_eos(c.eos_ids if eos_ids is None else eos_ids, c.decoder.vocab_size),
@@ -157,6 +160,33 @@ def as_prefix(prefix: Tokens | None, batch: int, c: ModelConfig) -> tuple[np.nda
     if len(ids) != batch:
         raise ValueError(f"prefix must have {batch} rows, one for each source, got {len(ids)}")
     return ids, mask.sum(axis=1)
+
+
+def as_forced_bos(
+    forced_bos_ids: Sequence[int] | None, n_prefix: np.ndarray, c: ModelConfig
+) -> np.ndarray:
+    """The token forced as the first new one of each row (batch,), -1 for none.
+
+    By default the config's, which has no effect after a prefix of several tokens.
+    """
+    batch, vocab_size = len(n_prefix), c.decoder.vocab_size
+    if forced_bos_ids is None:
+        token = -1 if c.forced_bos_id is None else c.forced_bos_id
+        return np.where(n_prefix == 1, token, -1)
+    ids = on_host("forced_bos_ids", forced_bos_ids)
+    is_fit = ids.shape == (batch,) and ids.dtype.kind in "iu"
+    if not is_fit or ids.min() < -1 or ids.max() >= vocab_size:
+        raise ValueError(
+            f"forced_bos_ids must be {batch} token ids, one for each source, from 0 to "
+            f"{vocab_size - 1}, or -1 for none, got {forced_bos_ids!r:.200}"
+        )
+    if (unused := (ids >= 0) & (n_prefix != 1)).any():
+        row = int(unused.argmax())
+        raise ValueError(
+            f"forced_bos_ids = {ids[row]} in row {row} needs a prefix of one token, got "
+            f"{n_prefix[row]}: put it into the prefix, or pass -1"
+        )
+    return ids.astype(np.int64)
 
 
 def _most_new_tokens(max_new_tokens: int | None, n_prefix: int, max_length: int | None) -> int:
@@ -221,20 +251,20 @@ def with_rules(
     Raises
     ------
     ValueError
-        If the config forces a token that the config or a caller's processor suppresses.
+        If a token is forced that the config or a caller's processor suppresses.
     """
     of_config = "of the model's config"
+    is_first_forced = request.forced_bos >= 0
     bans, forced = [], []
     if request.min_new_tokens:
         bans.append(Rule("min_new_tokens", minimum_length(request.min_new_tokens)))
     if c.suppressed_ids:
         bans.append(Rule(f"suppressed_ids {of_config}", suppress(c.suppressed_ids)))
     if c.begin_suppressed_ids:
-        is_first_forced = (request.n_prefix == 1) & (c.forced_bos_id is not None)
         ban = begin_suppress(c.begin_suppressed_ids, after=is_first_forced.astype(int))
         bans.append(Rule(f"begin_suppressed_ids {of_config}", ban))
-    if c.forced_bos_id is not None:
-        forced.append(Rule(f"forced_bos_id {of_config}", forced_bos(c.forced_bos_id)))
+    if is_first_forced.any():
+        forced.append(Rule(_origin_of_forced_bos(request, c), forced_bos(request.forced_bos)))
     if c.forced_eos_id is not None:
         force = forced_eos(c.forced_eos_id, request.max_new_tokens)
         forced.append(Rule(f"forced_eos_id {of_config}", force))
@@ -243,30 +273,37 @@ def with_rules(
     return (*of_logits, *bans, *processors, *forced)
 
 
+def _origin_of_forced_bos(request: Request, c: ModelConfig) -> str:
+    """The argument that differs from the config, or the config's field."""
+    of_config = (request.forced_bos == c.forced_bos_id) | (request.forced_bos < 0)
+    return "forced_bos_id of the model's config" if of_config.all() else "forced_bos_ids"
+
+
 def _check_forced(request: Request, c: ModelConfig, processors: Sequence[Processor]) -> None:
-    """Raise if the config forces a token that is suppressed at the same position.
+    """Raise if a forced token is suppressed at the same position.
 
     Other processors may ban it, because forced tokens win. Hugging Face raises an error too
     where a forced token is suppressed.
     """
     index, every_row = np.arange(request.batch), np.ones(request.batch, dtype=bool)
-    positions = (  # field, token, which new token it is, and in which rows
-        ("forced_bos_id", c.forced_bos_id, 0, request.n_prefix == 1),
-        ("forced_eos_id", c.forced_eos_id, request.max_new_tokens - 1, every_row),
+    eos = np.full(request.batch, -1 if c.forced_eos_id is None else c.forced_eos_id)
+    positions = (  # origin, the tokens (batch,), -1 for none, and which new token they are
+        (_origin_of_forced_bos(request, c), request.forced_bos, 0),
+        ("forced_eos_id of the model's config", eos, request.max_new_tokens - 1),
     )
-    for field, token, n_new, rows in positions:
-        if token is None:
-            continue
-        state = request.state(request.prefix, np.full(request.batch, n_new), rows, index)
+    for origin, tokens, n_new in positions:
+        rows = np.flatnonzero(tokens >= 0)
+        state = request.state(request.prefix, np.full(request.batch, n_new), every_row, index)
         for processor in processors:
             ban = processor.process if isinstance(processor, Rule) else processor
             if not (isinstance(ban, MadeProcessor) and ban.name in ("suppress", "begin_suppress")):
                 continue
             scores = ban(np.zeros((request.batch, c.decoder.vocab_size)), state)
-            if (scores[rows, token] < 0).any():
+            if (banned := rows[scores[rows, tokens[rows]] < 0]).size:
+                name, _, of = origin.partition(" ")
                 raise ValueError(
-                    f"{field} = {token} of the model's config is forced as new token {n_new}, "
-                    f"where {named(processor)} bans it: remove one of the two"
+                    f"{name} = {tokens[banned[0]]} {of or f'in row {banned[0]}'} is forced as new "
+                    f"token {n_new}, where {named(processor)} bans it: remove one of the two"
                 )
 
 

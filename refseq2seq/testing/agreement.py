@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backend import Array
 from ..checks import Tokens, check_int, check_number
-from ..generation.request import Request, as_prefix, checked_eos, named, with_rules
+from ..generation.request import Request, as_forced_bos, as_prefix, checked_eos, named, with_rules
 from ..generation.sampling import Processor, check_processors
 from ..generation.scoring import processed
 from .compare import as_float64, first_difference, on_host
@@ -251,6 +251,7 @@ class _Oracle:
             source_mask=spread.source_mask,
             prefix=spread.target[:, : n_prefix.max()],
             n_prefix=n_prefix,
+            forced_bos=as_forced_bos(None, n_prefix, spread.model.config),
             max_new_tokens=int((spread.target_mask.sum(axis=1) - n_prefix).max()),
             eos_ids=np.asarray(eos_ids, dtype=np.int64),
         )

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..config import StackConfig
 from ..params import count_parameters
+from ..text import MultilingualTokenizer
 from .quantities import find_quantity
 
 SHOWN = 20  # the most rows of a table, and tokens of a row
@@ -35,6 +36,9 @@ def model_rows(m: Any) -> list[tuple[str, str]]:
     if m.settings is not None:
         rows.append(("settings", str(m.settings) or "those of transformers"))
     vocabularies = {"source": m.source_vocabulary, "target": m.target_vocabulary}
+    if isinstance(vocabulary := m.target_vocabulary, MultilingualTokenizer):
+        names = vocabulary.languages
+        rows.append(("languages", f"{len(names)}: {listed(names)}, source {vocabulary.language}"))
     return rows + [
         (name, " ".join(vocabulary.symbols[:60]))
         for name, vocabulary in vocabularies.items()

@@ -212,6 +212,10 @@ def make_directories(root: Path) -> dict[str, Path]:
         for file in ("source.spm", "target.spm"):
             (directories["Marian"] / file).write_bytes(pieces())
         write_json(directories["Marian"] / "vocab.json", WORDS)
+        (directories["M2M100"] / "sentencepiece.bpe.model").write_bytes(pieces())
+        write_json(directories["M2M100"] / "vocab.json", WORDS)
+        settings = {"tokenizer_class": "M2M100Tokenizer", "src_lang": "fr"}
+        write_json(directories["M2M100"] / "tokenizer_config.json", settings)
     return directories
 
 

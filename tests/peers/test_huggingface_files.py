@@ -371,6 +371,8 @@ def test_sentencepiece_of_t5(pieces, tmp_path):
     ]
     theirs = transformers.T5Tokenizer(vocab=scored, extra_ids=0)
     assert_same_text(ours.source_vocabulary, theirs)
+    marian = ">>fr<< the cat"  # no code here
+    assert ours.source_vocabulary.encode(marian) == theirs(marian).input_ids
     assert ours.source_vocabulary.decode([40, 10**6]) == ""  # T5's vocabulary is padded
 
 
@@ -389,6 +391,8 @@ def test_sentencepiece_of_marian(pieces, tmp_path):
     in_french = ours.source_vocabulary.encode(">>fr<< the cat")
     assert in_french == theirs(">>fr<< the cat").input_ids
     assert in_french[0] == names.index(">>fr<<")
+    spaced = [names.index("▁"), *in_french[1:-1], names.index("▁")]
+    assert ours.target_vocabulary.decode(spaced) == theirs.decode(spaced) == "the cat"
 
 
 def test_bytes_of_byt5(tmp_path):

@@ -14,6 +14,7 @@ Arrays = Mapping[str, np.ndarray]
 # The fields of a config that are read, and their types; other fields are ignored.
 TYPES: dict[str, Any] = {
     "model_type": str,
+    "tokenizer_class": str | None,
     "is_encoder_decoder": bool,
     "vocab_size": int,
     "d_model": int,

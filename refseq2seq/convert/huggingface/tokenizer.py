@@ -10,17 +10,43 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from ...files.reading import FileError, file_errors, parse_json, read_bytes, read_json
-from ...text import Tokenizer, UnknownSymbolError
+from ...text import MultilingualTokenizer, Tokenizer, UnknownSymbolError
 from .common import Fields
 
 JSON = "tokenizer.json"
 SENTENCEPIECE = "spiece.model"
 MARIAN = ("source.spm", "target.spm", "vocab.json")
+M2M100 = ("vocab.json", "sentencepiece.bpe.model")
+
+
+class Form(NamedTuple):
+    """How a class of tokenizers writes the languages of source and target."""
+
+    token: str  # a regular expression of the tokens of languages, whose group is the code
+    default: str  # the source's language, unless tokenizer_config.json has src_lang
+    language_first: bool
+    starts_target: bool
+
+
+FORMS = {
+    "M2M100Tokenizer": Form(r"__([a-z]{2,3})__", "en", True, False),
+    "NllbTokenizer": Form(r"([a-z]{3}_[A-Z][a-z]{3})", "eng_Latn", True, False),
+    "MBart50Tokenizer": Form(r"([a-z]{2}_[A-Z]{2})", "en_XX", True, False),
+    "MBartTokenizer": Form(r"([a-z]{2}_[A-Z]{2})", "en_XX", False, True),
+}
+
+LANGUAGES_OF_M2M100 = {  # in the order of their ids, which no file states
+    "m2m100": """af am ar ast az ba be bg bn br bs ca ceb cs cy da de el en es et fa ff fi fr fy ga
+        gd gl gu ha he hi hr ht hu hy id ig ilo is it ja jv ka kk km kn ko lb lg ln lo lt lv mg mk
+        ml mn mr ms my ne nl no ns oc or pa pl ps pt ro ru sd si sk sl so sq sr ss su sv sw ta th
+        tl tn tr uk ur uz vi wo xh yi yo zh zu""",
+    "wmt21": "en ha is ja cs ru zh de",
+}
 
 
 class Vocabularies(TypedDict, total=False):
@@ -33,16 +59,23 @@ class Vocabularies(TypedDict, total=False):
 def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
     """The source's and the target's tokenizer, if the directory has one that can be read.
 
-    ``tokenizer.json`` is preferred for every model; then ByT5, which has no file; then the
-    SentencePiece models of T5, mT5, UMT5 and Marian. The ids of the other families' pieces
-    are not stated in any file.
+    M2M100 has a SentencePiece model and ``vocab.json``. ``tokenizer.json`` is preferred for every
+    other model; then ByT5, which has no file; then the SentencePiece models of T5, mT5, UMT5 and
+    Marian. The ids of the other families' pieces are not stated in any file.
     """
     source: Tokenizer
     target: Tokenizer
-    model_type = c["model_type"]
-    if os.path.lexists(directory / JSON):
-        source = target = JsonTokenizer.read(directory / JSON, c["vocab_size"])
-    elif _tokenizer_class(directory) == "ByT5Tokenizer":
+    model_type, settings = c["model_type"], _read_if_any(directory / "tokenizer_config.json")
+    kind = _tokenizer_class(settings, c)
+    if kind == "M2M100Tokenizer" and all(os.path.lexists(directory / name) for name in M2M100):
+        pieces = SentencePieceTokenizer.of_m2m100(directory, settings, c["vocab_size"])
+        source = target = _multilingual(pieces, kind, settings)
+    elif os.path.lexists(directory / JSON):
+        form = FORMS.get(kind)
+        source = target = JsonTokenizer.read(directory / JSON, c["vocab_size"], form)
+        if form:
+            source = target = _multilingual(source, kind, settings)
+    elif kind == "ByT5Tokenizer":
         source = target = ByteTokenizer()
     elif model_type in ("t5", "mt5", "umt5") and os.path.lexists(directory / SENTENCEPIECE):
         source = target = SentencePieceTokenizer.of_t5(directory / SENTENCEPIECE)
@@ -53,9 +86,43 @@ def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
     return {"source_vocabulary": source, "target_vocabulary": target}
 
 
-def _tokenizer_class(directory: Path) -> Any:
-    path = directory / "tokenizer_config.json"
-    return read_json(path).get("tokenizer_class") if os.path.lexists(path) else None
+def _read_if_any(path: Path) -> dict[str, Any]:
+    return read_json(path) if os.path.lexists(path) else {}
+
+
+def _tokenizer_class(settings: Mapping[str, Any], c: Fields) -> str:
+    """The class of transformers, without the ending of its older, faster variant."""
+    of_type = {"m2m_100": "M2M100Tokenizer", "mbart": "MBartTokenizer"}.get(c["model_type"])
+    stated = settings.get("tokenizer_class") or c.get("tokenizer_class") or of_type
+    return str(stated).removesuffix("Fast")
+
+
+def _multilingual(
+    pieces: "JsonTokenizer | SentencePieceTokenizer", kind: str, settings: Mapping[str, Any]
+) -> MultilingualTokenizer:
+    """The tokenizer of texts with languages, from one that adds only the end token.
+
+    As in transformers, the class decides where the language stands, not ``tokenizer.json``.
+    """
+    form = FORMS[kind]
+    found = [(re.fullmatch(form.token, token), i) for i, token in enumerate(pieces.symbols)]
+    if not (ids := {match[1]: i for match, i in found if match}):
+        raise FileError(
+            f"no token of the tokenizer is a language, such as {form.default}, which {kind} needs: "
+            "correct tokenizer_class in tokenizer_config.json"
+        )
+    stated = settings.get("src_lang")
+    if stated is not None and stated not in list(ids):
+        raise FileError(
+            f"tokenizer_config.json: src_lang = {stated!r:.99} is none of its {len(ids)} languages"
+        )
+    return MultilingualTokenizer(
+        pieces,
+        ids,
+        language=stated or form.default,
+        language_first=form.language_first and settings.get("legacy_behaviour") is not True,
+        starts_target=form.starts_target,
+    )
 
 
 @dataclass(frozen=True)
@@ -65,8 +132,8 @@ class JsonTokenizer:
     tokenizer: Any  # tokenizers.Tokenizer
 
     @classmethod
-    def read(cls, path: Path, vocab_size: int) -> "JsonTokenizer":
-        """Read a file with the package tokenizers."""
+    def read(cls, path: Path, vocab_size: int, form: Form | None = None) -> "JsonTokenizer":
+        """Read a file with the package tokenizers. With a form, ``encode`` adds only ``</s>``."""
         with _reading("tokenizers", path) as (tokenizers, content):
             parse_json(content)  # raises unless it is a JSON object of limited size
             with _package_errors("tokenizers"):
@@ -74,6 +141,12 @@ class JsonTokenizer:
                 tokenizer.no_truncation()
                 tokenizer.no_padding()
                 ids = tokenizer.get_vocab(with_added_tokens=True)
+                if form:
+                    languages = [token for token in ids if re.fullmatch(form.token, token)]
+                    tokenizer.add_special_tokens(languages)  # each is one token in a text
+                    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+                        single=["$A", "</s>"], special_tokens=[("</s>", ids["</s>"])]
+                    )
             _check_ids(ids, vocab_size)
         return cls(tokenizer)
 
@@ -99,11 +172,16 @@ class JsonTokenizer:
 
 @dataclass(frozen=True)
 class SentencePieceTokenizer:
-    """A SentencePiece model and the id of each piece; ``encode`` appends ``</s>``."""
+    """A SentencePiece model and the id of each piece; ``encode`` appends ``</s>``.
+
+    Special tokens that a text spells out, such as ``</s>``, are text, unlike in transformers.
+    """
 
     processor: Any  # sentencepiece.SentencePieceProcessor
     ids: Mapping[str, int]
     special: frozenset[str]
+    strips: bool = True  # whether decode removes spaces around a text
+    has_codes: bool = False  # whether the first token may be a language code such as >>fr<<
 
     @classmethod
     def of_t5(cls, path: Path) -> "SentencePieceTokenizer":
@@ -114,7 +192,8 @@ class SentencePieceTokenizer:
             for i, piece in enumerate(pieces)
             if processor.is_control(i) or processor.is_unknown(i)
         }
-        return cls(processor, {piece: i for i, piece in enumerate(pieces)}, frozenset(special))
+        ids = {piece: i for i, piece in enumerate(pieces)}
+        return cls(processor, ids, frozenset(special), strips=False)
 
     @classmethod
     def pair_of_marian(
@@ -132,7 +211,24 @@ class SentencePieceTokenizer:
     @classmethod
     def of_marian(cls, path: Path, ids: Mapping[str, int]) -> "SentencePieceTokenizer":
         """The model of one of Marian's languages, with the ids of its pieces."""
-        return cls(_processor(path)[0], ids, frozenset(("</s>", "<unk>", "<pad>")))
+        return cls(_processor(path)[0], ids, frozenset(("</s>", "<unk>", "<pad>")), has_codes=True)
+
+    @classmethod
+    def of_m2m100(
+        cls, directory: Path, settings: Mapping[str, Any], vocab_size: int
+    ) -> "SentencePieceTokenizer":
+        """M2M100's ids of pieces are in a file; those of languages follow, in a fixed order."""
+        ids = _read_ids(directory / M2M100[0], vocab_size)
+        name = str(settings.get("language_codes", "m2m100"))
+        if name not in LANGUAGES_OF_M2M100:
+            known = ", ".join(LANGUAGES_OF_M2M100)
+            raise FileError(
+                f"tokenizer_config.json: language_codes = {name!r:.99}; known are {known}"
+            )
+        codes = LANGUAGES_OF_M2M100[name].split()
+        languages = {f"__{code}__": len(ids) + i for i, code in enumerate(codes)}
+        special = frozenset(("<s>", "</s>", "<unk>", "<pad>"))
+        return cls(_processor(directory / M2M100[1])[0], ids | languages, special)
 
     @cached_property
     def symbols(self) -> tuple[str, ...]:
@@ -146,18 +242,20 @@ class SentencePieceTokenizer:
         return json.dumps([model, dict(self.ids), sorted(self.special)])
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text. A language code such as ``>>fr<<`` at its start is one token."""
-        code, text = re.fullmatch(r"(>>.+?<<)?(.*)", text, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+        """The ids of a text. A code such as ``>>fr<<`` at the start of Marian's is one token."""
+        codes = re.findall(r"^>>.+?<<", text) if self.has_codes else []
+        text = text.removeprefix("".join(codes))
         with _package_errors("sentencepiece", UnknownSymbolError):
             encoded = self.processor.encode(text, out_type=str)
-        pieces = [code] * bool(code) + encoded + ["</s>"]
+        pieces = [*codes, *encoded, "</s>"]
         unknown = self.ids["<unk>"]
         return [self.ids.get(piece, unknown) for piece in pieces]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of the ids, without special tokens and ids that have no piece."""
         pieces = [self.symbols[i] for i in map(int, ids) if i < len(self.symbols)]
-        return str(self.processor.decode([p for p in pieces if p and p not in self.special]))
+        text = str(self.processor.decode([p for p in pieces if p and p not in self.special]))
+        return text.strip() if self.strips else text
 
 
 @dataclass(frozen=True)
@@ -198,8 +296,9 @@ def _read_ids(path: Path, vocab_size: int) -> dict[str, int]:
     with file_errors(path):
         ids = read_json(path)
         _check_ids(ids, vocab_size)
-        if "<unk>" not in ids:
-            raise FileError("it has no <unk>, the token for pieces without an id")
+        for token, purpose in (("<unk>", "for pieces without an id"), ("</s>", "for the end")):
+            if token not in ids:
+                raise FileError(f"it has no {token}, the token {purpose}")
     return ids
 
 

@@ -27,7 +27,9 @@ def other_requests(request: Request) -> Iterator[tuple[str, Request]]:
         yield from _other_searches(request)
 
 
-DEFAULTS = {"min_new_tokens": 0, "eos_ids": (), "prefix": None, "source_mask": None}
+DEFAULTS = {
+    "min_new_tokens": 0, "eos_ids": (), "prefix": None, "source_mask": None, "forced_bos_ids": None
+}  # fmt: skip
 
 
 def _other_processors(request: Request) -> Iterator[tuple[str, Request]]:
