@@ -75,7 +75,8 @@ def diagnose(
 
     Parameters
     ----------
-    module : XTransformer, pair of TransformerWrapper, model of transformers, nn.Transformer
+    module : XTransformer, pair of TransformerWrapper, model of transformers, nn.Transformer, \
+pair of nn.TransformerEncoder and nn.TransformerDecoder
         A module that `refseq2seq.convert` supports. A pair is (encoder, decoder). A module from
         ``torch.compile`` is run compiled, then recompiled with the hooks, and recompiled again
         when it is used next.
