@@ -31,7 +31,8 @@ SPECIAL_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos
 
 
 def from_huggingface(model: Any, config: Any = None, generation_config: Any = None) -> Model:
-    """Convert T5, ByT5, mT5, UMT5, BART, mBART, Marian, Pegasus, M2M100, NLLB or a Blenderbot.
+    """Convert T5, ByT5, mT5, UMT5, BART, mBART, MVP, PLBart, Marian, Pegasus, M2M100, NLLB or a
+    Blenderbot.
 
     Parameters
     ----------
@@ -40,10 +41,13 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
         ``config.json`` and ``model.safetensors`` (or its shards and their index); or the
         arrays of such a model, of NumPy or PyTorch, with the names of its ``state_dict()``.
         Modules, and mappings of arrays, may come from ``torch.compile``.
-    config : config of transformers, or mapping with all its fields; for arrays only
+    config : config of transformers, or mapping such as the JSON of a ``config.json``
+        For arrays only. Fields that older files omit get the values of the config's class.
     generation_config : mapping, or generation config of transformers, optional
         Fields that override those of the model's generation config (for arrays: of
-        ``config``), such as a missing start token. The value None removes a field.
+        ``config``), such as a missing start token. The value None removes a field. A whole
+        generation config, which has the field ``transformers_version``, as a
+        ``generation_config.json`` does, replaces the model's.
 
     Returns
     -------
@@ -92,6 +96,7 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     is_path = isinstance(model, str | os.PathLike)
     with file_errors(model, UnsupportedFeature, FileError) if is_path else nullcontext():
         arrays, fields, settings, vocabularies = _read(model, config)
+        settings = _whole(overrides) if "transformers_version" in overrides else settings
         settings.update(overrides)
         converted = _converted(arrays, fields, settings)
     if words := [list(word) for word in settings.get("bad_words_ids", ()) if len(word) > 1]:
@@ -108,7 +113,7 @@ def _read(model: Any, config: Any) -> tuple[Mapping[str, Any], Fields, Fields, V
     if isinstance(model, str | os.PathLike):
         return _read_directory(Path(model))
     if isinstance(model, Mapping):
-        fields = _fields("config", config)
+        fields = _completed(_fields("config", config))
         return model, fields, Fields(fields), {}
     return *_read_module(model), {}
 
@@ -131,12 +136,22 @@ def _converted(arrays: Mapping[str, Any], fields: Fields, settings: Fields) -> M
 def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabularies]:
     check_directory(directory)
     json_fields = read_json(directory / CONFIG)
-    fields = _family(Fields(json_fields)).completed(json_fields)
+    fields = _completed(json_fields)
     generation = directory / GENERATION_CONFIG
     settings = read_json(generation) if os.path.lexists(generation) else json_fields
-    absent = dict.fromkeys(SPECIAL_TOKENS)  # files omit fields that are null
     vocabularies = read_tokenizers(directory, fields)
-    return read_arrays(directory), fields, Fields(absent | settings), vocabularies
+    return read_arrays(directory), fields, _whole(settings), vocabularies
+
+
+def _completed(fields: dict[str, Any]) -> Fields:
+    """The fields of a config, with those that a file omits or its class derives."""
+    completed: Fields = _family(Fields(fields)).completed(fields)
+    return completed
+
+
+def _whole(settings: dict[str, Any]) -> Fields:
+    """All generation settings of a file, which omits fields that are null."""
+    return Fields(dict.fromkeys(SPECIAL_TOKENS) | settings)
 
 
 def _read_module(module: Any) -> tuple[Mapping[str, Any], Fields, Fields]:
