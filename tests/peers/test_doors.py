@@ -78,7 +78,7 @@ def test_arrays_of_any_library(subject, dtype, array):
 
 def adapted(module, *names):
     """With LoRA that changes what the module computes beside the projections of these names."""
-    peft = pytest.importorskip("peft", reason="needs peft: pip install peft")
+    peft = pytest.importorskip("peft", reason="needs peft: pip install '.[peers]'")
     options = {"target_modules": list(names), "r": 2, "init_lora_weights": False}
     return peft.get_peft_model(module, peft.LoraConfig(**options)).eval()
 
