@@ -199,6 +199,9 @@ def _by_stack(options: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         return options
     if missing := [name for name in OPTIONS if name not in options]:
         raise ValueError(f"options must have all arguments of nn.Transformer, lacks {missing}")
+    for name in ("custom_encoder", "custom_decoder"):
+        if options.get(name) is not None:
+            raise UnsupportedFeature(f"{name}: give options by stack, {{'encoder': ..., ...}}")
     shared = {name: options[name] for name in SHARED} | {"final_norm": True}  # even if post-norm
     return {
         side: shared | {"num_layers": options[f"num_{side}_layers"]}

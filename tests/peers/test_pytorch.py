@@ -389,7 +389,7 @@ def test_arrays_are_copies():
 
 
 def test_every_option_of_the_constructor_is_read_or_without_effect():
-    read = {*OPTIONS, "custom_encoder", "custom_decoder"}  # the last two raise, see below
+    read = {*OPTIONS, "custom_encoder", "custom_decoder"}  # the last two in modules, see below
     harmless = {"dropout", "batch_first", "device", "dtype"}
     assert set(inspect.signature(nn.Transformer).parameters) == read | harmless
     net = random_network(1)
@@ -508,6 +508,11 @@ ARGUMENTS = [
         lambda a, o: {"transformer": a, "options": {"encoder": {"nhead": 2}, "decoder": o}},
         ValueError,
         r"options\['encoder'\].*lacks.*final_norm",
+    ),
+    (
+        lambda a, o: {"transformer": a, "options": o | {"custom_decoder": nn.Identity()}},
+        UnsupportedFeature,
+        "custom_decoder.*by stack",
     ),
     (
         lambda a, o: {"transformer": a, "options": {"encoder": None, "decoder": o}},
