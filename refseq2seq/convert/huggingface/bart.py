@@ -188,14 +188,14 @@ def _positions(c: Fields, family: Family) -> LearnedPositions | SinusoidalPositi
 
 def _check_consistent(c: Fields, family: Family) -> None:
     """Raise if a field contradicts what is implemented for the model's class."""
-    said_twice = {
+    implemented = {
         "normalize_before": family.norm == "before",
         "add_final_layer_norm": family.norm == "before",
         "normalize_embedding": family.embedding_norm["encoder"] != "none",
         "static_position_embeddings": family.positions != "learned",
         "use_prompt": False,  # MVP's learned keys and values
     }
-    for field, done in said_twice.items():
+    for field, done in implemented.items():
         if field in c and c[field] != done:
             raise UnsupportedFeature(
                 f"{field} = {c[field]}: for {c['model_type']} models only {done} is implemented"
