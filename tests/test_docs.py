@@ -47,7 +47,11 @@ NOT_RUN = {
 }
 """How a command begins, and why this test does not run it."""
 
-RUN_BY = {"docs/peers.md": "tests/peers/test_page.py", "README.md": "tests/test_readme.py"}
+RUN_BY = {
+    "docs/peers.md": "tests/peers/test_page.py",
+    "docs/your-own-model.md": "tests/peers/test_annalog.py",
+    "README.md": "tests/test_readme.py",
+}
 """A page, and the test that runs its Python, C and other blocks that are not examples."""
 
 PLAIN = {
@@ -174,7 +178,8 @@ def test_what_runs_a_page_knows_it(page, test):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if ">>>" in read(page)])
-def test_the_examples_of_a_page_run(page):
+def test_the_examples_of_a_page_run(page, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "examples")  # the files that it shows
     failures, examples = doctest.testfile(str(ROOT / page), module_relative=False, encoding="utf-8")
     assert failures == 0
     assert examples == len(re.findall(r"^\s*>>> ", read(page), re.MULTILINE)) > 0

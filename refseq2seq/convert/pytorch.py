@@ -1,10 +1,10 @@
-"""Converter for ``torch.nn.Transformer`` of PyTorch 2.13.
+"""Converter for ``torch.nn.Transformer`` of PyTorch 2.13, or its two stacks.
 
-nn.Transformer contains the layers only. Its users add the token embeddings, the positions and
-the unembedding, so these are arguments here.
+They contain the layers only. Their users add the token embeddings, the positions and the
+unembedding, so these are arguments here. Options are read from each stack by itself.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any, Literal
@@ -43,20 +43,24 @@ from .table import (
 
 ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu_erf"}
 
-OPTIONS = (
+Side = Literal["encoder", "decoder"]
+
+# The arguments of nn.Transformer that both stacks share.
+SHARED = (
     "d_model",
     "nhead",
-    "num_encoder_layers",
-    "num_decoder_layers",
     "dim_feedforward",
     "activation",
     "layer_norm_eps",
     "norm_first",
     "bias",
 )
+OPTIONS = (*SHARED, "num_encoder_layers", "num_decoder_layers")
+STACK_OPTIONS = (*SHARED, "num_layers", "final_norm")
 
-# The classes that an unmodified nn.Transformer consists of.
+# The classes that an unmodified nn.Transformer, or a pair of its stacks, consists of.
 PARTS = {
+    "ModuleDict",
     "Transformer",
     "TransformerEncoder",
     "TransformerDecoder",
@@ -104,19 +108,23 @@ def from_pytorch(
     eos_ids: Sequence[int],
     pad_id: int,
 ) -> Model:
-    """Convert an nn.Transformer, its embeddings and its unembedding.
+    """Convert an nn.Transformer, or its two stacks, with embeddings and an unembedding.
 
     Arrays may be NumPy arrays or PyTorch tensors, in PyTorch's shapes, or modules that contain
     them. Equal tables are tied. Modules, and mappings of arrays, may come from ``torch.compile``.
 
     Parameters
     ----------
-    transformer : nn.Transformer, or mapping of names to arrays
-        The mapping has the names of ``nn.Transformer.state_dict()``.
+    transformer : nn.Transformer, pair of its stacks, or mapping of names to arrays
+        The pair is (nn.TransformerEncoder, nn.TransformerDecoder); the two may differ in
+        everything but d_model, and lack the final norm, and so may the custom_encoder and
+        custom_decoder of an nn.Transformer. The mapping has the names of
+        ``nn.Transformer.state_dict()``; those of a pair have the prefix "encoder." or "decoder.".
     options : mapping, only if ``transformer`` is a mapping
         The arguments of nn.Transformer: d_model, nhead, num_encoder_layers,
         num_decoder_layers, dim_feedforward, activation ("relu" or "gelu"), layer_norm_eps,
-        norm_first, bias.
+        norm_first, bias. Or, if the stacks differ, ``{"encoder": {...}, "decoder": {...}}``, each
+        with num_layers instead of the two numbers, and final_norm, which is True or False.
     source_embedding : nn.Embedding, or array (n_source_tokens, d_model)
     target_embedding : nn.Embedding, or array (n_target_tokens, d_model)
     unembedding : nn.Linear, array, or pair of an array and a bias
@@ -138,8 +146,8 @@ def from_pytorch(
     Raises
     ------
     UnsupportedFeature
-        If the transformer contains a module that is not PyTorch's own, its layers differ, or
-        adapters are not merged.
+        If the transformer contains a module that is not PyTorch's own, the layers of a stack
+        differ, or adapters are not merged.
     ValueError
         If an array is missing, unused, without values or of the wrong shape. The message names it.
     TypeError
@@ -148,8 +156,7 @@ def from_pytorch(
     layers, options = arrays_and_options(
         transformer, options, "arguments of nn.Transformer", "torch", _reader
     )
-    if missing := [name for name in OPTIONS if name not in options]:
-        raise ValueError(f"options must have all arguments of nn.Transformer, lacks {missing}")
+    stacks = _by_stack(options)
     around = {
         "source_embedding": _weight("source_embedding", source_embedding),
         "target_embedding": _weight("target_embedding", target_embedding),
@@ -168,25 +175,48 @@ def from_pytorch(
             positions.append(LearnedPositions(n_positions=n_positions, offset=0, scale=1.0))
     source, target = around["source_embedding"], around["target_embedding"]
     config = ModelConfig(
-        encoder=_stack(options, "encoder", len(source), embedding_scale, positions[0]),
-        decoder=_stack(options, "decoder", len(target), embedding_scale, positions[1]),
+        encoder=_stack(stacks, "encoder", len(source), embedding_scale, positions[0]),
+        decoder=_stack(stacks, "decoder", len(target), embedding_scale, positions[1]),
         tied_embeddings=np.array_equal(source, target),
         tied_logits=np.array_equal(around["unembedding"], target),
         logits_scale=1.0,
         logits_bias="unembedding.bias" in around,
         **special_tokens(decoder_start_id, eos_ids, pad_id),
     )
-    table = numbered(config, _table("before" if options["norm_first"] else "after"))
+    table = numbered(config, _table(config))
     return Model(config=config, params=convert_params(config, table, layers | around, around))
 
 
+def _by_stack(options: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """The `STACK_OPTIONS` of each stack, given as such or as arguments of nn.Transformer."""
+    if "encoder" in options or "decoder" in options:
+        for side in ("encoder", "decoder"):
+            if not isinstance(given := options.get(side), Mapping):
+                kind = type(given).__name__
+                raise TypeError(f"options[{side!r}] must be a mapping of its options, got {kind}")
+            if missing := [name for name in STACK_OPTIONS if name not in given]:
+                raise ValueError(f"options[{side!r}] must have all options, lacks {missing}")
+        return options
+    if missing := [name for name in OPTIONS if name not in options]:
+        raise ValueError(f"options must have all arguments of nn.Transformer, lacks {missing}")
+    for name in ("custom_encoder", "custom_decoder"):
+        if options.get(name) is not None:
+            raise UnsupportedFeature(f"{name}: give options by stack, {{'encoder': ..., ...}}")
+    shared = {name: options[name] for name in SHARED} | {"final_norm": True}  # even if post-norm
+    return {
+        side: shared | {"num_layers": options[f"num_{side}_layers"]}
+        for side in ("encoder", "decoder")
+    }
+
+
 def _stack(
-    options: Mapping[str, Any],
-    side: Literal["encoder", "decoder"],
+    stacks: Mapping[str, Mapping[str, Any]],
+    side: Side,
     vocab_size: int,
     embedding_scale: float,
     positions: LearnedPositions | SinusoidalPositions | None,
 ) -> StackConfig:
+    options = stacks[side]
     if options["activation"] not in ACTIVATIONS:
         raise UnsupportedFeature(
             f"activation = {options['activation']!r}: supported are {list(ACTIVATIONS)}"
@@ -198,7 +228,7 @@ def _stack(
     return StackConfig(
         vocab_size=vocab_size,
         d_model=d_model,
-        n_layers=options[f"num_{side}_layers"],
+        n_layers=options["num_layers"],
         embedding_scale=embedding_scale,
         embedding_norm="none",
         positions=positions,
@@ -206,7 +236,7 @@ def _stack(
         n_register_tokens=0,
         norm=NormConfig(kind="layer_norm", eps=options["layer_norm_eps"], gain="vector", bias=bias),
         norm_positions=("before",) if options["norm_first"] else ("after",),
-        final_norm=True,  # even after post-norm layers
+        final_norm=options["final_norm"],
         self_attention=attention,
         cross_attention=attention if side == "decoder" else None,
         feed_forward=FeedForwardConfig(
@@ -219,11 +249,11 @@ def _stack(
     )
 
 
-def _table(place: Literal["before", "after"]) -> Table:
-    """The table from our names to theirs; ``place`` is the position of the norms."""
+def _table(c: ModelConfig) -> Table:
+    """The table from our names to theirs."""
     table = {
-        **module_rows("encoder.", "encoder.", LAYERS, norm=place, last=2),
-        **module_rows("decoder.", "decoder.", LAYERS, norm=place, last=3),
+        **module_rows("encoder.", "encoder.", LAYERS, norm=c.encoder.norm_positions[0], last=2),
+        **module_rows("decoder.", "decoder.", LAYERS, norm=c.decoder.norm_positions[0], last=3),
         "encoder.embedding": ("source_embedding", same),
         "encoder.positions": ("source_positions", same),
         "decoder.embedding": ("target_embedding", same),
@@ -248,47 +278,69 @@ def _reader() -> Callable[[Any], tuple[dict[str, np.ndarray], dict[str, Any]]]:
     return _read_module
 
 
-def _read_module(transformer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of an nn.Transformer, and the arguments of its constructor."""
-    import torch
-
-    transformer = plain_module(transformer)
-    if not isinstance(transformer, torch.nn.Transformer):
-        raise wrong_module("transformer", "an nn.Transformer", transformer)
+def _read_module(given: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of an nn.Transformer or of a pair of stacks, and the options of each stack."""
+    transformer = _whole(given)
     arrays = numpy_arrays(transformer.state_dict())
     for name, part in transformer.named_modules():
         kind = type(plain_module(part))
         if not kind.__module__.startswith("torch.nn.modules.") or kind.__name__ not in PARTS:
             raise UnsupportedFeature(f"transformer.{plain_name(name)} is a {kind.__qualname__}")
-    encoder, decoder = transformer.encoder, transformer.decoder
-    layers = [*encoder.layers, *decoder.layers]
-    attentions = [layer.self_attn for layer in layers]
-    attentions += [layer.multihead_attn for layer in decoder.layers]
-    norms = [m for m in transformer.modules() if type(m) is torch.nn.LayerNorm]
+    return arrays, {
+        "encoder": _read_stack("encoder", transformer.encoder),
+        "decoder": _read_stack("decoder", transformer.decoder),
+    }
+
+
+def _whole(given: Any) -> Any:
+    """An nn.Transformer, or one module of a pair's stacks, in which they have the same names."""
+    import torch
+
+    pair = given if isinstance(given, tuple) and len(given) == 2 else ()
+    if pair and all(isinstance(part, torch.nn.Module) for part in pair):
+        encoder, decoder = map(plain_module, pair)
+        return torch.nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+    transformer = plain_module(given)
+    if not isinstance(transformer, torch.nn.Transformer):
+        kinds = "an nn.Transformer, a pair (nn.TransformerEncoder, nn.TransformerDecoder)"
+        raise wrong_module("transformer", kinds, transformer)
+    return transformer
+
+
+def _read_stack(side: Side, stack: Any) -> dict[str, Any]:
+    """The `STACK_OPTIONS` of a stack, of which all layers must have the same."""
+    import torch
+
+    kind, expected = type(plain_module(stack)).__name__, f"Transformer{side.title()}"
+    if kind != expected or not len(stack.layers):
+        raise UnsupportedFeature(
+            f"transformer.{side} is a {kind}; it must be an nn.{expected} with at least one layer"
+        )
+    norms = [part for part in stack.modules() if type(part) is torch.nn.LayerNorm]
+    attentions = [part for part in stack.modules() if type(part) is torch.nn.MultiheadAttention]
     if any(attention.add_zero_attn for attention in attentions):
         raise UnsupportedFeature("add_zero_attn")
     functions = {torch.nn.functional.relu: "relu", torch.nn.functional.gelu: "gelu"}
-    options = {
-        "d_model": transformer.d_model,
-        "nhead": _only("nhead", [attention.num_heads for attention in attentions]),
-        "num_encoder_layers": len(encoder.layers),
-        "num_decoder_layers": len(decoder.layers),
-        "dim_feedforward": _only("dim_feedforward", [x.linear1.out_features for x in layers]),
-        "activation": _only(
-            "activation", [functions.get(x.activation, x.activation) for x in layers]
-        ),
-        "layer_norm_eps": _only("layer_norm_eps", [norm.eps for norm in norms]),
-        "norm_first": _only("norm_first", [layer.norm_first for layer in layers]),
-        "bias": _only("bias", [layer.linear1.bias is not None for layer in layers]),
+    found = {
+        "d_model": [attention.embed_dim for attention in attentions],
+        "nhead": [attention.num_heads for attention in attentions],
+        "dim_feedforward": [layer.linear1.out_features for layer in stack.layers],
+        "activation": [functions.get(x.activation, x.activation) for x in stack.layers],
+        "layer_norm_eps": [norm.eps for norm in norms],
+        "norm_first": [layer.norm_first for layer in stack.layers],
+        "bias": [part.bias is not None for part in (*norms, *(x.linear1 for x in stack.layers))],
     }
-    return arrays, options
+    shared = {option: _only(side, option, values) for option, values in found.items()}
+    return shared | {"num_layers": len(stack.layers), "final_norm": stack.norm is not None}
 
 
-def _only(option: str, values: Iterable[Any]) -> Any:
-    """The single value that all layers share."""
+def _only(side: Side, option: str, values: list[Any]) -> Any:
+    """The single value that all layers and norms of a stack share."""
     different = list(dict.fromkeys(values))
     if len(different) > 1:
-        raise UnsupportedFeature(f"layers that differ in {option}: {different}")
+        raise UnsupportedFeature(
+            f"layers or norms of the {side} that differ in {option}: {different}"
+        )
     return different[0]
 
 

@@ -26,21 +26,12 @@ from ..params import MIN_LAYER, build_params, named_arrays, param_shapes
 from ..settings import Settings
 from ..text import Tokenizer, Vocabulary
 from . import npz
-from .reading import PICKLES, FileError, file_errors, parse_json
+from .reading import FileError, cure_of_format, file_errors, parse_json
 
 FORMAT = "refseq2seq"
 VERSION = 3
 HEADER = "checkpoint.json"
 DTYPES = ("float16", "float32", "float64")
-
-# Advice for files that another program wrote, appended to the error.
-_PICKLE = (
-    ". Pickles of PyTorch can run any code when they are opened, and are never read here: load "
-    "the model with its own library, and convert it with refseq2seq.convert"
-)
-_CURES = dict.fromkeys(PICKLES, _PICKLE) | {
-    ".safetensors": ". For safetensors, give the directory that contains it and its config.json"
-}
 
 # The names in a file of version 1 that changed in version 2, of fields and of arrays.
 _RENAMED = {
@@ -164,12 +155,12 @@ def load(path: str | os.PathLike[str]) -> Model:
             "downloaded: give the path of a checkpoint or of a directory"
         )
         raise FileNotFoundError(errno.ENOENT, why, str(path))
-    cure = _CURES.get(path.suffix.lower(), "")
     try:
         with file_errors(path, CheckpointError), npz.entries(path) as entries:
             return _read(entries)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}{cure}") from error
+        cure = cure_of_format(path)
+        raise CheckpointError(f"{error}. {cure}" if cure else str(error)) from error
 
 
 def _read(entries: Mapping[str, npz.Entry]) -> Model:

@@ -18,6 +18,16 @@ from typing import Any
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Suffixes of pickle files, which can run any code when they are opened and are never read."""
 
+_PICKLE = (
+    "Pickles of PyTorch can run any code when they are opened, and are never read here: load "
+    "the model with its own library, and convert it with refseq2seq.convert"
+)
+_CURES = dict.fromkeys(PICKLES, _PICKLE) | {
+    ".safetensors": "For safetensors, give the directory that contains it and its config.json",
+    ".json": "For a model of transformers, give the directory that contains its config.json",
+    ".gguf": "GGUF is not read here: give the directory of the model that it was made from",
+}
+
 MAX_BYTES = 2**26
 """The maximum size, in bytes, of a file that is read at once; a tokenizer of 250,000 pieces has
 35 MB."""
@@ -47,6 +57,11 @@ def file_errors(path: str | os.PathLike[str], *kinds: type[ValueError]) -> Itera
         kinds = kinds or (FileError,)
         kind = next((kind for kind in kinds if isinstance(error, kind)), kinds[-1])
         raise kind(f"{path}: {one_line(str(error).removeprefix(f'{path}: '))}") from error
+
+
+def cure_of_format(path: str | os.PathLike[str]) -> str:
+    """Advice for a file that another program wrote, by its suffix; empty for other suffixes."""
+    return _CURES.get(os.path.splitext(path)[1].lower(), "")
 
 
 def one_line(message: str, length: int = 800) -> str:

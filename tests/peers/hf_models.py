@@ -69,6 +69,8 @@ CASES = {
     "M2M100": _case("M2M100"),
     "Blenderbot": _case("Blenderbot"),
     "Blenderbot-small": _case("BlenderbotSmall", activation_function="gelu_new"),
+    "MVP": _case("Mvp", scale_embedding=True),
+    "PLBart": _case("PLBart"),
 }
 
 

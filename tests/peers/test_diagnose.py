@@ -113,6 +113,20 @@ def test_nn_transformer(name):
     )
 
 
+def test_a_pair_of_pytorch_stacks():
+    """Also without the final norm that the model has."""
+    net = test_pytorch.random_network(1, **test_pytorch.VARIANTS["stacks that differ"])
+    cast(net, "float32")
+    model, pair = test_pytorch.convert(net, 1), (net.transformer.encoder, net.transformer.decoder)
+    batch = test_pytorch.random_batch(net, 1)
+    assert_right(diagnose(pair, *batch, model=model, run=net.run), 23)
+    pair[0].norm = None
+    found = diagnose(pair, *batch, model=model, run=net.run)
+    assert (found.first, found.faults[0].cause.flag) == ("encoder.final", "NormMissing")
+    with pytest.raises(TypeError, match="from_pytorch"):
+        diagnose(pair, *batch, run=net.run)
+
+
 def cast(net, dtype):
     for module in (net.transformer, net.source_embedding, net.target_embedding, net.unembedding):
         module.to(getattr(torch, dtype))

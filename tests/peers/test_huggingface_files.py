@@ -100,12 +100,44 @@ def test_generation_config_file(tmp_path):
 # Files of older releases, without fields that the class fills in
 
 
+def from_arrays(path):
+    """The directory's model, converted from its arrays and the JSON of its two configs."""
+    config, generation = (json.loads((path / name).read_text()) for name in (CONFIG, GENERATION))
+    return from_huggingface(load_file(path / WEIGHTS), config, generation)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_arrays_and_json_give_the_model_of_the_directory(name, tmp_path):
+    theirs = random_model(name, 3)
+    theirs.generation_config.forced_bos_token_id = 9
+    theirs.save_pretrained(tmp_path)
+    model = from_arrays(tmp_path)
+    assert_same_model(model, from_huggingface(tmp_path))
+    arrays, config = load_file(tmp_path / WEIGHTS), json.loads((tmp_path / CONFIG).read_text())
+    assert_same_model(from_huggingface(arrays, theirs.config, theirs.generation_config), model)
+    assert_same_model(from_huggingface(arrays, config, {"forced_bos_token_id": 9}), model)
+
+
+def test_a_whole_generation_config_replaces_that_of_the_model(tmp_path):
+    """It omits the tokens that are null, as its file does."""
+    theirs = random_model("BART", 0)
+    arrays, config = theirs.state_dict(), theirs.config.to_dict() | {"forced_bos_token_id": 9}
+    whole = theirs.generation_config.to_diff_dict()
+    assert "forced_bos_token_id" not in whole
+    assert from_huggingface(arrays, config, {"eos_token_id": 7}).config.forced_bos_id == 9
+    model = from_huggingface(arrays, config, whole)
+    assert (model.config.forced_bos_id, model.config.eos_ids) == (None, (2, 5, 11, 17, 23, 29))
+    del whole["eos_token_id"]
+    assert from_huggingface(arrays, config, whole).config.eos_ids == ()
+
+
 def older_files(name, seed, path, change_config, change_arrays=lambda arrays: arrays):
     random_model(name, seed).float().save_pretrained(path)
     edit_json(path / CONFIG, change_config)
     edit_arrays(path / WEIGHTS, change_arrays)
     theirs = CASES[name].model.from_pretrained(path).eval()
     ours = from_huggingface(path)
+    assert_same_model(from_arrays(path), ours)
     assert error_of_logits(ours, theirs, random_batch(theirs, seed)) < 1e-5
     return theirs, ours
 
@@ -313,9 +345,16 @@ def test_missing_packages_raise_with_their_extra(package, file, tmp_path, monkey
 def test_paths_that_are_no_directory_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match="t5-small"):
         from_huggingface("t5-small")
-    (tmp_path / WEIGHTS).write_bytes(b"")
-    with pytest.raises(NotADirectoryError, match=WEIGHTS):
-        from_huggingface(tmp_path / WEIGHTS)
+    for name, cure in (
+        (WEIGHTS, "directory"),
+        (CONFIG, "directory"),
+        ("model.gguf", "GGUF.*directory"),
+        ("pytorch_model.bin", "Pickles"),
+        ("other", "directory"),
+    ):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(NotADirectoryError, match=rf"{cure}.*{name}"):
+            from_huggingface(tmp_path / name)
 
 
 # Text

@@ -106,11 +106,22 @@ def sinusoids(d_model):
     return table
 
 
+def stack(side, d_model, n_layers, norm, **options):
+    """A stack for nn.Transformer(custom_encoder=..., custom_decoder=...), or for itself."""
+    layer = getattr(nn, f"Transformer{side.title()}Layer")(d_model, **options)
+    both = {"eps": options.get("layer_norm_eps", 1e-5), "bias": options.get("bias", True)}
+    norm = nn.LayerNorm(d_model, **both) if norm else None
+    return getattr(nn, f"Transformer{side.title()}")(layer, n_layers, norm)
+
+
 def random_network(seed, **options):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     n_heads = int(rng.integers(1, 4))
     d_model = n_heads * 2 * int(rng.integers(2, 5))
+    for side in ("encoder", "decoder"):
+        if side in options:
+            options[f"custom_{side}"] = stack(side, d_model, **options.pop(side))
     transformer = nn.Transformer(
         **{
             "d_model": d_model,
@@ -192,6 +203,23 @@ VARIANTS = {
         "norm_first": True,
         "activation": "gelu",
     },
+    "no final norms": {
+        "encoder": {"n_layers": 2, "norm": False, "nhead": 2, "dim_feedforward": 13},
+        "decoder": {"n_layers": 3, "norm": False, "nhead": 2, "dim_feedforward": 13},
+    },
+    "stacks that differ": {
+        "encoder": {
+            "n_layers": 3,
+            "norm": True,
+            "nhead": 2,
+            "dim_feedforward": 23,
+            "activation": "gelu",
+            "layer_norm_eps": 1e-2,
+            "norm_first": True,
+            "bias": False,
+        },
+        "decoder": {"n_layers": 1, "norm": False, "nhead": 1, "dim_feedforward": 7},
+    },
 }
 
 
@@ -227,20 +255,30 @@ def test_equal_tables_are_tied():
 
 
 def plain(net):
+    """Arrays and the arguments of nn.Transformer, or, where they do not suffice, by stack."""
     arrays = {name: x.numpy() for name, x in net.transformer.state_dict().items()}
-    layer = net.transformer.encoder.layers[0]
-    options = {
-        "d_model": net.transformer.d_model,
-        "nhead": net.transformer.nhead,
-        "num_encoder_layers": len(net.transformer.encoder.layers),
-        "num_decoder_layers": len(net.transformer.decoder.layers),
+    stacks = {"encoder": net.transformer.encoder, "decoder": net.transformer.decoder}
+    options = {side: plain_stack(stack) for side, stack in stacks.items()}
+    shared = {k: x for k, x in options["encoder"].items() if k not in ("num_layers", "final_norm")}
+    if shared.items() <= options["decoder"].items() and all(s.norm for s in stacks.values()):
+        numbers = {f"num_{side}_layers": len(stack.layers) for side, stack in stacks.items()}
+        return arrays, shared | numbers
+    return arrays, options
+
+
+def plain_stack(stack):
+    layer = stack.layers[0]
+    return {
+        "d_model": layer.linear1.in_features,
+        "nhead": layer.self_attn.num_heads,
+        "num_layers": len(stack.layers),
         "dim_feedforward": layer.linear1.out_features,
         "layer_norm_eps": layer.norm1.eps,
-        "activation": "relu",
+        "activation": "gelu" if layer.activation is nn.functional.gelu else "relu",
         "norm_first": layer.norm_first,
         "bias": layer.linear1.bias is not None,
+        "final_norm": stack.norm is not None,
     }
-    return arrays, options
 
 
 def plain_around(net):
@@ -268,6 +306,26 @@ def test_arrays_and_options_give_the_same_model(seed, tmp_path):
         same.append(convert(net, seed, source_positions=table, target_positions=table))
     for other in same:
         assert_same_model(other, model)
+
+
+@pytest.mark.parametrize("name", ["defaults", "no final norms", "stacks that differ"])
+def test_stacks_by_themselves(name):
+    """A pair of modules, compiled or not, and their arrays, which get the names' prefixes."""
+    net = random_network(1, **VARIANTS[name])
+    model, pair = convert(net, 1), (net.transformer.encoder, net.transformer.decoder)
+    arrays = {
+        f"{side}.{name}": x
+        for side, stack in zip(("encoder", "decoder"), pair, strict=True)
+        for name, x in stack.state_dict().items()
+    }
+    stacks = {f"{side}coder": plain_stack(s) for side, s in zip(("en", "de"), pair, strict=True)}
+    for given, options in (
+        (pair, None),
+        ((compiled(pair[0]), pair[1]), None),
+        (arrays, stacks),
+        ({f"_orig_mod.{name}": x for name, x in arrays.items()}, plain(net)[1]),
+    ):
+        assert_same_model(convert(net, 1, transformer=given, options=options), model)
 
 
 def with_compiled_parts(transformer):
@@ -331,7 +389,7 @@ def test_arrays_are_copies():
 
 
 def test_every_option_of_the_constructor_is_read_or_without_effect():
-    read = {*OPTIONS, "custom_encoder", "custom_decoder"}  # the last two raise, see below
+    read = {*OPTIONS, "custom_encoder", "custom_decoder"}  # the last two in modules, see below
     harmless = {"dropout", "batch_first", "device", "dtype"}
     assert set(inspect.signature(nn.Transformer).parameters) == read | harmless
     net = random_network(1)
@@ -346,8 +404,19 @@ class Changed(nn.TransformerEncoderLayer):
     """A layer with a forward of its own."""
 
 
-def custom(layer):
-    return nn.TransformerEncoder(layer, 1, nn.LayerNorm(8), enable_nested_tensor=False)
+LAYER = nn.TransformerEncoderLayer
+
+
+def custom(layer, n_layers=1):
+    return nn.TransformerEncoder(layer, n_layers, nn.LayerNorm(8), enable_nested_tensor=False)
+
+
+def unequal(**options):
+    """An encoder whose second layer has other options."""
+    sizes = {"d_model": 8, "nhead": 2, "dim_feedforward": 16}
+    encoder = custom(LAYER(**sizes), 2)
+    encoder.layers[1] = LAYER(**sizes | options)
+    return encoder
 
 
 @pytest.mark.parametrize(
@@ -355,10 +424,18 @@ def custom(layer):
     [
         ({"custom_encoder": custom(Changed(8, 2, 16))}, r"encoder\.layers\.0 is a Changed"),
         ({"custom_encoder": nn.Identity()}, "encoder is a Identity"),
-        ({"custom_encoder": custom(nn.TransformerEncoderLayer(8, 2, 13))}, r"\[13, 16\]"),
-        ({"custom_encoder": custom(nn.TransformerEncoderLayer(8, 4, 16))}, "nhead"),
-        ({"custom_encoder": custom(nn.TransformerEncoderLayer(8, 2, 16, norm_first=True))}, "norm"),
-        ({"custom_encoder": custom(nn.TransformerEncoderLayer(8, 2, 16, bias=False))}, "bias"),
+        ({"custom_encoder": nn.Linear(8, 8)}, "encoder is a Linear"),
+        ({"custom_encoder": custom(LAYER(8, 2, 16), 0)}, "encoder.*at least one layer"),
+        ({"custom_encoder": unequal(dim_feedforward=13)}, r"encoder.*\[16, 13\]"),
+        ({"custom_encoder": unequal(nhead=4)}, r"encoder.*nhead: \[2, 4\]"),
+        ({"custom_encoder": unequal(norm_first=True)}, "encoder.*norm_first"),
+        ({"custom_encoder": unequal(bias=False)}, "encoder.*bias"),
+        ({"custom_encoder": unequal(activation="gelu")}, "encoder.*activation"),
+        ({"custom_encoder": custom(LAYER(8, 2, 16, bias=False))}, "norms of the encoder.*bias"),
+        (
+            {"custom_encoder": custom(LAYER(8, 2, 16, layer_norm_eps=0.5))},
+            "norms of the encoder.*layer_norm_eps",
+        ),
         ({"activation": nn.functional.silu}, "silu"),
         ({"activation": nn.ReLU()}, "ReLU"),
     ],
@@ -421,6 +498,27 @@ ARGUMENTS = [
     (lambda a, o: {"unembedding": None}, TypeError, "unembedding must.* got NoneType"),
     (lambda a, o: {"transformer": None}, TypeError, "must be an nn.Transformer.* NoneType"),
     (lambda a, o: {"transformer": nn.Linear(2, 3)}, TypeError, "nn.Transformer.* Linear"),
+    (lambda a, o: {"transformer": (a, a)}, TypeError, "nn.Transformer.* tuple"),
+    (
+        lambda a, o: {"transformer": (nn.Linear(2, 3),) * 2},
+        UnsupportedFeature,
+        "encoder is a Linear",
+    ),
+    (
+        lambda a, o: {"transformer": a, "options": {"encoder": {"nhead": 2}, "decoder": o}},
+        ValueError,
+        r"options\['encoder'\].*lacks.*final_norm",
+    ),
+    (
+        lambda a, o: {"transformer": a, "options": o | {"custom_decoder": nn.Identity()}},
+        UnsupportedFeature,
+        "custom_decoder.*by stack",
+    ),
+    (
+        lambda a, o: {"transformer": a, "options": {"encoder": None, "decoder": o}},
+        TypeError,
+        r"options\['encoder'\].*NoneType",
+    ),
     (lambda a, o: {"transformer": "model.pt"}, TypeError, "nn.Transformer.* 'model.pt'"),
     (lambda a, o: {"transformer": a}, TypeError, "arrays need options: a mapping"),
     (lambda a, o: {"transformer": a, "options": ["d_model"]}, TypeError, "options: a mapping"),

@@ -124,9 +124,7 @@ def record_pytorch() -> None:
             "around.positions": net.positions,
             **bias,
         }
-        given = pt.plain(net)[1] | options
-        given.pop("batch_first", None)  # a layout of activations, not of the model
-        about = {"options": given, "scale": net.scale}
+        about = {"options": pt.plain(net)[1], "scale": net.scale}
         write(
             "torch",
             name,

@@ -29,7 +29,8 @@ FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
 
 
 def from_huggingface(model: Any, config: Any = None, generation_config: Any = None) -> Model:
-    """Convert T5, ByT5, mT5, UMT5, BART, mBART, Marian, Pegasus, M2M100, NLLB or a Blenderbot.
+    """Convert T5, ByT5, mT5, UMT5, BART, mBART, MVP, PLBart, Marian, Pegasus, M2M100, NLLB or a
+    Blenderbot.
 
     Parameters
     ----------
@@ -38,10 +39,13 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
         ``config.json`` and ``model.safetensors`` (or its shards and their index); or the
         arrays of such a model, of NumPy or PyTorch, with the names of its ``state_dict()``.
         Modules, and mappings of arrays, may come from ``torch.compile``.
-    config : config of transformers, or mapping with all its fields; for arrays only
+    config : config of transformers, or mapping such as the JSON of a ``config.json``
+        For arrays only. Fields that older files omit get the values of the config's class.
     generation_config : mapping, or generation config of transformers, optional
         Fields that override those of the model's generation config (for arrays: of
-        ``config``), such as a missing start token. The value None removes a field.
+        ``config``), such as a missing start token. The value None removes a field. A whole
+        generation config, which has the field ``transformers_version``, as a
+        ``generation_config.json`` does, replaces the model's.
 
     Returns
     -------
@@ -85,6 +89,7 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     is_path = isinstance(model, str | os.PathLike)
     with file_errors(model, UnsupportedFeature, FileError) if is_path else nullcontext():
         arrays, fields, generation, vocabularies = _read(model, config)
+        generation = _whole(overrides) if "transformers_version" in overrides else generation
         generation.update(overrides)
         converted = _converted(arrays, fields, generation)
         settings = read_settings(generation, converted.config)
@@ -96,7 +101,7 @@ def _read(model: Any, config: Any) -> tuple[Mapping[str, Any], Fields, Fields, V
     if isinstance(model, str | os.PathLike):
         return _read_directory(Path(model))
     if isinstance(model, Mapping):
-        fields = _fields("config", config)
+        fields = _completed(_fields("config", config))
         return model, fields, _of_generation(fields), {}
     return *_read_module(model), {}
 
@@ -124,12 +129,22 @@ def _converted(arrays: Mapping[str, Any], fields: Fields, generation: Fields) ->
 def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabularies]:
     check_directory(directory)
     json_fields = read_json(directory / CONFIG)
-    fields = _family(Fields(json_fields)).completed(json_fields)
+    fields = _completed(json_fields)
     path = directory / GENERATION_CONFIG
     generation = read_json(path) if os.path.lexists(path) else _of_generation(json_fields)
-    absent = dict.fromkeys(SPECIAL_TOKENS)  # files omit fields that are null
     vocabularies = read_tokenizers(directory, fields)
-    return read_arrays(directory), fields, Fields(absent | generation), vocabularies
+    return read_arrays(directory), fields, _whole(generation), vocabularies
+
+
+def _completed(fields: dict[str, Any]) -> Fields:
+    """The fields of a config, with those that a file omits or its class derives."""
+    completed: Fields = _family(Fields(fields)).completed(fields)
+    return completed
+
+
+def _whole(generation: dict[str, Any]) -> Fields:
+    """All fields of a generation config; a file omits those that are null."""
+    return Fields(dict.fromkeys(SPECIAL_TOKENS) | generation)
 
 
 def _read_module(module: Any) -> tuple[Mapping[str, Any], Fields, Fields]:

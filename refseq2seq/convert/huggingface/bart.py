@@ -1,4 +1,4 @@
-"""BART and its descendants: mBART, Marian, Pegasus, M2M100 and NLLB, both Blenderbots.
+"""BART and its descendants: mBART, Marian, Pegasus, M2M100, NLLB, Blenderbots, MVP, PLBart.
 
 They have layer norms and projections with biases, and add positions to the embeddings.
 transformers 5.23 has a class for each model; here `FAMILIES` lists the differences.
@@ -54,6 +54,8 @@ FAMILIES = {
     ),
     "blenderbot": Family(norm="before", embedding_norm=NO_NORM, positions="learned", offset=0),
     "blenderbot-small": Family(norm="after", embedding_norm=MIXED, positions="learned", offset=0),
+    "mvp": Family(norm="after", embedding_norm=NORM, positions="learned", offset=2),
+    "plbart": Family(norm="after", embedding_norm=NORM, positions="learned", offset=2),
 }
 
 # Our names -> theirs. {norm} is `Family.norm`.
@@ -185,14 +187,15 @@ def _positions(c: Fields, family: Family) -> LearnedPositions | SinusoidalPositi
 
 
 def _check_consistent(c: Fields, family: Family) -> None:
-    """Raise if a redundant field of an older config contradicts the model's class."""
-    said_twice = {
+    """Raise if a field contradicts what is implemented for the model's class."""
+    implemented = {
         "normalize_before": family.norm == "before",
         "add_final_layer_norm": family.norm == "before",
         "normalize_embedding": family.embedding_norm["encoder"] != "none",
         "static_position_embeddings": family.positions != "learned",
+        "use_prompt": False,  # MVP's learned keys and values
     }
-    for field, done in said_twice.items():
+    for field, done in implemented.items():
         if field in c and c[field] != done:
             raise UnsupportedFeature(
                 f"{field} = {c[field]}: for {c['model_type']} models only {done} is implemented"

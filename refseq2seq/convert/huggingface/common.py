@@ -48,6 +48,7 @@ TYPES: dict[str, Any] = {
     "add_final_layer_norm": bool,
     "normalize_embedding": bool,
     "static_position_embeddings": bool,
+    "use_prompt": bool,
     # Generation
     "decoder_start_token_id": int | None,
     "bos_token_id": int | None,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ...files import safetensors
-from ...files.reading import PICKLES, FileError, file_errors, read_json
+from ...files.reading import PICKLES, FileError, cure_of_format, file_errors, read_json
 from ..given import adapters
 from .common import Arrays
 
@@ -21,14 +21,16 @@ ADAPTER_CONFIG = "adapter_config.json"
 def check_directory(path: Path) -> None:
     """Raise unless the path is the directory of a complete model."""
     if path.is_file():
-        why = "a file; give the directory that contains it and its config.json"
-        raise NotADirectoryError(errno.ENOTDIR, why, str(path))
+        cure = cure_of_format(path) or "Give the directory that contains it and its config.json"
+        raise NotADirectoryError(errno.ENOTDIR, f"a file. {cure}", str(path))
     if not path.is_dir():
         why = "no such directory; nothing is downloaded: give a local directory or a live model"
         raise FileNotFoundError(errno.ENOENT, why, str(path))
     if os.path.lexists(path / ADAPTER_CONFIG):
         raise adapters(str(path / ADAPTER_CONFIG))
     if not (path / CONFIG).exists():
+        if weights := sorted(path.glob("adapter_model.*")):
+            raise adapters(str(weights[0]))
         why = "no such file; give a directory that save_pretrained of transformers wrote"
         raise FileNotFoundError(errno.ENOENT, why, str(path / CONFIG))
 

@@ -75,8 +75,9 @@ def diagnose(
 
     Parameters
     ----------
-    module : XTransformer, pair of TransformerWrapper, model of transformers, nn.Transformer
-        A module that `refseq2seq.convert` supports. A pair is (encoder, decoder). A module from
+    module : XTransformer, model of transformers, nn.Transformer, or pair of stacks
+        A module that `refseq2seq.convert` supports. A pair is (encoder, decoder), of
+        TransformerWrapper or of nn.TransformerEncoder and nn.TransformerDecoder. A module from
         ``torch.compile`` is run compiled, then recompiled with the hooks, and recompiled again
         when it is used next.
     source : integer array (batch, n_source), or list of lists of token ids

@@ -1,4 +1,4 @@
-"""The submodules of a live ``torch.nn.Transformer`` that compute our quantities.
+"""The submodules of a live ``torch.nn.Transformer``, or its stacks, that compute our quantities.
 
 Its attention is a single function, inside which hooks capture nothing: queries, keys, values,
 scores and weights are not compared.
@@ -16,7 +16,9 @@ Run = Callable[[Any, Any, Any], Any]
 
 
 class PyTorchModule:
-    """An nn.Transformer, and the function that embeds tokens, runs it and returns logits."""
+    """An nn.Transformer, or a pair of its stacks, and the function that embeds tokens, runs it
+    and returns logits.
+    """
 
     def __init__(self, module: Any, run: Run | None) -> None:
         if run is None:
@@ -24,9 +26,10 @@ class PyTorchModule:
                 "an nn.Transformer needs run: pass a function of (source, target, source_mask) "
                 "that embeds the tokens, runs the module and returns logits"
             )
-        self.called = [module]
-        self.module = getattr(module, "_orig_mod", module)
-        self.parts, self.stacks = [self.module], [self.module.encoder, self.module.decoder]
+        self.called = list(module) if isinstance(module, tuple) else [module]
+        self.parts = [getattr(part, "_orig_mod", part) for part in self.called]
+        whole = self.parts[0]
+        self.stacks = [whole.encoder, whole.decoder] if len(self.parts) == 1 else self.parts
         self.run = run
 
     def convert(self) -> Model:
@@ -46,7 +49,8 @@ class PyTorchModule:
     def watch(self, catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
         catch.sequence_first = not stack.layers[0].self_attn.batch_first
         catch.given(stack.layers[0], [f"{side}.embed"])
-        catch.gives(stack.norm, [f"{side}.final"])
+        last = stack.layers[-1] if stack.norm is None else stack.norm
+        catch.gives(last, [f"{side}.final"])
         for i, layer in enumerate(stack.layers):
             at = f"{side}.layers.{i}"
             norms, attentions = [layer.norm1, layer.norm2], {"self_attention": layer.self_attn}
