@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..checks import check_number
-from ..files.checkpoint import load
 from ..generation.beam import EarlyStopping
 from ..generation.constraints import no_repeat_ngram, repetition_penalty
 from ..generation.filters import min_p, temperature, top_a, top_fraction, top_k, top_p
 from ..generation.sampling import Processor, greedy, sample
 from ..model import Model
-from .progress import tell
+from .progress import load, tell
 from .threads import NARROW, use_threads
 
 EARLY_STOPPING: dict[str, EarlyStopping] = {"true": True, "false": False, "never": "never"}

@@ -9,20 +9,21 @@ model = from_huggingface(arrays, config)               arrays of any origin, suc
 
 import os
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...backend import c_ordered
 from ...files.reading import FileError, file_errors, read_json
 from ...model import Model
 from ...params import MIN_LAYER
 from ..given import numpy_arrays, plain_module, wrong_module
-from ..table import SpecialTokens, UnsupportedFeature, convert_params, numbered
+from ..table import SpecialTokens, Transform, UnsupportedFeature, convert_params, numbered
 from . import bart, t5
 from .common import Arrays, Fields
-from .files import CONFIG, GENERATION_CONFIG, check_directory, read_arrays
+from .files import CONFIG, GENERATION_CONFIG, check_directory, stored_arrays
 from .tokenizer import Vocabularies, read_tokenizers
 
 FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
@@ -65,7 +66,7 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
         If ``model`` is not a module, a path or a mapping of arrays.
     FileError
         For a directory, instead of ValueError. Also if one of its files is not a regular file,
-        is too large or damaged, or contains NaN or infinity.
+        is too large or damaged, or an array that is used contains NaN or infinity.
 
     Warns
     -----
@@ -87,24 +88,42 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
             f"config is for a mapping of arrays, got it with {type(model).__name__}: leave it out, "
             "since a module or a directory has its own"
         )
+    return converted(model, config, generation_config)
+
+
+def converted(
+    model: Any,
+    config: Any = None,
+    generation_config: Any = None,
+    take: Transform = c_ordered,
+    advance: Callable[[int], object] = lambda n: None,
+) -> Model:
+    """As `from_huggingface`, with what ``take`` returns for each array; ``advance`` is `load`'s."""
     overrides = {} if generation_config is None else generation_config
     overrides = _fields("generation_config", overrides)
     is_path = isinstance(model, str | os.PathLike)
-    with file_errors(model, UnsupportedFeature, FileError) if is_path else nullcontext():
+    with ExitStack() as files:
+        if is_path:
+            files.enter_context(file_errors(model, UnsupportedFeature, FileError))
         arrays, fields, settings, vocabularies = _read(model, config)
+        if is_path:
+            arrays = stored_arrays(Path(model), files, advance)
         settings.update(overrides)
-        converted = _converted(arrays, fields, settings)
+        read = _converted(arrays, fields, settings, take)
     if words := [list(word) for word in settings.get("bad_words_ids", ()) if len(word) > 1]:
         warnings.warn(
             f"the generation config has bad_words_ids = {words}, which generate applies only with "
             f"choose=greedy(bad_words({words}))",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return replace(converted, **vocabularies)
+    return replace(read, **vocabularies)
 
 
 def _read(model: Any, config: Any) -> tuple[Mapping[str, Any], Fields, Fields, Vocabularies]:
-    """Arrays, config, generation settings and tokenizers, from any kind of ``model``."""
+    """Arrays, config, generation settings and tokenizers, from any kind of ``model``.
+
+    The arrays of a directory are not read yet.
+    """
     if isinstance(model, str | os.PathLike):
         return _read_directory(Path(model))
     if isinstance(model, Mapping):
@@ -113,7 +132,9 @@ def _read(model: Any, config: Any) -> tuple[Mapping[str, Any], Fields, Fields, V
     return *_read_module(model), {}
 
 
-def _converted(arrays: Mapping[str, Any], fields: Fields, settings: Fields) -> Model:
+def _converted(
+    arrays: Mapping[str, Any], fields: Fields, settings: Fields, take: Transform
+) -> Model:
     family = _family(fields)
     if not fields["is_encoder_decoder"]:
         raise UnsupportedFeature(
@@ -124,7 +145,7 @@ def _converted(arrays: Mapping[str, Any], fields: Fields, settings: Fields) -> M
     config, table, unused = family.convert(fields, arrays, _special_tokens(settings))
     if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(arrays):
         raise ValueError(f"the config has more layers than there are arrays for, {len(arrays)}")
-    params = convert_params(config, numbered(config, table), arrays, unused)
+    params = convert_params(config, numbered(config, table), arrays, unused, take)
     return Model(config=config, params=params)
 
 
@@ -136,7 +157,7 @@ def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabulari
     settings = read_json(generation) if os.path.lexists(generation) else json_fields
     absent = dict.fromkeys(SPECIAL_TOKENS)  # files omit fields that are null
     vocabularies = read_tokenizers(directory, fields)
-    return read_arrays(directory), fields, Fields(absent | settings), vocabularies
+    return {}, fields, Fields(absent | settings), vocabularies
 
 
 def _read_module(module: Any) -> tuple[Mapping[str, Any], Fields, Fields]:
