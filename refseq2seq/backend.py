@@ -15,6 +15,7 @@ Array = Any
 """A NumPy or CuPy array. Shapes and dtypes are documented where an array is used."""
 
 PIECE = 16384  # elements: 128 KiB of float64
+TILE = 256  # rows and columns: 256 KiB of float32
 
 
 class BackendError(RuntimeError):
@@ -60,6 +61,35 @@ def array_namespace(x: Array) -> ModuleType:
 def to_numpy(x: Array) -> np.ndarray:
     """``x`` as a plain NumPy array on the host. A device array is waited for and copied."""
     return x.get() if _is_cupy(x) else np.asarray(x)
+
+
+def c_ordered(x: Any) -> np.ndarray:
+    """A copy in C order of a NumPy array, or of what NumPy makes an array of."""
+    if not (isinstance(x, np.ndarray) and x.ndim == 2 and x.flags.fnc):
+        return np.array(x, order="C")
+    result = np.empty(x.shape, x.dtype)
+    copy_transposed(x.T, result)
+    return result
+
+
+def outline(x: Any) -> np.ndarray:
+    """Zeros of the shape and dtype of ``x`` that take no memory."""
+    return np.broadcast_to(np.zeros((), x.dtype), x.shape)
+
+
+def copy_transposed(x: np.ndarray, result: np.ndarray) -> None:
+    """``result[:] = x.T`` for matrices in C order, in tiles that stay in the processor's cache.
+
+    NumPy alone takes ten times as long. The rows of the buffer are longer than those of a tile:
+    numbers whose addresses differ by a power of two share a few places of the cache.
+    """
+    buffer = np.empty((TILE, TILE + 4), x.dtype)
+    for i in range(0, x.shape[0], TILE):
+        for j in range(0, x.shape[1], TILE):
+            tile = x[i : i + TILE, j : j + TILE]
+            copy = buffer[: tile.shape[0], : tile.shape[1]]
+            copy[...] = tile
+            result[j : j + TILE, i : i + TILE] = copy.T
 
 
 def freeze(*arrays: Any) -> None:

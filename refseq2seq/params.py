@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array
+from .backend import Array, copy_transposed
 from .checks import check_int
 from .config import (
     AttentionConfig,
@@ -155,8 +155,13 @@ def _by_columns(table: Array) -> Array:
 
     A step reads the whole unembedding, but only one row of the table per token.
     """
-    in_rows = table.strides[0] > table.strides[1]
-    return table.copy(order="F") if in_rows else table
+    if table.strides[0] <= table.strides[1]:
+        return table
+    if type(table) is not np.ndarray:
+        return table.copy(order="F")
+    result = np.empty(table.shape, table.dtype, order="F")
+    copy_transposed(table, result.T)
+    return result
 
 
 def _shapes(config: ModelConfig) -> Params:

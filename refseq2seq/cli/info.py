@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ..files.checkpoint import load
+from ..files.checkpoint import load_outline
 from ..watching.notebook import model_rows
 from .options import MODEL_HELP, add_command
 
@@ -16,5 +16,5 @@ def add_to(commands: Any) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    for name, text in [("model", options.model), *model_rows(load(options.model))]:
+    for name, text in [("model", options.model), *model_rows(load_outline(options.model))]:
         print(f"{name:11} {text}")

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from ..checks import UnsupportedFeature, check_number
-from ..files.checkpoint import load
 from ..generation.beam import EarlyStopping
 from ..generation.configured import as_configured
 from ..generation.constraints import no_repeat_ngram, repetition_penalty
@@ -16,7 +15,7 @@ from ..generation.sampling import Processor, greedy, sample
 from ..languages import between
 from ..model import Model
 from ..settings import Settings
-from .progress import tell
+from .progress import load, tell
 from .threads import NARROW, use_threads
 
 EARLY_STOPPING: dict[str, EarlyStopping] = {"true": True, "false": False, "never": "never"}

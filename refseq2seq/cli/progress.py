@@ -1,13 +1,18 @@
 """Messages on standard error: the progress of a long run, and errors."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from ..files import checkpoint
 from ..files.reading import one_line
+from ..model import Model
 
 EVERY = 3.0  # seconds
+LARGE = 2**28  # bytes, which take a second to load
 
 
 def tell(what: str) -> None:
@@ -21,9 +26,9 @@ def tell(what: str) -> None:
 
 @contextmanager
 def progress(
-    done: int, total: int | None, wanted: bool = True
+    done: int, total: int | None, wanted: bool = True, unit: str = " lines"
 ) -> Iterator[Callable[[int], object]]:
-    """A function to call with the number of further lines that are done.
+    """A function to call with the number of further lines, or of another ``unit``, that are done.
 
     If ``wanted`` and standard error is a terminal, tqdm shows a bar; without tqdm, a line is
     printed every `EVERY` seconds.
@@ -34,13 +39,21 @@ def progress(
     try:
         from tqdm import tqdm
     except ImportError:
-        yield _printed(done, total)
+        yield _printed(done, total, unit)
         return
-    with tqdm(initial=done, total=total, unit=" lines", delay=1) as bar:
+    with tqdm(initial=done, total=total, unit=unit, unit_scale=unit == "B", delay=1) as bar:
         yield bar.update
 
 
-def _printed(done: int, total: int | None) -> Callable[[int], None]:
+def load(path: str) -> Model:
+    """`refseq2seq.load`, with a progress bar if the file is large."""
+    files = Path(path).glob("*.safetensors") if os.path.isdir(path) else [Path(path)]
+    n_bytes = sum(file.stat().st_size for file in files if file.is_file())
+    with progress(0, n_bytes, n_bytes > LARGE, unit="B") as advance:
+        return checkpoint.load(path, advance=advance)
+
+
+def _printed(done: int, total: int | None, unit: str) -> Callable[[int], None]:
     last = time.monotonic()
 
     def advance(n: int) -> None:
@@ -48,6 +61,8 @@ def _printed(done: int, total: int | None) -> Callable[[int], None]:
         done += n
         if time.monotonic() - last >= EVERY:
             last = time.monotonic()
-            print(f"{done:,}{f' of {total:,}' if total else ''} lines done", file=sys.stderr)
+            print(
+                f"{done:,}{f' of {total:,}' if total else ''} {unit.strip()} done", file=sys.stderr
+            )
 
     return advance

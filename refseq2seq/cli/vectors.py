@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig
-from ..files.checkpoint import load
 from ..files.reading import file_errors, read_json
 from .options import add_command, add_options, count, whole
+from .progress import load
 
 FAMILIES = ("vaswani", "x_transformers", "t5", "everything")
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..files.checkpoint import load, save
+from ..files.checkpoint import save
 from .options import MODEL_HELP, add_command, add_options
+from .progress import load
 
 
 def add_to(commands: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_numpy
+from ..files.safetensors import Stored
 from .table import UnsupportedFeature
 
 # Parts of names that the package peft adds where it wraps a module or extends or replaces a layer.
@@ -52,7 +53,7 @@ def arrays_and_options(
     return read_module(given)
 
 
-def numpy_arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def numpy_arrays(given: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the arrays of a mapping, such as a state dict; the keys are those of `plain_name`."""
     if name := next(filter(_OF_ADAPTERS.search, given), None):
         raise adapters(name)
@@ -62,7 +63,7 @@ def numpy_arrays(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: numpy_array(theirs, given[theirs]) for name, theirs in names.items()}
 
 
-def numpy_array(name: str, x: Any) -> np.ndarray:
+def numpy_array(name: str, x: Any) -> Any:
     """Convert a PyTorch tensor or another array to a NumPy array.
 
     A floating-point dtype that NumPy lacks, such as bfloat16, becomes float32, which represents
@@ -74,6 +75,8 @@ def numpy_array(name: str, x: Any) -> np.ndarray:
         raise TypeError(
             f"{name} must be an array of NumPy or PyTorch, got {type(x).__name__}: {cure}"
         )
+    if isinstance(x, Stored):
+        return x  # read when it is needed
     if not hasattr(x, "detach"):
         x = to_numpy(x)
         return x if _numpy_has(x.dtype) else x.astype("float32")

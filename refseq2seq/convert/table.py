@@ -6,9 +6,10 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from ..backend import Array
+from ..backend import Array, c_ordered
 from ..checks import UnsupportedFeature as UnsupportedFeature  # noqa: PLC0414
 from ..config import ModelConfig
+from ..files.safetensors import Stored
 from ..params import Params, build_params, param_shapes
 
 Transform = Callable[[Array], Array]
@@ -97,10 +98,11 @@ def numbered(config: ModelConfig, table: Table) -> Table:
 def convert_params(
     config: ModelConfig,
     table: Table,
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, Any],
     unused: Collection[str] = (),
+    take: Transform = c_ordered,
 ) -> Params:
-    """Convert another library's arrays to the parameters of ``config``; the arrays are copied.
+    """Convert another library's arrays to the parameters of ``config``.
 
     Parameters
     ----------
@@ -111,6 +113,9 @@ def convert_params(
         All of one dtype: float16, float32 or float64.
     unused : collection of str
         Their names of arrays that the model has but generation does not need.
+    take : function, optional
+        Returns the parameter for a converted array. By default it is a copy, so that further
+        training does not change our model.
 
     Raises
     ------
@@ -125,7 +130,8 @@ def convert_params(
             longer = next((name for name in arrays if name.endswith(f".{theirs}")), None)
             cure = f"; it may be {longer}: remove the prefix from all names" if longer else ""
             raise ValueError(f"there is no array {theirs}, from which {ours} is made{cure}")
-        stored = np.asarray(arrays[theirs])
+        given = arrays[theirs]
+        stored = given if isinstance(given, Stored) else np.asarray(given)
         if stored.dtype.name not in ("float16", "float32", "float64"):
             raise ValueError(f"{theirs} must be float16, float32 or float64, got {stored.dtype}")
         x = transform(stored)
@@ -135,7 +141,7 @@ def convert_params(
                 f"the options ask for {shape}"
             )
         used[theirs] = stored.dtype.name
-        return np.array(x, order="C")  # a copy: further training must not change our model
+        return take(x)
 
     params = build_params(config, array)
     if left := sorted(arrays.keys() - used.keys() - set(unused)):

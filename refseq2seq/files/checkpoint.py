@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..backend import to_numpy
+from ..backend import c_ordered, outline, to_numpy
 from ..config import ModelConfig, StackConfig
 from ..model import Model
 from ..params import MIN_LAYER, build_params, named_arrays, param_shapes
@@ -113,10 +113,16 @@ def _fields(side: str, tokenizer: Tokenizer | None, c: StackConfig) -> dict[str,
     return tokenizer.to_dict()
 
 
-def load(path: str | os.PathLike[str]) -> Model:
+def load(path: str | os.PathLike[str], *, advance: Callable[[int], object] | None = None) -> Model:
     """Read a model: ``"g2p"``, which is included, or a native checkpoint, or the directory of a
     Hugging Face model or of CTranslate2 (see `refseq2seq.convert.from_huggingface` and
     `refseq2seq.convert.from_ctranslate2`).
+
+    Parameters
+    ----------
+    path : str or path
+    advance : function, optional
+        Called with the number of bytes of each array that has been read, for a progress bar.
 
     Raises
     ------
@@ -133,6 +139,18 @@ def load(path: str | os.PathLike[str]) -> Model:
     >>> load("g2p").dtype
     dtype('float32')
     """
+    return _load(path, True, advance or (lambda n: None))
+
+
+def load_outline(path: str | os.PathLike[str]) -> Model:
+    """The model that `load` returns, with zeros that take no memory: only headers are read.
+
+    Of a directory, arrays are read that the converter compares: two token tables, sinusoids.
+    """
+    return _load(path, False, lambda n: None)
+
+
+def _load(path: Any, values: bool, advance: Callable[[int], object]) -> Model:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a str or an os.PathLike, got {type(path).__name__}")
     if path == "":
@@ -141,14 +159,16 @@ def load(path: str | os.PathLike[str]) -> Model:
         from importlib.resources import as_file, files  # here: a third of the import time
 
         with as_file(files("refseq2seq") / "g2p" / "model.npz") as shipped:
-            return load(shipped)
+            return _load(shipped, values, advance)
     path = Path(path)
     if path.is_dir():
         # Here, since nothing else in the core needs converters.
-        from ..convert import from_ctranslate2, from_huggingface
-        from ..convert.ctranslate2 import is_ctranslate2
+        from ..convert.ctranslate2 import from_ctranslate2, is_ctranslate2
+        from ..convert.huggingface import converted
 
-        return from_ctranslate2(path) if is_ctranslate2(path) else from_huggingface(path)
+        if is_ctranslate2(path):
+            return from_ctranslate2(path)
+        return converted(path, take=c_ordered if values else outline, advance=advance)
     if not path.exists():
         why = (
             "No such file or directory; the only built-in name is 'g2p', and nothing is "
@@ -157,13 +177,15 @@ def load(path: str | os.PathLike[str]) -> Model:
         raise FileNotFoundError(errno.ENOENT, why, str(path))
     try:
         with file_errors(path, CheckpointError), npz.entries(path) as entries:
-            return _read(entries)
+            return _read(entries, values, advance)
     except CheckpointError as error:
         cure = cure_of_format(path)
         raise CheckpointError(f"{error}. {cure}" if cure else str(error)) from error
 
 
-def _read(entries: Mapping[str, npz.Entry]) -> Model:
+def _read(
+    entries: Mapping[str, npz.Entry], values: bool, advance: Callable[[int], object]
+) -> Model:
     if HEADER not in entries:
         raise CheckpointError(f"it has no {HEADER}, so it is not a refseq2seq checkpoint")
     header = _header(entries[HEADER].read())
@@ -180,16 +202,19 @@ def _read(entries: Mapping[str, npz.Entry]) -> Model:
         raise CheckpointError(f"it has entries that its config does not have: {_list(unknown)}")
 
     def array(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        stored = entries[f"{name}.npy"].array()
+        stored = entries[f"{name}.npy"].array(values)
         if stored.shape != shape:
             raise CheckpointError(f"{name} must have shape {shape}, got {stored.shape}")
-        if stored.dtype.str not in ("<f2", "<f4", "<f8") or not stored.flags.c_contiguous:
+        if stored.dtype.str not in ("<f2", "<f4", "<f8") or stored.flags.fnc:
             raise CheckpointError(
                 f"{name} must be little-endian float in C order, got {stored.dtype.str} with "
                 f"strides {stored.strides}"
             )
+        if not values:
+            return np.broadcast_to(np.zeros((), header["dtype"]), shape)
+        advance(stored.nbytes)
         with np.errstate(all="ignore"):  # an overflow is reported by name below
-            converted = stored.astype(header["dtype"])
+            converted = stored.astype(header["dtype"], copy=False)
         if not np.isfinite(converted).all():
             raise CheckpointError(f"{name} is not finite as {header['dtype']}")
         return converted

@@ -8,14 +8,18 @@
 Everything is little-endian, nothing is compressed, every byte belongs to the header or to an array.
 """
 
+import io
 import json
 import os
 import reprlib
-from collections.abc import Mapping
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
 
 import numpy as np
 
+from ..backend import TILE, copy_transposed
 from .reading import MAX_BYTES, FileError, file_errors, fits, opened, parse_json
 from .writing import replacing
 
@@ -27,6 +31,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "I32": np.dtype("<i4"),
     "BOOL": np.dtype("?"),
 }
+Check = Callable[["Stored", np.ndarray], None]
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 WHAT_TO_DO = (
     f"expected {', '.join(DTYPES)} or BF16: widen a narrower float to float32 (F32), which is exact"
@@ -60,19 +65,80 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     BF16, the upper half of float32, is read as float32, since NumPy has no such dtype.
     """
     with file_errors(path), opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        n = int.from_bytes(file.read(8), "little")
-        if not 0 < n <= min(size - 8, MAX_BYTES):
-            raise FileError("not a complete safetensors file: its header is cut off or too long")
-        try:
-            return _arrays(parse_json(file.read(n)), file, size - 8 - n)
-        except (KeyError, AttributeError, TypeError) as error:
-            raise FileError(f"not a complete safetensors file: its header: {error!r}") from error
+        return {name: np.asarray(x) for name, x in stored(file).items()}
 
 
-def _arrays(header: dict[str, Any], file: IO[bytes], n_bytes: int) -> dict[str, np.ndarray]:
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """An array in an open file. NumPy reads it where it needs an array, each time anew.
+
+    It is read and not mapped, because the program ends (SIGBUS) where a mapped file is truncated,
+    and because a model must not depend on a file that its owner may replace.
+    """
+
+    file: io.BufferedReader
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    dtype_of_file: np.dtype[Any]  # the halves of BF16 are integers
+    begin: int  # where its bytes begin in the file
+    check: Check
+    is_transposed: bool = False
+
+    @property
+    def T(self) -> "Stored":  # noqa: N802 - as an array of NumPy
+        """The transpose of a matrix, which is read in C order too."""
+        return replace(self, shape=self.shape[::-1], is_transposed=not self.is_transposed)
+
+    def reshape(self, shape: int) -> "Stored":
+        """The same numbers in one row, as ``reshape(-1)`` returns them."""
+        return replace(self, shape=(prod(self.shape),))
+
+    def astype(self, dtype: Any, copy: bool = True) -> "Stored":
+        """The same numbers, converted when they are read."""
+        return replace(self, dtype=np.dtype(dtype))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self.file.seek(self.begin)
+        if not self.is_transposed:
+            return self._next(self.shape).astype(self.dtype, copy=False)
+        result = np.empty(self.shape, self.dtype)
+        for i in range(0, self.shape[1], TILE):
+            columns = result[:, i : i + TILE]
+            copy_transposed(self._next(columns.T.shape), columns)
+        return result
+
+    def _next(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The next numbers of the file."""
+        x = np.empty(shape, self.dtype_of_file)
+        if self.file.readinto(x.data) != x.nbytes:
+            raise FileError(f"{self.file.name}: it ends before the last number of {self.name}")
+        if x.dtype == "<u2":
+            x = (x.astype("<u4") << 16).view("<f4")
+        self.check(self, x)
+        return x
+
+
+def stored(file: io.BufferedReader, check: Check = lambda entry, x: None) -> dict[str, Stored]:
+    """The arrays of an open file, in the order of their bytes; only the header is read.
+
+    What is read of an array later is passed to ``check``.
+    """
+    size = os.fstat(file.fileno()).st_size
+    n = int.from_bytes(file.read(8), "little")
+    if not 0 < n <= min(size - 8, MAX_BYTES):
+        raise FileError("not a complete safetensors file: its header is cut off or too long")
+    try:
+        return _checked(parse_json(file.read(n)), file, size - 8 - n, check)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise FileError(f"not a complete safetensors file: its header: {error!r}") from error
+
+
+def _checked(
+    header: dict[str, Any], file: io.BufferedReader, n_bytes: int, check: Check
+) -> dict[str, Stored]:
     header.pop("__metadata__", None)
-    arrays, place = {}, 0
+    arrays, place, start = {}, 0, file.tell()
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         code, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         dtype = np.dtype("<u2") if code == "BF16" else DTYPES.get(code)
@@ -83,8 +149,15 @@ def _arrays(header: dict[str, Any], file: IO[bytes], n_bytes: int) -> dict[str, 
             raise FileError(f"{name} must have a shape and offsets of integers >= 0, got {shown}")
         if begin != place or end > n_bytes or not fits(shape, dtype.itemsize, end - begin):
             raise FileError(f"{name} of shape {shown} does not fit bytes {begin} to {end}")
-        array = np.frombuffer(file.read(end - begin), dtype=dtype).reshape(shape)
-        arrays[name] = (array.astype("<u4") << 16).view("<f4") if code == "BF16" else array
+        arrays[name] = Stored(
+            file=file,
+            name=name,
+            shape=tuple(shape),
+            dtype=np.dtype("<f4") if code == "BF16" else dtype,
+            dtype_of_file=dtype,
+            begin=start + begin,
+            check=check,
+        )
         place = end
     if place != n_bytes:
         raise FileError("not a complete safetensors file: it has bytes that belong to no array")

@@ -98,5 +98,5 @@ class Trace(Mapping[str, Array]):
         trace = cls()
         with file_errors(path), npz.entries(path) as entries:
             for name, entry in entries.items():
-                trace(name.removesuffix(".npy"), entry.array().copy("K"))
+                trace(name.removesuffix(".npy"), entry.array())
         return trace

@@ -8,20 +8,22 @@ model = from_huggingface(arrays, config)               arrays of any origin, suc
 """
 
 import os
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...backend import c_ordered
 from ...files.reading import FileError, file_errors, read_json
+from ...files.safetensors import Stored
 from ...model import Model
 from ...params import MIN_LAYER
 from ..given import numpy_arrays, plain_module, wrong_module
-from ..table import SpecialTokens, UnsupportedFeature, convert_params, numbered
+from ..table import SpecialTokens, Transform, UnsupportedFeature, convert_params, numbered
 from . import bart, t5
 from .common import Arrays, Fields
-from .files import CONFIG, GENERATION_CONFIG, check_directory, read_arrays
+from .files import CONFIG, GENERATION_CONFIG, check_directory, stored_arrays
 from .settings import KNOWN, SPECIAL_TOKENS, read_settings
 from .tokenizer import Vocabularies, read_tokenizers
 
@@ -84,20 +86,38 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
             f"config is for a mapping of arrays, got it with {type(model).__name__}: leave it out, "
             "since a module or a directory has its own"
         )
+    return converted(model, config, generation_config)
+
+
+def converted(
+    model: Any,
+    config: Any = None,
+    generation_config: Any = None,
+    take: Transform = c_ordered,
+    advance: Callable[[int], object] = lambda n: None,
+) -> Model:
+    """As `from_huggingface`, with what ``take`` returns for each array; ``advance`` is `load`'s."""
     overrides = {} if generation_config is None else generation_config
     overrides = _fields("generation_config", overrides)
     is_path = isinstance(model, str | os.PathLike)
-    with file_errors(model, UnsupportedFeature, FileError) if is_path else nullcontext():
+    with ExitStack() as files:
+        if is_path:
+            files.enter_context(file_errors(model, UnsupportedFeature, FileError))
         arrays, fields, generation, vocabularies = _read(model, config)
+        if is_path:
+            arrays = stored_arrays(Path(model), files, advance)
         generation = _whole(overrides) if "transformers_version" in overrides else generation
         generation.update(overrides)
-        converted = _converted(arrays, fields, generation)
-        settings = read_settings(generation, converted.config)
-    return replace(converted, settings=settings, **vocabularies)
+        read = _converted(arrays, fields, generation, take)
+        settings = read_settings(generation, read.config)
+    return replace(read, settings=settings, **vocabularies)
 
 
 def _read(model: Any, config: Any) -> tuple[Mapping[str, Any], Fields, Fields, Vocabularies]:
-    """Arrays, config, generation config and tokenizers, from any kind of ``model``."""
+    """Arrays, config, generation config and tokenizers, from any kind of ``model``.
+
+    The arrays of a directory are not read yet.
+    """
     if isinstance(model, str | os.PathLike):
         return _read_directory(Path(model))
     if isinstance(model, Mapping):
@@ -111,7 +131,9 @@ def _of_generation(fields: Mapping[str, Any]) -> Fields:
     return Fields({name: value for name, value in fields.items() if name in KNOWN})
 
 
-def _converted(arrays: Mapping[str, Any], fields: Fields, generation: Fields) -> Model:
+def _converted(
+    arrays: Mapping[str, Any], fields: Fields, generation: Fields, take: Transform
+) -> Model:
     family = _family(fields)
     if not fields["is_encoder_decoder"]:
         raise UnsupportedFeature(
@@ -122,7 +144,11 @@ def _converted(arrays: Mapping[str, Any], fields: Fields, generation: Fields) ->
     config, table, unused = family.convert(fields, arrays, _special_tokens(generation))
     if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(arrays):
         raise ValueError(f"the config has more layers than there are arrays for, {len(arrays)}")
-    params = convert_params(config, numbered(config, table), arrays, unused)
+    rows = numbered(config, table)
+    params = convert_params(config, rows, arrays, unused, take)
+    for name in arrays.keys() - {theirs for theirs, _ in rows.values()}:
+        if isinstance(arrays[name], Stored):  # read what is not needed too: it must be finite
+            take(arrays[name])
     return Model(config=config, params=params)
 
 
@@ -133,7 +159,7 @@ def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabulari
     path = directory / GENERATION_CONFIG
     generation = read_json(path) if os.path.lexists(path) else _of_generation(json_fields)
     vocabularies = read_tokenizers(directory, fields)
-    return read_arrays(directory), fields, _whole(generation), vocabularies
+    return {}, fields, _whole(generation), vocabularies
 
 
 def _completed(fields: dict[str, Any]) -> Fields:

@@ -211,7 +211,7 @@ def _check_sinusoids(arrays: Arrays, positions: SinusoidalPositions, d_model: in
                 f"{name} must have shape (n, d_model = {d_model}), got {arrays[name].shape}"
             )
         used = np.arange(positions.offset, n_positions)
-        table = arrays[name][used]
+        table = np.asarray(arrays[name])[used]
         difference = table - sinusoids(used, d_model, positions.layout)
         # Angles in float32, as in M2M100, have an error of up to 2^-23 times the position.
         allowed = _rounding(table) + used * 2.0**-22

@@ -135,7 +135,10 @@ def token_tables(
         return next((found for found in (name, *others) if found in arrays), name)
 
     def equal(a: str, b: str) -> bool:
-        return a == b or (a in arrays and b in arrays and np.array_equal(arrays[a], arrays[b]))
+        if a == b or a not in arrays or b not in arrays:
+            return a == b
+        x, y = arrays[a], arrays[b]
+        return x.shape == y.shape and np.array_equal(np.asarray(x), np.asarray(y))
 
     e, d, u = find(encoder), find(decoder), find(unembedding)
     rows = {

@@ -2,12 +2,15 @@
 
 import errno
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...files import safetensors
-from ...files.reading import PICKLES, FileError, cure_of_format, file_errors, read_json
+from ...files.reading import PICKLES, FileError, cure_of_format, file_errors, opened, read_json
 from ..given import adapters
 from .common import Arrays
 
@@ -35,11 +38,12 @@ def check_directory(path: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, why, str(path / CONFIG))
 
 
-def read_arrays(directory: Path) -> Arrays:
+def stored_arrays(directory: Path, files: ExitStack, advance: Callable[[int], object]) -> Arrays:
     """The arrays of ``model.safetensors``, or of the files that the index names.
 
-    bfloat16, the upper half of float32, is read as float32. ``lexists`` finds broken links, which
-    are errors and not missing files.
+    The files stay open until ``files`` is closed, and only their headers are read: an array is
+    read when NumPy needs it, and then must be finite. ``lexists`` finds broken links, which are
+    errors and not missing files.
     """
     if os.path.lexists(directory / WEIGHTS):
         names = [WEIGHTS]
@@ -47,14 +51,20 @@ def read_arrays(directory: Path) -> Arrays:
         names = _shards(directory / INDEX)
     else:
         raise _no_weights(directory)
-    arrays: dict[str, np.ndarray] = {}
+
+    def check(entry: safetensors.Stored, x: np.ndarray) -> None:
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            path = Path(entry.file.name).name
+            raise FileError(f"{path}: {entry.name} contains numbers that are NaN or infinite")
+        advance(x.size * entry.dtype_of_file.itemsize)
+
+    arrays: dict[str, Any] = {}
     for name in names:
-        found = safetensors.read(directory / name)
+        with file_errors(directory / name):
+            file = files.enter_context(opened(directory / name))
+            found = safetensors.stored(file, check)
         if twice := sorted(arrays.keys() & found.keys()):
             raise FileError(f"{name} contains {twice[0]}, which another file contains too")
-        for array, x in found.items():
-            if x.dtype.kind == "f" and not np.isfinite(x).all():
-                raise FileError(f"{name}: {array} contains numbers that are NaN or infinite")
         arrays |= found
     return arrays
 
