@@ -4,10 +4,11 @@
 ``docs/your-own-model.md``.
 """
 
+from ..checks import UnsupportedFeature
 from .ctranslate2 import from_ctranslate2
 from .huggingface import from_huggingface
 from .pytorch import from_pytorch
-from .table import UnsupportedFeature, convert_params, numbered, same, transposed
+from .table import convert_params, numbered, same, transposed
 from .x_transformers import from_x_transformers
 
 __all__ = [

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_numpy
+from ..checks import UnsupportedFeature
 from ..files.safetensors import Stored
-from .table import UnsupportedFeature
 
 # Parts of names that the package peft adds where it wraps a module or extends or replaces a layer.
 _OF_ADAPTERS = re.compile(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..checks import UnsupportedFeature
 from ..config import (
     Activation,
     FeedForwardConfig,
@@ -32,7 +33,6 @@ from .given import (
 )
 from .table import (
     Table,
-    UnsupportedFeature,
     convert_params,
     module_rows,
     numbered,

@@ -7,7 +7,6 @@ from typing import Any, TypedDict
 import numpy as np
 
 from ..backend import Array, c_ordered
-from ..checks import UnsupportedFeature as UnsupportedFeature  # noqa: PLC0414
 from ..config import ModelConfig
 from ..files.safetensors import Stored
 from ..params import Params, build_params, param_shapes

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...checks import UnsupportedFeature
 from ...config import check_type
 from ...files.reading import FileError, file_errors, read_json
 from ...model import Model
 from ..huggingface.files import INDEX, WEIGHTS
-from ..table import UnsupportedFeature, special_tokens
+from ..table import special_tokens
 from . import files, spec, vocabulary
 from .vocabulary import SpacedTokens
 

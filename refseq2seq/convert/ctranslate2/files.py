@@ -23,8 +23,8 @@ from typing import IO
 
 import numpy as np
 
+from ...checks import UnsupportedFeature
 from ...files.reading import FileError, fits, opened
-from ..table import UnsupportedFeature
 
 VERSION, SPEC, REVISIONS = 6, "TransformerSpec", range(5, 8)
 DTYPES = ("<f4", "i1", "<i2", "<i4", "<f2", "bfloat16")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...backend import Array
+from ...checks import UnsupportedFeature
 from ...config import (
     Activation,
     AttentionConfig,
@@ -31,7 +32,6 @@ from ..table import (
     SpecialTokens,
     Table,
     Transform,
-    UnsupportedFeature,
     convert_params,
     numbered,
     same,

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ...checks import UnsupportedFeature
 from ...config import check_type, from_json
 from ...files.reading import FileError, file_errors, parse_json, read_bytes
 from ...text import Tokenizer, UnknownSymbolError
 from ..huggingface.tokenizer import JSON, JsonTokenizer, SentencePieceTokenizer
-from ..table import UnsupportedFeature
 
 Tokens = tuple[str, ...]
 

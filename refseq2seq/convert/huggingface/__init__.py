@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ...backend import c_ordered
+from ...checks import UnsupportedFeature
 from ...files.reading import FileError, file_errors, read_json
 from ...files.safetensors import Stored
 from ...model import Model
 from ...params import MIN_LAYER
 from ..given import numpy_arrays, plain_module, wrong_module
-from ..table import SpecialTokens, Transform, UnsupportedFeature, convert_params, numbered
+from ..table import SpecialTokens, Transform, convert_params, numbered
 from . import bart, t5
 from .common import Arrays, Fields
 from .files import CONFIG, GENERATION_CONFIG, check_directory, stored_arrays

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...checks import UnsupportedFeature
 from ...config import (
     FeedForwardConfig,
     LearnedPositions,
@@ -21,7 +22,7 @@ from ...config import (
 )
 from ...positions import sinusoids
 from ...presets import plain_attention
-from ..table import SpecialTokens, UnsupportedFeature, module_rows
+from ..table import SpecialTokens, module_rows
 from .common import Arrays, Conversion, Fields, activation, token_tables
 
 EmbeddingNorm = Literal["none", "before_positions", "after_positions"]

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple, TypedDict, get_origin
 
 import numpy as np
 
+from ...checks import UnsupportedFeature
 from ...config import Activation, ModelConfig, check_type, from_json
-from ..table import Table, UnsupportedFeature, same, transposed
+from ..table import Table, same, transposed
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -7,6 +7,7 @@ biases for buckets of relative positions. The conventions are those of transform
 from dataclasses import replace
 from typing import Any
 
+from ...checks import UnsupportedFeature
 from ...config import (
     AttentionConfig,
     BucketedPositions,
@@ -16,7 +17,7 @@ from ...config import (
     StackConfig,
 )
 from ...presets import plain_attention
-from ..table import SpecialTokens, UnsupportedFeature, module_rows
+from ..table import SpecialTokens, module_rows
 from .common import Arrays, Conversion, Fields, activation, token_tables
 
 # Defaults of the config classes for fields that older files omit.

@@ -17,8 +17,8 @@ from torch import nn
 from x_transformers import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, XTransformer
 from x_transformers import x_transformers as xt
 
+from ...checks import UnsupportedFeature
 from ..given import numpy_arrays, plain_module, plain_name, wrong_module
-from ..table import UnsupportedFeature
 
 # Attributes that affect only training, speed, or arguments that are not used here.
 WITHOUT_EFFECT = {

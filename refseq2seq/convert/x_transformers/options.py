@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from ..table import UnsupportedFeature
+from ...checks import UnsupportedFeature
 
 # The options of an encoder (enc_) or decoder (dec_) that are implemented, with their
 # defaults. Each attn_ option also exists as a cross_attn_ one, which defaults to it.
