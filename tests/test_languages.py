@@ -269,7 +269,7 @@ def test_mistakes_of_languages_are_one_line(call, monkeypatch):
 
 
 def test_info_lists_the_languages(capsys, monkeypatch):
-    monkeypatch.setattr(info, "load", lambda path: multilingual())
+    monkeypatch.setattr(info, "load_outline", lambda path: multilingual())
     out = in_process(capsys)("info")[1]
     (line,) = (line for line in out.splitlines() if line.startswith("languages"))
     assert "3" in line

@@ -130,6 +130,8 @@ CONSTRAINTS = {
     "suppress": rs.suppress([3, 4]),
     "begin_suppress": rs.begin_suppress([6]),
     "bad_words": rs.bad_words([[3, 7], [11]]),
+    "sequence_bias": rs.sequence_bias({(3, 7): 1.5, (11,): -2.0}),
+    "exponential_decay": rs.exponential_decay(0, 1.3),
     "forced_bos": rs.forced_bos(9),
     "forced_eos": rs.forced_eos(2, 4),
     "allowed_tokens": rs.allowed_tokens(lambda row, tokens: range(2, 20)),

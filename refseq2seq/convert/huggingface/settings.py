@@ -77,5 +77,7 @@ def read_settings(fields: Mapping[str, Any], c: ModelConfig) -> Settings:
         others[name] = value
     done = [(token,) for token in (*c.suppressed_ids, *c.eos_ids)]
     words = tuple(word for word in settings.bad_words if word not in done)
-    told = tuple((name, one_line(json.dumps(x, default=str), 200)) for name, x in others.items())
+    told = tuple(
+        (name, one_line(json.dumps(others[name], default=str), 200)) for name in sorted(others)
+    )
     return replace(settings, bad_words=words, not_implemented=told)
