@@ -317,7 +317,7 @@ def check_type(where: str, annotation: Any, value: Any) -> None:
     """Raise unless ``value`` has the annotated type; ints are 0 to 2**31 - 1, floats finite."""
     origin, members = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
-        if value not in members:
+        if not any(type(value) is type(x) and value == x for x in members):  # 1 is not True
             raise ValueError(f"{where} must be one of {members}, got {value!r}")
     elif origin is tuple:
         if not isinstance(value, tuple):

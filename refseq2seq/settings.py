@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 from .config import Config, annotations, from_json
 
@@ -101,7 +101,12 @@ def _plain(annotation: Any, value: Any) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, dict):
-        value = [[list(key), x] for key, x in value.items()]
-    if annotation in (float, float | None) and type(value) is int:
+        value = list(value.items())
+    if get_origin(annotation) is tuple and isinstance(value, list | tuple):
+        kinds = get_args(annotation)
+        if kinds[-1] is Ellipsis or len(kinds) != len(value):  # a wrong length is reported later
+            kinds = kinds[:1] * len(value)
+        return [_plain(kind, x) for kind, x in zip(kinds, value, strict=True)]
+    if annotation in (float, float | None) and type(value) is int and abs(value) < 2**1023:
         return float(value)
     return value

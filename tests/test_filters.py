@@ -303,6 +303,7 @@ def test_epsilon_and_eta_keep_the_best_and_all_above_the_bar(p, cutoff):
         # nearest to the entropy is token 2, then 0, then 1 and 3 alike
         (rs.typical(0.75), [0, 2]),
         (rs.typical(0.7501), [0, 1, 2]),
+        (rs.typical(0.7501, keep_ties=True), [0, 1, 2, 3]),
     ],
     ids=short,
 )

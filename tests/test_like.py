@@ -83,6 +83,7 @@ def test_top_k_with_equal_scores():
     assert kept(x_transformers("top_k", k=2), UNIFORM) == [[0, 1]]
     assert kept(huggingface(top_k=2), UNIFORM) == [[0, 1, 2, 3]]
     assert kept(huggingface(top_k=2), [[1.0, 0.0, 2.0, 1.0]]) == [[0, 2, 3]]
+    assert kept(huggingface(typical_p=0.5), UNIFORM) == [[0, 1, 2, 3]]
 
 
 def test_huggingface_rounds_to_float32():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import refseq2seq as rs
 from refseq2seq import cli
 from refseq2seq.convert.huggingface.settings import read_settings
+from refseq2seq.testing.vectors.situations import ordinary
 
 MODEL = rs.load("g2p")
 SOURCE = [MODEL.source_vocabulary.encode(word) for word in ("banana", "cat")]
@@ -87,6 +88,17 @@ def test_an_override_replaces_a_field():
     assert "repetition_penalty(2.0)" in repr(how["choose"])
 
 
+def test_an_override_may_consist_of_numbers_of_numpy():
+    how = rs.as_configured(
+        with_settings(),
+        sequence_bias={(np.int64(5), 6): -1},
+        bad_words=[np.array([3, 4])],
+        exponential_decay=np.array([2, 3]),
+    )
+    for told in ("(((5, 6), -1.0),)", "bad_words(((3, 4),))", "exponential_decay(2, 3.0)"):
+        assert told in repr(how["choose"])
+
+
 @pytest.mark.parametrize(
     ("fields", "overrides", "error", "message"),
     [
@@ -98,6 +110,10 @@ def test_an_override_replaces_a_field():
         ({}, {"prefix": [[1], [1, 2]], "max_length": 5}, ValueError, "max_new_tokens"),
         ({}, {"max_length": 1}, ValueError, "max_length = 1"),
         ({"num_return_sequences": 2}, {}, ValueError, "num_return_sequences = 2"),
+        ({"num_return_sequences": 3}, {"beams": 2}, ValueError, "num_return_sequences = 3.* 2"),
+        ({}, {"temperature": 10**400}, TypeError, "temperature"),
+        ({}, {"sequence_bias": {5: 1.0}}, TypeError, "sequence_bias"),
+        ({}, {"early_stopping": 1}, ValueError, "early_stopping"),
         ({"beams": 2}, {"do_sample": True}, rs.UnsupportedFeature, "beams = 2"),
         ({"not_implemented": (("top_h", "0.5"),)}, {}, rs.UnsupportedFeature, "top_h = 0.5"),
     ],
@@ -137,6 +153,16 @@ def test_generate_text_warns_once(recwarn):
     rs.generate_text(with_settings(repetition_penalty=1.5), ["cat"])
     assert ["repetition_penalty = 1.5" in str(x.message) for x in recwarn] == [True]
     assert recwarn[0].filename == __file__
+
+
+def test_the_warning_names_what_is_not_implemented():
+    with pytest.warns(UserWarning, match="settings top_h = 0.5: "):
+        rs.generate(with_settings(not_implemented=(("top_h", "0.5"),)), SOURCE)
+
+
+def test_cases_of_vectors_have_no_settings():
+    case = ordinary("g2p", with_settings(no_repeat_ngram=2), np.random.default_rng(0))
+    assert case.model.settings is None
 
 
 # From files, and to files
@@ -181,6 +207,9 @@ def test_a_checkpoint_contains_the_settings(tmp_path_factory, settings):
         ({"penalty_alpha": 0.6, "top_k": 4}, "top_k=4, penalty_alpha=0.6"),
         ({"bad_words_ids": [[2], [7], [8, 9]]}, "bad_words=((7,), (8, 9))"),  # 2 ends a target
         ({"sequence_bias": [[[4], 1.5]]}, "sequence_bias=(((4,), 1.5),)"),
+        ({"exponential_decay_length_penalty": [2, 3]}, "exponential_decay=(2, 3.0)"),
+        ({"forced_eos_token_id": [5, 6]}, "forced_eos_token_id=[5, 6]"),
+        ({"early_stopping": 1}, "early_stopping=1"),
         ({"new_option": {"a": 1}}, 'new_option={"a": 1}'),
         ({"eos_token_id": 5, "transformers_version": "6"}, ""),
     ],
@@ -223,6 +252,13 @@ def test_the_command_appends_filters_that_are_no_settings(path, capsys):
     assert cli.main(["generate", "banana", "--model", path, "--top-a", "1", "--top-k", "0.5"]) == 0
     best = rs.generate_as_configured(rs.load(path), SOURCE[:1], beams=1, num_return_sequences=1)
     assert capsys.readouterr().out.split("\t")[0] == texts(best.tokens)[0][0]
+
+
+@pytest.mark.parametrize("options", [["--n-best", "4"], ["--beams", "1"]])
+def test_more_outputs_than_beams_are_refused_before_the_first_line(path, options, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["generate", "banana", "--model", path, *options])
+    assert "num_return_sequences" in capsys.readouterr().err
 
 
 def test_info_prints_the_settings(path, capsys):

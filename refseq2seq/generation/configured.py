@@ -227,9 +227,9 @@ def _check_implemented(settings: Settings) -> None:
             "ask for: pass do_sample=False or beams=1"
         )
     n = settings.num_return_sequences
-    if n > 1 and settings.beams == 1 and not settings.do_sample:
+    if n > settings.beams and not settings.do_sample:
         raise ValueError(
-            f"num_return_sequences = {n} needs do_sample or beams: greedy decoding has one result"
+            f"num_return_sequences = {n} must be at most beams = {settings.beams} unless do_sample"
         )
 
 

@@ -136,7 +136,7 @@ def top_a(ratio: float, power: float = 2.0) -> Processor:
 
 
 @makes_processor
-def typical(mass: float) -> Processor:
+def typical(mass: float, *, keep_ties: bool = False) -> Processor:
     """Keep the tokens whose surprise is nearest to the entropy, until they add up to ``mass``
     (locally typical sampling; Meister et al. 2023, eq. 9).
 
@@ -146,11 +146,9 @@ def typical(mass: float) -> Processor:
     ----------
     mass : float
         In (0, 1]. At least one token is kept, not necessarily the best.
-
-    Notes
-    -----
-    Of equally near tokens, the lowest ids are kept; Hugging Face keeps all that are as near
-    as the last one kept.
+    keep_ties : bool
+        Also keep all tokens that are as near as the last one kept, as Hugging Face does. Otherwise
+        the lowest ids of equally near ones are kept.
     """
     mass = check_number("typical's mass", mass, "(0, 1]")
     if mass == 1:
@@ -158,8 +156,12 @@ def typical(mass: float) -> Processor:
 
     def kept(scores: Array) -> Array:
         log_probs = log_softmax(at_least_float32(scores))
-        distance = array_namespace(scores).abs(-log_probs - entropy(log_probs))
-        return probability_before(scores, -distance) < mass
+        xp = array_namespace(scores)
+        distance = xp.abs(-log_probs - entropy(log_probs))
+        near = probability_before(scores, -distance) < mass
+        if not keep_ties:
+            return near
+        return distance <= xp.where(near, distance, 0.0).max(axis=-1, keepdims=True)
 
     return _keeping(kept)
 

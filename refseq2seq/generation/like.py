@@ -134,7 +134,7 @@ def huggingface(
         (top_k, 0, partial(filters.top_k, keep_ties=True)),
         (top_p, 1, _huggingface_top_p),
         (min_p, None, filters.min_p),
-        (typical_p, 1, filters.typical),
+        (typical_p, 1, partial(filters.typical, keep_ties=True)),
         (epsilon_cutoff, 0, filters.epsilon),
         (eta_cutoff, 0, filters.eta),
     )
@@ -209,7 +209,7 @@ PROCESSORS = {
     "top_k": "rs.top_k({}, keep_ties=True)",
     "top_p": "rs.top_p({})",
     "min_p": "rs.min_p({})",
-    "typical_p": "rs.typical({})",
+    "typical_p": "rs.typical({}, keep_ties=True)",
     "epsilon_cutoff": "rs.epsilon({})",
     "eta_cutoff": "rs.eta({})",
     "repetition_penalty": "rs.repetition_penalty({})",

@@ -358,6 +358,7 @@ def warn_of_settings(call: str, model: Model, given: Collection[str]) -> None:
     replaced = {name for argument in given for name in _REPLACED.get(argument, (argument,))}
     left = {n: value for n, value in model.settings.in_effect.items() if n not in replaced}
     if left:
+        left |= dict(left.pop("not_implemented", ()))
         told = ", ".join(f"{name} = {value}" for name, value in left.items())
         warnings.warn(
             f"rs.{call} does not apply the model's settings {told}: call "

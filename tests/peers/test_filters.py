@@ -278,3 +278,4 @@ def test_huggingface_keeps_all_equally_typical_tokens():
     kept = transformers.TypicalLogitsWarper(0.5)(None, torch.from_numpy(logits)).numpy()
     assert ids(kept[0]) == [0, 1, 2, 3]
     assert ids(rs.typical(0.5)(logits, None)[0]) == [0, 1]
+    assert ids(rs.typical(0.5, keep_ties=True)(logits, None)[0]) == [0, 1, 2, 3]

@@ -1,6 +1,7 @@
 """A model's own generation settings, live against ``generate(input)`` of transformers."""
 
 import dataclasses
+import json
 import re
 from functools import partial
 
@@ -253,3 +254,30 @@ def test_a_live_config_and_its_files_give_the_same_settings(tmp_path):
     with pytest.raises(rs.UnsupportedFeature, match="a_new_option"):
         rs.generate_as_configured(live, [[5]])
     assert rs.generate_as_configured(live, [[5]], not_implemented=()).tokens.shape[:2] == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("BART", {"force_bos_token_to_be_generated": True, "bos_token_id": 9}),
+        ("Marian", {"max_position_embeddings": 12}),  # which limit the default length
+        ("M2M100", {"max_position_embeddings": 20}),
+    ],
+)
+def test_a_config_without_a_generation_config(family, fields, tmp_path):
+    random_model(family, 3).float().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    expected = theirs.generate(torch.tensor([[7, 9, 13]])).numpy()[:, 1:]
+    found = rs.generate_as_configured(rs.load(tmp_path), [[7, 9, 13]])
+    assert found.tokens[:, 0].tolist() == expected.tolist()
+
+
+def test_several_forced_end_tokens_are_refused_where_they_are_applied():
+    model = rs.convert.from_huggingface(
+        configured(random_model("BART", 1), {"forced_eos_token_id": [5, 6]})
+    )
+    with pytest.raises(rs.UnsupportedFeature, match="forced_eos_token_id"):
+        rs.generate_as_configured(model, [[5]])

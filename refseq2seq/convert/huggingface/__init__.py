@@ -16,10 +16,13 @@ from typing import Any
 
 from ...backend import c_ordered
 from ...checks import UnsupportedFeature
+from ...config import ModelConfig
 from ...files.reading import FileError, file_errors, read_json
 from ...files.safetensors import Stored
+from ...generation.configured import DEFAULT_NEW_TOKENS
 from ...model import Model
 from ...params import MIN_LAYER
+from ...settings import Settings
 from ..given import numpy_arrays, plain_module, wrong_module
 from ..table import SpecialTokens, Transform, convert_params, numbered
 from . import bart, t5
@@ -110,8 +113,20 @@ def converted(
         generation = _whole(overrides) if "transformers_version" in overrides else generation
         generation.update(overrides)
         read = _converted(arrays, fields, generation, take)
-        settings = read_settings(generation, read.config)
+        settings = _limited(read_settings(generation, read.config), fields, read.config)
     return replace(read, settings=settings, **vocabularies)
+
+
+def _limited(settings: Settings, fields: Fields, c: ModelConfig) -> Settings:
+    """The settings, where few positions limit the default length, as in transformers.
+
+    Sinusoids have any number of positions here. A learned table limits every length.
+    """
+    most = fields.get("max_position_embeddings")
+    if most is None or most > DEFAULT_NEW_TOKENS or c.decoder.max_length is not None:
+        return settings
+    is_default = settings.max_length is None and settings.max_new_tokens is None
+    return replace(settings, max_length=most) if is_default else settings
 
 
 def _read(model: Any, config: Any) -> tuple[Mapping[str, Any], Fields, Fields, Vocabularies]:
@@ -129,7 +144,10 @@ def _read(model: Any, config: Any) -> tuple[Mapping[str, Any], Fields, Fields, V
 
 def _of_generation(fields: Mapping[str, Any]) -> Fields:
     """The fields of a model's config that belong to generation."""
-    return Fields({name: value for name, value in fields.items() if name in KNOWN})
+    generation = Fields({name: value for name, value in fields.items() if name in KNOWN})
+    if Fields(fields).get("force_bos_token_to_be_generated"):  # of BART, before forced_bos_token_id
+        generation["forced_bos_token_id"] = generation.get("bos_token_id")
+    return generation
 
 
 def _converted(
@@ -236,8 +254,8 @@ def _special_tokens(generation: Fields) -> SpecialTokens:
         if token is None:
             raise ValueError(f"the model has no {name}: pass generation_config={{{name!r}: ...}}")
     forced_eos = generation.get("forced_eos_token_id", ())
-    if len(forced_eos) > 1:
-        raise UnsupportedFeature(f"forced_eos_token_id = {list(forced_eos)}: more than one")
+    if len(forced_eos) > 1:  # not implemented, as `read_settings` says
+        forced_eos = ()
     single = [word[0] for word in generation.get("bad_words_ids", ()) if len(word) == 1]
     forced = (*forced_eos, generation.get("forced_bos_token_id"))
     # transformers ignores end tokens among bad words; forced tokens win, as `bad_words` lets them.

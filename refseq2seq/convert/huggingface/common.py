@@ -55,6 +55,7 @@ TYPES: dict[str, Any] = {
     "bos_token_id": int | None,
     "pad_token_id": int | None,
     "forced_bos_token_id": int | None,
+    "force_bos_token_to_be_generated": bool,
     "eos_token_id": tuple[int, ...],
     "forced_eos_token_id": tuple[int, ...],
     "suppress_tokens": tuple[int, ...],

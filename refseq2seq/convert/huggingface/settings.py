@@ -64,7 +64,8 @@ def read_settings(fields: Mapping[str, Any], c: ModelConfig) -> Settings:
     """
     settings, others = Settings(), {}
     for name, value in fields.items():
-        if value is None or name in TOKENS or name in WITHOUT_EFFECT:
+        is_token = name in TOKENS and not (name == "forced_eos_token_id" and _several(value))
+        if value is None or is_token or name in WITHOUT_EFFECT:
             continue
         if name in SETTINGS:
             try:
@@ -81,3 +82,7 @@ def read_settings(fields: Mapping[str, Any], c: ModelConfig) -> Settings:
         (name, one_line(json.dumps(others[name], default=str), 200)) for name in sorted(others)
     )
     return replace(settings, bad_words=words, not_implemented=told)
+
+
+def _several(tokens: Any) -> bool:
+    return isinstance(tokens, list | tuple) and len(tokens) > 1

@@ -35,7 +35,8 @@ def ordinary(family: str, of: ModelConfig | Model, rng: Rng) -> Case:
     values.
     """
     if isinstance(of, Model):
-        model, config = of.to("numpy").astype("float64"), of.config
+        model = replace(of.to("numpy").astype("float64"), settings=None)
+        config = of.config
     else:
         config = of
         model = Model.random(config, int(rng.integers(2**32)), "float64")
