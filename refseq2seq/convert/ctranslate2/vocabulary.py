@@ -70,23 +70,17 @@ def read_tokens(directory: Path, side: str, size: int) -> Tokens:
         raise FileError(f"it has none of {', '.join(names)}")
     with file_errors(path):
         content = read_bytes(path)
-        tokens = _of_json(content) if path.suffix == ".json" else _of_lines(content.decode())
+        if path.suffix == ".json":
+            tokens: Tokens = from_json("tokens", Tokens, parse_json(content, list))
+            check_type("tokens", Tokens, tokens)
+        else:
+            lines = content.decode().removesuffix("\n").split("\n")
+            if all(line.endswith("\r") for line in lines):  # otherwise it belongs to a token
+                lines = [line[:-1] for line in lines]
+            tokens = tuple(lines)
         if len(tokens) != size:
             raise FileError(f"it has {len(tokens)} tokens, but model.bin has {size}")
     return tokens
-
-
-def _of_json(content: bytes) -> Tokens:
-    tokens: Tokens = from_json("tokens", Tokens, parse_json(content, list))
-    check_type("tokens", Tokens, tokens)
-    return tokens
-
-
-def _of_lines(text: str) -> Tokens:
-    """The lines; a final carriage return belongs to a token unless every line has one."""
-    lines = text.removesuffix("\n").split("\n")
-    ends = all(line.endswith("\r") for line in lines)
-    return tuple(line.removesuffix("\r") if ends else line for line in lines)
 
 
 def tokenizers(
