@@ -209,7 +209,7 @@ class _Side:
             n_buckets=self.spec.shape(tables[0])[0],
             max_distance=self.get("layer_*/self_attention/relative_attention_max_distance", None),
             bidirectional=self.side == "encoder",
-            per_layer=not all(np.array_equal(x.get(tables[0]), x.get(table)) for table in tables),
+            per_layer=any(t not in x or not np.array_equal(x[tables[0]], x[t]) for t in tables),
             scale=1.0,
         )
 
