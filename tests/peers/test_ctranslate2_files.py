@@ -76,12 +76,13 @@ def distances(model, batch, rows, theirs):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_float32_gives_the_engines_tokens_and_scores(name, tmp_path, monkeypatch, say):
     counts, worst, greedy = Counts(), 0.0, 0
-    for theirs, batch, model, rows, logits in runs(name, tmp_path, monkeypatch):
+    runs_of_seeds = runs(name, tmp_path, monkeypatch)
+    for seed, (theirs, batch, model, rows, logits) in enumerate(runs_of_seeds):
         worst = max(worst, *distances(model, batch, rows, logits))
         ours = rs.generate(model, batch.source, source_mask=batch.mask, max_new_tokens=7)
         for row, tokens, n in zip(rows, ours.tokens, ours.lengths, strict=True):
             greedy += row == tokens[:n].tolist()
-        found = ctranslate2_beams(theirs, batch, tmp_path / "beams", 4, 2)
+        found = ctranslate2_beams(theirs, batch, tmp_path / f"{seed} beams", 4, 2)
         counts.compare(our_beams(model, batch, 4, 2, early_stopping=True), *found)
     say(f"{name}: logits {worst:.1e}, greedy {greedy} of {3 * N_SEEDS}, beams: {counts}")
     assert worst < 5e-6
