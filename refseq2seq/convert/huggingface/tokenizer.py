@@ -18,7 +18,7 @@ from ...files.reading import FileError, file_errors, parse_json, read_bytes, rea
 from ...text import MultilingualTokenizer, Tokenizer, UnknownSymbolError
 from .common import Fields
 
-JSON = "tokenizer.json"
+JSON, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 SPIECE, BPE = "spiece.model", "sentencepiece.bpe.model"
 VOCAB, TARGET_VOCAB = "vocab.json", "target_vocab.json"
 MARIAN = ("source.spm", "target.spm")
@@ -77,8 +77,7 @@ def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
     def has(*names: str) -> bool:
         return all(os.path.lexists(directory / name) for name in names)
 
-    settings_path = directory / "tokenizer_config.json"
-    settings = read_json(settings_path) if has(settings_path.name) else {}
+    settings = read_json(directory / SETTINGS) if has(SETTINGS) else {}
     kind, model_type, vocab_size = _tokenizer_class(settings, c), c["model_type"], c["vocab_size"]
     form = FORMS.get(kind)
     source: Tokenizer
@@ -93,14 +92,12 @@ def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
     elif model_type in ("t5", "mt5", "umt5") and has(SPIECE):
         source = SentencePieceTokenizer.of_t5(directory / SPIECE)
     elif model_type == "marian" and has(*MARIAN, VOCAB):
-        files = VOCAB, TARGET_VOCAB if has(TARGET_VOCAB) else VOCAB
-        source, target = (
-            SentencePieceTokenizer.of_marian(
-                directory / model, _read_ids(directory / ids, vocab_size)
-            )
-            for model, ids in zip(MARIAN, files, strict=True)
-        )
-        return {"source_vocabulary": source, "target_vocabulary": target}
+        ids = _read_ids(directory / VOCAB, vocab_size)
+        target = _read_ids(directory / TARGET_VOCAB, vocab_size) if has(TARGET_VOCAB) else ids
+        return {
+            "source_vocabulary": SentencePieceTokenizer.of_marian(directory / MARIAN[0], ids),
+            "target_vocabulary": SentencePieceTokenizer.of_marian(directory / MARIAN[1], target),
+        }
     else:
         return {}
     if form:
