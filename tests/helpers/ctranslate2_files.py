@@ -67,13 +67,14 @@ def variables_of(model: Model):
         found["decoder/projection/bias"] = p.logits_bias
     if c.logits_scale != 1:
         found["decoder/scale_outputs"] = np.float32(c.logits_scale)
-    ties = {
-        "encoder/embeddings_0/weight": c.tied_embeddings,
-        "decoder/projection/weight": c.tied_logits,
-    }
-    aliases = {name: "decoder/embeddings/weight" for name, tied in ties.items() if tied}
-    for name in aliases:
-        del found[name]
+    aliases = {}
+    for name, tied in (
+        ("encoder/embeddings_0/weight", c.tied_embeddings),
+        ("decoder/projection/weight", c.tied_logits),
+    ):
+        if tied:
+            del found[name]
+            aliases[name] = "decoder/embeddings/weight"
     return found, aliases
 
 
@@ -97,13 +98,11 @@ def _stack(c, p):
         if layer.cross_attention is not None:
             found |= _attention(f"{name}/attention", c.cross_attention, layer.cross_attention, 1)
             found |= _norm(f"{name}/attention/layer_norm", _one(layer.cross_norms))
-        ff, linear = layer.feed_forward, f"{name}/ffn/linear"
+        ff, first = layer.feed_forward, f"{name}/ffn/linear_0"
+        found |= _linear(f"{first}_noact" if c.feed_forward.gated else first, (ff.w_in, ff.b_in))
         if c.feed_forward.gated:
-            found |= _linear(f"{linear}_0", (ff.w_gate, ff.b_gate))
-            found |= _linear(f"{linear}_0_noact", (ff.w_in, ff.b_in))
-        else:
-            found |= _linear(f"{linear}_0", (ff.w_in, ff.b_in))
-        found |= _linear(f"{linear}_1", (ff.w_out, ff.b_out))
+            found |= _linear(first, (ff.w_gate, ff.b_gate))
+        found |= _linear(f"{name}/ffn/linear_1", (ff.w_out, ff.b_out))
         found |= _norm(f"{name}/ffn/layer_norm", _one(layer.feed_forward_norms))
         if p.relative_bias:
             bias = p.relative_bias[i if c.relative_positions.per_layer else 0]

@@ -34,25 +34,25 @@ def engine(directory, compute_type="float32"):
     return ctranslate2.Translator(str(directory), intra_threads=1, compute_type=compute_type)
 
 
-def made(name, seed, directory, monkeypatch, quantization=None):
-    """The model of transformers, a batch without Marian's removed token, and the model read."""
-    theirs, _, batch = ctranslate2_model(name, seed, monkeypatch)
-    if name == "Marian":
-        batch.source[batch.source == 40] = 3
-    save_for_ctranslate2(theirs, directory, quantization)
-    return theirs, batch, rs.load(directory)
+def runs(name, path, monkeypatch, quantization=None, compute_type="float32"):
+    """For each seed: the module, a batch, the model read, the engine's new tokens, their logits.
 
-
-def their_greedy(translator, batch, n=7):
-    """New tokens of each row, and the logits that each was chosen from, (n, vocab_size)."""
-    results = translator.translate_batch(
-        [words(row) for row in source_rows(batch)],
-        beam_size=1, max_decoding_length=n, min_decoding_length=0, return_end_token=True,
-        return_logits_vocab=True,
-    )  # fmt: skip
-    rows = [[int(word[1:]) for word in result.hypotheses[0]] for result in results]
-    return rows, [np.array(result.logits[0]).reshape(len(row), -1)
-                  for result, row in zip(results, rows, strict=True)]  # fmt: skip
+    The tokens are those of each row; the logits, from which each was chosen, (n, vocab_size).
+    """
+    for seed in range(N_SEEDS):
+        theirs, _, batch = ctranslate2_model(name, seed, monkeypatch)
+        if name == "Marian":
+            batch.source[batch.source == 40] = 3  # the token that the converter removes
+        save_for_ctranslate2(theirs, path / str(seed), quantization)
+        results = engine(path / str(seed), compute_type).translate_batch(
+            [words(row) for row in source_rows(batch)],
+            beam_size=1, max_decoding_length=7, min_decoding_length=0, return_end_token=True,
+            return_logits_vocab=True,
+        )  # fmt: skip
+        rows = [[int(word[1:]) for word in result.hypotheses[0]] for result in results]
+        logits = [np.array(result.logits[0]) for result in results]
+        logits = [x.reshape(len(row), -1) for x, row in zip(logits, rows, strict=True)]
+        yield theirs, batch, rs.load(path / str(seed)), rows, logits
 
 
 def our_logits(model, batch, rows):
@@ -76,10 +76,8 @@ def distances(model, batch, rows, theirs):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_float32_gives_the_engines_tokens_and_scores(name, tmp_path, monkeypatch, say):
     counts, worst, greedy = Counts(), 0.0, 0
-    for seed in range(N_SEEDS):
-        directory = tmp_path / str(seed)
-        theirs, batch, model = made(name, seed, directory, monkeypatch)
-        rows, logits = their_greedy(engine(directory), batch)
+    runs_of_seeds = runs(name, tmp_path, monkeypatch)
+    for seed, (theirs, batch, model, rows, logits) in enumerate(runs_of_seeds):
         worst = max(worst, *distances(model, batch, rows, logits))
         ours = rs.generate(model, batch.source, source_mask=batch.mask, max_new_tokens=7)
         for row, tokens, n in zip(rows, ours.tokens, ours.lengths, strict=True):
@@ -99,10 +97,7 @@ def test_the_engine_in_float32_computes_with_our_numbers(
 ):
     """Any file: the engine dequantises it to the numbers that we read."""
     worst = 0.0
-    for seed in range(N_SEEDS):
-        directory = tmp_path / str(seed)
-        _, batch, model = made(name, seed, directory, monkeypatch, quantization)
-        rows, logits = their_greedy(engine(directory), batch)
+    for _, batch, model, rows, logits in runs(name, tmp_path, monkeypatch, quantization):
         worst = max(worst, *distances(model, batch, rows, logits))
     say(f"{name}, {quantization}: {worst:.1e}")
     assert worst < 5e-6
@@ -112,10 +107,7 @@ def test_the_engine_in_float32_computes_with_our_numbers(
 def test_the_engine_in_int8_stays_near(name, tmp_path, monkeypatch, say):
     """It rounds each matrix product's input to 8 bits too, which no reference can state."""
     differences, same = [], []
-    for seed in range(N_SEEDS):
-        directory = tmp_path / str(seed)
-        _, batch, model = made(name, seed, directory, monkeypatch, "int8")
-        rows, logits = their_greedy(engine(directory, "int8"), batch)
+    for _, batch, model, rows, logits in runs(name, tmp_path, monkeypatch, "int8", "int8"):
         differences += list(distances(model, batch, rows, logits))
         for row, ours in zip(rows, our_logits(model, batch, rows), strict=True):
             same += list(ours.argmax(axis=-1) == row)

@@ -204,51 +204,61 @@ def test_any_text(name, tmp_path_factory, pieces):
     same()
 
 
-@every_family
-def test_every_language_has_its_id(name, tmp_path, pieces):
-    theirs, _, _ = directory(name, tmp_path, pieces)
+@pytest.mark.parametrize("name", ["mBART", "mBART-50"])
+def test_mbart_that_has_only_a_sentencepiece_model(name, tmp_path, pieces):
+    """Of plain texts; in others, spaces at an end and written codes differ in transformers 5."""
+    theirs, _, codes = directory(name, tmp_path, pieces)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(pieces[0])
     ours = rs.load(tmp_path).source_vocabulary
-    mark = "__{}__" if name == "M2M100" else "{}"
-    for code in ours.languages:
-        assert ours.language_id(code) == theirs.convert_tokens_to_ids(mark.format(code))
+    assert [*ours.symbols] == theirs.convert_ids_to_tokens([*range(len(ours.symbols))])
+    for code in codes:
+        theirs.src_lang = code
+        for text in TEXTS[:2] + TEXTS[3:7]:
+            ids = theirs(text).input_ids
+            assert ours.encode(text, code) == ids, (code, text)
+            assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    if name == "mBART":
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 69}))
+        with raises_naming(rs.FileError, "sentencepiece.bpe.model", 43, 25, 70, 69):
+            rs.load(tmp_path)
 
 
 @every_family
-def test_the_files_say_which_language_is_the_default(name, tmp_path, pieces):
-    _, codes = MAKERS[name]
-    code = codes.split()[1]
+def test_every_language_has_its_id_and_may_be_the_default(name, tmp_path, pieces):
+    code = MAKERS[name][1].split()[1]
     theirs, _, _ = directory(name, tmp_path, pieces, src_lang=code)
     ours = rs.load(tmp_path).source_vocabulary
+    mark = "__{}__" if name == "M2M100" else "{}"
+    for language in ours.languages:
+        assert ours.language_id(language) == theirs.convert_tokens_to_ids(mark.format(language))
     assert ours.encode("the cat") == theirs("the cat").input_ids
     assert ours.language == code
 
 
-def test_nllb_as_it_was_before(tmp_path, pieces):
-    theirs, _, _ = directory("NLLB", tmp_path, pieces, legacy_behaviour=True)
-    ours = rs.load(tmp_path).source_vocabulary
-    theirs.src_lang = "fra_Latn"
-    ids = theirs("le chat").input_ids
-    assert ours.encode("le chat", "fra_Latn") == ids
-    assert ids[-1] == ours.language_id("fra_Latn")
+OPTIONS = {
+    "as it was before": ("NLLB", {"legacy_behaviour": True}, 202, "fra_Latn"),
+    "few languages": (
+        "NLLB", {"extra_special_tokens": ["tyv_Cyrl", "rus_Cyrl"], "src_lang": "rus_Cyrl"},
+        2, "tyv_Cyrl rus_Cyrl",
+    ),
+    "WMT21": ("M2M100", {"language_codes": "wmt21"}, 8, "en ha is ja cs ru zh de"),
+}  # fmt: skip
 
 
-def test_nllb_of_few_languages(tmp_path, pieces):
-    few = ["tyv_Cyrl", "rus_Cyrl"]
-    theirs, _, _ = directory(
-        "NLLB", tmp_path, pieces, extra_special_tokens=few, src_lang="rus_Cyrl"
-    )
+@pytest.mark.parametrize("what", OPTIONS)
+def test_options_of_the_tokenizers(what, tmp_path, pieces):
+    name, options, n, codes = OPTIONS[what]
+    theirs, _, _ = directory(name, tmp_path, pieces, **options)
     ours = rs.load(tmp_path).source_vocabulary
-    assert ours.languages == tuple(few)
+    assert len(ours.languages) == n
     assert ours.encode("the cat") == theirs("the cat").input_ids
-
-
-def test_the_languages_of_wmt21(tmp_path, pieces):
-    theirs, _, _ = directory("M2M100", tmp_path, pieces, language_codes="wmt21")
-    ours = rs.load(tmp_path).source_vocabulary
-    for code in ("en", "ha", "is", "ja", "cs", "ru", "zh", "de"):
+    for code in codes.split():
         theirs.src_lang = code
-        assert ours.encode("the cat", code) == theirs("the cat").input_ids
-    assert len(ours.languages) == 8
+        ids = theirs("le chat").input_ids
+        assert ours.encode("le chat", code) == ids
+        assert ids.index(ours.language_id(code)) == (len(ids) - 1 if "before" in what else 0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from ...model import Model
 from ..huggingface.files import INDEX, WEIGHTS
 from ..table import special_tokens
 from . import files, spec, vocabulary
-from .vocabulary import SpacedTokens
 
 MODEL, CONFIG = "model.bin", "config.json"
 FIELDS: dict[str, Any] = {
@@ -79,21 +78,29 @@ def from_ctranslate2(
     directory = Path(directory)
     with file_errors(directory / MODEL, UnsupportedFeature, FileError):
         read = spec.Spec(files.read(directory / MODEL))
-        sizes = [read.shape(name)[0] for name in spec.TABLES.values()]
+        sizes = [read.shape(name)[0] for name in spec.TABLES[:2]]
+        # The start is a vector of zeros, whatever the first token is.
+        is_marian = bool(read.attributes.pop("decoder/start_from_zero_embedding", 0))
     with file_errors(directory, UnsupportedFeature, FileError):
         config = _config(directory / CONFIG)
-        start = config["decoder_start_token"]
+        bos, eos, start = (config[f"{n}_token"] for n in ("bos", "eos", "decoder_start"))
         start = start if decoder_start_token is None else decoder_start_token
         source, target = (
-            _spaced(vocabulary.read_tokens(directory, side, size), config, start)
+            vocabulary.SpacedTokens(
+                symbols=vocabulary.read_tokens(directory, side, size),
+                first=(bos,) if config["add_source_bos"] else (),
+                last=(eos,) if config["add_source_eos"] else (),
+                unknown=config["unk_token"],
+                special=tuple(token for token in (bos, eos, start) if token is not None),
+            )
             for side, size in zip(("source", "target"), sizes, strict=True)
         )
-        eos = target.id(config["eos_token"])
-        if read.starts_from_zero:
+        eos_id = target.id(eos)
+        if is_marian:
             if decoder_start_token is not None:
                 raise ValueError(f"it begins a target with zeros, not {decoder_start_token!r}")
             spec.add_zero_token(read)
-            tokens = special_tokens(sizes[1], (eos,), pad_id=sizes[1])
+            tokens = special_tokens(sizes[1], (eos_id,), pad_id=sizes[1])
             tokens["suppressed_ids"] = (sizes[1],)
         elif start is None:
             raise ValueError(
@@ -101,9 +108,9 @@ def from_ctranslate2(
                 "decoder_start_token=...), with the code of the target language for mBART"
             )
         else:
-            tokens = special_tokens(target.id(start), (eos,), pad_id=eos)
+            tokens = special_tokens(target.id(start), (eos_id,), pad_id=eos_id)
         model = spec.convert(read, config["layer_norm_epsilon"], tokens)
-        tokenizers = vocabulary.tokenizers(directory, source, target, read.starts_from_zero)
+        tokenizers = vocabulary.tokenizers(directory, source, target, is_marian)
     return replace(model, source_vocabulary=tokenizers[0], target_vocabulary=tokenizers[1])
 
 
@@ -118,14 +125,3 @@ def _config(path: Path) -> dict[str, Any]:
                 raise FileError(f"it has no field {name}")
             check_type(name, kind, fields[name])
     return fields
-
-
-def _spaced(tokens: tuple[str, ...], config: dict[str, Any], start: str | None) -> SpacedTokens:
-    bos, eos = config["bos_token"], config["eos_token"]
-    return SpacedTokens(
-        symbols=tokens,
-        first=(bos,) if config["add_source_bos"] else (),
-        last=(eos,) if config["add_source_eos"] else (),
-        unknown=config["unk_token"],
-        special=tuple(token for token in (bos, eos, start) if token is not None),
-    )

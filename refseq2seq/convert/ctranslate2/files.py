@@ -27,9 +27,9 @@ from ...checks import UnsupportedFeature
 from ...files.reading import FileError, fits, opened
 
 VERSION, SPEC, REVISIONS = 6, "TransformerSpec", range(5, 8)
-DTYPES = ("<f4", "i1", "<i2", "<i4", "<f2", "bfloat16")
-MIN_VARIABLE, MIN_ALIAS = 10, 6
-"""The minimum numbers of bytes: a count of more than the file can contain is an error."""
+DTYPES = ("<f4", "i1", "<i2", "<i4", "<f2", "<u2")
+BFLOAT16 = 5
+"""The upper halves of float32, which are read as integers, since NumPy has no such dtype."""
 
 MAX_ALIASED = 8
 """The maximum of the numbers that aliases stand for, in multiples of those in the file."""
@@ -47,17 +47,35 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """The variables of a file, with those that aliases stand for: weights are float32."""
     with opened(path) as file:
         reader = _Reader(file)
-        _check_header(reader)
+        if (version := reader.integer(4)) != VERSION:
+            raise UnsupportedFeature(
+                f"version {version} of model.bin: only {VERSION} is read, which CTranslate2 "
+                "writes since 3.0; convert the model again"
+            )
+        spec, revision = reader.string(), reader.integer(4)
+        if spec != SPEC or revision not in REVISIONS:
+            raise UnsupportedFeature(
+                f"{spec} of revision {revision}: only {SPEC} of revisions {REVISIONS[0]} to "
+                f"{REVISIONS[-1]} is supported, an encoder-decoder of text"
+            )
         stored: dict[str, np.ndarray] = {}
-        for _ in range(reader.count(MIN_VARIABLE)):
+        for _ in range(reader.integer(4)):
             name = reader.string()
             if name in stored:
                 raise FileError(f"it has two variables {name}")
             stored[name] = reader.array(name)
-        arrays = _dequantised(stored)
-        _add_aliases(arrays, reader)
+        stored = _dequantised(stored)
+        arrays = dict(stored)
+        for _ in range(reader.integer(4)):
+            alias, name = reader.string(), reader.string()
+            if alias in arrays or name not in stored:
+                raise FileError(f"its alias {alias} of {name} is not a new name of a variable")
+            arrays[alias] = stored[name]  # they share memory until they are converted
         if reader.left:
             raise FileError(f"it has {reader.left} bytes that belong to no variable")
+    n_stored, n_elements = (sum(x.size for x in of.values()) for of in (stored, arrays))
+    if n_elements > (1 + MAX_ALIASED) * n_stored:
+        raise FileError(f"its aliases stand for {n_elements} numbers, but it has {n_stored}")
     return arrays
 
 
@@ -68,21 +86,14 @@ class _Reader:
         self.file, self.left = file, os.fstat(file.fileno()).st_size
 
     def bytes(self, n: int) -> bytes:
-        content = self.file.read(n) if n <= self.left else b""
-        if len(content) != n:
+        content = self.file.read(min(n, self.left))
+        if len(content) < n:
             raise FileError(f"it is cut off: {n} bytes must follow, but there are {self.left}")
         self.left -= n
         return content
 
     def integer(self, n_bytes: int) -> int:
         return int.from_bytes(self.bytes(n_bytes), "little")
-
-    def count(self, n_bytes: int) -> int:
-        """A number of things, each of at least ``n_bytes``."""
-        n = self.integer(4)
-        if n * n_bytes > self.left:
-            raise FileError(f"it is cut off: {n} entries must follow, in {self.left} bytes")
-        return n
 
     def string(self) -> str:
         content = self.bytes(self.integer(2))
@@ -95,71 +106,37 @@ class _Reader:
         code, n_bytes = self.integer(1), self.integer(4)
         if code >= len(DTYPES):
             raise FileError(f"{name} has dtype {code}; expected 0 to {len(DTYPES) - 1}")
-        is_bfloat16 = DTYPES[code] == "bfloat16"
-        dtype = np.dtype("<u2" if is_bfloat16 else DTYPES[code])
+        dtype = np.dtype(DTYPES[code])
         if not fits(shape, dtype.itemsize, n_bytes):
-            raise FileError(
-                f"{name} of shape {shape} and dtype {dtype} cannot have {n_bytes} bytes"
-            )
+            raise FileError(f"{name} of shape {shape} and {dtype} cannot have {n_bytes} bytes")
         x = np.frombuffer(self.bytes(n_bytes), dtype=dtype).reshape(shape)
-        return (x.astype("<u4") << 16).view("<f4") if is_bfloat16 else x
-
-
-def _check_header(reader: _Reader) -> None:
-    version = reader.integer(4)
-    if version != VERSION:
-        raise UnsupportedFeature(
-            f"version {version} of model.bin: only {VERSION} is read, which CTranslate2 writes "
-            "since 3.0; convert the model again"
-        )
-    spec, revision = reader.string(), reader.integer(4)
-    if spec != SPEC or revision not in REVISIONS:
-        raise UnsupportedFeature(
-            f"{spec} of revision {revision}: only {SPEC} of revisions {REVISIONS[0]} to "
-            f"{REVISIONS[-1]} is supported, an encoder-decoder of text"
-        )
+        return (x.astype("<u4") << 16).view("<f4") if code == BFLOAT16 else x
 
 
 def _dequantised(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Floats as float32; a quantised weight as w * (1 / scale), as CTranslate2 computes it."""
-    quantised = {name for name, x in stored.items() if x.ndim and x.dtype.kind == "i"}
     arrays = {
         name: x.astype("<f4", copy=False) if x.dtype.kind == "f" else x
         for name, x in stored.items()
     }
-    for name in quantised:
-        scale = _scale(name, stored)
+    for name, x in stored.items():
+        if x.ndim == 0 or x.dtype.kind == "f":
+            continue
+        scale = stored.get(f"{name}_scale")
+        if scale is None or x.dtype == "int32":
+            raise UnsupportedFeature(
+                f"{name} of {x.dtype}: only int8 and int16 weights with a scale are supported, "
+                "which CTranslate2's converters write, not those of AWQ"
+            )
+        expected = x.shape[:1] if x.dtype == "int8" else ()
+        if x.ndim != 2 or scale.shape != expected or scale.dtype != "float32":
+            raise FileError(
+                f"{name}_scale of {scale.dtype}, shape {scale.shape}, does not fit {name}"
+            )
         with np.errstate(all="ignore"):  # infinity is reported by name below
-            arrays[name] = stored[name].astype("<f4") * (np.float32(1) / scale)
+            arrays[name] = x.astype("<f4") * (np.float32(1) / scale.reshape(-1, 1))
         del arrays[f"{name}_scale"]
     for name, x in arrays.items():
         if not np.isfinite(x).all():
             raise FileError(f"{name} contains numbers that are NaN or infinite")
     return arrays
-
-
-def _scale(name: str, stored: dict[str, np.ndarray]) -> np.ndarray:
-    """The scale of a quantised weight, as a column: of each row for int8, one for int16."""
-    x, scale = stored[name], stored.get(f"{name}_scale")
-    if scale is None or x.dtype == "int32":
-        raise UnsupportedFeature(
-            f"{name} of {x.dtype}: only int8 and int16 weights with a scale are supported, which "
-            "CTranslate2's converters write, not those of AWQ"
-        )
-    expected = x.shape[:1] if x.dtype == "int8" else ()
-    if x.ndim != 2 or scale.shape != expected or scale.dtype != "float32":
-        raise FileError(f"{name}_scale of {scale.dtype}, shape {scale.shape}, does not fit {name}")
-    return scale.reshape(-1, 1)
-
-
-def _add_aliases(arrays: dict[str, np.ndarray], reader: _Reader) -> None:
-    """Add the arrays that aliases stand for, which share memory until they are converted."""
-    stored = dict(arrays)
-    for _ in range(reader.count(MIN_ALIAS)):
-        alias, name = reader.string(), reader.string()
-        if alias in arrays or name not in stored:
-            raise FileError(f"its alias {alias} of {name} is not a new name of a variable")
-        arrays[alias] = stored[name]
-    n_stored, n_elements = (sum(x.size for x in of.values()) for of in (stored, arrays))
-    if n_elements > (1 + MAX_ALIASED) * n_stored:
-        raise FileError(f"its aliases stand for {n_elements} numbers, but it has {n_stored}")

@@ -7,6 +7,7 @@ An attribute is a variable without axes. A part is present if its variables are:
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -28,14 +29,8 @@ from ...files.reading import FileError
 from ...model import Model
 from ...params import param_shapes
 from ...presets import plain_attention
-from ..table import (
-    SpecialTokens,
-    Table,
-    Transform,
-    convert_params,
-    numbered,
-    same,
-)
+from ..huggingface.common import token_tables
+from ..table import SpecialTokens, Table, Transform, convert_params, numbered, same
 
 ACTIVATIONS: dict[int, Activation] = {0: "relu", 1: "gelu_tanh", 2: "silu", 3: "gelu_erf"}
 
@@ -48,8 +43,10 @@ IGNORED = {
     "layer_scalar": 1,
 }  # fmt: skip
 
-TABLES = {"encoder": "encoder/embeddings_0/weight", "decoder": "decoder/embeddings/weight"}
-UNEMBEDDING, LOGITS_BIAS = "decoder/projection/weight", "decoder/projection/bias"
+# Of the source, of the target, and of the logits.
+TABLES = "encoder/embeddings_0/weight", "decoder/embeddings/weight", "decoder/projection/weight"
+LOGITS_BIAS = "decoder/projection/bias"
+RELATIVE = "layer_*/self_attention/relative_attention_bias"
 # Their linear maps of a layer -> the part and the maps of ours that are their rows.
 LINEAR = {
     "self_attention/linear_0": ("self_attention", "q k v"),
@@ -60,7 +57,7 @@ LINEAR = {
     "ffn/linear_0": ("feed_forward", "in"),
     "ffn/linear_1": ("feed_forward", "out"),
 }
-GATED = {
+GATED = LINEAR | {
     "ffn/linear_0": ("feed_forward", "gate"),
     "ffn/linear_0_noact": ("feed_forward", "in"),
 }
@@ -82,12 +79,6 @@ class Spec:
     def __init__(self, variables: Mapping[str, np.ndarray]) -> None:
         self.arrays = {name: x for name, x in variables.items() if x.ndim}
         self.attributes = {name: x.item() for name, x in variables.items() if not x.ndim}
-        # A start from a vector of zeros, whatever the first token is: see `add_zero_token`.
-        self.starts_from_zero = bool(self.get("decoder/start_from_zero_embedding", 0))
-
-    def get(self, name: str, default: Any) -> Any:
-        """An attribute."""
-        return self.attributes.pop(name, default)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a matrix, which must be there."""
@@ -95,47 +86,36 @@ class Spec:
             raise FileError(f"it has no matrix {name}")
         return self.arrays[name].shape
 
-    def equal(self, a: str, b: str) -> bool:
-        """Whether two arrays are the same; an alias shares memory."""
-        x, y = self.arrays.get(a), self.arrays.get(b)
-        return x is not None and y is not None and (x is y or np.array_equal(x, y))
-
 
 def add_zero_token(spec: Spec) -> None:
     """Append a token with the embedding 0 and the probability 0, as the first input of Marian.
 
     transformers has such a row, called ``<pad>``; CTranslate2's converter removes it.
     """
-    size, width = spec.shape(TABLES["decoder"])
-    names = [TABLES["decoder"], UNEMBEDDING]
-    names += [TABLES["encoder"]] if spec.equal(*TABLES.values()) else []
+    size, width = spec.shape(TABLES[1])
+    _, ties = token_tables(spec.arrays, *TABLES, tied=())
+    for name in TABLES[0 if ties["tied_embeddings"] else 1 :]:
+        spec.arrays[name] = np.vstack([spec.arrays[name], np.zeros((1, width), "float32")])
     bias = spec.arrays.get(LOGITS_BIAS, np.zeros(size, "float32"))
-    zeros = np.zeros((1, width), "float32")
-    spec.arrays |= {name: np.vstack([spec.arrays[name], zeros]) for name in names}
     spec.arrays[LOGITS_BIAS] = np.append(bias, np.float32(NEVER))
 
 
 def convert(spec: Spec, eps: float | None, tokens: SpecialTokens) -> Model:
     """The model without vocabularies; ``eps`` is that of the norms, None for the default."""
-    tied = spec.equal(*TABLES.values()), spec.equal(TABLES["decoder"], UNEMBEDDING)
+    rows, ties = token_tables(spec.arrays, *TABLES, tied=())
+    encoder, decoder = _Side(spec, "encoder"), _Side(spec, "decoder")
     config = ModelConfig(
-        encoder=_stack(spec, "encoder", eps),
-        decoder=_stack(spec, "decoder", eps),
-        tied_embeddings=tied[0],
-        tied_logits=tied[1],
-        logits_scale=float(spec.get("decoder/scale_outputs", 1.0)),
+        encoder=encoder.config(eps),
+        decoder=decoder.config(eps),
+        logits_scale=float(decoder.get("scale_outputs", 1.0)),
         logits_bias=LOGITS_BIAS in spec.arrays,
+        **ties,
         **tokens,
     )
-    table = numbered(config, {
-        **_table("encoder", config),
-        **_table("decoder", config),
-        "unembedding": (UNEMBEDDING, _rows()),
-        "logits_bias": (LOGITS_BIAS, same),
-    })  # fmt: skip
-    unused = {*TABLES.values(), UNEMBEDDING}  # a tied table is used once
-    for side, c in (("encoder", config.encoder), ("decoder", config.decoder)):
-        unused.update(_relative(side, i) for i in range(c.n_layers))  # as a shared one is
+    rows = {"logits_bias": (LOGITS_BIAS, same), **rows}
+    table = numbered(config, {**rows, **encoder.table(config), **decoder.table(config)})
+    # A tied table is used once, as is a bias that all layers share.
+    unused = {*TABLES, *encoder.layers(RELATIVE), *decoder.layers(RELATIVE)}
     for name in sorted(spec.arrays.keys() - unused - {theirs for theirs, _ in table.values()}):
         raise UnsupportedFeature(f"the variable {name} of a part that is not implemented")
     for name, value in spec.attributes.items():
@@ -145,142 +125,139 @@ def convert(spec: Spec, eps: float | None, tokens: SpecialTokens) -> Model:
     return Model(config=config, params=convert_params(config, table, spec.arrays, unused))
 
 
-def _stack(spec: Spec, side: Literal["encoder", "decoder"], eps: float | None) -> StackConfig:
-    vocab_size, d_model = spec.shape(TABLES[side])
-    first = f"{side}/layer_0"
-    norm_bias = f"{first}/ffn/layer_norm/beta" in spec.arrays
-    default_eps = 1e-5 if norm_bias else 1e-6
-    n_layers = _n_layers(spec, side)
-    n_heads = spec.get(f"{side}/num_heads", 8)
-    if not 1 <= n_heads <= d_model:
-        raise FileError(f"{side}/num_heads = {n_heads} for the width {d_model}")
-    embedding_scale = spec.get(f"{side}/scale_embeddings", 1)
-    if isinstance(embedding_scale, int):  # a flag
-        embedding_scale = math.sqrt(d_model) if embedding_scale else 1.0
-    has_embedding_norm = f"{side}/layernorm_embedding/gamma" in spec.arrays
-    relative_positions = _relative_positions(spec, side, n_layers)
+class _Side:
+    """The encoder or the decoder. Names lack the side, and have ``*`` for the number of a layer."""
 
-    def attention(part: str, ours: str) -> AttentionConfig:
-        name = f"{side}/layer_*/{part}"
-        c = plain_attention(n_heads, d_model // n_heads, biases=_biases(spec, first, LINEAR, ours))
-        n_kv_heads = _in_layers(spec, f"{name}/num_heads_kv", n_layers, n_heads)
-        scale = _in_layers(spec, f"{name}/queries_scale", n_layers, c.scale)
-        return replace(c, n_kv_heads=n_kv_heads, scale=float(scale))
+    def __init__(self, spec: Spec, side: Literal["encoder", "decoder"]) -> None:
+        self.spec, self.side = spec, side
+        self.vocab_size, self.d_model = spec.shape(TABLES[side == "decoder"])
+        self.d_ff = spec.shape(f"{side}/layer_0/ffn/linear_0/weight")[0]
+        found = {name.split("/")[1] for name in spec.arrays if name.startswith(f"{side}/layer_")}
+        self.n_layers = next(i for i in range(len(found) + 1) if f"layer_{i}" not in found)
+        self.linear = GATED if self.has("layer_0/ffn/linear_0_noact/weight") else LINEAR
+        self.n_heads = self.get("num_heads", 8)
+        if not 1 <= self.n_heads <= self.d_model:
+            raise FileError(f"{side}/num_heads = {self.n_heads} for the width {self.d_model}")
 
-    return StackConfig(
-        vocab_size=vocab_size,
-        d_model=d_model,
-        n_layers=n_layers,
-        embedding_scale=embedding_scale,
-        embedding_norm="after_positions" if has_embedding_norm else "none",
-        positions=None if relative_positions else _positions(spec, side),
-        relative_positions=relative_positions,
-        n_register_tokens=0,
-        norm=NormConfig(
-            kind="layer_norm" if norm_bias else "rms_norm",
-            eps=default_eps if eps is None else eps,
-            gain="vector",
-            bias=norm_bias,
-        ),
-        norm_positions=("before",) if spec.get(f"{side}/pre_norm", 1) else ("after",),
-        final_norm=f"{side}/layer_norm/gamma" in spec.arrays,
-        self_attention=attention("self_attention", "self_attention"),
-        cross_attention=attention("attention", "cross_attention") if side == "decoder" else None,
-        feed_forward=_feed_forward(spec, side),
-    )
+    def has(self, name: str) -> bool:
+        return f"{self.side}/{name}" in self.spec.arrays
+
+    def layers(self, name: str) -> list[str]:
+        """The full names of all layers."""
+        return [f"{self.side}/{name.replace('*', str(i))}" for i in range(self.n_layers)]
+
+    def get(self, name: str, default: Any) -> Any:
+        """An attribute, which must have one value in all layers."""
+        names = self.layers(name) if "*" in name else [f"{self.side}/{name}"]
+        values = {self.spec.attributes.pop(name, default) for name in names}
+        if len(values) > 1:
+            raise UnsupportedFeature(f"{self.side}/{name} has several values: {values}")
+        return values.pop()
+
+    def config(self, eps: float | None) -> StackConfig:
+        norm_bias = self.has("layer_0/ffn/layer_norm/beta")
+        default_eps = 1e-5 if norm_bias else 1e-6
+        embedding_scale = self.get("scale_embeddings", 1)
+        if isinstance(embedding_scale, int):  # a flag
+            embedding_scale = math.sqrt(self.d_model) if embedding_scale else 1.0
+        relative_positions = self.relative_positions()
+        return StackConfig(
+            vocab_size=self.vocab_size,
+            d_model=self.d_model,
+            n_layers=self.n_layers,
+            embedding_scale=embedding_scale,
+            embedding_norm="after_positions" if self.has("layernorm_embedding/gamma") else "none",
+            positions=None if relative_positions else self.positions(),
+            relative_positions=relative_positions,
+            n_register_tokens=0,
+            norm=NormConfig(
+                kind="layer_norm" if norm_bias else "rms_norm",
+                eps=default_eps if eps is None else eps,
+                gain="vector",
+                bias=norm_bias,
+            ),
+            norm_positions=("before",) if self.get("pre_norm", 1) else ("after",),
+            final_norm=self.has("layer_norm/gamma"),
+            self_attention=self.attention("self_attention", "self_attention"),
+            cross_attention=self.attention("attention", "cross_attention")
+            if self.side == "decoder"
+            else None,
+            feed_forward=self.feed_forward(),
+        )
+
+    def attention(self, theirs: str, part: str) -> AttentionConfig:
+        c = plain_attention(self.n_heads, self.d_model // self.n_heads, self.biases(part))
+        return replace(
+            c,
+            n_kv_heads=self.get(f"layer_*/{theirs}/num_heads_kv", c.n_heads),
+            scale=float(self.get(f"layer_*/{theirs}/queries_scale", c.scale)),
+        )
+
+    def positions(self) -> LearnedPositions | SinusoidalPositions:
+        if self.has("position_encodings/encodings"):
+            n_positions = self.spec.shape(f"{self.side}/position_encodings/encodings")[0]
+            return LearnedPositions(n_positions=n_positions, offset=0, scale=1.0)
+        if self.d_model % 2:
+            raise UnsupportedFeature(f"sinusoids of the odd width {self.d_model}")
+        return SinusoidalPositions(layout="tensor2tensor", offset=1, scale=1.0)
+
+    def relative_positions(self) -> BucketedPositions | None:
+        x, tables = self.spec.arrays, self.layers(RELATIVE)
+        if not x.keys() & set(tables):
+            return None
+        return BucketedPositions(
+            n_buckets=self.spec.shape(tables[0])[0],
+            max_distance=self.get("layer_*/self_attention/relative_attention_max_distance", None),
+            bidirectional=self.side == "encoder",
+            per_layer=any(t not in x or not np.array_equal(x[tables[0]], x[t]) for t in tables),
+            scale=1.0,
+        )
+
+    def feed_forward(self) -> FeedForwardConfig:
+        activation = self.get("activation", 0)
+        if activation not in ACTIVATIONS:
+            raise UnsupportedFeature(
+                f"{self.side}/activation = {activation}: supported are {ACTIVATIONS}"
+            )
+        return FeedForwardConfig(
+            d_ff=self.d_ff,
+            activation=ACTIVATIONS[activation],
+            gated=self.linear is GATED,
+            biases=self.biases("feed_forward"),
+            hidden_norm=None,
+        )
+
+    def biases(self, part: str) -> Any:
+        """Our linear maps of a part that have a bias."""
+        found = [ours for theirs, (of, ours) in self.linear.items()
+                 if of == part and self.has(f"layer_0/{theirs}/bias")]  # fmt: skip
+        return tuple(" ".join(found).split())
+
+    def table(self, config: ModelConfig) -> Table:
+        c, shapes = getattr(config, self.side), param_shapes(config)
+        table: dict[str, tuple[str, Transform]] = {
+            "positions": ("position_encodings/encodings", same),
+            "relative_bias.*": (RELATIVE, same),
+        }
+        for ours, theirs in NORMS.items():
+            path = ours.format(norm=c.norm_positions[0])
+            table |= {f"{path}.gain": (f"{theirs}/gamma", same)}
+            table |= {f"{path}.bias": (f"{theirs}/beta", same)}
+        for theirs, (part, ours) in self.linear.items():
+            names = ours.split()
+            widths = [
+                shapes.get(f"{self.side}.layers.0.{part}.w_{our}", (0, 0))[1] for our in names
+            ]
+            for i, our in enumerate(names):
+                rows = partial(_rows, i, np.cumsum(widths[:-1]))
+                table[f"layers.*.{part}.w_{our}"] = f"layer_*/{theirs}/weight", rows
+                table[f"layers.*.{part}.b_{our}"] = f"layer_*/{theirs}/bias", rows
+        return {
+            f"{self.side}.{ours}": (f"{self.side}/{theirs}", transform)
+            for ours, (theirs, transform) in table.items()
+        }
 
 
-def _n_layers(spec: Spec, side: str) -> int:
-    found = {name.split("/")[1] for name in spec.arrays if name.startswith(f"{side}/layer_")}
-    n_layers = next(i for i in range(len(found) + 1) if f"layer_{i}" not in found)
-    if n_layers == 0:
-        raise FileError(f"it has no variable of {side}/layer_0")
-    return n_layers
-
-
-def _in_layers(spec: Spec, name: str, n_layers: int, default: Any) -> Any:
-    """An attribute that must have one value in all layers; ``*`` stands for the layer."""
-    values = {spec.get(name.replace("*", str(i)), default) for i in range(n_layers)}
-    if len(values) > 1:
-        raise UnsupportedFeature(f"{name} has several values: {values}")
-    return values.pop()
-
-
-def _positions(spec: Spec, side: str) -> LearnedPositions | SinusoidalPositions:
-    name = f"{side}/position_encodings/encodings"
-    if name in spec.arrays:
-        return LearnedPositions(n_positions=spec.shape(name)[0], offset=0, scale=1.0)
-    if (width := spec.shape(TABLES[side])[1]) % 2:
-        raise UnsupportedFeature(f"sinusoids of the odd width {width}")
-    return SinusoidalPositions(layout="tensor2tensor", offset=1, scale=1.0)
-
-
-def _relative(side: str, layer: int) -> str:
-    return f"{side}/layer_{layer}/self_attention/relative_attention_bias"
-
-
-def _relative_positions(spec: Spec, side: str, n_layers: int) -> BucketedPositions | None:
-    tables = [_relative(side, i) for i in range(n_layers)]
-    if not spec.arrays.keys() & set(tables):
-        return None
-    distance = f"{side}/layer_*/self_attention/relative_attention_max_distance"
-    return BucketedPositions(
-        n_buckets=spec.shape(tables[0])[0],
-        max_distance=_in_layers(spec, distance, n_layers, None),
-        bidirectional=side == "encoder",
-        per_layer=not all(spec.equal(tables[0], table) for table in tables),
-        scale=1.0,
-    )
-
-
-def _feed_forward(spec: Spec, side: str) -> FeedForwardConfig:
-    first, activation = f"{side}/layer_0", spec.get(f"{side}/activation", 0)
-    if activation not in ACTIVATIONS:
-        raise UnsupportedFeature(f"{side}/activation = {activation}: supported are {ACTIVATIONS}")
-    gated = f"{first}/ffn/linear_0_noact/weight" in spec.arrays
-    return FeedForwardConfig(
-        d_ff=spec.shape(f"{first}/ffn/linear_0/weight")[0],
-        activation=ACTIVATIONS[activation],
-        gated=gated,
-        biases=_biases(spec, first, LINEAR | GATED if gated else LINEAR, "feed_forward"),
-        hidden_norm=None,
-    )
-
-
-def _biases(spec: Spec, layer: str, linear: Mapping[str, tuple[str, str]], part: str) -> Any:
-    """Our linear maps of a part that have a bias."""
-    found = [ours for name, (of, ours) in linear.items()
-             if of == part and f"{layer}/{name}/bias" in spec.arrays]  # fmt: skip
-    return tuple(" ".join(found).split())
-
-
-def _table(side: Literal["encoder", "decoder"], config: ModelConfig) -> Table:
-    """The rows of one side, with * for the number of a layer."""
-    c, shapes = getattr(config, side), param_shapes(config)
-    table: dict[str, tuple[str, Transform]] = {
-        f"{side}.embedding": (TABLES[side], same),
-        f"{side}.positions": (f"{side}/position_encodings/encodings", same),
-        f"{side}.relative_bias.*": (_relative(side, 0).replace("layer_0", "layer_*"), same),
-    }
-    for our, their in NORMS.items():
-        path = f"{side}.{our}".format(norm=c.norm_positions[0])
-        table[f"{path}.gain"] = f"{side}/{their}/gamma", same
-        table[f"{path}.bias"] = f"{side}/{their}/beta", same
-    for their, (part, ours) in (LINEAR | GATED if c.feed_forward.gated else LINEAR).items():
-        start = 0
-        for our in ours.split():
-            width = shapes.get(f"{side}.layers.0.{part}.w_{our}", (0, 0))[1]
-            rows = _rows(start, None if our == ours.split()[-1] else start + width)
-            table[f"{side}.layers.*.{part}.w_{our}"] = f"{side}/layer_*/{their}/weight", rows
-            table[f"{side}.layers.*.{part}.b_{our}"] = f"{side}/layer_*/{their}/bias", rows
-            start += width
-    return table
-
-
-def _rows(start: int = 0, stop: int | None = None) -> Transform:
-    """Rows of a matrix (d_out, d_in), transposed, or elements of a vector."""
-
-    def rows(x: Array) -> Array:
-        return x[start:stop].T
-
-    return rows
+def _rows(i: int, starts: np.ndarray, x: Array) -> Array:
+    """Part i of a matrix's rows, transposed, or of a vector; another begins at each of starts."""
+    return np.split(x, starts)[i].T

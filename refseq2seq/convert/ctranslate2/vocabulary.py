@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ...checks import UnsupportedFeature
 from ...config import check_type, from_json
 from ...files.reading import FileError, file_errors, parse_json, read_bytes
 from ...text import Tokenizer, UnknownSymbolError
-from ..huggingface.tokenizer import JSON, JsonTokenizer, SentencePieceTokenizer
+from ..huggingface.tokenizer import JSON, MARIAN, JsonTokenizer, SentencePieceTokenizer
 
 Tokens = tuple[str, ...]
 
@@ -70,45 +71,39 @@ def read_tokens(directory: Path, side: str, size: int) -> Tokens:
         raise FileError(f"it has none of {', '.join(names)}")
     with file_errors(path):
         content = read_bytes(path)
-        tokens = _of_json(content) if path.suffix == ".json" else _of_lines(content.decode())
+        if path.suffix == ".json":
+            tokens: Tokens = from_json("tokens", Tokens, parse_json(content, list))
+            check_type("tokens", Tokens, tokens)
+        else:
+            lines = content.decode().removesuffix("\n").split("\n")
+            if all(line.endswith("\r") for line in lines):  # otherwise it belongs to a token
+                lines = [line[:-1] for line in lines]
+            tokens = tuple(lines)
         if len(tokens) != size:
             raise FileError(f"it has {len(tokens)} tokens, but model.bin has {size}")
     return tokens
-
-
-def _of_json(content: bytes) -> Tokens:
-    tokens: Tokens = from_json("tokens", Tokens, parse_json(content, list))
-    check_type("tokens", Tokens, tokens)
-    return tokens
-
-
-def _of_lines(text: str) -> Tokens:
-    """The lines; a final carriage return belongs to a token unless every line has one."""
-    lines = text.removesuffix("\n").split("\n")
-    ends = all(line.endswith("\r") for line in lines)
-    return tuple(line.removesuffix("\r") if ends else line for line in lines)
 
 
 def tokenizers(
     directory: Path, source: SpacedTokens, target: SpacedTokens, is_marian: bool
 ) -> list[Tokenizer | None]:
     """The tokenizers of the source and the target, from the files beside the model."""
-    pieces = {"source.spm": source, "target.spm": target}
+    sides = (source, target)
     if os.path.lexists(directory / JSON):
         if source.first or source.last:
             raise UnsupportedFeature(f"{JSON} where config.json adds tokens too: remove {JSON}")
         tokenizer = JsonTokenizer.read(directory / JSON, len(source.symbols))
-        for side in (source, target):
+        for side in sides:
             for i, (a, b) in enumerate(zip(tokenizer.symbols, side.symbols, strict=False)):
                 if a not in ("", b):
                     raise FileError(f"the token {i} is {a!r} in {JSON}, but {b!r} in a vocabulary")
         return [tokenizer, tokenizer]
-    if is_marian and not source.first and all(os.path.lexists(directory / n) for n in pieces):
-        for side in pieces.values():
-            side.id("<unk>")
+    if is_marian and not source.first and all(os.path.lexists(directory / n) for n in MARIAN):
+        for side, token in product(sides, ("<unk>", "</s>")):
+            side.id(token)  # raises unless it is there
+        models = (directory / name for name in MARIAN)
         return [
-            SentencePieceTokenizer.of_marian(directory / name, side.ids)
-            for name, side in pieces.items()
+            SentencePieceTokenizer.of_marian(m, s.ids) for m, s in zip(models, sides, strict=True)
         ]
     # With a space inside a token, a text does not determine the tokens.
-    return [None if " " in "".join(side.symbols) else side for side in (source, target)]
+    return [None if " " in "".join(side.symbols) else side for side in sides]

@@ -18,10 +18,10 @@ from ...files.reading import FileError, file_errors, parse_json, read_bytes, rea
 from ...text import MultilingualTokenizer, Tokenizer, UnknownSymbolError
 from .common import Fields
 
-JSON = "tokenizer.json"
-SENTENCEPIECE = "spiece.model"
-MARIAN = ("source.spm", "target.spm", "vocab.json")
-M2M100 = ("vocab.json", "sentencepiece.bpe.model")
+JSON, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+SPIECE, BPE = "spiece.model", "sentencepiece.bpe.model"
+VOCAB, TARGET_VOCAB = "vocab.json", "target_vocab.json"
+MARIAN = ("source.spm", "target.spm")
 
 
 class Form(NamedTuple):
@@ -48,6 +48,16 @@ LANGUAGES_OF_M2M100 = {  # in the order of their ids, which no file states
     "wmt21": "en ha is ja cs ru zh de",
 }
 
+LANGUAGES_OF_MBART = {
+    "MBartTokenizer": """ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX
+        kk_KZ ko_KR lt_LT lv_LV my_MM ne_NP nl_XX ro_RO ru_RU si_LK tr_TR vi_VN zh_CN """
+}
+LANGUAGES_OF_MBART["MBart50Tokenizer"] = (
+    LANGUAGES_OF_MBART["MBartTokenizer"]
+    + """af_ZA az_AZ bn_IN fa_IR he_IL hr_HR id_ID ka_GE km_KH mk_MK ml_IN mn_MN mr_IN pl_PL ps_AF
+        pt_XX sv_SE sw_KE ta_IN te_IN th_TH tl_XX uk_UA ur_PK xh_ZA gl_ES sl_SI"""
+)
+
 
 class Vocabularies(TypedDict, total=False):
     """The fields of `Model` that a directory may fill."""
@@ -60,34 +70,39 @@ def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
     """The source's and the target's tokenizer, if the directory has one that can be read.
 
     M2M100 has a SentencePiece model and ``vocab.json``. ``tokenizer.json`` is preferred for every
-    other model; then ByT5, which has no file; then the SentencePiece models of T5, mT5, UMT5 and
-    Marian. The ids of the other families' pieces are not stated in any file.
+    other model; then the SentencePiece models of mBART, T5, mT5, UMT5 and Marian, and ByT5, which
+    has no file. The ids of the other families' pieces are not stated in any file.
     """
+
+    def has(*names: str) -> bool:
+        return all(os.path.lexists(directory / name) for name in names)
+
+    settings = read_json(directory / SETTINGS) if has(SETTINGS) else {}
+    kind, model_type, vocab_size = _tokenizer_class(settings, c), c["model_type"], c["vocab_size"]
+    form = FORMS.get(kind)
     source: Tokenizer
-    target: Tokenizer
-    model_type, settings = c["model_type"], _read_if_any(directory / "tokenizer_config.json")
-    kind = _tokenizer_class(settings, c)
-    if kind == "M2M100Tokenizer" and all(os.path.lexists(directory / name) for name in M2M100):
-        pieces = SentencePieceTokenizer.of_m2m100(directory, settings, c["vocab_size"])
-        source = target = _multilingual(pieces, kind, settings)
-    elif os.path.lexists(directory / JSON):
-        form = FORMS.get(kind)
-        source = target = JsonTokenizer.read(directory / JSON, c["vocab_size"], form)
-        if form:
-            source = target = _multilingual(source, kind, settings)
+    if kind == "M2M100Tokenizer" and has(VOCAB, BPE):
+        source = SentencePieceTokenizer.of_m2m100(directory, settings, vocab_size)
+    elif has(JSON):
+        source = JsonTokenizer.read(directory / JSON, vocab_size, form)
+    elif kind in LANGUAGES_OF_MBART and has(BPE):
+        source = SentencePieceTokenizer.of_mbart(directory / BPE, kind, vocab_size)
     elif kind == "ByT5Tokenizer":
-        source = target = ByteTokenizer()
-    elif model_type in ("t5", "mt5", "umt5") and os.path.lexists(directory / SENTENCEPIECE):
-        source = target = SentencePieceTokenizer.of_t5(directory / SENTENCEPIECE)
-    elif model_type == "marian" and all(os.path.lexists(directory / name) for name in MARIAN):
-        source, target = SentencePieceTokenizer.pair_of_marian(directory, c["vocab_size"])
+        source = ByteTokenizer()
+    elif model_type in ("t5", "mt5", "umt5") and has(SPIECE):
+        source = SentencePieceTokenizer.of_t5(directory / SPIECE)
+    elif model_type == "marian" and has(*MARIAN, VOCAB):
+        ids = _read_ids(directory / VOCAB, vocab_size)
+        target = _read_ids(directory / TARGET_VOCAB, vocab_size) if has(TARGET_VOCAB) else ids
+        return {
+            "source_vocabulary": SentencePieceTokenizer.of_marian(directory / MARIAN[0], ids),
+            "target_vocabulary": SentencePieceTokenizer.of_marian(directory / MARIAN[1], target),
+        }
     else:
         return {}
-    return {"source_vocabulary": source, "target_vocabulary": target}
-
-
-def _read_if_any(path: Path) -> dict[str, Any]:
-    return read_json(path) if os.path.lexists(path) else {}
+    if form:
+        source = _multilingual(source, kind, settings)
+    return {"source_vocabulary": source, "target_vocabulary": source}
 
 
 def _tokenizer_class(settings: Mapping[str, Any], c: Fields) -> str:
@@ -98,7 +113,7 @@ def _tokenizer_class(settings: Mapping[str, Any], c: Fields) -> str:
 
 
 def _multilingual(
-    pieces: "JsonTokenizer | SentencePieceTokenizer", kind: str, settings: Mapping[str, Any]
+    pieces: Tokenizer, kind: str, settings: Mapping[str, Any]
 ) -> MultilingualTokenizer:
     """The tokenizer of texts with languages, from one that adds only the end token.
 
@@ -187,26 +202,11 @@ class SentencePieceTokenizer:
     def of_t5(cls, path: Path) -> "SentencePieceTokenizer":
         """Ids of T5, which are those of the model; ``<extra_id_0>`` and so on are not pieces."""
         processor, pieces = _processor(path)
-        special = {
-            piece
-            for i, piece in enumerate(pieces)
-            if processor.is_control(i) or processor.is_unknown(i)
-        }
         ids = {piece: i for i, piece in enumerate(pieces)}
-        return cls(processor, ids, frozenset(special), strips=False)
-
-    @classmethod
-    def pair_of_marian(
-        cls, directory: Path, vocab_size: int
-    ) -> tuple["SentencePieceTokenizer", "SentencePieceTokenizer"]:
-        """Marian has a model for each language, and the ids of the pieces in a separate file."""
-        source_ids = _read_ids(directory / "vocab.json", vocab_size)
-        target = directory / "target_vocab.json"
-        target_ids = _read_ids(target, vocab_size) if os.path.lexists(target) else source_ids
-        return (
-            cls.of_marian(directory / "source.spm", source_ids),
-            cls.of_marian(directory / "target.spm", target_ids),
+        special = frozenset(
+            piece for piece, i in ids.items() if processor.is_control(i) or processor.is_unknown(i)
         )
+        return cls(processor, ids, special, strips=False)
 
     @classmethod
     def of_marian(cls, path: Path, ids: Mapping[str, int]) -> "SentencePieceTokenizer":
@@ -214,11 +214,26 @@ class SentencePieceTokenizer:
         return cls(_processor(path)[0], ids, frozenset(("</s>", "<unk>", "<pad>")), has_codes=True)
 
     @classmethod
+    def of_mbart(cls, path: Path, kind: str, vocab_size: int) -> "SentencePieceTokenizer":
+        """The ids of mBART, which no file states: fairseq's special tokens replace the model's."""
+        processor, pieces = _processor(path)
+        special = ("<s>", "<pad>", "</s>", "<unk>")
+        languages = LANGUAGES_OF_MBART[kind].split()
+        tokens = [*special, *pieces[3:], *languages, "<mask>"]
+        if len(tokens) > vocab_size:
+            raise FileError(
+                f"{path}: its {len(pieces)} pieces and the {len(languages)} languages of {kind} "
+                f"make {len(tokens)} tokens, but the model has {vocab_size}"
+            )
+        ids = {token: i for i, token in enumerate(tokens)}
+        return cls(processor, ids, frozenset((*special, "<mask>")))
+
+    @classmethod
     def of_m2m100(
         cls, directory: Path, settings: Mapping[str, Any], vocab_size: int
     ) -> "SentencePieceTokenizer":
         """M2M100's ids of pieces are in a file; those of languages follow, in a fixed order."""
-        ids = _read_ids(directory / M2M100[0], vocab_size)
+        ids = _read_ids(directory / VOCAB, vocab_size)
         name = str(settings.get("language_codes", "m2m100"))
         if name not in LANGUAGES_OF_M2M100:
             known = ", ".join(LANGUAGES_OF_M2M100)
@@ -228,7 +243,7 @@ class SentencePieceTokenizer:
         codes = LANGUAGES_OF_M2M100[name].split()
         languages = {f"__{code}__": len(ids) + i for i, code in enumerate(codes)}
         special = frozenset(("<s>", "</s>", "<unk>", "<pad>"))
-        return cls(_processor(directory / M2M100[1])[0], ids | languages, special)
+        return cls(_processor(directory / BPE)[0], ids | languages, special)
 
     @cached_property
     def symbols(self) -> tuple[str, ...]:
