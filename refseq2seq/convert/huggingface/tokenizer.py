@@ -181,7 +181,7 @@ class SentencePieceTokenizer:
     ids: Mapping[str, int]
     special: frozenset[str]
     strips: bool = True  # whether decode removes spaces around a text
-    has_codes: bool = False  # whether the first token may be a language code such as >>fr<<
+    is_marian: bool = False  # True: a text may begin with a language code such as >>fr<<
 
     @classmethod
     def of_t5(cls, path: Path) -> "SentencePieceTokenizer":
@@ -211,7 +211,7 @@ class SentencePieceTokenizer:
     @classmethod
     def of_marian(cls, path: Path, ids: Mapping[str, int]) -> "SentencePieceTokenizer":
         """The model of one of Marian's languages, with the ids of its pieces."""
-        return cls(_processor(path)[0], ids, frozenset(("</s>", "<unk>", "<pad>")), has_codes=True)
+        return cls(_processor(path)[0], ids, frozenset(("</s>", "<unk>", "<pad>")), is_marian=True)
 
     @classmethod
     def of_m2m100(
@@ -243,7 +243,7 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. A code such as ``>>fr<<`` at the start of Marian's is one token."""
-        codes = re.findall(r"^>>.+?<<", text) if self.has_codes else []
+        codes = re.findall(r"^>>.+?<<", text) if self.is_marian else []
         text = text.removeprefix("".join(codes))
         with _package_errors("sentencepiece", UnknownSymbolError):
             encoded = self.processor.encode(text, out_type=str)
@@ -255,6 +255,8 @@ class SentencePieceTokenizer:
         """The text of the ids, without special tokens and ids that have no piece."""
         pieces = [self.symbols[i] for i in map(int, ids) if i < len(self.symbols)]
         text = str(self.processor.decode([p for p in pieces if p and p not in self.special]))
+        if self.is_marian:  # a piece of the other language, which this model does not know
+            text = text.replace("\u2581", " ")
         return text.strip() if self.strips else text
 
 
