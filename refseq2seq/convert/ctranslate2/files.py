@@ -1,4 +1,4 @@
-"""The file ``model.bin`` of CTranslate2, version 6, read from its description.
+"""The file ``model.bin`` of CTranslate2, version 6.
 
     uint32      6, the version
     string      the name of the specification
@@ -12,9 +12,9 @@
         string      a name
         string      the name of the variable that it stands for
 
-A string is a uint16, the number of its bytes, and the bytes; the last is zero. Everything is
-little-endian. A weight w of int8 or int16 stands for the numbers w / w_scale: int8 has a scale
-for each row, int16 one for all.
+A string is a uint16, the number of its bytes, and the bytes, of which the last is zero. Everything
+is little-endian. A weight w of int8 or int16 stands for the numbers w / w_scale; int8 has one scale
+for each row, and int16 one for all rows.
 """
 
 import os
@@ -29,14 +29,14 @@ from ...files.reading import FileError, fits, opened
 VERSION, SPEC, REVISIONS = 6, "TransformerSpec", range(5, 8)
 DTYPES = ("<f4", "i1", "<i2", "<i4", "<f2", "bfloat16")
 MIN_VARIABLE, MIN_ALIAS = 10, 6
-"""The minimum numbers of bytes: a count of more than the file can contain is an error."""
+"""The minimum numbers of bytes. A count of more entries than the file can contain is an error."""
 
 MAX_ALIASED = 8
-"""The maximum of the numbers that aliases stand for, in multiples of those in the file."""
+"""The maximum number of elements of aliases, in multiples of the elements in the file."""
 
 
 def has_header(path: Path) -> bool:
-    """Whether a file begins with a version, up to 255: pickles and zip files do not."""
+    """Whether a file begins with a version up to 255, unlike a pickle or a zip file."""
     if not path.is_file():
         return False
     with opened(path) as file:
@@ -44,7 +44,7 @@ def has_header(path: Path) -> bool:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The variables of a file, with those that aliases stand for: weights are float32."""
+    """The variables of a file, aliases included. Weights are float32."""
     with opened(path) as file:
         reader = _Reader(file)
         _check_header(reader)
@@ -62,7 +62,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Reader:
-    """Reads a file from its begin, and never more than ``left``, the bytes that it still has."""
+    """Reads a file from its beginning. ``left`` is the number of bytes that are not read yet."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.left = file, os.fstat(file.fileno()).st_size
@@ -78,7 +78,7 @@ class _Reader:
         return int.from_bytes(self.bytes(n_bytes), "little")
 
     def count(self, n_bytes: int) -> int:
-        """A number of things, each of at least ``n_bytes``."""
+        """The number of entries that follow, each of at least ``n_bytes``."""
         n = self.integer(4)
         if n * n_bytes > self.left:
             raise FileError(f"it is cut off: {n} entries must follow, in {self.left} bytes")
@@ -121,7 +121,7 @@ def _check_header(reader: _Reader) -> None:
 
 
 def _dequantised(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Floats as float32; a quantised weight as w * (1 / scale), as CTranslate2 computes it."""
+    """Floats as float32, and quantised weights as w * (1 / scale), as CTranslate2 computes them."""
     quantised = {name for name, x in stored.items() if x.ndim and x.dtype.kind == "i"}
     arrays = {
         name: x.astype("<f4", copy=False) if x.dtype.kind == "f" else x
@@ -139,7 +139,7 @@ def _dequantised(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _scale(name: str, stored: dict[str, np.ndarray]) -> np.ndarray:
-    """The scale of a quantised weight, as a column: of each row for int8, one for int16."""
+    """The scale of a quantised weight, as a column: one for each row of int8, one for int16."""
     x, scale = stored[name], stored.get(f"{name}_scale")
     if scale is None or x.dtype == "int32":
         raise UnsupportedFeature(

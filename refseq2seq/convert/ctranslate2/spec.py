@@ -1,7 +1,7 @@
 """CTranslate2's TransformerSpec: its attributes as our configuration, its variables as our arrays.
 
-An attribute is a variable without axes. A part is present if its variables are: a norm without
-``beta`` is an RMS norm, and a stack without any positions adds sinusoids.
+An attribute is a variable without axes. A part of the model exists if the file has its variables:
+a norm without ``beta`` is an RMS norm, and a stack without positions adds sinusoids.
 """
 
 import math
@@ -39,8 +39,8 @@ from ..table import (
 
 ACTIVATIONS: dict[int, Activation] = {0: "relu", 1: "gelu_tanh", 2: "silu", 3: "gelu_erf"}
 
-# Attributes without effect on the logits: of any value (None), or of the one that switches a part
-# off that is not implemented.
+# Attributes without effect on the logits, for any value (None), or for the value that switches off
+# a part that is not implemented.
 IGNORED = {
     "alignment_layer": None, "alignment_heads": None, "embeddings_merge": None,
     "multi_query_attention": None, "alibi_use_positive_positions": None, "scale_alibi": None,
@@ -50,7 +50,7 @@ IGNORED = {
 
 TABLES = {"encoder": "encoder/embeddings_0/weight", "decoder": "decoder/embeddings/weight"}
 UNEMBEDDING, LOGITS_BIAS = "decoder/projection/weight", "decoder/projection/bias"
-# Their linear maps of a layer -> the part and the maps of ours that are their rows.
+# Linear maps of their layer -> our part of the layer, and our maps, which are blocks of its rows.
 LINEAR = {
     "self_attention/linear_0": ("self_attention", "q k v"),
     "self_attention/linear_1": ("self_attention", "o"),
@@ -77,12 +77,12 @@ NEVER = -1e4
 
 
 class Spec:
-    """The variables of a model; an attribute is removed when it is read."""
+    """The variables of a model. Reading an attribute removes it."""
 
     def __init__(self, variables: Mapping[str, np.ndarray]) -> None:
         self.arrays = {name: x for name, x in variables.items() if x.ndim}
         self.attributes = {name: x.item() for name, x in variables.items() if not x.ndim}
-        # A start from a vector of zeros, whatever the first token is: see `add_zero_token`.
+        # The first input is a vector of zeros, whatever the token: see `add_zero_token`.
         self.starts_from_zero = bool(self.get("decoder/start_from_zero_embedding", 0))
 
     def get(self, name: str, default: Any) -> Any:
@@ -90,7 +90,7 @@ class Spec:
         return self.attributes.pop(name, default)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a matrix, which must be there."""
+        """The shape of a matrix; FileError if there is none."""
         if name not in self.arrays or self.arrays[name].ndim != 2:
             raise FileError(f"it has no matrix {name}")
         return self.arrays[name].shape
@@ -102,9 +102,9 @@ class Spec:
 
 
 def add_zero_token(spec: Spec) -> None:
-    """Append a token with the embedding 0 and the probability 0, as the first input of Marian.
+    """Append the token that begins a target of Marian, with the embedding 0 and the probability 0.
 
-    transformers has such a row, called ``<pad>``; CTranslate2's converter removes it.
+    In transformers this token is ``<pad>``. The converter of CTranslate2 removes it.
     """
     size, width = spec.shape(TABLES["decoder"])
     names = [TABLES["decoder"], UNEMBEDDING]
@@ -116,7 +116,7 @@ def add_zero_token(spec: Spec) -> None:
 
 
 def convert(spec: Spec, eps: float | None, tokens: SpecialTokens) -> Model:
-    """The model without vocabularies; ``eps`` is that of the norms, None for the default."""
+    """The model without vocabularies. ``eps`` is that of the norms; None means the default."""
     tied = spec.equal(*TABLES.values()), spec.equal(TABLES["decoder"], UNEMBEDDING)
     config = ModelConfig(
         encoder=_stack(spec, "encoder", eps),

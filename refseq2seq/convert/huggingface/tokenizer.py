@@ -1,4 +1,4 @@
-"""The tokenizers in a model's directory, with the methods of `refseq2seq.text.Tokenizer`."""
+"""The tokenizers in a model's directory, with the interface `refseq2seq.text.Tokenizer`."""
 
 import hashlib
 import json
@@ -25,10 +25,10 @@ M2M100 = ("vocab.json", "sentencepiece.bpe.model")
 
 
 class Form(NamedTuple):
-    """How a class of tokenizers writes the languages of source and target."""
+    """How a class of tokenizers marks the languages of source and target."""
 
-    token: str  # a regular expression of the tokens of languages, whose group is the code
-    default: str  # the source's language, unless tokenizer_config.json has src_lang
+    token: str  # a regular expression that matches the tokens of languages; its group is the code
+    default: str  # the source's language if tokenizer_config.json has no src_lang
     language_first: bool
     starts_target: bool
 
@@ -57,11 +57,11 @@ class Vocabularies(TypedDict, total=False):
 
 
 def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
-    """The source's and the target's tokenizer, if the directory has one that can be read.
+    """The tokenizers of source and target, if the directory has some that can be read.
 
-    M2M100 has a SentencePiece model and ``vocab.json``. ``tokenizer.json`` is preferred for every
-    other model; then ByT5, which has no file; then the SentencePiece models of T5, mT5, UMT5 and
-    Marian. The ids of the other families' pieces are not stated in any file.
+    M2M100's are a SentencePiece model and ``vocab.json``. Every other model has ``tokenizer.json``
+    if the file exists. Without it, ByT5 needs no file, and T5, mT5, UMT5 and Marian have
+    SentencePiece models. No file states the ids of the other families' pieces.
     """
     source: Tokenizer
     target: Tokenizer
@@ -91,7 +91,7 @@ def _read_if_any(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer_class(settings: Mapping[str, Any], c: Fields) -> str:
-    """The class of transformers, without the ending of its older, faster variant."""
+    """The name of the class in transformers, without the ending ``Fast`` of older versions."""
     of_type = {"m2m_100": "M2M100Tokenizer", "mbart": "MBartTokenizer"}.get(c["model_type"])
     stated = settings.get("tokenizer_class") or c.get("tokenizer_class") or of_type
     return str(stated).removesuffix("Fast")
@@ -100,9 +100,9 @@ def _tokenizer_class(settings: Mapping[str, Any], c: Fields) -> str:
 def _multilingual(
     pieces: "JsonTokenizer | SentencePieceTokenizer", kind: str, settings: Mapping[str, Any]
 ) -> MultilingualTokenizer:
-    """The tokenizer of texts with languages, from one that adds only the end token.
+    """The tokenizer that adds the token of a language to those of ``pieces``.
 
-    As in transformers, the class decides where the language stands, not ``tokenizer.json``.
+    As in transformers, the class determines the place of this token, not ``tokenizer.json``.
     """
     form = FORMS[kind]
     found = [(re.fullmatch(form.token, token), i) for i, token in enumerate(pieces.symbols)]
@@ -127,7 +127,7 @@ def _multilingual(
 
 @dataclass(frozen=True)
 class JsonTokenizer:
-    """A ``tokenizer.json``; ``encode`` adds its special tokens to a text."""
+    """A ``tokenizer.json``. ``encode`` adds its special tokens to a text."""
 
     tokenizer: Any  # tokenizers.Tokenizer
 
@@ -172,9 +172,9 @@ class JsonTokenizer:
 
 @dataclass(frozen=True)
 class SentencePieceTokenizer:
-    """A SentencePiece model and the id of each piece; ``encode`` appends ``</s>``.
+    """A SentencePiece model and the id of each piece. ``encode`` appends ``</s>``.
 
-    Special tokens that a text spells out, such as ``</s>``, are text, unlike in transformers.
+    A special token that a text contains, such as ``</s>``, is text here, unlike in transformers.
     """
 
     processor: Any  # sentencepiece.SentencePieceProcessor
@@ -185,7 +185,7 @@ class SentencePieceTokenizer:
 
     @classmethod
     def of_t5(cls, path: Path) -> "SentencePieceTokenizer":
-        """Ids of T5, which are those of the model; ``<extra_id_0>`` and so on are not pieces."""
+        """The tokenizer of T5. Ids are those of the model, without ``<extra_id_0>`` and so on."""
         processor, pieces = _processor(path)
         special = {
             piece
@@ -199,7 +199,7 @@ class SentencePieceTokenizer:
     def pair_of_marian(
         cls, directory: Path, vocab_size: int
     ) -> tuple["SentencePieceTokenizer", "SentencePieceTokenizer"]:
-        """Marian has a model for each language, and the ids of the pieces in a separate file."""
+        """The tokenizers of Marian: a model for each language, and a file with their ids."""
         source_ids = _read_ids(directory / "vocab.json", vocab_size)
         target = directory / "target_vocab.json"
         target_ids = _read_ids(target, vocab_size) if os.path.lexists(target) else source_ids
@@ -217,7 +217,7 @@ class SentencePieceTokenizer:
     def of_m2m100(
         cls, directory: Path, settings: Mapping[str, Any], vocab_size: int
     ) -> "SentencePieceTokenizer":
-        """M2M100's ids of pieces are in a file; those of languages follow, in a fixed order."""
+        """The tokenizer of M2M100: a file has the ids of its pieces. Those of languages follow."""
         ids = _read_ids(directory / M2M100[0], vocab_size)
         name = str(settings.get("language_codes", "m2m100"))
         if name not in LANGUAGES_OF_M2M100:
@@ -318,7 +318,7 @@ def _check_ids(ids: Mapping[str, Any], vocab_size: int) -> None:
 
 @contextmanager
 def _reading(package: str, path: Path) -> Iterator[tuple[Any, bytes]]:
-    """An optional package that reads the file at ``path``, and the content of the file."""
+    """An optional package, and the content of the file at ``path`` that it reads."""
     try:
         module = import_module(package)
     except ImportError as error:
@@ -332,7 +332,7 @@ def _reading(package: str, path: Path) -> Iterator[tuple[Any, bytes]]:
 
 @contextmanager
 def _package_errors(package: str, kind: type[ValueError] = FileError) -> Iterator[None]:
-    """Reraise any error of a package as a ``kind``, also a Rust panic, which is no Exception."""
+    """Reraise an error of a package as a ``kind``. A Rust panic is one, though no Exception."""
     try:
         yield
     except BaseException as error:
