@@ -1,7 +1,7 @@
-"""The languages of a text and of its translation, for models whose tokenizer knows languages.
+"""The languages of sources and targets, for models whose tokenizer knows languages.
 
-The token of the source's language is part of the source. That of the target's language is
-forced as the first new token (M2M100, NLLB, mBART-50), or starts the target (mBART-cc25).
+The token of the source's language is part of the source. The token of the target's language is
+forced as the first new token (M2M100, NLLB, mBART-50) or starts the target (mBART-cc25).
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def encode_texts(model: Model, texts: Sequence[str], language: Language | None) 
 
 
 def toward(model: Model, language: Language, n_texts: int) -> dict[str, Any]:
-    """The option of `refseq2seq.decode_steps` for the target's language."""
+    """The option of `refseq2seq.decode_steps` for the languages of the targets."""
     tokenizer: Any = model.target_vocabulary
     codes = _checked("target_language", language, tokenizer, n_texts)
     ids = [tokenizer.language_ids[code] for code in codes]
@@ -33,7 +33,7 @@ def toward(model: Model, language: Language, n_texts: int) -> dict[str, Any]:
 
 
 def between(model: Model, source: str | None, target: str | None) -> Model:
-    """The same model with other languages by default; None keeps its own."""
+    """The model with other default languages. None keeps its own."""
     tokenizer: Any
     if source is not None:
         tokenizer = model.source_vocabulary

@@ -23,9 +23,9 @@ FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical", "epsilon", "eta"
 class Settings(Config):
     """What a checkpoint's generation config asks for, in the names of this package.
 
-    Defaults are those of Hugging Face transformers 5. The start token and the tokens that are
-    forced, suppressed or end a target are fields of `refseq2seq.config.ModelConfig`. With
-    `refseq2seq.generate_as_configured` a model decodes by its settings.
+    The defaults are those of Hugging Face transformers 5. `refseq2seq.generate_as_configured`
+    applies the settings. The start token and the tokens that are forced, suppressed or end a target
+    are fields of `refseq2seq.config.ModelConfig`.
     """
 
     max_new_tokens: int | None = None
@@ -70,7 +70,9 @@ class Settings(Config):
 
     @property
     def in_effect(self) -> dict[str, Any]:
-        """The fields of `asked` that matter: filters for samples, penalties for beam search."""
+        """The fields of `asked`, without filters if nothing is sampled, nor rules of beam search if
+        there is one beam.
+        """
         moot = set(() if self.do_sample else FILTERS)
         moot |= set(() if self.beams > 1 else ("length_penalty", "early_stopping"))
         return {name: value for name, value in self.asked.items() if name not in moot}
@@ -81,12 +83,12 @@ class Settings(Config):
         return ", ".join(f"{name}={value}" for name, value in asked.items())
 
     def with_fields(self, fields: dict[str, Any]) -> Self:
-        """The settings with other fields, which may be lists, dicts, or numbers of NumPy.
+        """The settings with other fields. Values may be lists, dicts or numbers of NumPy.
 
         Raises
         ------
         TypeError, ValueError
-            If a value does not have the type of its field. The message names the field.
+            If there is no such field, or a value does not have its type. The message names it.
         """
         types = annotations(type(self))
         if unknown := sorted(fields.keys() - types.keys()):
@@ -97,7 +99,7 @@ class Settings(Config):
 
 
 def _plain(annotation: Any, value: Any) -> Any:
-    """The value in JSON's types, where an integer may stand for a float."""
+    """The value in the types of JSON. An integer becomes a float where the field is one."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, dict):

@@ -18,7 +18,7 @@ class UnknownSymbolError(ValueError):
 
 
 class Tokenizer(Protocol):
-    """The interface that a model needs to read and write text, for example a `Vocabulary`."""
+    """The interface of a model's tokenizers. A `Vocabulary` has it."""
 
     @property
     def symbols(self) -> Sequence[str]:
@@ -141,14 +141,14 @@ class Vocabulary(Config):
 
 @dataclass(frozen=True)
 class MultilingualTokenizer:
-    """A tokenizer of texts whose language is one of several, each with a token of its own.
+    """A tokenizer of texts in several languages, each of which has a token.
 
-    ``pieces`` encodes a text with its end token; `encode` adds the token of its language.
+    ``pieces`` encodes a text with its end token, and `encode` adds the token of the language.
     """
 
     pieces: Tokenizer
     language_ids: Mapping[str, int]  # the token of each code
-    language: str  # of texts for which none is given
+    language: str  # of a text whose language is not given
     language_first: bool  # True: before the text; False: after its end token
     starts_target: bool  # True: the target starts with its language; False: it is forced
 
@@ -168,7 +168,7 @@ class MultilingualTokenizer:
         return repr(replace(self, pieces=self.pieces.definition))  # type: ignore[arg-type]
 
     def language_id(self, code: str, argument: str = "language") -> int:
-        """The token of a language; ValueError, which names the argument, if there is none."""
+        """The token of a language. If there is none, a ValueError names the argument."""
         if code in self.language_ids:
             return self.language_ids[code]
         from difflib import get_close_matches  # here, because it is rarely needed

@@ -80,7 +80,10 @@ def model_of(options: argparse.Namespace) -> Model:
     """The model that the options name, with its vocabularies."""
     model = load(options.model)
     if model.source_vocabulary is None or model.target_vocabulary is None:
-        raise ValueError(f"{options.model} has no vocabularies: it cannot read or write text")
+        raise ValueError(
+            f"{options.model} has no vocabularies: it cannot read or write text. A directory of "
+            "Hugging Face needs tokenizer.json, or its family's files in docs/checkpoints.md"
+        )
     model = between(model, options.source_language, options.target_language)
     use_threads(options.threads, model)
     if options.dtype:
@@ -101,9 +104,12 @@ def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
     """Add those for one output; return the groups of sampling and of beam search."""
     command.set_defaults(num_samples=None, n_best=None)
     add_options(
-        command.add_argument_group("length and repetition"),
+        command.add_argument_group(
+            "length and repetition",
+            "defaults, here and below, are replaced by the settings of a checkpoint that has some",
+        ),
         ("--max-new-tokens", size, "N", "maximum number of tokens in an output, including the end "
-         "token; by default that of the model's settings, or else as many as it has positions for"),
+         "token (default: as many as the model has positions for)"),
         ("--min-new-tokens", whole, "N", "minimum number of tokens before the end (default 0)"),
         ("--repetition-penalty", float, "R", "divide positive scores of tokens that the output "
          "already has by R, and multiply negative ones by R; scores are logits, or with --beams "
@@ -162,10 +168,6 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
     _check(options, samples=_samples(options))
     penalties = _penalties(options)
     if options.beams is not None:
-        if options.beams < (options.n_best or 1):
-            raise ValueError(
-                f"--n-best must be at most --beams = {options.beams}, got {options.n_best}"
-            )
         return {"beams": options.beams, "processors": penalties, **searches, **length}
     pick = sample if _samples(options) else greedy
     return {
@@ -222,6 +224,10 @@ def _check(options: argparse.Namespace, samples: bool) -> None:
         raise ValueError("--seed needs sampling, which --temperature 1, for example, selects")
     if options.length_penalty is not None:
         check_number("--length-penalty", options.length_penalty, "(-inf, inf)")
+    if options.beams is not None and options.beams < (options.n_best or 1):
+        raise ValueError(
+            f"--n-best must be at most --beams = {options.beams}, got {options.n_best}"
+        )
     if options.beams is not None and _samples(options):
         raise ValueError("--beams cannot be combined with sampling, such as --temperature")
 

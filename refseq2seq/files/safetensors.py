@@ -1,11 +1,11 @@
-"""The safetensors format of Hugging Face, implemented from its description; test vectors use it.
+"""The safetensors format of Hugging Face, which test vectors use too.
 
     8 bytes     n, an unsigned integer, the length of the header
     n bytes     a JSON object: for each array its dtype, its shape, and the begin and end of its
                 bytes, counted from the end of the header; padded with spaces
     the rest    the bytes of the arrays, one after the other, in C order
 
-Everything is little-endian, nothing is compressed, every byte belongs to the header or to an array.
+Everything is little-endian and nothing is compressed. Every byte is part of the header or an array.
 """
 
 import io
@@ -39,7 +39,7 @@ WHAT_TO_DO = (
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
-    """Write arrays, each of one of the `DTYPES`, to a file in the order of the mapping."""
+    """Write arrays to a file, in the order of the mapping. Each has one of the `DTYPES`."""
     header, data, end = {}, [], 0
     for name, array in arrays.items():
         x = np.asarray(array)
@@ -62,7 +62,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays of a file, in the order of their bytes.
 
-    BF16, the upper half of float32, is read as float32, since NumPy has no such dtype.
+    BF16, the upper half of a float32, is read as float32, because NumPy has no such dtype.
     """
     with file_errors(path), opened(path) as file:
         return {name: np.asarray(x) for name, x in stored(file).items()}
@@ -70,28 +70,28 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """An array in an open file. NumPy reads it where it needs an array, each time anew.
+    """An array in an open file. Each conversion to an array of NumPy reads it again.
 
-    It is read and not mapped, because the program ends (SIGBUS) where a mapped file is truncated,
-    and because a model must not depend on a file that its owner may replace.
+    The file is not mapped to memory: truncating a mapped file ends the program (SIGBUS), and a
+    model must not depend on a file that may be replaced.
     """
 
     file: io.BufferedReader
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    dtype_of_file: np.dtype[Any]  # the halves of BF16 are integers
-    begin: int  # where its bytes begin in the file
+    dtype_of_file: np.dtype[Any]  # BF16 is read as integers
+    begin: int  # the place of its first byte in the file
     check: Check
     is_transposed: bool = False
 
     @property
     def T(self) -> "Stored":  # noqa: N802 - as an array of NumPy
-        """The transpose of a matrix, which is read in C order too."""
+        """The transpose of a matrix. It is read in C order too."""
         return replace(self, shape=self.shape[::-1], is_transposed=not self.is_transposed)
 
     def reshape(self, shape: int) -> "Stored":
-        """The same numbers in one row, as ``reshape(-1)`` returns them."""
+        """The same numbers in one row, as of ``reshape(-1)``."""
         return replace(self, shape=(prod(self.shape),))
 
     def astype(self, dtype: Any, copy: bool = True) -> "Stored":
@@ -120,9 +120,9 @@ class Stored:
 
 
 def stored(file: io.BufferedReader, check: Check = lambda entry, x: None) -> dict[str, Stored]:
-    """The arrays of an open file, in the order of their bytes; only the header is read.
+    """The arrays of an open file, in the order of their bytes. Only the header is read here.
 
-    What is read of an array later is passed to ``check``.
+    Later each part of an array that is read is passed to ``check``.
     """
     size = os.fstat(file.fileno()).st_size
     n = int.from_bytes(file.read(8), "little")

@@ -1,10 +1,10 @@
-"""Generation by a checkpoint's own settings: what its authors expect from it.
+"""Generation with a checkpoint's own settings.
 
     found = generate_as_configured(model, source)
     found = generate_as_configured(model, source, beams=1, max_new_tokens=20)
 
-`as_configured` translates the settings into arguments of `refseq2seq.generate` or of
-`refseq2seq.beam_search`, which apply no settings themselves. The rules and their order are those of
+`as_configured` translates the settings into arguments of `refseq2seq.generate` or
+`refseq2seq.beam_search`, which do not apply settings. The rules and their order are those of
 Hugging Face transformers 5.
 """
 
@@ -44,7 +44,7 @@ PROCESSORS: dict[str, Callable[[Any], Processor]] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ConfiguredGeneration:
-    """The targets that a model's settings ask for. Arrays are on the host."""
+    """Targets generated with a model's settings. Arrays are on the host."""
 
     tokens: np.ndarray  # (batch, n_return, n) new tokens, EOS kept, pad_id after them
     lengths: np.ndarray  # (batch, n_return) new tokens, EOS counted
@@ -55,10 +55,10 @@ class ConfiguredGeneration:
 def generate_as_configured(
     model: Model, source: Tokens, source_mask: Array | None = None, **overrides: Any
 ) -> ConfiguredGeneration:
-    """Generate what the model's own settings ask for.
+    """Generate with the model's own settings: greedy tokens, samples or hypotheses of beam search.
 
-    The result of ``generate(source)`` in Hugging Face transformers, where the settings come from,
-    without the start token: greedy tokens, samples, or the hypotheses of beam search.
+    The result is that of ``generate(source)`` in Hugging Face transformers, without the start
+    token.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def generate_as_configured(
     Returns
     -------
     ConfiguredGeneration
-        Its log-probabilities are those of `Generation` or, for beams, of `BeamSearch`.
+        Log-probabilities are those of `Generation` or, for beams, of `BeamSearch`.
 
     Raises
     ------
@@ -82,9 +82,10 @@ def generate_as_configured(
 
     Notes
     -----
-    transformers draws samples from PyTorch's generator. To have the same, record its noise and
-    override ``pick=functools.partial(rs.exponential_race, noise)``. There, the padding of a source
-    counts as its tokens in ``encoder_repetition_penalty`` and ``encoder_no_repeat_ngram``.
+    transformers draws samples from PyTorch's generator. To draw the same samples, record its noise
+    and pass ``pick=functools.partial(rs.exponential_race, noise)``. In transformers, the padding of
+    a source is part of the source for ``encoder_repetition_penalty`` and
+    ``encoder_no_repeat_ngram``; here it is not.
     """
     how = as_configured(model, **overrides)
     plain = replace(model, settings=None)
@@ -109,9 +110,9 @@ def as_configured(
     pick: Callable[..., Chooser] = sample,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """The arguments of `refseq2seq.generate` that a model's settings ask for.
+    """The arguments of `refseq2seq.generate` that apply a model's settings.
 
-    If they ask for beams, the result has ``beams`` and the other arguments of
+    If the settings have more than one beam, the result has ``beams`` and the other arguments of
     `refseq2seq.beam_search`.
 
     Parameters
@@ -121,7 +122,7 @@ def as_configured(
     prefix : integer array (batch, n), or list of lists of token ids, optional
         As in `decode_steps`.
     pick : function of processors
-        How to draw samples: `sample`, or ``partial(exponential_race, noise)``.
+        Draws the samples: `sample`, or ``partial(exponential_race, noise)``.
     **overrides
         Fields of `refseq2seq.settings.Settings`, such as ``beams=1``, replace those of the model.
         Arguments of `decode_steps` or `beam_steps` that no setting determines, such as ``seed`` or
@@ -130,8 +131,8 @@ def as_configured(
     Raises
     ------
     UnsupportedFeature
-        If the settings have an option that is not implemented; the message names it. Also for
-        samples of beam search.
+        If an option of the settings is not implemented, or they ask for samples of beam search.
+        The message names the option.
     ValueError
         If the model has no settings, or they contradict each other.
     TypeError
@@ -140,7 +141,7 @@ def as_configured(
     Warns
     -----
     UserWarning
-        If the minimum length exceeds the maximum: then no target can end before the maximum.
+        If the minimum length exceeds the maximum. No target can then end before the maximum.
 
     Examples
     --------
@@ -192,7 +193,7 @@ def as_configured(
 
 
 def _overridden(settings: Settings, overrides: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
-    """The settings with the overrides among their fields, and the other overrides."""
+    """The settings with the overrides of their fields, and the other overrides."""
     fields = annotations(Settings)
     arguments = {
         name

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import StackConfig
+from ..config import ModelConfig, StackConfig
 from ..params import count_parameters
 from ..text import MultilingualTokenizer
 from .quantities import find_quantity
@@ -31,7 +31,7 @@ def model_rows(m: Any) -> list[tuple[str, str]]:
         ("encoder", _stack(c.encoder)),
         ("decoder", _stack(c.decoder)),
         ("logits", "tied to the decoder's embedding" if c.tied_logits else "own matrix"),
-        ("tokens", f"start {c.decoder_start_id}, end {list(c.eos_ids)}, pad {c.pad_id}"),
+        ("tokens", _tokens(c)),
     ]
     if m.settings is not None:
         rows.append(("settings", str(m.settings) or "those of transformers"))
@@ -44,6 +44,13 @@ def model_rows(m: Any) -> list[tuple[str, str]]:
         for name, vocabulary in vocabularies.items()
         if vocabulary is not None
     ]
+
+
+def _tokens(c: ModelConfig) -> str:
+    given: dict[str, Any] = {"forced first": c.forced_bos_id, "forced last": c.forced_eos_id}
+    given |= {"suppressed": listed(c.suppressed_ids) or None}
+    rest = [f", {name} {token}" for name, token in given.items() if token is not None]
+    return f"start {c.decoder_start_id}, end {list(c.eos_ids)}, pad {c.pad_id}{''.join(rest)}"
 
 
 def _stack(c: StackConfig) -> str:

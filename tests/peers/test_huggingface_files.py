@@ -421,7 +421,7 @@ def test_sentencepiece_of_marian(pieces, tmp_path):
         (tmp_path / name).write_bytes(pieces)
     processor = sentencepiece.SentencePieceProcessor(model_proto=pieces)
     names = [processor.id_to_piece(i) for i in range(3, processor.get_piece_size())]
-    names = ["</s>", "<unk>", *sorted(names)[::-1], ">>fr<<", "<pad>"]
+    names = ["</s>", "<unk>", *sorted(names)[::-1], "▁other", ">>fr<<", "<pad>"]
     (tmp_path / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
     ours = rs.load(tmp_path)
     with pytest.warns(UserWarning, match="sacremoses"):
@@ -432,6 +432,8 @@ def test_sentencepiece_of_marian(pieces, tmp_path):
     assert in_french[0] == names.index(">>fr<<")
     spaced = [names.index("▁"), *in_french[1:-1], names.index("▁")]
     assert ours.target_vocabulary.decode(spaced) == theirs.decode(spaced) == "the cat"
+    other = [names.index("▁other"), *in_french[1:-1], names.index("▁other")]  # in neither model
+    assert ours.target_vocabulary.decode(other) == theirs.decode(other) == "other the cat other"
 
 
 def test_bytes_of_byt5(tmp_path):

@@ -1,6 +1,6 @@
-"""Converter for directories that a converter of CTranslate2 3.0 to 4.8 wrote, read without it.
+"""Converter for directories that CTranslate2 3.0 to 4.8 wrote, without CTranslate2.
 
-`files` documents ``model.bin``, `spec` what its variables mean.
+`files` describes the file ``model.bin``, and `spec` the meaning of its variables.
 """
 
 import os
@@ -37,43 +37,44 @@ def from_ctranslate2(
     Parameters
     ----------
     directory : path
-        Of an encoder-decoder of text, such as BART, mBART, Marian, M2M100, NLLB, Pegasus, T5, or
-        a Transformer of fairseq, Marian or OpenNMT.
+        The directory of an encoder-decoder of text: BART, mBART, Marian, M2M100, NLLB, Pegasus,
+        T5, or a Transformer of fairseq, Marian or OpenNMT.
     decoder_start_token : str, optional
-        The token that begins a target, in place of that of ``config.json``. Models for which
-        CTranslate2 expects it from the caller, such as mBART, need it.
+        The token that begins a target. It replaces that of ``config.json``. It is needed for
+        models whose caller passes it to CTranslate2, such as mBART.
 
     Returns
     -------
     Model
         In float32, which represents float16 and bfloat16 exactly. A weight of int8 or int16
-        becomes the product of its number and the reciprocal of its scale, as in CTranslate2 with
-        ``compute_type="float32"``; see :doc:`/peers`.
+        becomes its number times the reciprocal of its scale, as in CTranslate2 with
+        ``compute_type="float32"``: see :doc:`/peers`.
 
     Raises
     ------
     UnsupportedFeature
         If the model is not an encoder-decoder of text, or has a part that is not implemented.
     FileError
-        If a file is damaged, contains NaN or infinity, or does not fit the others; or if no token
-        begins a target, or Marian, which begins it with zeros, is given one.
+        If a file is damaged, contains NaN or infinity, or does not fit the others. Also if no
+        token begins a target, or if ``decoder_start_token`` is given for Marian.
     FileNotFoundError
         If a file is missing.
 
     Notes
     -----
-    A source must contain the tokens that CTranslate2's caller gives, and those that CTranslate2
-    adds: ``bos_token`` before if ``add_source_bos``, ``eos_token`` after if ``add_source_eos`` in
-    ``config.json``. The ``source_vocabulary`` adds both: ``tokenizer.json`` if there is one;
-    for Marian ``source.spm``; otherwise the tokens, separated by spaces, among them language codes
-    and the ``</s>`` that most models of transformers expect from the caller.
+    A source must contain the tokens that a caller passes to CTranslate2, and those that CTranslate2
+    adds: ``bos_token`` before the source if ``config.json`` has ``add_source_bos``, and
+    ``eos_token`` after it for ``add_source_eos``. The ``source_vocabulary`` is that of
+    ``tokenizer.json`` if there is one, or of ``source.spm`` for Marian; it adds all these tokens.
+    Otherwise a text is a sequence of tokens separated by spaces. The text must then contain
+    language codes and the ``</s>`` that most models of transformers expect from the caller.
 
-    CTranslate2 has no padding token: here it is ``eos_token``. Marian begins a target with a
-    vector of zeros: here that is an additional last token, which has the probability 0.
+    CTranslate2 has no padding token; here it is ``eos_token``. Marian begins a target with a vector
+    of zeros; here an additional last token has this embedding, and the probability 0.
 
-    The directory has no generation settings. CTranslate2's ``translate_batch`` has beams=2, a
-    minimum of 1 and a maximum of 256 tokens, and stops as `beam_search` with
-    ``early_stopping=True``. ``vmap.txt`` is ignored, as by ``use_vmap=False``.
+    The directory has no generation settings. The defaults of CTranslate2's ``translate_batch`` are
+    two beams, a minimum of 1 and a maximum of 256 tokens, and a stop as in `beam_search` with
+    ``early_stopping=True``. ``vmap.txt`` is ignored, as with ``use_vmap=False``.
     """
     directory = Path(directory)
     with file_errors(directory / MODEL, UnsupportedFeature, FileError):

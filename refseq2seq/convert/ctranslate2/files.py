@@ -1,4 +1,4 @@
-"""The file ``model.bin`` of CTranslate2, version 6, read from its description.
+"""The file ``model.bin`` of CTranslate2, version 6.
 
     uint32      6, the version
     string      the name of the specification
@@ -12,9 +12,9 @@
         string      a name
         string      the name of the variable that it stands for
 
-A string is a uint16, the number of its bytes, and the bytes; the last is zero. Everything is
-little-endian. A weight w of int8 or int16 stands for the numbers w / w_scale: int8 has a scale
-for each row, int16 one for all.
+A string is a uint16, the number of its bytes, and the bytes, of which the last is zero. Everything
+is little-endian. A weight w of int8 or int16 stands for the numbers w / w_scale; int8 has one scale
+for each row, and int16 one for all rows.
 """
 
 import os
@@ -32,11 +32,11 @@ BFLOAT16 = 5
 """The upper halves of float32, which are read as integers, since NumPy has no such dtype."""
 
 MAX_ALIASED = 8
-"""The maximum of the numbers that aliases stand for, in multiples of those in the file."""
+"""The maximum number of elements of aliases, in multiples of the elements in the file."""
 
 
 def has_header(path: Path) -> bool:
-    """Whether a file begins with a version, up to 255: pickles and zip files do not."""
+    """Whether a file begins with a version up to 255, unlike a pickle or a zip file."""
     if not path.is_file():
         return False
     with opened(path) as file:
@@ -44,7 +44,7 @@ def has_header(path: Path) -> bool:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The variables of a file, with those that aliases stand for: weights are float32."""
+    """The variables of a file, aliases included. Weights are float32."""
     with opened(path) as file:
         reader = _Reader(file)
         if (version := reader.integer(4)) != VERSION:
@@ -80,7 +80,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Reader:
-    """Reads a file from its begin, and never more than ``left``, the bytes that it still has."""
+    """Reads a file from its beginning. ``left`` is the number of bytes that are not read yet."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.left = file, os.fstat(file.fileno()).st_size

@@ -1,7 +1,7 @@
 """CTranslate2's TransformerSpec: its attributes as our configuration, its variables as our arrays.
 
-An attribute is a variable without axes. A part is present if its variables are: a norm without
-``beta`` is an RMS norm, and a stack without any positions adds sinusoids.
+An attribute is a variable without axes. A part of the model exists if the file has its variables:
+a norm without ``beta`` is an RMS norm, and a stack without positions adds sinusoids.
 """
 
 import math
@@ -34,8 +34,8 @@ from ..table import SpecialTokens, Table, Transform, convert_params, numbered, s
 
 ACTIVATIONS: dict[int, Activation] = {0: "relu", 1: "gelu_tanh", 2: "silu", 3: "gelu_erf"}
 
-# Attributes without effect on the logits: of any value (None), or of the one that switches a part
-# off that is not implemented.
+# Attributes without effect on the logits, for any value (None), or for the value that switches off
+# a part that is not implemented.
 IGNORED = {
     "alignment_layer": None, "alignment_heads": None, "embeddings_merge": None,
     "multi_query_attention": None, "alibi_use_positive_positions": None, "scale_alibi": None,
@@ -74,23 +74,23 @@ NEVER = -1e4
 
 
 class Spec:
-    """The variables of a model; an attribute is removed when it is read."""
+    """The variables of a model. Reading an attribute removes it."""
 
     def __init__(self, variables: Mapping[str, np.ndarray]) -> None:
         self.arrays = {name: x for name, x in variables.items() if x.ndim}
         self.attributes = {name: x.item() for name, x in variables.items() if not x.ndim}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a matrix, which must be there."""
+        """The shape of a matrix; FileError if there is none."""
         if name not in self.arrays or self.arrays[name].ndim != 2:
             raise FileError(f"it has no matrix {name}")
         return self.arrays[name].shape
 
 
 def add_zero_token(spec: Spec) -> None:
-    """Append a token with the embedding 0 and the probability 0, as the first input of Marian.
+    """Append the token that begins a target of Marian, with the embedding 0 and the probability 0.
 
-    transformers has such a row, called ``<pad>``; CTranslate2's converter removes it.
+    In transformers this token is ``<pad>``. The converter of CTranslate2 removes it.
     """
     size, width = spec.shape(TABLES[1])
     _, ties = token_tables(spec.arrays, *TABLES, tied=())

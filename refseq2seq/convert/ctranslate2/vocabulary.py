@@ -1,4 +1,4 @@
-"""The vocabularies of a directory of CTranslate2: the tokens, and what makes them of a text."""
+"""The vocabularies and tokenizers of a directory of CTranslate2."""
 
 import json
 import os
@@ -21,10 +21,10 @@ Tokens = tuple[str, ...]
 
 @dataclass(frozen=True)
 class SpacedTokens:
-    """Tokens with a space between them, as CTranslate2 takes them; all of them can be written.
+    """Texts of tokens separated by spaces, the input of CTranslate2. A text may have any token.
 
-    `encode` adds the tokens ``first`` and ``last`` of the engine, and replaces unknown ones by
-    ``unknown``. `decode` omits those in ``special`` and ids without a token.
+    `encode` adds the engine's tokens ``first`` and ``last``, and replaces unknown tokens with
+    ``unknown``. `decode` omits the tokens in ``special``, and ids without a token.
     """
 
     symbols: Tokens
@@ -40,11 +40,11 @@ class SpacedTokens:
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """The id of each token; the first, where several are equal."""
+        """The id of each token, or the first id where tokens are equal."""
         return {token: i for i, token in reversed(list(enumerate(self.symbols)))}
 
     def id(self, token: str) -> int:
-        """The id of a token that must be there."""
+        """The id of a token; FileError if it is not in the vocabulary."""
         if token not in self.ids:
             raise FileError(f"{token!r} is not in the vocabulary")
         return self.ids[token]
@@ -64,7 +64,7 @@ class SpacedTokens:
 
 
 def read_tokens(directory: Path, side: str, size: int) -> Tokens:
-    """The token of each id, from ``shared_vocabulary`` or the side's file, JSON or text."""
+    """The token of each id, from ``shared_vocabulary`` or the side's file, as JSON or text."""
     names = [f"{of}_vocabulary.{kind}" for of in ("shared", side) for kind in ("json", "txt")]
     path = next((directory / n for n in names if os.path.lexists(directory / n)), None)
     if path is None:

@@ -4,7 +4,7 @@ model = from_huggingface("path/of/opus-mt-en-de")      read without PyTorch
 model = from_huggingface(module)                       a live ...ForConditionalGeneration
 model = from_huggingface(arrays, config)               arrays of any origin, such as JAX or Rust
 
-`t5` and `bart` document what each family computes, and have the tables of its names.
+`t5` and `bart` describe what each family computes, and have the tables of its names.
 """
 
 import os
@@ -41,49 +41,49 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     Parameters
     ----------
     model : module, path, or mapping of names to arrays
-        A live model of transformers that has a language-model head; or a directory with
+        A live model of transformers that has a language-model head; a directory with
         ``config.json`` and ``model.safetensors`` (or its shards and their index); or the
         arrays of such a model, of NumPy or PyTorch, with the names of its ``state_dict()``.
-        Modules, and mappings of arrays, may come from ``torch.compile``.
+        Modules and arrays may come from ``torch.compile``.
     config : config of transformers, or mapping such as the JSON of a ``config.json``
-        For arrays only. Fields that older files omit get the values of the config's class.
+        For arrays only. Fields that older files omit have the values of the config's class.
     generation_config : mapping, or generation config of transformers, optional
-        Fields that override those of the model's generation config (for arrays: of
-        ``config``), such as a missing start token. The value None removes a field. A whole
-        generation config, which has the field ``transformers_version``, as a
-        ``generation_config.json`` does, replaces the model's.
+        Fields, such as a missing start token, that replace those of the model's generation
+        config, or for arrays those of ``config``. The value None removes a field. A mapping with
+        the field ``transformers_version``, such as a ``generation_config.json``, replaces the
+        whole generation config.
 
     Returns
     -------
     Model
         In float64 if any array is float64, otherwise in float32, which represents float16 and
-        bfloat16 exactly. If read from a directory, with its tokenizers where they can be read.
+        bfloat16 exactly. The model of a directory has its tokenizers if they can be read.
 
     Raises
     ------
     UnsupportedFeature
-        If the model is of another family, or has an option that is not implemented for its
-        family, or adapters that are not merged.
+        If the model is of another family, has an option that is not implemented, or has adapters
+        that are not merged.
     ValueError
-        If a field of the config or an array is missing, or an array is unused, without values
-        or of the wrong shape; the message names it. Also if the only weights are a pickle.
+        If a field of the config or an array is missing, or an array is unused, has no values or
+        has the wrong shape. The message names it. Also if the only weights are a pickle.
     FileNotFoundError, NotADirectoryError, IsADirectoryError
         If the path is not a model's directory, or one of its files is missing or a directory.
     TypeError
         If ``model`` is not a module, a path or a mapping of arrays.
     FileError
-        For a directory, instead of ValueError. Also if one of its files is not a regular file,
-        is too large or damaged, or contains NaN or infinity.
+        For a directory, instead of ValueError. Also if one of its files is not a regular file, is
+        too large or damaged, or contains NaN or infinity.
 
     Notes
     -----
     The tokens of the generation config (start, end, padding, forced, suppressed, and bad words of
-    one token) are fields of the model's config, which hold in every decoding. All its other fields
-    are in the model's ``settings``, which `refseq2seq.generate_as_configured` applies.
+    one token) are fields of the model's config and hold in every decoding. All other fields are in
+    the model's ``settings``, which `refseq2seq.generate_as_configured` applies.
 
-    transformers computes T5's norms, the sinusoids of Marian, Pegasus and M2M100, and the
-    logits that it chooses from in float32, whatever the model's dtype; here everything is
-    in the model's dtype. Here sinusoids do not limit the number of positions.
+    For every dtype of the model, transformers computes in float32: T5's norms, the sinusoids of
+    Marian, Pegasus and M2M100, and the logits that it chooses from. Here everything has the model's
+    dtype. Here sinusoids do not limit the number of positions.
     """
     if config is not None and not isinstance(model, Mapping):
         raise TypeError(
@@ -100,7 +100,7 @@ def converted(
     take: Transform = c_ordered,
     advance: Callable[[int], object] = lambda n: None,
 ) -> Model:
-    """As `from_huggingface`, with what ``take`` returns for each array; ``advance`` is `load`'s."""
+    """As `from_huggingface`. ``take`` converts each array, and ``advance`` is that of `load`."""
     overrides = {} if generation_config is None else generation_config
     overrides = _fields("generation_config", overrides)
     is_path = isinstance(model, str | os.PathLike)
@@ -182,13 +182,13 @@ def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabulari
 
 
 def _completed(fields: dict[str, Any]) -> Fields:
-    """The fields of a config, with those that a file omits or its class derives."""
+    """The fields of a config, those that a file omits or its class derives included."""
     completed: Fields = _family(Fields(fields)).completed(fields)
     return completed
 
 
 def _whole(generation: dict[str, Any]) -> Fields:
-    """All fields of a generation config; a file omits those that are null."""
+    """The fields of a generation config, those that a file omits as null included."""
     return Fields(dict.fromkeys(SPECIAL_TOKENS) | generation)
 
 
@@ -219,7 +219,7 @@ def _fields(argument: str, given: Any) -> Fields:
 
 
 def _family(c: Fields) -> Any:
-    """The module, `t5` or `bart`, that converts this model type; called before other checks."""
+    """The module that converts this model type, `t5` or `bart`. Called before other checks."""
     if c["model_type"] not in FAMILIES:
         raise UnsupportedFeature(
             f"model_type = {c['model_type']!r}: supported are {', '.join(FAMILIES)}"

@@ -20,7 +20,7 @@ TOKENS = {
     "begin_suppress_tokens",
 }
 
-# Fields that are not implemented, and the values at which they have no effect, besides None.
+# Fields that are not implemented, and the values, besides None, that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "max_time": (),
     "stop_strings": (),
@@ -56,11 +56,11 @@ KNOWN = TOKENS | SETTINGS.keys() | NEUTRAL.keys() | WITHOUT_EFFECT
 
 
 def read_settings(fields: Mapping[str, Any], c: ModelConfig) -> Settings:
-    """The settings in a generation config; ``c`` has its tokens.
+    """The settings in a generation config, whose tokens are in ``c``.
 
-    A field that is not implemented, is unknown, or does not have its type becomes an entry of
-    ``not_implemented``, unless its value has no effect. Bad words of one token that ``c``
-    suppresses, or that end a target, are left out.
+    A field becomes an entry of ``not_implemented`` if it is not implemented, is unknown or does not
+    have its type, unless its value has no effect. Bad words of one token are left out if ``c``
+    suppresses the token or if it ends a target.
     """
     settings, others = Settings(), {}
     for name, value in fields.items():

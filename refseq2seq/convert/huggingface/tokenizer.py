@@ -1,4 +1,4 @@
-"""The tokenizers in a model's directory, with the methods of `refseq2seq.text.Tokenizer`."""
+"""The tokenizers in a model's directory, with the interface `refseq2seq.text.Tokenizer`."""
 
 import hashlib
 import json
@@ -25,10 +25,10 @@ MARIAN = ("source.spm", "target.spm")
 
 
 class Form(NamedTuple):
-    """How a class of tokenizers writes the languages of source and target."""
+    """How a class of tokenizers marks the languages of source and target."""
 
-    token: str  # a regular expression of the tokens of languages, whose group is the code
-    default: str  # the source's language, unless tokenizer_config.json has src_lang
+    token: str  # a regular expression that matches the tokens of languages; its group is the code
+    default: str  # the source's language if tokenizer_config.json has no src_lang
     language_first: bool
     starts_target: bool
 
@@ -67,7 +67,7 @@ class Vocabularies(TypedDict, total=False):
 
 
 def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
-    """The source's and the target's tokenizer, if the directory has one that can be read.
+    """The tokenizers of source and target, if the directory has some that can be read.
 
     M2M100 has a SentencePiece model and ``vocab.json``. ``tokenizer.json`` is preferred for every
     other model; then the SentencePiece models of mBART, T5, mT5, UMT5 and Marian, and ByT5, which
@@ -106,7 +106,7 @@ def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
 
 
 def _tokenizer_class(settings: Mapping[str, Any], c: Fields) -> str:
-    """The class of transformers, without the ending of its older, faster variant."""
+    """The name of the class in transformers, without the ending ``Fast`` of older versions."""
     of_type = {"m2m_100": "M2M100Tokenizer", "mbart": "MBartTokenizer"}.get(c["model_type"])
     stated = settings.get("tokenizer_class") or c.get("tokenizer_class") or of_type
     return str(stated).removesuffix("Fast")
@@ -115,9 +115,9 @@ def _tokenizer_class(settings: Mapping[str, Any], c: Fields) -> str:
 def _multilingual(
     pieces: Tokenizer, kind: str, settings: Mapping[str, Any]
 ) -> MultilingualTokenizer:
-    """The tokenizer of texts with languages, from one that adds only the end token.
+    """The tokenizer that adds the token of a language to those of ``pieces``.
 
-    As in transformers, the class decides where the language stands, not ``tokenizer.json``.
+    As in transformers, the class determines the place of this token, not ``tokenizer.json``.
     """
     form = FORMS[kind]
     found = [(re.fullmatch(form.token, token), i) for i, token in enumerate(pieces.symbols)]
@@ -142,7 +142,7 @@ def _multilingual(
 
 @dataclass(frozen=True)
 class JsonTokenizer:
-    """A ``tokenizer.json``; ``encode`` adds its special tokens to a text."""
+    """A ``tokenizer.json``. ``encode`` adds its special tokens to a text."""
 
     tokenizer: Any  # tokenizers.Tokenizer
 
@@ -187,20 +187,20 @@ class JsonTokenizer:
 
 @dataclass(frozen=True)
 class SentencePieceTokenizer:
-    """A SentencePiece model and the id of each piece; ``encode`` appends ``</s>``.
+    """A SentencePiece model and the id of each piece. ``encode`` appends ``</s>``.
 
-    Special tokens that a text spells out, such as ``</s>``, are text, unlike in transformers.
+    A special token that a text contains, such as ``</s>``, is text here, unlike in transformers.
     """
 
     processor: Any  # sentencepiece.SentencePieceProcessor
     ids: Mapping[str, int]
     special: frozenset[str]
     strips: bool = True  # whether decode removes spaces around a text
-    has_codes: bool = False  # whether the first token may be a language code such as >>fr<<
+    is_marian: bool = False  # True: a text may begin with a language code such as >>fr<<
 
     @classmethod
     def of_t5(cls, path: Path) -> "SentencePieceTokenizer":
-        """Ids of T5, which are those of the model; ``<extra_id_0>`` and so on are not pieces."""
+        """The tokenizer of T5. Ids are those of the model, without ``<extra_id_0>`` and so on."""
         processor, pieces = _processor(path)
         ids = {piece: i for i, piece in enumerate(pieces)}
         special = frozenset(
@@ -211,7 +211,7 @@ class SentencePieceTokenizer:
     @classmethod
     def of_marian(cls, path: Path, ids: Mapping[str, int]) -> "SentencePieceTokenizer":
         """The model of one of Marian's languages, with the ids of its pieces."""
-        return cls(_processor(path)[0], ids, frozenset(("</s>", "<unk>", "<pad>")), has_codes=True)
+        return cls(_processor(path)[0], ids, frozenset(("</s>", "<unk>", "<pad>")), is_marian=True)
 
     @classmethod
     def of_mbart(cls, path: Path, kind: str, vocab_size: int) -> "SentencePieceTokenizer":
@@ -258,7 +258,7 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. A code such as ``>>fr<<`` at the start of Marian's is one token."""
-        codes = re.findall(r"^>>.+?<<", text) if self.has_codes else []
+        codes = re.findall(r"^>>.+?<<", text) if self.is_marian else []
         text = text.removeprefix("".join(codes))
         with _package_errors("sentencepiece", UnknownSymbolError):
             encoded = self.processor.encode(text, out_type=str)
@@ -270,6 +270,8 @@ class SentencePieceTokenizer:
         """The text of the ids, without special tokens and ids that have no piece."""
         pieces = [self.symbols[i] for i in map(int, ids) if i < len(self.symbols)]
         text = str(self.processor.decode([p for p in pieces if p and p not in self.special]))
+        if self.is_marian:  # a piece of the other language, which this model does not know
+            text = text.replace("\u2581", " ")
         return text.strip() if self.strips else text
 
 
@@ -331,7 +333,7 @@ def _check_ids(ids: Mapping[str, Any], vocab_size: int) -> None:
 
 @contextmanager
 def _reading(package: str, path: Path) -> Iterator[tuple[Any, bytes]]:
-    """An optional package that reads the file at ``path``, and the content of the file."""
+    """An optional package, and the content of the file at ``path`` that it reads."""
     try:
         module = import_module(package)
     except ImportError as error:
@@ -345,7 +347,7 @@ def _reading(package: str, path: Path) -> Iterator[tuple[Any, bytes]]:
 
 @contextmanager
 def _package_errors(package: str, kind: type[ValueError] = FileError) -> Iterator[None]:
-    """Reraise any error of a package as a ``kind``, also a Rust panic, which is no Exception."""
+    """Reraise an error of a package as a ``kind``. A Rust panic is one, though no Exception."""
     try:
         yield
     except BaseException as error:
