@@ -6,16 +6,6 @@ from typing import Any, Literal, Self
 
 from .config import Config, annotations, from_json
 
-PROCESSORS = (
-    "sequence_bias",
-    "encoder_repetition_penalty",
-    "repetition_penalty",
-    "no_repeat_ngram",
-    "encoder_no_repeat_ngram",
-    "bad_words",
-    "exponential_decay",
-    "renormalize_logits",
-)
 FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical", "epsilon", "eta")
 
 
