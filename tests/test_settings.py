@@ -225,6 +225,15 @@ def test_the_command_appends_filters_that_are_no_settings(path, capsys):
     assert capsys.readouterr().out.split("\t")[0] == texts(best.tokens)[0][0]
 
 
+@pytest.mark.parametrize(
+    "options", [["--n-best", "3", "--beams", "2"], ["--length-penalty", "1", "--top-k", "4"]]
+)
+def test_the_command_refuses_options_of_another_method(path, options, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["generate", "cat", "--model", path, *options])
+    assert options[0] in capsys.readouterr().err
+
+
 def test_info_prints_the_settings(path, capsys):
     assert cli.main(["info", path]) == 0
     assert re.search(r"settings +max_length=15, .*beams=3", capsys.readouterr().out)
