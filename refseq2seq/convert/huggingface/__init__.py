@@ -28,6 +28,7 @@ from .files import CONFIG, GENERATION_CONFIG, check_directory, stored_arrays
 from .settings import KNOWN, SPECIAL_TOKENS, read_settings
 from .tokenizer import Vocabularies, read_tokenizers
 
+Parts = tuple[Mapping[str, Any], Fields, Fields, Vocabularies]
 FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
 
 
@@ -100,13 +101,8 @@ def converted(
     """As `from_huggingface`, with what ``take`` returns for each array; ``advance`` is `load`'s."""
     overrides = {} if generation_config is None else generation_config
     overrides = _fields("generation_config", overrides)
-    is_path = isinstance(model, str | os.PathLike)
     with ExitStack() as files:
-        if is_path:
-            files.enter_context(file_errors(model, UnsupportedFeature, FileError))
-        arrays, fields, generation, vocabularies = _read(model, config)
-        if is_path:
-            arrays = stored_arrays(Path(model), files, advance)
+        arrays, fields, generation, vocabularies = _read(model, config, files, advance)
         generation = _whole(overrides) if "transformers_version" in overrides else generation
         generation.update(overrides)
         read = _converted(arrays, fields, generation, take)
@@ -114,13 +110,14 @@ def converted(
     return replace(read, settings=settings, **vocabularies)
 
 
-def _read(model: Any, config: Any) -> tuple[Mapping[str, Any], Fields, Fields, Vocabularies]:
+def _read(model: Any, config: Any, files: ExitStack, advance: Callable[[int], object]) -> Parts:
     """Arrays, config, generation config and tokenizers, from any kind of ``model``.
 
-    The arrays of a directory are not read yet.
+    The arrays of a directory are in ``files``, and not read yet.
     """
     if isinstance(model, str | os.PathLike):
-        return _read_directory(Path(model))
+        files.enter_context(file_errors(model, UnsupportedFeature, FileError))
+        return _read_directory(Path(model), files, advance)
     if isinstance(model, Mapping):
         fields = _completed(_fields("config", config))
         return model, fields, _of_generation(fields), {}
@@ -153,14 +150,15 @@ def _converted(
     return Model(config=config, params=params)
 
 
-def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabularies]:
+def _read_directory(directory: Path, files: ExitStack, advance: Callable[[int], object]) -> Parts:
     check_directory(directory)
     json_fields = read_json(directory / CONFIG)
     fields = _completed(json_fields)
     path = directory / GENERATION_CONFIG
     generation = read_json(path) if os.path.lexists(path) else _of_generation(json_fields)
     vocabularies = read_tokenizers(directory, fields)
-    return {}, fields, _whole(generation), vocabularies
+    arrays = stored_arrays(directory, files, advance)
+    return arrays, fields, _whole(generation), vocabularies
 
 
 def _completed(fields: dict[str, Any]) -> Fields:
