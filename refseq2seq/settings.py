@@ -66,8 +66,8 @@ class Settings(Config):
         return {name: value for name, value in self.asked.items() if name not in moot}
 
     def __str__(self) -> str:
-        asked = self.asked | dict(self.asked.get("not_implemented", ()))
-        asked.pop("not_implemented", None)
+        asked = self.asked
+        asked |= dict(asked.pop("not_implemented", ()))
         return ", ".join(f"{name}={value}" for name, value in asked.items())
 
     def with_fields(self, fields: dict[str, Any]) -> Self:

@@ -10,7 +10,7 @@ from ..checks import UnsupportedFeature, check_number
 from ..config import annotations
 from ..generation.beam import EarlyStopping
 from ..generation.configured import as_configured
-from ..generation.constraints import no_repeat_ngram, repetition_penalty
+from ..generation.constraints import MAKERS
 from ..generation.filters import min_p, temperature, top_a, top_fraction, top_k, top_p
 from ..generation.sampling import Processor, greedy, sample
 from ..languages import between
@@ -159,7 +159,7 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
         "max_new_tokens": options.max_new_tokens,
         "min_new_tokens": options.min_new_tokens or 0,
     }
-    penalties = _penalties(options)
+    penalties = [MAKERS[name](value) for name, value in _given(options, *MAKERS).items()]
     if options.beams is not None:
         return {"processors": penalties, **_given(options, "beams", *OF_BEAMS), **length}
     pick = sample if _samples(options) else greedy
@@ -173,7 +173,7 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
 
 def _configured(options: argparse.Namespace, model: Model) -> dict[str, Any]:
     """Options replace settings; those of sampling or beam search also select the method."""
-    overrides = _given(options, *(name for name in annotations(Settings) if name in options))
+    overrides = _given(options, *annotations(Settings))
     further = _filters(options, "top_a")
     if isinstance(options.top_k, float):  # no setting corresponds to a fraction
         further, overrides["top_k"] = [top_fraction(options.top_k), *further], 0
@@ -191,8 +191,8 @@ def _configured(options: argparse.Namespace, model: Model) -> dict[str, Any]:
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options that have a value."""
-    values = {name: getattr(options, name) for name in names}
+    """The options of these names that exist and have a value."""
+    values: dict[str, Any] = {name: getattr(options, name, None) for name in names}
     if values.get("early_stopping"):
         values["early_stopping"] = EARLY_STOPPING[values["early_stopping"]]
     return {name: value for name, value in values.items() if value is not None}
@@ -223,12 +223,6 @@ def _check(options: argparse.Namespace, settings: Settings | None) -> None:
 
 def _samples(options: argparse.Namespace) -> bool:
     return bool(_filters(options)) or (options.num_samples or 1) > 1
-
-
-def _penalties(options: argparse.Namespace) -> list[Processor]:
-    """The processors before the filters; beam search uses them too."""
-    made = {"repetition_penalty": repetition_penalty, "no_repeat_ngram": no_repeat_ngram}
-    return [made[name](value) for name, value in _given(options, *made).items()]
 
 
 def _filters(options: argparse.Namespace, *names: str) -> list[Processor]:

@@ -77,18 +77,14 @@ def generate_as_configured(
     counts as its tokens in ``encoder_repetition_penalty`` and ``encoder_no_repeat_ngram``.
     """
     how = as_configured(model, **overrides)
-    plain = replace(model, settings=None)
-    if "beams" in how:
-        best = beam_search(plain, source, source_mask=source_mask, **how)
-        fields = {name: getattr(best, name) for name in ("tokens", "lengths", "log_probs")}
-        return ConfiguredGeneration(**fields, scores=best.scores)
-    out = generate(plain, source, source_mask=source_mask, **how)
-    n_return, n = how["num_return_sequences"], out.tokens.shape[1]
+    decode: Callable[..., Any] = beam_search if "beams" in how else generate
+    out = decode(replace(model, settings=None), source, source_mask=source_mask, **how)
+    n_return, n = how.get("n_best") or how["num_return_sequences"], out.tokens.shape[-1]
     return ConfiguredGeneration(
         tokens=out.tokens.reshape(-1, n_return, n),
         lengths=out.lengths.reshape(-1, n_return),
         log_probs=out.log_probs.reshape(-1, n_return, n),
-        scores=None,
+        scores=getattr(out, "scores", None),
     )
 
 

@@ -106,8 +106,7 @@ def converted(
         generation = _whole(overrides) if "transformers_version" in overrides else generation
         generation.update(overrides)
         read = _converted(arrays, fields, generation, take)
-        settings = read_settings(generation, read.config)
-    return replace(read, settings=settings, **vocabularies)
+    return replace(read, **vocabularies)
 
 
 def _read(model: Any, config: Any, files: ExitStack, advance: Callable[[int], object]) -> Parts:
@@ -147,7 +146,7 @@ def _converted(
     for name in arrays.keys() - {theirs for theirs, _ in rows.values()}:
         if isinstance(arrays[name], Stored):  # read what is not needed too: it must be finite
             take(arrays[name])
-    return Model(config=config, params=params)
+    return Model(config=config, params=params, settings=read_settings(generation, config))
 
 
 def _read_directory(directory: Path, files: ExitStack, advance: Callable[[int], object]) -> Parts:
