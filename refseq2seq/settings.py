@@ -6,16 +6,6 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 from .config import Config, annotations, from_json
 
-PROCESSORS = (
-    "sequence_bias",
-    "encoder_repetition_penalty",
-    "repetition_penalty",
-    "no_repeat_ngram",
-    "encoder_no_repeat_ngram",
-    "bad_words",
-    "exponential_decay",
-    "renormalize_logits",
-)
 FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical", "epsilon", "eta")
 
 
@@ -78,8 +68,8 @@ class Settings(Config):
         return {name: value for name, value in self.asked.items() if name not in moot}
 
     def __str__(self) -> str:
-        asked = self.asked | dict(self.asked.get("not_implemented", ()))
-        asked.pop("not_implemented", None)
+        asked = self.asked
+        asked |= dict(asked.pop("not_implemented", ()))
         return ", ".join(f"{name}={value}" for name, value in asked.items())
 
     def with_fields(self, fields: dict[str, Any]) -> Self:

@@ -261,6 +261,15 @@ def test_more_outputs_than_beams_are_refused_before_the_first_line(path, options
     assert "num_return_sequences" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "options", [["--n-best", "3", "--beams", "2"], ["--length-penalty", "1", "--top-k", "4"]]
+)
+def test_the_command_refuses_options_of_another_method(path, options, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["generate", "cat", "--model", path, *options])
+    assert options[0] in capsys.readouterr().err
+
+
 def test_info_prints_the_settings(path, capsys):
     assert cli.main(["info", path]) == 0
     assert re.search(r"settings +max_length=15, .*beams=3", capsys.readouterr().out)

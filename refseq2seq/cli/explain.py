@@ -6,13 +6,7 @@ from typing import Any
 
 from ..files.writing import replacing
 from ..generation.sampling import GREEDY, described
-from .options import (
-    add_choice_options,
-    add_command,
-    add_model_options,
-    method_of,
-    model_of,
-)
+from .options import add_choice_options, add_command, add_model_options, method_of, model_of
 
 
 def add_to(commands: Any) -> None:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from ..checks import UnsupportedFeature, check_number
+from ..config import annotations
 from ..generation.beam import EarlyStopping
 from ..generation.configured import as_configured
-from ..generation.constraints import no_repeat_ngram, repetition_penalty
+from ..generation.constraints import MAKERS
 from ..generation.filters import min_p, temperature, top_a, top_fraction, top_k, top_p
 from ..generation.sampling import Processor, greedy, sample
 from ..languages import between
@@ -19,6 +20,7 @@ from .progress import load, tell
 from .threads import NARROW, use_threads
 
 EARLY_STOPPING: dict[str, EarlyStopping] = {"true": True, "false": False, "never": "never"}
+OF_BEAMS = ("n_best", "length_penalty", "early_stopping")
 
 MODEL_HELP = (
     "g2p, which is included, or the path of a checkpoint, or of a directory of Hugging Face or "
@@ -145,10 +147,11 @@ def method_of(options: argparse.Namespace, model: Model) -> dict[str, Any]:
     """The arguments of `beam_search` or `generate` that determine how tokens are chosen.
 
     They are those of the model's settings, with the options in their place, or, if the model
-    has none, only the options. A combination of options that is wrong for every model ends the
-    program with exit status 2.
+    has none, only the options. A wrong combination of options ends the program with exit
+    status 2.
     """
     try:
+        _check(options, model.settings)
         return _method(options) if model.settings is None else _configured(options, model)
     except UnsupportedFeature:
         raise
@@ -162,13 +165,9 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
         "max_new_tokens": options.max_new_tokens,
         "min_new_tokens": options.min_new_tokens or 0,
     }
-    searches = _given(options, "n_best", "length_penalty", "early_stopping")
-    if options.beams is None and searches:
-        raise ValueError(f"--{next(iter(searches)).replace('_', '-')} needs --beams")
-    _check(options, samples=_samples(options))
-    penalties = _penalties(options)
+    penalties = [MAKERS[name](value) for name, value in _given(options, *MAKERS).items()]
     if options.beams is not None:
-        return {"beams": options.beams, "processors": penalties, **searches, **length}
+        return {"processors": penalties, **_given(options, "beams", *OF_BEAMS), **length}
     pick = sample if _samples(options) else greedy
     return {
         "choose": pick(*penalties, *_filters(options)),
@@ -180,24 +179,16 @@ def _method(options: argparse.Namespace) -> dict[str, Any]:
 
 def _configured(options: argparse.Namespace, model: Model) -> dict[str, Any]:
     """Options replace settings; those of sampling or beam search also select the method."""
-    settings = model.settings or Settings()
-    overrides = _given(
-        options, "max_new_tokens", "min_new_tokens", "repetition_penalty", "no_repeat_ngram",
-        "temperature", "top_p", "min_p", "beams", "length_penalty", "early_stopping",
-    )  # fmt: skip
+    overrides = _given(options, *annotations(Settings))
     further = _filters(options, "top_a")
     if isinstance(options.top_k, float):  # no setting corresponds to a fraction
         further, overrides["top_k"] = [top_fraction(options.top_k), *further], 0
-    elif options.top_k is not None:
-        overrides["top_k"] = options.top_k
-    n = options.n_best or options.num_samples
-    if n is not None:
+    if n := options.n_best or options.num_samples:
         overrides["num_return_sequences"] = n
     if _samples(options):
         overrides |= {"do_sample": True, "beams": 1}
     elif options.beams is not None:
         overrides["do_sample"] = False
-    _check(options, samples=_samples(options) or (settings.do_sample and options.beams is None))
     method = as_configured(model, **overrides)
     if choose := method.get("choose"):
         method["choose"] = replace(choose, processors=(*choose.processors, *further))
@@ -206,40 +197,38 @@ def _configured(options: argparse.Namespace, model: Model) -> dict[str, Any]:
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options that have a value."""
-    values = {name: getattr(options, name) for name in names}
+    """The options of these names that exist and have a value."""
+    values: dict[str, Any] = {name: getattr(options, name, None) for name in names}
     if values.get("early_stopping"):
         values["early_stopping"] = EARLY_STOPPING[values["early_stopping"]]
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _check(options: argparse.Namespace, samples: bool) -> None:
-    """Raise for a value or a combination of options that is wrong for every model."""
+def _check(options: argparse.Namespace, settings: Settings | None) -> None:
+    """Raise for a value or a combination of options that is wrong for the model's settings."""
+    settings, samples = settings or Settings(), _samples(options)
+    if options.beams is None and (samples or settings.beams == 1):
+        for name in _given(options, *OF_BEAMS):
+            raise ValueError(f"--{name.replace('_', '-')} needs --beams")
     if (options.min_new_tokens or 0) > (options.max_new_tokens or math.inf):
         raise ValueError(
             f"--min-new-tokens must be at most --max-new-tokens = {options.max_new_tokens}, "
             f"got {options.min_new_tokens}"
         )
-    if options.seed is not None and not samples:
+    if options.seed is not None and not samples and (options.beams or not settings.do_sample):
         raise ValueError("--seed needs sampling, which --temperature 1, for example, selects")
     if options.length_penalty is not None:
         check_number("--length-penalty", options.length_penalty, "(-inf, inf)")
+    if options.beams is not None and samples:
+        raise ValueError("--beams cannot be combined with sampling, such as --temperature")
     if options.beams is not None and options.beams < (options.n_best or 1):
         raise ValueError(
             f"--n-best must be at most --beams = {options.beams}, got {options.n_best}"
         )
-    if options.beams is not None and _samples(options):
-        raise ValueError("--beams cannot be combined with sampling, such as --temperature")
 
 
 def _samples(options: argparse.Namespace) -> bool:
     return bool(_filters(options)) or (options.num_samples or 1) > 1
-
-
-def _penalties(options: argparse.Namespace) -> list[Processor]:
-    """The processors before the filters; beam search uses them too."""
-    made = {"repetition_penalty": repetition_penalty, "no_repeat_ngram": no_repeat_ngram}
-    return [made[name](value) for name, value in _given(options, *made).items()]
 
 
 def _filters(options: argparse.Namespace, *names: str) -> list[Processor]:

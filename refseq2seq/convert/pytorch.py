@@ -31,15 +31,7 @@ from .given import (
     plain_name,
     wrong_module,
 )
-from .table import (
-    Table,
-    convert_params,
-    module_rows,
-    numbered,
-    same,
-    special_tokens,
-    transposed,
-)
+from .table import Table, convert_params, module_rows, numbered, same, special_tokens, transposed
 
 ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu_erf"}
 
@@ -47,14 +39,8 @@ Side = Literal["encoder", "decoder"]
 
 # The arguments of nn.Transformer that both stacks share.
 SHARED = (
-    "d_model",
-    "nhead",
-    "dim_feedforward",
-    "activation",
-    "layer_norm_eps",
-    "norm_first",
-    "bias",
-)
+    "d_model", "nhead", "dim_feedforward", "activation", "layer_norm_eps", "norm_first", "bias"
+)  # fmt: skip
 OPTIONS = (*SHARED, "num_encoder_layers", "num_decoder_layers")
 STACK_OPTIONS = (*SHARED, "num_layers", "final_norm")
 

@@ -8,7 +8,6 @@
 Hugging Face transformers 5.
 """
 
-import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,26 +19,17 @@ from ..backend import Array
 from ..checks import Tokens, UnsupportedFeature, as_tokens
 from ..config import ModelConfig, annotations
 from ..model import Model, check_model
-from ..settings import Settings
-from . import constraints, like
+from ..settings import FILTERS, Settings
+from . import like
 from .beam import beam_search, beam_steps
+from .constraints import MAKERS
 from .filters import renormalize_logits
 from .loop import decode_steps, generate
-from .sampling import Chooser, Processor, sample
+from .request import keywords
+from .sampling import Chooser, sample
 
 DEFAULT_NEW_TOKENS = 20
 """The maximum number of new tokens where the settings have none, as in transformers."""
-
-# The settings that ask for a processor, in the order of application.
-PROCESSORS: dict[str, Callable[[Any], Processor]] = {
-    "sequence_bias": constraints.sequence_bias,
-    "encoder_repetition_penalty": constraints.encoder_repetition_penalty,
-    "repetition_penalty": constraints.repetition_penalty,
-    "no_repeat_ngram": constraints.no_repeat_ngram,
-    "encoder_no_repeat_ngram": constraints.encoder_no_repeat_ngram,
-    "bad_words": constraints.bad_words,
-    "exponential_decay": lambda pair: constraints.exponential_decay(*pair),
-}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,18 +78,14 @@ def generate_as_configured(
     ``encoder_no_repeat_ngram``; here it is not.
     """
     how = as_configured(model, **overrides)
-    plain = replace(model, settings=None)
-    if "beams" in how:
-        best = beam_search(plain, source, source_mask=source_mask, **how)
-        fields = {name: getattr(best, name) for name in ("tokens", "lengths", "log_probs")}
-        return ConfiguredGeneration(**fields, scores=best.scores)
-    out = generate(plain, source, source_mask=source_mask, **how)
-    n_return, n = how["num_return_sequences"], out.tokens.shape[1]
+    decode: Callable[..., Any] = beam_search if "beams" in how else generate
+    out = decode(replace(model, settings=None), source, source_mask=source_mask, **how)
+    n_return, n = how.get("n_best") or how["num_return_sequences"], out.tokens.shape[-1]
     return ConfiguredGeneration(
         tokens=out.tokens.reshape(-1, n_return, n),
         lengths=out.lengths.reshape(-1, n_return),
         log_probs=out.log_probs.reshape(-1, n_return, n),
-        scores=None,
+        scores=getattr(out, "scores", None),
     )
 
 
@@ -164,7 +150,7 @@ def as_configured(
     length = _length(settings, model.config, prefix)
     passed |= length if prefix is None else length | {"prefix": prefix}
     asked = settings.asked
-    processors = [make(asked[name]) for name, make in PROCESSORS.items() if name in asked]
+    processors = [make(asked[name]) for name, make in MAKERS.items() if name in asked]
     last = [renormalize_logits()] if settings.renormalize_logits else []
     if settings.beams > 1:
         return {
@@ -175,17 +161,11 @@ def as_configured(
             "processors": [*processors, *last],
             **passed,
         }
+    filters = {
+        theirs: getattr(settings, name) for theirs, name in like.SETTINGS.items() if name in FILTERS
+    }
     choose = like.huggingface(
-        processors=processors,
-        do_sample=settings.do_sample,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        typical_p=settings.typical,
-        epsilon_cutoff=settings.epsilon,
-        eta_cutoff=settings.eta,
-        pick=pick,
+        processors=processors, do_sample=settings.do_sample, pick=pick, **filters
     )
     choose = replace(choose, processors=(*choose.processors, *last))
     n = settings.num_return_sequences
@@ -195,12 +175,8 @@ def as_configured(
 def _overridden(settings: Settings, overrides: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """The settings with the overrides of their fields, and the other overrides."""
     fields = annotations(Settings)
-    arguments = {
-        name
-        for function in (decode_steps, beam_steps)
-        for name, p in inspect.signature(function).parameters.items()
-        if p.kind is p.KEYWORD_ONLY
-    } - {"choose", "processors", "logits_processors", "source_mask"}
+    determined = {"choose", "processors", "logits_processors", "source_mask"}
+    arguments = {*keywords((decode_steps, beam_steps))} - determined
     other_names = like.SETTINGS | {"n_best": "num_return_sequences"}
     for name, value in overrides.items():
         if name not in fields and name not in arguments:

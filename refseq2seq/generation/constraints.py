@@ -390,3 +390,15 @@ def _in_vocabulary(name: str, ids: Iterable[int], vocab_size: int) -> list[int]:
 
 def _is_id(x: Any) -> bool:
     return isinstance(x, int | np.integer) and not isinstance(x, bool) and int(x) >= 0
+
+
+# Fields of `refseq2seq.settings.Settings` that ask for a processor, in the order of application.
+MAKERS: dict[str, Callable[[Any], Processor]] = {
+    "sequence_bias": sequence_bias,
+    "encoder_repetition_penalty": encoder_repetition_penalty,
+    "repetition_penalty": repetition_penalty,
+    "no_repeat_ngram": no_repeat_ngram,
+    "encoder_no_repeat_ngram": encoder_no_repeat_ngram,
+    "bad_words": bad_words,
+    "exponential_decay": lambda pair: exponential_decay(*pair),
+}

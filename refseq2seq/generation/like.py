@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from ..backend import Array, array_namespace
 from ..checks import check_number
+from ..config import annotations
 from ..ops import keep, softmax
+from ..settings import Settings
 from . import filters
 from .sampling import Chooser, Processor, State, greedy, makes_processor, sample
 
@@ -175,32 +177,22 @@ def _keeping_by_sums(kept: Callable[[ModuleType, Array], Array], *, best_first: 
     return process
 
 
+# Fields of `refseq2seq.settings.Settings` that have another name in transformers.
+_THEIR_NAMES = {
+    "beams": "num_beams",
+    "typical": "typical_p",
+    "epsilon": "epsilon_cutoff",
+    "eta": "eta_cutoff",
+    "no_repeat_ngram": "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram": "encoder_no_repeat_ngram_size",
+    "bad_words": "bad_words_ids",
+    "exponential_decay": "exponential_decay_length_penalty",
+}
 # Fields of a generation config of transformers -> fields of `refseq2seq.settings.Settings`.
 SETTINGS = {
-    "max_new_tokens": "max_new_tokens",
-    "max_length": "max_length",
-    "min_new_tokens": "min_new_tokens",
-    "min_length": "min_length",
-    "num_return_sequences": "num_return_sequences",
-    "num_beams": "beams",
-    "length_penalty": "length_penalty",
-    "early_stopping": "early_stopping",
-    "do_sample": "do_sample",
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "typical_p": "typical",
-    "epsilon_cutoff": "epsilon",
-    "eta_cutoff": "eta",
-    "sequence_bias": "sequence_bias",
-    "encoder_repetition_penalty": "encoder_repetition_penalty",
-    "repetition_penalty": "repetition_penalty",
-    "no_repeat_ngram_size": "no_repeat_ngram",
-    "encoder_no_repeat_ngram_size": "encoder_no_repeat_ngram",
-    "bad_words_ids": "bad_words",
-    "exponential_decay_length_penalty": "exponential_decay",
-    "renormalize_logits": "renormalize_logits",
+    _THEIR_NAMES.get(name, name): name
+    for name in annotations(Settings)
+    if name != "not_implemented"
 }
 
 # Keywords of transformers that correspond to a processor, ...

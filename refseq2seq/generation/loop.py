@@ -23,14 +23,7 @@ from ..taps import Tap, no_tap
 from .contrastive import Amateur
 from .failures import no_token
 from .inference import Inference
-from .request import (
-    Request,
-    as_request,
-    check_options,
-    stopped,
-    warn_of_settings,
-    with_rules,
-)
+from .request import Request, as_request, check_options, stopped, warn_of_settings, with_rules
 from .sampling import GREEDY, Chooser, Pick, Processor, State, Uniforms, apply, check_chooser
 
 

@@ -13,9 +13,9 @@ from ..backend import Array
 from ..checks import Tokens, as_tokens, check_int, on_host
 from ..config import ModelConfig
 from ..model import Model, check_fits, check_model
-from ..settings import FILTERS, PROCESSORS
+from ..settings import FILTERS
 from ..taps import Tap, check_tap, no_tap
-from .constraints import begin_suppress, forced_bos, forced_eos, minimum_length, suppress
+from .constraints import MAKERS, begin_suppress, forced_bos, forced_eos, minimum_length, suppress
 from .contrastive import Amateur, check_amateur
 from .sampling import MadeProcessor, Processor, State, described, no_uniforms
 
@@ -318,7 +318,7 @@ def check_options(call: str, options: Mapping[str, Any], *functions: Callable[..
     *functions : callable
         The functions that take the options as keyword arguments.
     """
-    known = _keywords(functions)
+    known = keywords(functions)
     for name, value in options.items():
         if name not in known:
             from .like import instead  # here, because it is rarely needed
@@ -327,18 +327,20 @@ def check_options(call: str, options: Mapping[str, Any], *functions: Callable[..
 
 
 @cache
-def _keywords(functions: tuple[Callable[..., Any], ...]) -> list[str]:
+def keywords(functions: tuple[Callable[..., Any], ...]) -> list[str]:
+    """The names of the arguments that the functions take only by keyword."""
     parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
+_PROCESSORS = (*MAKERS, "renormalize_logits")
 # Arguments -> the settings that they replace.
 _REPLACED: dict[str, tuple[str, ...]] = {
     "max_new_tokens": ("max_new_tokens", "max_length"),
     "min_new_tokens": ("min_new_tokens", "min_length"),
     "n_best": ("num_return_sequences",),
-    "processors": PROCESSORS,
-    "choose": ("do_sample", *FILTERS, *PROCESSORS),
+    "processors": _PROCESSORS,
+    "choose": ("do_sample", *FILTERS, *_PROCESSORS),
 }
 
 

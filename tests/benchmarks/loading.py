@@ -1,6 +1,6 @@
 """How long a Hugging Face directory takes to load, and how much memory, next to the bare bytes.
 
-python tests/benchmarks/loading.py --size 150M 406M
+PYTHONPATH=tests/helpers python tests/benchmarks/loading.py --size 150M 406M
 
 The directory is a BART of random numbers in float32. Each run has its own process; the ways take
 turns, the files stay in the page cache, and a figure is the median. `np.fromfile` reads the same
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hostile
 import numpy as np
 
 from refseq2seq.files import safetensors
@@ -64,44 +65,16 @@ WAYS = {
 
 def make(directory: Path, d_model: int, n_layers: int, d_ff: int, vocab_size: int) -> None:
     """Write a BART of random weights, as `save_pretrained` names them."""
-    rng = np.random.default_rng(0)
-    config = {
+    config = hostile.BART | {
         "model_type": "bart", "architectures": ["BartForConditionalGeneration"],
         "vocab_size": vocab_size, "d_model": d_model, "max_position_embeddings": 1024,
         "encoder_layers": n_layers, "decoder_layers": n_layers,
         "encoder_ffn_dim": d_ff, "decoder_ffn_dim": d_ff,
         "encoder_attention_heads": max(1, d_model // 64),
         "decoder_attention_heads": max(1, d_model // 64),
-        "activation_function": "gelu", "scale_embedding": False, "is_encoder_decoder": True,
-        "decoder_start_token_id": 2, "eos_token_id": 2, "pad_token_id": 1, "bos_token_id": 0,
-        "forced_eos_token_id": 2,
     }  # fmt: skip
-    shapes: dict[str, tuple[int, ...]] = {"model.shared.weight": (vocab_size, d_model)}
-
-    def norm(name: str) -> None:
-        shapes.update({f"{name}.weight": (d_model,), f"{name}.bias": (d_model,)})
-
-    for side, attentions in (
-        ("encoder", ["self_attn"]),
-        ("decoder", ["self_attn", "encoder_attn"]),
-    ):
-        shapes[f"model.{side}.embed_positions.weight"] = (1026, d_model)
-        norm(f"model.{side}.layernorm_embedding")
-        for i in range(n_layers):
-            layer = f"model.{side}.layers.{i}"
-            for attention in attentions:
-                for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                    shapes[f"{layer}.{attention}.{part}.weight"] = (d_model, d_model)
-                    shapes[f"{layer}.{attention}.{part}.bias"] = (d_model,)
-                norm(f"{layer}.{attention}_layer_norm")
-            shapes |= {f"{layer}.fc1.weight": (d_ff, d_model), f"{layer}.fc1.bias": (d_ff,)}
-            shapes |= {f"{layer}.fc2.weight": (d_model, d_ff), f"{layer}.fc2.bias": (d_model,)}
-            norm(f"{layer}.final_layer_norm")
-    shapes["final_logits_bias"] = (1, vocab_size)
-    arrays = {
-        name: rng.standard_normal(shape, "float32") * np.float32(0.02)
-        for name, shape in shapes.items()
-    }
+    arrays = {name: x * np.float32(0.02) for name, x in hostile.arrays_of(config).items()}
+    arrays["final_logits_bias"] = arrays["final_logits_bias"][None]
     safetensors.write(directory / "model.safetensors", arrays)
     (directory / "config.json").write_text(json.dumps(config))
 

@@ -165,11 +165,10 @@ def arrays_of(config: dict[str, Any]) -> dict[str, np.ndarray]:
     rows = numbered(conversion.config, conversion.table)
     shapes = param_shapes(conversion.config)
     matrices = {ours for ours in rows if ours.rpartition(".")[2].startswith("w_")}
-    arrays = {
-        theirs: draw.standard_normal(shapes[ours][:: -1 if ours in matrices else 1])
+    return {
+        theirs: draw.standard_normal(shapes[ours][:: -1 if ours in matrices else 1], "float32")
         for ours, (theirs, _) in rows.items()
     }
-    return {name: x.astype("float32") for name, x in arrays.items()}
 
 
 @cache

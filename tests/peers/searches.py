@@ -1,18 +1,20 @@
 """What comparisons of beam search share: hypotheses beside ours, and CTranslate2's engine."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
 from benchmarks.peers import EOS, save_for_ctranslate2
 from hf_models import CASES, PAD, generated, outcome, random_batch, random_model
+from hf_models import EOS as ENDS
 
 import refseq2seq as rs
 
 # transformers adds up log-probabilities in float32: their sums are within a few of its
 # roundings of ours. Where two scores that were compared are nearer, either order is right.
 TOLERANCE = 2e-5
-N_NEW = 7
+N_NEW, VOCABULARY = 7, 41
 
 
 PROCESSORS = {  # by transformers' settings
@@ -29,6 +31,34 @@ PROCESSORS = {  # by transformers' settings
 }
 
 
+def words(rng, n, longest):
+    """Up to ``n`` sequences of tokens, an end token alone among them now and then."""
+    drawn = [rng.integers(3, VOCABULARY, rng.integers(1, longest + 1)).tolist() for _ in range(n)]
+    return [*drawn, [ENDS[0]]] if rng.random() < 0.5 else drawn
+
+
+def random_options(rng, longest):
+    """Penalties, bans and rules by transformers' names; ``longest`` is of bad words."""
+    ids = partial(rng.integers, 3, VOCABULARY)
+    return {
+        "repetition_penalty": float(rng.choice([0.7, 1.3, 1.9])),
+        "encoder_repetition_penalty": float(rng.choice([0.7, 1.4])),
+        "no_repeat_ngram_size": int(rng.integers(1, 4)),
+        "encoder_no_repeat_ngram_size": int(rng.integers(1, 3)),
+        "bad_words_ids": words(rng, 3, longest),
+        "sequence_bias": [[word, float(rng.normal())] for word in words(rng, 9, 2)],
+        "exponential_decay_length_penalty": [
+            int(rng.integers(0, 5)),
+            float(rng.choice([1.3, 0.8])),
+        ],
+        "forced_bos_token_id": int(ids()),
+        "forced_eos_token_id": int(rng.choice(ENDS)),
+        "suppress_tokens": ids(5).tolist(),
+        "begin_suppress_tokens": ids(9).tolist(),
+        "renormalize_logits": True,
+    }
+
+
 class Counts:
     """Rows that were equal, and rows that differ at a near-tie."""
 
@@ -40,7 +70,8 @@ class Counts:
 
     def compare(self, ours, tokens, scores):
         """Count equal rows and near-ties; any other row fails."""
-        scores = np.where(scores > -1e8, scores, -np.inf)  # -1e9 is transformers' place of nothing
+        # -1e9, over the length to the power of the penalty, is transformers' place of nothing.
+        scores = np.where(scores > -1e6, scores, -np.inf)
         for row in range(len(tokens)):
             same = all(
                 tokens[row, k, :n].tolist() == ours.tokens[row, k, :n].tolist()

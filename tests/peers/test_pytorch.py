@@ -257,13 +257,15 @@ def test_equal_tables_are_tied():
 def plain(net):
     """Arrays and the arguments of nn.Transformer, or, where they do not suffice, by stack."""
     arrays = {name: x.numpy() for name, x in net.transformer.state_dict().items()}
-    stacks = {"encoder": net.transformer.encoder, "decoder": net.transformer.decoder}
-    options = {side: plain_stack(stack) for side, stack in stacks.items()}
-    shared = {k: x for k, x in options["encoder"].items() if k not in ("num_layers", "final_norm")}
-    if shared.items() <= options["decoder"].items() and all(s.norm for s in stacks.values()):
-        numbers = {f"num_{side}_layers": len(stack.layers) for side, stack in stacks.items()}
-        return arrays, shared | numbers
-    return arrays, options
+    stacks = plain_stacks(net)
+    numbers = {f"num_{side}_layers": options.pop("num_layers") for side, options in stacks.items()}
+    if stacks["encoder"] == stacks["decoder"] and stacks["encoder"].pop("final_norm"):
+        return arrays, stacks["encoder"] | numbers
+    return arrays, plain_stacks(net)
+
+
+def plain_stacks(net):
+    return {side: plain_stack(getattr(net.transformer, side)) for side in ("encoder", "decoder")}
 
 
 def plain_stack(stack):
@@ -313,16 +315,12 @@ def test_stacks_by_themselves(name):
     """A pair of modules, compiled or not, and their arrays, which get the names' prefixes."""
     net = random_network(1, **VARIANTS[name])
     model, pair = convert(net, 1), (net.transformer.encoder, net.transformer.decoder)
-    arrays = {
-        f"{side}.{name}": x
-        for side, stack in zip(("encoder", "decoder"), pair, strict=True)
-        for name, x in stack.state_dict().items()
-    }
-    stacks = {f"{side}coder": plain_stack(s) for side, s in zip(("en", "de"), pair, strict=True)}
+    arrays = {f"encoder.{name}": x for name, x in pair[0].state_dict().items()}
+    arrays |= {f"decoder.{name}": x for name, x in pair[1].state_dict().items()}
     for given, options in (
         (pair, None),
         ((compiled(pair[0]), pair[1]), None),
-        (arrays, stacks),
+        (arrays, plain_stacks(net)),
         ({f"_orig_mod.{name}": x for name, x in arrays.items()}, plain(net)[1]),
     ):
         assert_same_model(convert(net, 1, transformer=given, options=options), model)

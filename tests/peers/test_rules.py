@@ -12,28 +12,24 @@ import pytest
 pytest.importorskip("torch", reason="needs torch: pip install '.[peers]'")
 pytest.importorskip("transformers", reason="needs transformers: pip install '.[peers]'")
 
-from hf_models import EOS, random_batch, random_model
+from hf_models import random_batch, random_model
 from searches import (
     CT2_FAMILIES,
     N_NEW,
     PROCESSORS,
+    VOCABULARY,
     Counts,
     compare_with_huggingface,
     ctranslate2_beams,
     ctranslate2_model,
     our_beams,
+    random_options,
 )
 
 import refseq2seq as rs
 
 FAMILIES = ["BART", "mBART", "T5 1.0", "Marian", "Pegasus"]
-N_COMBINATIONS, VOCABULARY = 200, 41
-
-
-def words(rng, n, longest):
-    """Up to ``n`` sequences of tokens, an end token alone among them now and then."""
-    drawn = [rng.integers(3, VOCABULARY, rng.integers(1, longest + 1)).tolist() for _ in range(n)]
-    return [*drawn, [EOS[0]]] if rng.random() < 0.5 else drawn
+N_COMBINATIONS = 200
 
 
 def allowed(seed, row, tokens):
@@ -44,21 +40,11 @@ def allowed(seed, row, tokens):
 
 def combination(rng, seed):
     """Settings by transformers' names: each is there in about two fifths of the combinations."""
-    ids = partial(rng.integers, 3, VOCABULARY)
-    drawn = {
-        "repetition_penalty": float(rng.choice([0.7, 1.3, 1.9])),
-        "encoder_repetition_penalty": float(rng.choice([0.7, 1.4])),
-        "no_repeat_ngram_size": int(rng.integers(1, 4)),
-        "encoder_no_repeat_ngram_size": int(rng.integers(1, 3)),
-        "bad_words_ids": words(rng, 3, 2),
+    drawn = random_options(rng, 2) | {
         "min_new_tokens": int(rng.integers(1, N_NEW + 1)),
         "prefix_allowed_tokens_fn": partial(allowed, seed),
-        "forced_bos_token_id": int(ids()),
-        "forced_eos_token_id": int(rng.choice(EOS)),
-        "suppress_tokens": ids(5).tolist(),
-        "begin_suppress_tokens": ids(9).tolist(),
-        "renormalize_logits": True,
     }
+    del drawn["sequence_bias"], drawn["exponential_decay_length_penalty"]  # see test_settings
     return {name: value for name, value in drawn.items() if rng.random() < 0.4}
 
 

@@ -13,14 +13,14 @@ pytest.importorskip("transformers", reason="needs transformers: pip install '.[p
 
 import torch
 import transformers
-from hf_models import CASES, EOS, PAD, random_batch, random_model
-from searches import Counts
+from hf_models import CASES, PAD, random_batch, random_model
+from searches import Counts, random_options
 
 import refseq2seq as rs
 from refseq2seq.convert.huggingface.common import TYPES
 from refseq2seq.convert.huggingface.settings import KNOWN
 
-VOCABULARY = 41
+LIMITS = ("length", "new_tokens")
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using the model-agnostic default",  # lengths that are not set, or contradict each other
@@ -29,37 +29,11 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def words(rng, n, longest):
-    """Up to ``n`` sequences of tokens, an end token alone among them now and then."""
-    drawn = [rng.integers(3, VOCABULARY, rng.integers(1, longest + 1)).tolist() for _ in range(n)]
-    return [*drawn, [EOS[0]]] if rng.random() < 0.5 else drawn
-
-
 def random_settings(rng):
     """A generation config by transformers' names; the fields of a kind are there together."""
-    ids = partial(rng.integers, 3, VOCABULARY)
-    drawn = {
-        "repetition_penalty": float(rng.choice([0.7, 1.3, 1.9])),
-        "encoder_repetition_penalty": float(rng.choice([0.7, 1.4])),
-        "no_repeat_ngram_size": int(rng.integers(1, 4)),
-        "encoder_no_repeat_ngram_size": int(rng.integers(1, 3)),
-        "bad_words_ids": words(rng, 3, 3),
-        "sequence_bias": [[word, float(rng.normal())] for word in words(rng, 9, 2)],
-        "exponential_decay_length_penalty": [
-            int(rng.integers(0, 5)),
-            float(rng.choice([1.3, 0.8])),
-        ],
-        "forced_bos_token_id": int(ids()),
-        "forced_eos_token_id": int(rng.choice(EOS)),
-        "suppress_tokens": ids(5).tolist(),
-        "begin_suppress_tokens": ids(9).tolist(),
-        "renormalize_logits": True,
-    }
-    settings = {name: value for name, value in drawn.items() if rng.random() < 0.3}
-    most, least = (
-        ("length", "new_tokens")[rng.integers(2)],
-        ("length", "new_tokens")[rng.integers(2)],
-    )
+    drawn = random_options(rng, 3).items()
+    settings = {name: value for name, value in drawn if rng.random() < 0.3}
+    most, least = LIMITS[rng.integers(2)], LIMITS[rng.integers(2)]
     if rng.random() < 0.8:
         settings[f"max_{most}"] = int(rng.integers(3, 12))
     if rng.random() < 0.5:
@@ -142,7 +116,6 @@ FAMILIES = [
     "Blenderbot-small",
 ]  # fmt: skip
 N_CONFIGS = 30
-LIMITS = ("length", "new_tokens")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -31,6 +31,7 @@ from .files import CONFIG, GENERATION_CONFIG, check_directory, stored_arrays
 from .settings import KNOWN, SPECIAL_TOKENS, read_settings
 from .tokenizer import Vocabularies, read_tokenizers
 
+Parts = tuple[Mapping[str, Any], Fields, Fields, Vocabularies]
 FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
 
 
@@ -103,18 +104,12 @@ def converted(
     """As `from_huggingface`. ``take`` converts each array, and ``advance`` is that of `load`."""
     overrides = {} if generation_config is None else generation_config
     overrides = _fields("generation_config", overrides)
-    is_path = isinstance(model, str | os.PathLike)
     with ExitStack() as files:
-        if is_path:
-            files.enter_context(file_errors(model, UnsupportedFeature, FileError))
-        arrays, fields, generation, vocabularies = _read(model, config)
-        if is_path:
-            arrays = stored_arrays(Path(model), files, advance)
+        arrays, fields, generation, vocabularies = _read(model, config, files, advance)
         generation = _whole(overrides) if "transformers_version" in overrides else generation
         generation.update(overrides)
         read = _converted(arrays, fields, generation, take)
-        settings = _limited(read_settings(generation, read.config), fields, read.config)
-    return replace(read, settings=settings, **vocabularies)
+    return replace(read, **vocabularies)
 
 
 def _limited(settings: Settings, fields: Fields, c: ModelConfig) -> Settings:
@@ -129,13 +124,14 @@ def _limited(settings: Settings, fields: Fields, c: ModelConfig) -> Settings:
     return replace(settings, max_length=most) if is_default else settings
 
 
-def _read(model: Any, config: Any) -> tuple[Mapping[str, Any], Fields, Fields, Vocabularies]:
+def _read(model: Any, config: Any, files: ExitStack, advance: Callable[[int], object]) -> Parts:
     """Arrays, config, generation config and tokenizers, from any kind of ``model``.
 
-    The arrays of a directory are not read yet.
+    The arrays of a directory are in ``files``, and not read yet.
     """
     if isinstance(model, str | os.PathLike):
-        return _read_directory(Path(model))
+        files.enter_context(file_errors(model, UnsupportedFeature, FileError))
+        return _read_directory(Path(model), files, advance)
     if isinstance(model, Mapping):
         fields = _completed(_fields("config", config))
         return model, fields, _of_generation(fields), {}
@@ -168,17 +164,19 @@ def _converted(
     for name in arrays.keys() - {theirs for theirs, _ in rows.values()}:
         if isinstance(arrays[name], Stored):  # read what is not needed too: it must be finite
             take(arrays[name])
-    return Model(config=config, params=params)
+    settings = _limited(read_settings(generation, config), fields, config)
+    return Model(config=config, params=params, settings=settings)
 
 
-def _read_directory(directory: Path) -> tuple[Arrays, Fields, Fields, Vocabularies]:
+def _read_directory(directory: Path, files: ExitStack, advance: Callable[[int], object]) -> Parts:
     check_directory(directory)
     json_fields = read_json(directory / CONFIG)
     fields = _completed(json_fields)
     path = directory / GENERATION_CONFIG
     generation = read_json(path) if os.path.lexists(path) else _of_generation(json_fields)
     vocabularies = read_tokenizers(directory, fields)
-    return {}, fields, _whole(generation), vocabularies
+    arrays = stored_arrays(directory, files, advance)
+    return arrays, fields, _whole(generation), vocabularies
 
 
 def _completed(fields: dict[str, Any]) -> Fields:

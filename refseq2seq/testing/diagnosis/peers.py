@@ -64,7 +64,11 @@ def as_peer(module: Any, run: Run | None) -> Peer:
             f"diagnose needs the library of the module: pip install 'refseq2seq[peers]' ({error})"
         ) from error
     whole = getattr(module, "_orig_mod", module)
-    if isinstance(whole, torch.nn.Transformer) or _is_pair_of_stacks(module):
+    stacks = torch.nn.TransformerEncoder, torch.nn.TransformerDecoder
+    parts = module if isinstance(module, tuple) else ()
+    if isinstance(whole, torch.nn.Transformer) or any(
+        isinstance(getattr(part, "_orig_mod", part), stacks) for part in parts
+    ):
         return PyTorchModule(module, run)
     if run is not None:
         raise TypeError(
@@ -80,17 +84,6 @@ def as_peer(module: Any, run: Run | None) -> Peer:
         "nn.Transformer's stacks, a model of transformers or an nn.Transformer, "
         f"got {type(whole).__qualname__}"
     )
-
-
-def _is_pair_of_stacks(module: Any) -> bool:
-    """Whether this is a pair of nn.TransformerEncoder and nn.TransformerDecoder."""
-    from torch import nn
-
-    kinds = nn.TransformerEncoder, nn.TransformerDecoder
-    if not isinstance(module, tuple) or len(module) != 2:
-        return False
-    parts = [getattr(part, "_orig_mod", part) for part in module]
-    return all(isinstance(part, kind) for part, kind in zip(parts, kinds, strict=True))
 
 
 def dtype_of(peer: Peer) -> str:
