@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, c_ordered
+from .backend import Array, copy_transposed
 from .checks import check_int
 from .config import (
     AttentionConfig,
@@ -157,7 +157,11 @@ def _by_columns(table: Array) -> Array:
     """
     if table.strides[0] <= table.strides[1]:
         return table
-    return c_ordered(table.T).T if type(table) is np.ndarray else table.copy(order="F")
+    if type(table) is not np.ndarray:
+        return table.copy(order="F")
+    result = np.empty(table.shape, table.dtype, order="F")
+    copy_transposed(table, result.T)
+    return result
 
 
 def _shapes(config: ModelConfig) -> Params:
