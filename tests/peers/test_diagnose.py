@@ -358,8 +358,8 @@ def test_the_fast_path_is_on_again_afterwards():
     )
     assert_right(diagnosed_in_net(net, test_pytorch.convert(net, 1), 1), 23)
     assert fast == [True, False]
-    net.transformer.decoder.norm = None  # an error while hooks are set
-    with pytest.raises(AttributeError):
+    net.transformer.decoder.layers[0].norm1.forward = None  # an error while hooks are set
+    with pytest.raises(TypeError, match="not callable"):
         diagnosed_in_net(net, test_pytorch.convert(fast_network(), 1), 1)
     assert torch.backends.mha.get_fastpath_enabled()
 

@@ -37,7 +37,13 @@ def _other_processors(request: Request) -> Iterator[tuple[str, Request]]:
     for name, processors in request.processors.items():
         for i, process in enumerate(processors):
             before, after = processors[:i], processors[i + 1 :]
-            yield f"without {process!r}", request.with_processors(name, (*before, *after))
+            without = request.with_processors(name, (*before, *after))
+            yield f"without {process!r}", without
+            if isinstance(process, MadeProcessor) and process.name == "bad_words":
+                # Those of one token are in suppressed_ids, if the model was converted.
+                for told, other in _other_configs(without):
+                    if told.startswith("without suppressed_ids"):
+                        yield f"without {process!r}, {told}", other
             if isinstance(process, MadeProcessor) and process.name == "top_k":
                 ties = (*before, top_k(*process.args, keep_ties=True), *after)
                 yield f"{process!r} keeps ties", request.with_processors(name, ties)
