@@ -118,6 +118,7 @@ def random_model(name: str, seed: int, exact: bool = True) -> Any:
     rng = np.random.default_rng([zlib.crc32(name.encode()), seed])
     torch.manual_seed(int(rng.integers(2**31)))
     model = case.model(random_config(case, rng))
+    model.generation_config.encoder_no_repeat_ngram_size = None  # Blenderbot's classes have 3
     if case.own_unembedding:
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     model = model.double().eval()
