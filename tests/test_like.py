@@ -1,5 +1,5 @@
 """The peers' pipelines: order, ties and boundaries, as x-transformers 2.31.10 and transformers
-5.23 have them; tests/peers/test_filters.py runs both.
+5.24 have them; tests/peers/test_filters.py runs both.
 """
 
 import math

@@ -191,18 +191,17 @@ def test_t5_with_scale_decoder_outputs_in_its_config(tmp_path):
 
 @pytest.mark.parametrize("name", ["mT5", "UMT5"])
 def test_multilingual_t5_as_published(name, tmp_path):
-    """UMT5 was trained without scaled logits; transformers 5 scales them all the same."""
+    """They were trained without scaled logits; before 5.24, transformers scales UMT5's anyway."""
+    if name == "UMT5" and transformers.__version__ < "5.24":
+        pytest.skip("its logits are scaled, whatever the file says")
 
     def change(fields):
         fields = without(*T5_LATER, "feed_forward_proj")(fields)
         return fields | {"tie_word_embeddings": False}
 
-    theirs, ours = older_files(
-        name, 0, tmp_path, change, with_array("lm_head.weight", "shared.weight")
-    )
+    _, ours = older_files(name, 0, tmp_path, change, with_array("lm_head.weight", "shared.weight"))
     assert not ours.config.tied_logits
-    scaled = name == "UMT5"
-    assert ours.config.logits_scale == (theirs.config.d_model**-0.5 if scaled else 1.0)
+    assert ours.config.logits_scale == 1.0
 
 
 def test_marian_as_first_published(tmp_path):

@@ -1,4 +1,4 @@
-"""Converter for Hugging Face transformers 5.23: a module, a local directory, or arrays and config.
+"""Converter for Hugging Face transformers 5.24: a module, a local directory, or arrays and config.
 
 model = from_huggingface("path/of/opus-mt-en-de")      read without PyTorch
 model = from_huggingface(module)                       a live ...ForConditionalGeneration

@@ -1,7 +1,7 @@
 """BART and its descendants: mBART, Marian, Pegasus, M2M100, NLLB, Blenderbots, MVP, PLBart.
 
 They have layer norms and projections with biases, and add positions to the embeddings.
-transformers 5.23 has a class for each model; here `FAMILIES` lists the differences.
+transformers 5.24 has a class for each model; here `FAMILIES` lists the differences.
 """
 
 import math

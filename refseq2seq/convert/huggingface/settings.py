@@ -1,4 +1,4 @@
-"""The generation config of a checkpoint of transformers 5.23, as `refseq2seq.settings.Settings`."""
+"""The generation config of a checkpoint of transformers 5.24, as `refseq2seq.settings.Settings`."""
 
 import json
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """T5 and its descendants: T5 1.0 and 1.1, Flan and ByT5 (model_type "t5"), mT5, UMT5.
 
 They have RMS norms before each sublayer and at the end, no biases, unscaled scores, and learned
-biases for buckets of relative positions. The conventions are those of transformers 5.23.
+biases for buckets of relative positions. The conventions are those of transformers 5.24.
 """
 
 from dataclasses import replace
@@ -100,10 +100,15 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
 
 
 def _scales_logits(c: Fields) -> bool:
-    """Whether the last hidden state is divided by sqrt(d_model), as T5 1.0 was trained."""
-    if c["model_type"] == "t5":
-        return bool(c["scale_decoder_outputs"])
-    return c["model_type"] == "umt5" and bool(c["tie_word_embeddings"])
+    """Whether the last hidden state is divided by sqrt(d_model), as T5 1.0 was trained.
+
+    transformers before 5.24 also scales a UMT5 whose file says that its tables are not tied.
+    """
+    if c["model_type"] == "mt5":
+        return False
+    return bool(
+        c["scale_decoder_outputs" if "scale_decoder_outputs" in c else "tie_word_embeddings"]
+    )
 
 
 def _stack(c: Fields, n_layers: int, is_decoder: bool) -> StackConfig:

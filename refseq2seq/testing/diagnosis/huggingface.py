@@ -1,4 +1,4 @@
-"""The submodules of a live model of Hugging Face transformers 5.23 that compute our quantities."""
+"""The submodules of a live model of Hugging Face transformers 5.24 that compute our quantities."""
 
 from typing import Any
 
