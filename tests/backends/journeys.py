@@ -108,6 +108,7 @@ FILTERS = {
     "min_p": rs.min_p(0.1),
     "top_a": rs.top_a(0.3),
     "typical": rs.typical(0.7),
+    "typical with ties": rs.typical(0.7, keep_ties=True),
     "epsilon": rs.epsilon(0.03),
     "eta": rs.eta(0.03),
     "gumbel_top_k": rs.gumbel_top_k(5, rs.temperature(0.7), seed=3),
