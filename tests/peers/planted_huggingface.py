@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,14 +70,13 @@ def implementation(model: Any, padding: tuple[str, ...]) -> properties.Implement
         hidden = model.get_encoder()(input_ids=torch.as_tensor(source), attention_mask=mask)[0]
         return {"encoder_outputs": BaseModelOutput(hidden), "attention_mask": mask}
 
+    renamed = "cache" in signature(model.forward).parameters  # since transformers 5.24
+
     def decode(memory: Any, target: np.ndarray, cache: Any, use_cache: bool) -> Any:
+        past = {"cache" if renamed else "past_key_values": cache}
+        ids = torch.as_tensor(target)
         with torch.no_grad():
-            return model(
-                **memory,
-                decoder_input_ids=torch.as_tensor(target),
-                past_key_values=cache,
-                use_cache=use_cache,
-            )
+            return model(**memory, decoder_input_ids=ids, **past, use_cache=use_cache)
 
     def logits(memory: Any, target: np.ndarray) -> np.ndarray:
         return decode(memory, target, None, use_cache=False).logits.numpy()
