@@ -39,7 +39,7 @@ def test_beams_as_configured():
         processors=[rs.no_repeat_ngram(2), rs.renormalize_logits()], max_new_tokens=12,
     )  # fmt: skip
     for name in ("tokens", "lengths", "scores", "log_probs"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
 
 
 def test_samples_as_configured_do_not_depend_on_their_number():

@@ -11,7 +11,6 @@ library, a hang, a gigabyte. Each case follows from the seed of its kind.
 
 import faulthandler
 import hashlib
-import io
 import json
 import os
 import random
@@ -38,6 +37,7 @@ from typing import Any
 import numpy as np
 from arrangements import small_vaswani, vocabulary
 from bad_files import npy, packed, spoiled, unpacked
+from sentencepieces import pieces
 
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, numbered
@@ -171,17 +171,8 @@ def arrays_of(config: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-@cache
-def pieces() -> bytes:
-    """A SentencePiece model."""
-    import sentencepiece
-
-    file = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a cat sat on a mat", "a dog ate the hat"] * 5),
-        model_writer=file, vocab_size=18, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-    )  # fmt: skip
-    return file.getvalue()
+def _pieces() -> bytes:
+    return pieces(("a cat sat on a mat", "a dog ate the hat"), 18)
 
 
 def make_directories(root: Path) -> dict[str, Path]:
@@ -207,11 +198,11 @@ def make_directories(root: Path) -> dict[str, Path]:
     if find_spec("tokenizers"):
         write_json(directories["BART"] / "tokenizer.json", TOKENIZER)
     if find_spec("sentencepiece"):
-        (directories["T5"] / "spiece.model").write_bytes(pieces())
+        (directories["T5"] / "spiece.model").write_bytes(_pieces())
         for file in ("source.spm", "target.spm"):
-            (directories["Marian"] / file).write_bytes(pieces())
+            (directories["Marian"] / file).write_bytes(_pieces())
         write_json(directories["Marian"] / "vocab.json", WORDS)
-        (directories["M2M100"] / "sentencepiece.bpe.model").write_bytes(pieces())
+        (directories["M2M100"] / "sentencepiece.bpe.model").write_bytes(_pieces())
         write_json(directories["M2M100"] / "vocab.json", WORDS)
         settings = {"tokenizer_class": "M2M100Tokenizer", "src_lang": "fr"}
         write_json(directories["M2M100"] / "tokenizer_config.json", settings)

@@ -10,6 +10,7 @@ pytest.importorskip("transformers", reason="needs transformers: pip install '.[p
 pytest.importorskip("ctranslate2", reason="pip install '.[peers]'")
 
 import ctranslate2
+import sentencepieces
 import transformers
 from benchmarks.peers import save_for_ctranslate2
 from ctranslate2.specs import TransformerSpec
@@ -182,23 +183,11 @@ def test_a_transformer_as_opennmt_and_fairseq_have_it(options, positions, tmp_pa
         assert rs.generate(model, source, max_new_tokens=7).tokens[0].tolist()[: len(row)] == row
 
 
-SENTENCES = [
-    "the cat sat on the mat",
-    "a dog ate the cat's hat",
-    "that is what the man said at last",
-    "so she went to the sea and saw the sun",
-] * 5
-
-
 @pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
+def pieces():
+    """A SentencePiece model, and its pieces with their scores."""
     sentencepiece = pytest.importorskip("sentencepiece", reason="pip install '.[huggingface]'")
-    prefix = tmp_path_factory.mktemp("spm") / "spiece"
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES), model_prefix=str(prefix), vocab_size=29,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-    )  # fmt: skip
-    content = prefix.with_suffix(".model").read_bytes()
+    content = sentencepieces.pieces(sentencepieces.SENTENCES, 29)
     processor = sentencepiece.SentencePieceProcessor(model_proto=content)
     return content, [(processor.id_to_piece(i), processor.get_score(i)) for i in range(29)]
 

@@ -14,6 +14,7 @@ pytest.importorskip("tokenizers", reason="needs tokenizers: pip install '.[huggi
 pytest.importorskip("sentencepiece", reason="needs sentencepiece: pip install '.[huggingface]'")
 
 import sentencepiece
+import sentencepieces
 import tokenizers
 import torch
 import transformers
@@ -358,29 +359,10 @@ def test_paths_that_are_no_directory_raise(tmp_path):
 
 # Text
 
-SENTENCES = [
-    "the cat sat on the mat",
-    "a dog ate the cat's hat",
-    "that is what the man said at last",
-    "so she went to the sea and saw the sun",
-] * 5
-
 
 @pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
-    """A SentencePiece model as T5 has them: pad 0, end 1, unknown 2."""
-    prefix = tmp_path_factory.mktemp("spm") / "spiece"
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES),
-        model_prefix=str(prefix),
-        vocab_size=31,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    return prefix.with_suffix(".model").read_bytes()
+def pieces():
+    return sentencepieces.pieces(sentencepieces.SENTENCES, 31)
 
 
 TEXTS = ["the cat said", "a man", "  two   spaces ", "the zebra", "?"]
@@ -452,7 +434,13 @@ def test_bytes_of_byt5(tmp_path):
 @pytest.fixture
 def with_tokenizer_json(tmp_path):
     """BART with a tokenizer of words that puts <s> and </s> around them, truncates and pads."""
-    words = ["<s>", "<pad>", "</s>", "<unk>", *sorted(set(" ".join(SENTENCES).split()))]
+    words = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        *sorted(set(" ".join(sentencepieces.SENTENCES).split())),
+    ]
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
     )
