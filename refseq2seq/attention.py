@@ -6,7 +6,7 @@ import numpy as np
 
 from .backend import Array, array_namespace
 from .config import AttentionConfig
-from .ops import linear, normalize, sigmoid, softmax
+from .ops import linear, normalize, sigmoid, soft_cap, softmax
 from .params import AttentionParams
 from .positions import Rotation, rotate
 from .taps import Tap, no_tap
@@ -20,6 +20,7 @@ def attention(
     scale: float,
     mask: Array | None = None,
     bias: Array | None = None,
+    softcap: float | None = None,
     tap: Tap = no_tap,
 ) -> Array:
     r"""Scaled dot-product attention (Vaswani et al. 2017, eq. 1).
@@ -37,6 +38,8 @@ def attention(
         True = may attend. PyTorch's ``key_padding_mask`` is the opposite.
     bias : array, shape broadcastable to (..., n_q, n_k), optional
         Added to the scaled scores.
+    softcap : float, optional
+        Bounds the scores: see `refseq2seq.ops.soft_cap`.
     tap : Tap
         Receives ``scores`` (before mask and softmax), ``weights`` (after) and ``heads``.
 
@@ -55,7 +58,7 @@ def attention(
     array([[3.]])
     """
     scores = q @ k.mT * scale
-    scores = tap("scores", scores if bias is None else scores + bias)
+    scores = tap("scores", soft_cap(scores if bias is None else scores + bias, softcap))
     weights = tap("weights", softmax(scores, mask))
     return tap("heads", weights @ v)
 
@@ -214,7 +217,7 @@ def attend(
         k, v, mask, bias = _with_learned(p, k, v, mask, bias)
     if c.n_kv_heads < c.n_heads:
         k, v = _one_per_head(c, k), _one_per_head(c, v)
-    heads = attention(q, k, v, scale=c.scale, mask=mask, bias=bias, tap=tap)
+    heads = attention(q, k, v, scale=c.scale, mask=mask, bias=bias, softcap=c.softcap, tap=tap)
     if p.head_scale is not None:
         heads = heads * p.head_scale
     if c.gate == "per_head":

@@ -63,6 +63,12 @@ def to_numpy(x: Array) -> np.ndarray:
     return x.get() if _is_cupy(x) else np.asarray(x)
 
 
+def asarray_like(x: Any, like: Array) -> Array:
+    """``x`` as an array of the backend, the type and the dtype of ``like``."""
+    result = array_namespace(like).asarray(x, dtype=like.dtype)
+    return result.view(type(like)) if isinstance(like, np.ndarray) else result
+
+
 def c_ordered(x: Any) -> np.ndarray:
     """A copy in C order of a NumPy array, or of what NumPy makes an array of."""
     if not (isinstance(x, np.ndarray) and x.ndim == 2 and x.flags.fnc):

@@ -11,9 +11,14 @@ from typing import Any
 import numpy as np
 
 from .backend import to_numpy
+from .config import FrameInput, StackConfig
 
 Tokens = Any
 """An integer array (batch, n), or a list of lists of ints, which may differ in length."""
+
+Source = Any
+"""`Tokens`; or vectors: a float array (batch, n, d), or a list of arrays (n, d), which may differ
+in length."""
 
 
 class UnsupportedFeature(ValueError):
@@ -83,23 +88,9 @@ def as_tokens(
     """
     if isinstance(tokens, str):
         raise TypeError(f"{name} must hold token ids, got a str: rs.generate_text takes texts")
-    if isinstance(tokens, Sequence):
-        ids, lengths_mask = _from_lists(name, tokens)
-        if mask is not None and lengths_mask is not None:
-            raise ValueError(
-                f"{name}_mask cannot be given with lists of different lengths, "
-                f"which are masked by their lengths; pad {name} yourself, or leave the mask out"
-            )
-        mask = lengths_mask if mask is None else mask
-    else:
-        ids = on_host(name, tokens)
-    if 0 in ids.shape:
-        raise ValueError(f"{name} is empty: its shape is {ids.shape}")
-    if ids.ndim != 2:
-        raise ValueError(f"{name} must have shape (batch, n), got {ids.shape}")
+    ids, mask = _as_rows(name, tokens, mask, "(batch, n)")
     if not np.issubdtype(ids.dtype, np.integer):
         raise TypeError(f"{name} must hold integer token ids, got dtype {ids.dtype}")
-    mask = np.ones(ids.shape, bool) if mask is None else _as_mask(f"{name}_mask", mask, ids.shape)
     ids = np.where(mask, ids, 0)
     if ids.min() < 0 or ids.max() >= vocab_size:
         row, position = np.argwhere((ids < 0) | (ids >= vocab_size))[0]
@@ -108,6 +99,78 @@ def as_tokens(
             f"the vocabulary has ids 0 to {vocab_size - 1}"
         )
     return ids.astype(np.int64), mask
+
+
+def as_source(c: StackConfig, source: Source, mask: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """A source that the encoder ``c`` reads, and its mask (batch, n), on the host.
+
+    Returns
+    -------
+    source : int64 array (batch, n), or float array (batch, n, d)
+        0 where masked.
+    mask : boolean array, shape (batch, n)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `as_tokens`; and if a vector is not finite or has not the encoder's width, or a row has
+        too few frames for a window of each layer, or padding between frames.
+    """
+    frames = c.input if isinstance(c.input, FrameInput) else None
+    if frames is None and not _holds_vectors(source):
+        return as_tokens("source", source, c.vocab_size, mask)
+    width = frames.n_features if frames else c.d_model
+    vectors, mask = _as_vectors("source", source, width, mask)
+    lengths = mask.sum(axis=1)
+    joins = frames is not None and any(layer.window > 1 for layer in frames.layers)
+    if joins and (mask != (np.arange(mask.shape[1]) < lengths[:, None])).any():
+        raise ValueError("source_mask must have the real frames first: True, then False")
+    for row, n in enumerate(lengths.tolist()):
+        if frames and not frames.length(n):
+            raise ValueError(f"source row {row} has {n} frames, too few for the encoder's windows")
+    return vectors, mask
+
+
+def _holds_vectors(source: Any) -> bool:
+    """Whether a source has vectors in the places of token ids."""
+    if isinstance(source, Sequence) and source and not isinstance(source, str):
+        return np.ndim(source[0]) == 2
+    return getattr(source, "ndim", 0) == 3
+
+
+def _as_vectors(name: str, vectors: Any, width: int, mask: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Finite vectors (batch, n, width), 0 where masked, and their mask (batch, n)."""
+    x, mask = _as_rows(name, vectors, mask, f"(batch, n, {width})")
+    if x.dtype.kind != "f":
+        raise TypeError(f"{name} must hold floats, vectors of width {width}, got dtype {x.dtype}")
+    if x.shape[-1] != width:
+        raise ValueError(f"{name} must hold vectors of width {width}, got {x.shape[-1]}")
+    x = np.where(mask[:, :, None], x, 0)
+    if not np.isfinite(x).all():
+        row, position, _ = np.argwhere(~np.isfinite(x))[0]
+        raise ValueError(f"{name} is not finite at row {row}, position {position}")
+    return x, mask
+
+
+def _as_rows(name: str, rows: Any, mask: Any, shape: str) -> tuple[np.ndarray, np.ndarray]:
+    """An array of a shape such as (batch, n), or lists that are padded to one, and its mask."""
+    ndim = shape.count(",") + 1
+    if isinstance(rows, Sequence):
+        x, lengths_mask = _from_lists(name, rows, ndim - 1)
+        if mask is not None and lengths_mask is not None:
+            raise ValueError(
+                f"{name}_mask cannot be given with lists of different lengths, "
+                f"which are masked by their lengths; pad {name} yourself, or leave the mask out"
+            )
+        mask = lengths_mask if mask is None else mask
+    else:
+        x = on_host(name, rows)
+    if 0 in x.shape:
+        raise ValueError(f"{name} is empty: its shape is {x.shape}")
+    if x.ndim != ndim:
+        raise ValueError(f"{name} must have shape {shape}, got {x.shape}")
+    given = mask is not None
+    return x, as_mask(f"{name}_mask", mask, x.shape[:2]) if given else np.ones(x.shape[:2], bool)
 
 
 def on_host(name: str, x: Any) -> np.ndarray:
@@ -125,11 +188,12 @@ def on_host(name: str, x: Any) -> np.ndarray:
         ) from error
 
 
-def _from_lists(name: str, rows: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | None]:
+def _from_lists(name: str, rows: Sequence[Any], ndim: int) -> tuple[np.ndarray, np.ndarray | None]:
     arrays = [on_host(name, row) for row in rows]
-    if any(row.ndim != 1 for row in arrays):
+    if any(row.ndim != ndim for row in arrays) or len({row.shape[1:] for row in arrays}) > 1:
+        one = "list of token ids per row, such as [[4, 9], [7]]"
         raise ValueError(
-            f"{name} must have one list of token ids per row, such as [[4, 9], [7]]; "
+            f"{name} must have one {one if ndim == 1 else 'array (n, d) per row'}; "
             f"got {_short(rows)}"
         )
     lengths = [len(row) for row in arrays]
@@ -139,12 +203,13 @@ def _from_lists(name: str, rows: Sequence[Any]) -> tuple[np.ndarray, np.ndarray 
         return np.asarray(arrays), None
     mask = np.arange(max(lengths)) < np.asarray(lengths)[:, None]
     flat = np.concatenate(arrays)
-    ids = np.zeros(mask.shape, dtype=flat.dtype)
+    ids = np.zeros((*mask.shape, *flat.shape[1:]), dtype=flat.dtype)
     ids[mask] = flat
     return ids, mask
 
 
-def _as_mask(name: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+def as_mask(name: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A boolean mask of this shape on the host. Raise unless ``mask`` is one."""
     mask = on_host(name, mask)
     if mask.dtype != np.bool_:
         raise TypeError(
@@ -152,7 +217,7 @@ def _as_mask(name: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
             f"for a mask of ones and zeros pass mask.astype(bool)"
         )
     if mask.shape != shape:
-        raise ValueError(f"{name} must have the tokens' shape {shape}, got {mask.shape}")
+        raise ValueError(f"{name} must have the shape {shape}, got {mask.shape}")
     return mask
 
 

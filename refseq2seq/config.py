@@ -85,7 +85,8 @@ class AttentionConfig(Config):
     ``h % n_kv_heads`` if ``tiled``. ``qk_norm`` normalises each head's queries and keys. Every
     query may attend to ``n_learned_kv`` learned key-value pairs. ``gate`` multiplies the heads'
     output by sigmoid(x W_gate + b_gate), one gate per value or per head. With ``head_scale``, one
-    learned number multiplies the output of each head.
+    learned number multiplies the output of each head. ``softcap`` bounds the scores, see
+    `refseq2seq.ops.soft_cap`.
     """
 
     n_heads: int
@@ -99,9 +100,11 @@ class AttentionConfig(Config):
     n_learned_kv: int
     gate: Literal["none", "per_value", "per_head"]
     head_scale: bool
+    softcap: float | None
 
     def _check(self) -> None:
         self._require_positive("n_heads", "n_kv_heads", "d_k", "d_v")
+        self._require(self.softcap is None or self.softcap > 0, "softcap", "must be more than 0")
         divides = self.n_heads % self.n_kv_heads == 0
         self._require(divides, "n_kv_heads", f"must divide n_heads = {self.n_heads}")
 
@@ -197,13 +200,88 @@ class BucketedPositions(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenInput(Config):
+    """Token ids (batch, n); the embedding of a token is a row of a table."""
+
+    TYPE: ClassVar = "tokens"
+    vocab_size: int
+
+    def _check(self) -> None:
+        self._require_positive("vocab_size")
+
+    def length(self, n: int) -> int:
+        """The number of embeddings of n tokens: n."""
+        return n
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameLayerConfig(Config):
+    """norm_after(activation(windows(norm_before(x)) W_in + b_in)), a convolution over time.
+
+    The windows are ``window`` successive vectors each, ``stride`` apart, of the frames with
+    ``padding`` zeros before and after: see `refseq2seq.frames.windows`.
+    """
+
+    d_out: int
+    window: int
+    stride: int
+    padding: int
+    bias: bool
+    activation: Literal["none", Activation]
+    norm_before: NormConfig | None
+    norm_after: NormConfig | None
+
+    def _check(self) -> None:
+        self._require_positive("d_out", "window", "stride")
+        rule = f"must be less than half of window = {self.window}"  # or windows of zeros alone
+        self._require(2 * self.padding < self.window, "padding", rule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameInput(Config):
+    """Vectors (batch, n_frames, n_features): the frames of speech, the patches of an image, or the
+    output of another encoder. ``layers`` map them to embeddings, before which
+    ``n_class_tokens`` learned vectors are prepended.
+    """
+
+    TYPE: ClassVar = "frames"
+    n_features: int
+    layers: tuple[FrameLayerConfig, ...]
+    n_class_tokens: int
+
+    def _check(self) -> None:
+        self._require_positive("n_features")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths of the frames and of the output of each layer."""
+        return self.n_features, *(layer.d_out for layer in self.layers)
+
+    def length(self, n: int) -> int:
+        """The number of embeddings of n frames; 0 if they fill no window."""
+        for layer in self.layers:
+            n = max(0, (n + 2 * layer.padding - layer.window) // layer.stride + 1)
+        return n + self.n_class_tokens if n else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig(Config):
+    """A query at position i attends to the positions i - ``back`` to i + ``ahead`` only."""
+
+    back: int
+    ahead: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StackConfig(Config):
     """An encoder or a decoder.
 
-    ``embedding_scale`` multiplies the embedding of a token, ``positions`` are added to it, and
-    ``embedding_norm`` is a norm before or after that; ``final_norm`` is one after the last layer.
-    ``relative_positions`` act inside self-attention. ``norm_positions`` lists the norms of each
-    sublayer:
+    ``input`` is what it reads; a decoder reads tokens. ``embedding_scale`` multiplies the
+    embeddings, ``positions`` are added to them, and ``embedding_norm`` is a norm before or after
+    that; ``final_norm`` is one after the last layer.
+    ``relative_positions`` act inside self-attention, and so do ``windows``: one, or None, for each
+    layer, or none at all. An encoder of 0 layers passes its embeddings on.
+    ``norm_positions`` lists the norms of each sublayer:
 
         x = after(x + branch(sublayer(before(x))))
 
@@ -212,7 +290,7 @@ class StackConfig(Config):
     removed from the output.
     """
 
-    vocab_size: int
+    input: TokenInput | FrameInput
     d_model: int
     n_layers: int
     embedding_scale: float
@@ -220,6 +298,7 @@ class StackConfig(Config):
     positions: LearnedPositions | SinusoidalPositions | None
     relative_positions: RotaryPositions | AlibiPositions | BucketedPositions | None
     n_register_tokens: int
+    windows: tuple[WindowConfig | None, ...]
     norm: NormConfig
     norm_positions: tuple[Literal["before", "branch", "after"], ...]
     final_norm: bool
@@ -228,8 +307,17 @@ class StackConfig(Config):
     feed_forward: FeedForwardConfig
 
     def _check(self) -> None:
-        self._require_positive("vocab_size", "d_model", "n_layers")
+        self._require_positive("d_model")
         relative, attention = self.relative_positions, self.self_attention
+        if isinstance(self.input, FrameInput) and self.input.widths[-1] != self.d_model:
+            raise ValueError(
+                f"FrameInput.layers must end with the width d_model = {self.d_model}, got "
+                f"{self.input.widths[-1]}"
+            )
+        if self.windows:
+            rule = f"must have one entry for each of n_layers = {self.n_layers}"
+            self._require(len(self.windows) == self.n_layers, "windows", rule)
+            self._require(not self.n_register_tokens, "n_register_tokens", "must be 0 with windows")
         if isinstance(relative, AlibiPositions) and len(relative.slopes) != attention.n_heads:
             raise ValueError(
                 f"AlibiPositions.slopes must have one slope per head, {attention.n_heads}, "
@@ -242,6 +330,11 @@ class StackConfig(Config):
                 "RotaryPositions.d_rotary must be even, positive and at most "
                 f"d_k = {attention.d_k}, got {relative.d_rotary}"
             )
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that the stack can read, 0 if it reads frames."""
+        return self.input.vocab_size if isinstance(self.input, TokenInput) else 0
 
     @property
     def max_length(self) -> int | None:
@@ -257,7 +350,8 @@ class ModelConfig(Config):
 
     ``tied_embeddings``: encoder and decoder share one table. ``tied_logits``: the
     unembedding is the decoder's table transposed. ``logits_scale`` multiplies the last
-    hidden state before the unembedding. ``decoder_start_id`` begins a target,
+    hidden state before the unembedding; ``logits_softcap`` bounds the logits, see
+    `refseq2seq.ops.soft_cap`. ``decoder_start_id`` begins a target,
     any of ``eos_ids`` ends it, ``pad_id`` follows. ``forced_bos_id`` is the first new token after
     a prefix of one token, regardless of the logits, ``forced_eos_id`` the last one at the maximum
     length; ``suppressed_ids`` are never chosen, ``begin_suppressed_ids`` not as the first new token
@@ -270,6 +364,7 @@ class ModelConfig(Config):
     tied_logits: bool
     logits_scale: float
     logits_bias: bool
+    logits_softcap: float | None
     decoder_start_id: int
     eos_ids: tuple[int, ...]
     pad_id: int
@@ -287,6 +382,10 @@ class ModelConfig(Config):
             raise ValueError(
                 "ModelConfig.decoder.n_register_tokens must be 0: only an encoder has them"
             )
+        if not isinstance(self.decoder.input, TokenInput) or not self.decoder.n_layers:
+            raise ValueError("ModelConfig.decoder must read tokens and have at least one layer")
+        cap = self.logits_softcap
+        self._require(cap is None or cap > 0, "logits_softcap", "must be more than 0")
         for name in (
             "decoder_start_id", "eos_ids", "pad_id", "forced_bos_id", "forced_eos_id",
             "suppressed_ids", "begin_suppressed_ids",
@@ -330,7 +429,7 @@ def check_type(where: str, annotation: Any, value: Any) -> None:
         if not 0 <= value < 2**31:
             excess = "negative" if value < 0 else "2**31 or more"
             raise ValueError(f"{where} must not be {excess}, got {reprlib.repr(value)}")
-    elif annotation is float:
+    elif annotation is float or (float in members and value is not None):
         if type(value) is not float:
             raise TypeError(f"{where} must be a Python float, got {type(value).__name__}")
         if not abs(value) < float("inf"):

@@ -1,6 +1,7 @@
 """Boolean masks: True = may attend. PyTorch's ``key_padding_mask`` is the opposite."""
 
 from .backend import Array, array_namespace
+from .config import WindowConfig
 
 
 def padding_mask(mask: Array) -> Array:
@@ -26,6 +27,22 @@ def causal_mask(q_positions: Array, k_positions: Array) -> Array:
            [ True,  True,  True]])
     """
     return k_positions[None, :] <= q_positions[:, None]
+
+
+def window_mask(q_positions: Array, k_positions: Array, c: WindowConfig) -> Array:
+    """True where the key is at most ``c.back`` before and ``c.ahead`` after the query.
+
+    Parameters
+    ----------
+    q_positions, k_positions : integer arrays, shapes ([batch,] n_q) and ([batch,] n_k)
+    c : WindowConfig
+
+    Returns
+    -------
+    boolean array, shape ([batch,] 1, n_q, n_k)
+    """
+    ahead = k_positions[..., None, None, :] - q_positions[..., None, :, None]
+    return (ahead >= -c.back) & (ahead <= c.ahead)
 
 
 def real_positions(mask: Array) -> Array:

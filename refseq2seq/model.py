@@ -27,12 +27,13 @@ from .attention import (
     keys_values,
     self_attention,
 )
-from .backend import Array, array_namespace, at_least_float32, to_cupy, to_numpy
-from .checks import Tokens, as_tokens
-from .config import FeedForwardConfig, ModelConfig, RotaryPositions, StackConfig
+from .backend import Array, array_namespace, asarray_like, at_least_float32, to_cupy, to_numpy
+from .checks import Source, Tokens, as_mask, as_source, as_tokens
+from .config import FeedForwardConfig, FrameInput, ModelConfig, RotaryPositions, StackConfig
 from .exact import as_exact
-from .masks import causal_mask, padding_mask, real_positions
-from .ops import ACTIVATIONS, linear, normalize
+from .frames import embed_frames, prepend
+from .masks import causal_mask, padding_mask, real_positions, window_mask
+from .ops import ACTIVATIONS, linear, normalize, soft_cap
 from .params import (
     FeedForwardParams,
     LayerParams,
@@ -96,7 +97,7 @@ class Model:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the parameters, the logits and the other named quantities."""
-        return np.dtype(self.params.decoder.embedding.dtype)
+        return np.dtype(self.params.unembedding.dtype)
 
     def astype(self, dtype: str) -> Model:
         """The same model with its arrays rounded or widened to ``dtype``.
@@ -159,7 +160,7 @@ class Memory:
 
 def forward(
     model: Model,
-    source: Tokens,
+    source: Source,
     target: Tokens,
     source_mask: Array | None = None,
     *,
@@ -172,8 +173,10 @@ def forward(
     Parameters
     ----------
     model : Model
-    source, target : integer arrays (batch, n_source) and (batch, n_target)
-        Or lists of lists of token ids. The target begins with the start token.
+    source : integer array (batch, n_source), or list of lists of token ids
+        Or frames, embeddings or a `Memory`: see `encode`.
+    target : integer array (batch, n_target), or list of lists of token ids
+        It begins with the start token.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token.
     tap : Tap
@@ -187,7 +190,7 @@ def forward(
 
 
 def encode(
-    model: Model, source: Tokens, source_mask: Array | None = None, *, tap: Tap = no_tap
+    model: Model, source: Source, source_mask: Array | None = None, *, tap: Tap = no_tap
 ) -> Memory:
     """Encode the source and project it to the keys and values of each decoder layer.
 
@@ -195,9 +198,14 @@ def encode(
     ----------
     model : Model
     source : integer array (batch, n_source), or list of lists of token ids
+        If the model reads frames: float array (batch, n_frames, n_features), or a list of arrays
+        (n_frames, n_features). A model that reads tokens also takes embeddings (batch, n_source,
+        d_model), in the place of ``encoder.tokens``, so they are not scaled. Vectors are
+        rounded to the model's dtype. A `Memory`, which may come from `project_memory`, is
+        returned as it is.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token. Positions count real tokens only, so padding on either side
-        changes nothing.
+        changes nothing. Real frames come first in their row if a layer joins several.
     tap : Tap
 
     Returns
@@ -207,47 +215,85 @@ def encode(
     Raises
     ------
     TypeError, ValueError
-        If the tokens or the mask have an invalid type or shape, or do not fit the model.
+        If the source or the mask have an invalid type or shape, or do not fit the model.
     """
-    check_model(model)
     check_tap(tap)
+    source, mask = checked_source(model, source, source_mask)
+    return encode_checked(model, source, mask, tap=tap)
+
+
+def checked_source(
+    model: Model, source: Source, source_mask: Array | None
+) -> tuple[np.ndarray | Memory, np.ndarray | None]:
+    """A source and its mask on the host, or a Memory, validated for `encode_checked`."""
+    check_model(model)
+    if isinstance(source, Memory):
+        return check_memory(model, source, source_mask), None
     c = model.config.encoder
-    ids, mask = as_tokens("source", source, c.vocab_size, source_mask)
-    check_fits("source", int(mask.sum(axis=1).max()), c)
-    return encode_checked(model, ids, mask, tap=tap)
+    source, mask = as_source(c, source, source_mask)
+    check_fits("source", c.input.length(int(mask.sum(axis=1).max())), c)
+    return source, mask
 
 
-def encode_checked(model: Model, ids: np.ndarray, mask: np.ndarray, *, tap: Tap) -> Memory:
-    """As `encode`, for validated token ids and their mask, (batch, n_source), on the host."""
+def encode_checked(
+    model: Model, source: np.ndarray | Memory, mask: np.ndarray | None, *, tap: Tap
+) -> Memory:
+    """As `encode`, for a source and a mask that `checked_source` returned."""
+    if isinstance(source, Memory):
+        return source
     c, p, xp = model.config.encoder, model.params.encoder, model.xp
-    source_mask = None if mask.all() else xp.asarray(mask)
-    positions = xp.arange(ids.shape[1]) if source_mask is None else real_positions(source_mask)
     inside = _rounding(model, tap).at("encoder")
-    x = embed(p, c, xp.asarray(ids), positions, inside)
+    source_mask = None if mask is None or mask.all() else xp.asarray(mask)
+    x, source_mask = embed_source(p, c, _as_array(model, source), source_mask, inside)
+    positions = xp.arange(x.shape[1]) if source_mask is None else real_positions(source_mask)
+    x = embed(p, c, x, positions, inside)
     key_mask = None if source_mask is None else padding_mask(source_mask)
     if p.register_tokens is not None:
-        x, key_mask, positions = with_registers(p, x, key_mask, positions)
-    rotation, biases = position_terms(p, c, positions, positions)
+        x, key_mask, positions = with_registers(p.register_tokens, x, key_mask, positions)
+    rotation, biases = position_terms(p, c, positions, positions, x.dtype)
+    masks = self_masks(c, key_mask, positions, positions)
     for i, layer in enumerate(p.layers):
-        context = SelfContext(rotation, biases[i], key_mask)
+        context = SelfContext(rotation, biases[i], masks[i])
         x = encoder_layer(layer, c, x, context, inside.at(f"layers.{i}"))
     hidden = inside("final", normalize(p.final_norm, c.norm, x))[:, c.n_register_tokens :]
-    return project_memory(model, hidden, source_mask, tap=tap)
+    return _project(model, hidden, source_mask, tap)
 
 
-def project_memory(model: Model, hidden: Array, mask: Array | None, *, tap: Tap = no_tap) -> Memory:
-    """The memory of an encoded source: its keys and values in each cross-attention.
+def project_memory(
+    model: Model, hidden: Array, mask: Array | None = None, *, tap: Tap = no_tap
+) -> Memory:
+    """The memory of a source that any encoder has encoded, for `generate` and the other loops.
 
     Parameters
     ----------
     model : Model
-    hidden : array, shape (batch, n_source, d_model)
-        The output of an encoder.
-    mask : boolean array, shape (batch, n_source), or None
-        True = real token.
+    hidden : float array, shape (batch, n_source, d_memory)
+        The output of an encoder, of the width d_memory of the model's own. Rounded to the model's
+        dtype.
+    mask : boolean array, shape (batch, n_source), optional
+        True = real.
     tap : Tap
+        Receives the keys and values of each cross-attention.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the arrays have an invalid type or shape.
     """
     check_model(model)
+    check_tap(tap)
+    shape, width = tuple(getattr(hidden, "shape", ())), model.config.encoder.d_model
+    kind = getattr(getattr(hidden, "dtype", None), "kind", type(hidden).__name__)
+    if kind != "f" or len(shape) != 3 or width not in shape[2:] or 0 in shape:
+        raise ValueError(
+            f"hidden must be a float array (batch, n_source, {width}), got {kind} {shape}"
+        )
+    if mask is not None:
+        mask = model.xp.asarray(as_mask("mask", mask, shape[:2]))
+    return _project(model, asarray_like(hidden, model.params.decoder.embedding), mask, tap)
+
+
+def _project(model: Model, hidden: Array, mask: Array | None, tap: Tap) -> Memory:
     c, dtype, keys, values = model.config.decoder, model.dtype, [], []
     hidden, tap = at_least_float32(hidden), _rounding(model, tap)
     for i, layer in enumerate(model.params.decoder.layers):
@@ -305,18 +351,27 @@ def decode_checked(
     start, n = cache[0].length if cache else 0, ids.shape[1]
     positions, so_far = xp.arange(start, start + n), xp.arange(start + n)
     causal = causal_mask(positions, so_far) if n > 1 else None  # one token attends to all
+    masks = self_masks(c, causal, positions, so_far)
     source_mask = None if memory.mask is None else padding_mask(memory.mask)
-    rotation, biases = position_terms(p, c, positions, so_far)
     tap = _rounding(model, tap)
     inside = tap.at("decoder")
-    x = embed(p, c, ids, positions, inside)
+    x = embed(p, c, embed_tokens(p, c, ids, inside), positions, inside)
+    rotation, biases = position_terms(p, c, positions, so_far, x.dtype)
     for i, layer in enumerate(p.layers):
-        own = SelfContext(rotation, biases[i], causal, cache[i] if cache else None)
+        own = SelfContext(rotation, biases[i], masks[i], cache[i] if cache else None)
         cross = CrossContext(memory.keys[i], memory.values[i], source_mask)
         x = decoder_layer(layer, c, x, own, cross, inside.at(f"layers.{i}"))
     x = inside("final", normalize(p.final_norm, c.norm, x)) * model.config.logits_scale
-    logits = tap("logits", linear(x, model.params.unembedding, model.params.logits_bias))
+    logits = linear(x, model.params.unembedding, model.params.logits_bias)
+    logits = tap("logits", soft_cap(logits, model.config.logits_softcap))
     return logits.astype(model.dtype, copy=False)
+
+
+def _as_array(model: Model, source: np.ndarray) -> Array:
+    """A source on the model's backend; vectors in the dtype and arithmetic of the model."""
+    if source.ndim == 2:
+        return model.xp.asarray(source)
+    return at_least_float32(asarray_like(source, model.params.decoder.embedding))
 
 
 def _rounding(model: Model, tap: Tap) -> Tap:
@@ -385,9 +440,24 @@ def feed_forward(p: FeedForwardParams, c: FeedForwardConfig, x: Array, tap: Tap 
     return tap("out", linear(tap("hidden", hidden), p.w_out, p.b_out))
 
 
-def embed(p: StackParams, c: StackConfig, ids: Array, positions: Array, tap: Tap) -> Array:
-    """Scaled token embeddings plus position embeddings, normalised where the model has a norm."""
-    x = tap("tokens", at_least_float32(p.embedding[ids]) * c.embedding_scale)
+def embed_tokens(p: StackParams, c: StackConfig, ids: Array, tap: Tap) -> Array:
+    """Scaled rows of the embedding table: (batch, n) -> (batch, n, d_model)."""
+    return tap("tokens", at_least_float32(p.embedding[ids]) * c.embedding_scale)  # type: ignore[index]
+
+
+def embed_source(
+    p: StackParams, c: StackConfig, source: Array, mask: Array | None, tap: Tap
+) -> tuple[Array, Array | None]:
+    """Tokens or frames -> embeddings (batch, n_source, d_model), their mask (batch, n_source)."""
+    if isinstance(c.input, FrameInput):
+        x, mask = embed_frames(p, c.input, source, mask, tap)
+        return tap("tokens", x * c.embedding_scale), mask
+    is_embedded = source.ndim == 3
+    return tap("tokens", source) if is_embedded else embed_tokens(p, c, source, tap), mask
+
+
+def embed(p: StackParams, c: StackConfig, x: Array, positions: Array, tap: Tap) -> Array:
+    """Token embeddings ``x`` plus position embeddings, normalised where the model has a norm."""
     if c.embedding_norm == "before_positions":
         x = normalize(p.embedding_norm, c.norm, x)
     if c.positions is not None:
@@ -398,13 +468,12 @@ def embed(p: StackParams, c: StackConfig, ids: Array, positions: Array, tap: Tap
 
 
 def position_terms(
-    p: StackParams, c: StackConfig, q_positions: Array, k_positions: Array
+    p: StackParams, c: StackConfig, q_positions: Array, k_positions: Array, dtype: str
 ) -> tuple[Rotation | None, list[Array | None]]:
     """Position terms of self-attention: the rotation of q and k, each layer's score bias."""
     relative, n_layers = c.relative_positions, c.n_layers
-    if relative is None:
+    if relative is None or not n_layers:
         return None, [None] * n_layers
-    dtype = at_least_float32(p.embedding[:0]).dtype
     if isinstance(relative, RotaryPositions):
         return rotation(relative, q_positions, dtype), [None] * n_layers
     tables = p.relative_bias or (None,)  # ALiBi has no table, T5 one, UMT5 one per layer
@@ -412,21 +481,28 @@ def position_terms(
     return None, biases if len(biases) == n_layers else biases * n_layers
 
 
+def self_masks(
+    c: StackConfig, mask: Array | None, q_positions: Array, k_positions: Array
+) -> list[Array | None]:
+    """The mask of each layer's self-attention: ``mask``, and the layer's window if it has one."""
+    if not c.windows:
+        return [mask] * c.n_layers
+    masks = {w: window_mask(q_positions, k_positions, w) for w in c.windows if w is not None}
+    if mask is not None:
+        masks = {w: mask & window for w, window in masks.items()}
+    return [mask if w is None else masks[w] for w in c.windows]
+
+
 def with_registers(
-    p: StackParams, x: Array, key_mask: Array | None, positions: Array
+    registers: Array, x: Array, mask: Array | None, positions: Array
 ) -> tuple[Array, Array | None, Array]:
     """Prepend the register tokens at positions -n to -1, never masked.
 
     They are learned vectors; x-transformers calls them memory tokens.
     """
-    xp = array_namespace(x)
-    n, d_model = p.register_tokens.shape  # type: ignore[union-attr]
-    learned = xp.broadcast_to(p.register_tokens, (x.shape[0], n, d_model))
+    xp, n = array_namespace(x), len(registers)
     before = xp.broadcast_to(xp.arange(-n, 0), (*positions.shape[:-1], n))
-    if key_mask is not None:
-        seen = xp.ones((*key_mask.shape[:-1], n), dtype="bool")
-        key_mask = xp.concat([seen, key_mask], axis=-1)
-    return xp.concat([learned, x], axis=1), key_mask, xp.concat([before, positions], axis=-1)
+    return *prepend(registers, x, mask), xp.concat([before, positions], axis=-1)
 
 
 def check_model(model: Any) -> None:
@@ -434,6 +510,30 @@ def check_model(model: Any) -> None:
     if not isinstance(model, Model):
         cure = f": write rs.load({model!r})" if isinstance(model, str | os.PathLike) else ""
         raise TypeError(f"model must be a Model, got {type(model).__name__}{cure}")
+
+
+def check_memory(model: Model, memory: Memory, source_mask: Array | None = None) -> Memory:
+    """``memory``. Raise unless it fits the model's decoder, and no other mask is given."""
+    if source_mask is not None:
+        raise ValueError("source_mask cannot be given with a Memory, which has a mask of its own")
+    c, dtype = model.config.decoder.cross_attention, model.dtype
+    expected = [(memory.batch, c.n_kv_heads, memory.hidden.shape[1], d) for d in (c.d_k, c.d_v)]  # type: ignore[union-attr]
+    found = [*zip(memory.keys, memory.values, strict=True)]
+    if len(found) != model.config.decoder.n_layers or any(
+        [x.shape for x in pair] != expected or {x.dtype for x in pair} != {dtype} for pair in found
+    ):
+        shapes = sorted({(*x.shape, str(x.dtype)) for pair in found for x in pair})
+        raise ValueError(
+            f"a Memory must have keys and values {expected} {dtype} of "
+            f"{model.config.decoder.n_layers} layers, got {shapes} of {len(found)}: make it with "
+            "rs.encode or rs.project_memory and this model"
+        )
+    if array_namespace(memory.hidden) is not model.xp:
+        raise TypeError(
+            f"a Memory must be on the model's backend, {model.xp.__name__}, got "
+            f"{array_namespace(memory.hidden).__name__}"
+        )
+    return memory
 
 
 def check_fits(name: str, n: int, c: StackConfig) -> None:

@@ -333,6 +333,20 @@ def gelu_tanh(x: Array) -> Array:
     return 0.5 * x * (1 + xp.tanh(inner))
 
 
+def soft_cap(x: Array, cap: float | None) -> Array:
+    r"""Bound x smoothly to (-cap, cap), as Gemma 2 bounds scores and logits; None has no effect.
+
+    .. math:: c \tanh(x / c)
+    """
+    return x if cap is None else _soft_capped(x, cap)
+
+
+@widened
+@elementwise
+def _soft_capped(x: Array, cap: float) -> Array:
+    return cap * array_namespace(x).tanh(x / cap)
+
+
 NORMS = {
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
@@ -347,6 +361,7 @@ def normalize(p: NormParams | None, c: NormConfig | None, x: Array) -> Array:
 
 
 ACTIVATIONS = {
+    "none": lambda x: x,
     "relu": relu,
     "relu_squared": relu_squared,
     "silu": silu,

@@ -19,6 +19,8 @@ from .config import (
     AttentionConfig,
     BucketedPositions,
     FeedForwardConfig,
+    FrameInput,
+    FrameLayerConfig,
     LearnedPositions,
     ModelConfig,
     NormConfig,
@@ -93,10 +95,22 @@ class LayerParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FrameLayerParams:
+    """One convolution over time."""
+
+    norm_before: NormParams | None  # (d_in,)
+    w_in: Array  # (window * d_in, d_out), the rows of a window's first vector first
+    b_in: Array | None  # (d_out,)
+    norm_after: NormParams | None  # (d_out,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StackParams:
     """An encoder or a decoder."""
 
-    embedding: Array  # (vocab_size, d_model)
+    embedding: Array | None  # (vocab_size, d_model); None if the stack reads frames
+    frame_layers: tuple[FrameLayerParams, ...]
+    class_tokens: Array | None  # (n_class_tokens, d_model)
     embedding_norm: NormParams | None
     positions: Array | None  # (n_positions, d_model)
     relative_bias: tuple[Array, ...]  # none, one or n_layers of (n_buckets, n_heads)
@@ -182,19 +196,32 @@ def _shape(*shape: int, where: bool = True) -> Array | None:
 
 def _stack(c: StackConfig, d_memory: int) -> StackParams:
     norm, n_positions, tables = _norm(c.norm, c.d_model), 0, []
+    frames = c.input if isinstance(c.input, FrameInput) else None
+    n_class = frames.n_class_tokens if frames else 0
     if isinstance(c.positions, LearnedPositions):
         n_positions = c.positions.n_positions
     if isinstance(c.relative_positions, BucketedPositions):
         table = _shape(c.relative_positions.n_buckets, c.self_attention.n_heads)
         tables = [table] * (c.n_layers if c.relative_positions.per_layer else 1)
     return StackParams(
-        embedding=_shape(c.vocab_size, c.d_model),
+        embedding=_shape(c.vocab_size, c.d_model, where=frames is None),
+        frame_layers=tuple(map(_frame_layer, frames.widths, frames.layers)) if frames else (),
+        class_tokens=_shape(n_class, c.d_model, where=n_class > 0),
         embedding_norm=norm if c.embedding_norm != "none" else None,
         positions=_shape(n_positions, c.d_model, where=n_positions > 0),
         relative_bias=tuple(tables),
         register_tokens=_shape(c.n_register_tokens, c.d_model, where=c.n_register_tokens > 0),
         layers=(_layer(c, d_memory),) * c.n_layers,
         final_norm=norm if c.final_norm else None,
+    )
+
+
+def _frame_layer(d_in: int, c: FrameLayerConfig) -> FrameLayerParams:
+    return FrameLayerParams(
+        norm_before=_norm(c.norm_before, d_in),
+        w_in=_shape(c.window * d_in, c.d_out),
+        b_in=_shape(c.d_out, where=c.bias),
+        norm_after=_norm(c.norm_after, c.d_out),
     )
 
 

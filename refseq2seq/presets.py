@@ -11,6 +11,7 @@ from .config import (
     NormConfig,
     SinusoidalPositions,
     StackConfig,
+    TokenInput,
 )
 
 Projection = Literal["q", "k", "v", "o"]
@@ -30,6 +31,7 @@ def plain_attention(n_heads: int, d_k: int, biases: tuple[Projection, ...] = ())
         n_learned_kv=0,
         gate="none",
         head_scale=False,
+        softcap=None,
     )
 
 
@@ -43,6 +45,7 @@ def plain_stack(attention: AttentionConfig, *, cross: bool, **fields: Any) -> St
         "embedding_norm": "none",
         "relative_positions": None,
         "n_register_tokens": 0,
+        "windows": (),
         "self_attention": attention,
         "cross_attention": attention if cross else None,
     }
@@ -62,6 +65,7 @@ def plain_model(
         "tied_logits": tied,
         "logits_scale": 1.0,
         "logits_bias": False,
+        "logits_softcap": None,
         "forced_bos_id": None,
         "forced_eos_id": None,
         "suppressed_ids": (),
@@ -96,7 +100,7 @@ def x_transformers(
         return plain_stack(
             plain_attention(n_heads, d_k),
             cross=cross,
-            vocab_size=vocab_size,
+            input=TokenInput(vocab_size=vocab_size),
             d_model=d_model,
             n_layers=n_layers,
             positions=LearnedPositions(
@@ -151,7 +155,7 @@ def vaswani(
         return plain_stack(
             plain_attention(n_heads, d_k, biases=("q", "k", "v", "o")),
             cross=cross,
-            vocab_size=vocab_size,
+            input=TokenInput(vocab_size=vocab_size),
             d_model=d_model,
             n_layers=n_layers,
             embedding_scale=math.sqrt(d_model),

@@ -197,7 +197,7 @@ def test_a_file_written_by_others_is_read(path):
     assert bits(rs.load(path)) == bits(model)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_file_of_an_older_version_is_read(version):
     """Written by release 0.1, whose own numbers these are, with other names; and by a later one."""
     model = rs.load(Path(__file__).with_name("checkpoints") / f"version-{version}.npz")

@@ -20,6 +20,7 @@ from ..config import (
     NormConfig,
     SinusoidalPositions,
     StackConfig,
+    TokenInput,
 )
 from ..model import Model
 from ..presets import plain_attention
@@ -167,6 +168,7 @@ def from_pytorch(
         tied_logits=np.array_equal(around["unembedding"], target),
         logits_scale=1.0,
         logits_bias="unembedding.bias" in around,
+        logits_softcap=None,
         **special_tokens(decoder_start_id, eos_ids, pad_id),
     )
     table = numbered(config, _table(config))
@@ -212,7 +214,7 @@ def _stack(
         n_heads, d_model // n_heads, biases=("q", "k", "v", "o") if bias else ()
     )
     return StackConfig(
-        vocab_size=vocab_size,
+        input=TokenInput(vocab_size=vocab_size),
         d_model=d_model,
         n_layers=options["num_layers"],
         embedding_scale=embedding_scale,
@@ -220,6 +222,7 @@ def _stack(
         positions=positions,
         relative_positions=None,
         n_register_tokens=0,
+        windows=(),
         norm=NormConfig(kind="layer_norm", eps=options["layer_norm_eps"], gain="vector", bias=bias),
         norm_positions=("before",) if options["norm_first"] else ("after",),
         final_norm=options["final_norm"],

@@ -29,7 +29,7 @@ from . import npz
 from .reading import FileError, cure_of_format, file_errors, parse_json
 
 FORMAT = "refseq2seq"
-VERSION = 3
+VERSION = 4
 HEADER = "checkpoint.json"
 DTYPES = ("float16", "float32", "float64")
 
@@ -192,6 +192,8 @@ def _read(
     if header["version"] == 1:
         header["config"] = _with_new_names(header["config"])
         entries = {_new_name(name): entry for name, entry in entries.items()}
+    if header["version"] < 4:
+        header["config"] = _parsed("config", _completed, header["config"])
     config = _parsed("config", ModelConfig.from_dict, header["config"])
     if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(entries):
         raise CheckpointError("its config has more layers than the file has arrays for")
@@ -241,6 +243,16 @@ def _with_new_names(fields: Any) -> Any:
     return {_new_name(name): _with_new_names(value) for name, value in fields.items()}
 
 
+def _completed(fields: Any) -> Any:
+    """The config of a file of version 1 to 3 with the fields of version 4."""
+    for stack in (fields["encoder"], fields["decoder"]):
+        stack |= {"input": {"type": "tokens", "vocab_size": stack.pop("vocab_size")}, "windows": []}
+        for attention in (stack["self_attention"], stack["cross_attention"]):
+            if attention is not None:
+                attention["softcap"] = None
+    return fields | {"logits_softcap": None}
+
+
 def _new_name(name: str) -> str:
     words = name.split(".")
     if unknown := [word for word in words if word in _RENAMED.values()]:
@@ -284,7 +296,7 @@ def _vocabulary(header: dict[str, Any], side: str, c: StackConfig) -> Vocabulary
 def _parsed(what: str, parse: Callable[[Any], T], value: Any) -> T:
     try:
         return parse(value)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"its {what} cannot be read: {error}") from error
 
 

@@ -32,7 +32,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from ..backend import Array, array_namespace, freeze, read
-from ..checks import Tokens, check_int, check_number
+from ..checks import Source, Tokens, check_int, check_number
 from ..model import Model, check_model, encode_checked
 from ..ops import top_indices
 from ..taps import Tap, no_tap
@@ -142,7 +142,7 @@ class BeamSearch:
 
 def beam_steps(
     model: Model,
-    source: Tokens,
+    source: Source,
     *,
     beams: int = 4,
     length_penalty: LengthPenalty = 1.0,
@@ -455,7 +455,7 @@ class _Beams:
 
 
 def beam_search(
-    model: Model, source: Tokens, *, beams: int = 4, n_best: int = 1, **options: Any
+    model: Model, source: Source, *, beams: int = 4, n_best: int = 1, **options: Any
 ) -> BeamSearch:
     """Search for the most probable targets with several beams.
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, array_namespace, widened
-from ..checks import check_int, check_number
+from ..checks import UnsupportedFeature, check_int, check_number
 from ..ops import keep
 from .sampling import Processor, State, makes_processor
 
@@ -59,7 +59,22 @@ def encoder_repetition_penalty(penalty: float) -> Processor:
         count (in Hugging Face it does).
     """
     penalty = check_number("encoder_repetition_penalty's penalty", penalty, "(0, inf)")
-    return _penalty(1 / penalty, lambda state: np.where(state.source_mask, state.source, -1))
+
+    def tokens_of(state: State) -> np.ndarray:
+        ids, mask = _source_of(state, "encoder_repetition_penalty")
+        return np.where(mask, ids, -1)
+
+    return _penalty(1 / penalty, tokens_of)
+
+
+def _source_of(state: State, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The source's token ids and their mask. Raise if the source has none."""
+    if state.source is None or state.source_mask is None:
+        raise UnsupportedFeature(
+            f"{name} needs the token ids of the source, which is frames, embeddings or a Memory "
+            "here: leave it out"
+        )
+    return state.source, state.source_mask
 
 
 def _penalty(penalty: float, tokens_of: Callable[[State], np.ndarray]) -> Processor:
@@ -106,7 +121,8 @@ def encoder_no_repeat_ngram(n: int) -> Processor:
     n = check_int("encoder_no_repeat_ngram's n", n, 1)
 
     def banned(state: State, row: int) -> set[int]:
-        return _completions(state.source[row][state.source_mask[row]], state.tokens[row], n)
+        ids, mask = _source_of(state, "encoder_no_repeat_ngram")
+        return _completions(ids[row][mask[row]], state.tokens[row], n)
 
     return _ban("encoder_no_repeat_ngram", banned)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..backend import Array, to_numpy
-from ..model import Model, encode_checked
+from ..model import Memory, Model, encode_checked
 from ..ops import logsumexp
 from ..taps import FunctionTap
 from .inference import Inference
@@ -50,7 +50,11 @@ def no_token(
     where = f"row {row} in step {step}"
     with np.errstate(all="ignore"):
         if np.isnan(to_numpy(logsumexp(logits[place : place + 1]))).any():
-            row_alone = request.take(state.source_index[place : place + 1])
+            index = state.source_index[place : place + 1]
+            row_alone = request.take(index)
+            if isinstance(request.source, Memory):
+                alone = request.source.take(model.xp.asarray(index))
+                row_alone = replace(row_alone, source=alone)
             first = _first_not_finite(model, row_alone, state.tokens[place : place + 1])
             return NonFiniteLogitsError(
                 f"the model's logits of {where} are NaN or infinite: they define no distribution"

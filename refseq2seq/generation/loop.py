@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import Array, array_namespace, at_least_float32, freeze, read, to_numpy
-from ..checks import Tokens, check_int
+from ..checks import Source, Tokens, check_int
 from ..languages import Language, encode_texts, toward
 from ..model import Model, check_model, encode_checked
 from ..ops import logsumexp
@@ -63,7 +63,7 @@ class Step:
 
 def decode_steps(
     model: Model,
-    source: Tokens,
+    source: Source,
     *,
     source_mask: Array | None = None,
     prefix: Tokens | None = None,
@@ -89,6 +89,8 @@ def decode_steps(
     ----------
     model : Model
     source : integer array (batch, n_source), or list of lists of token ids
+        Or frames, or embeddings, as for `refseq2seq.encode`; or a `Memory`: the result of
+        `encode`, or of `project_memory` for the output of any other encoder.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token.
     prefix : integer array (batch, n), or list of lists of token ids, optional
@@ -367,7 +369,7 @@ class Generation:
         return cls(tokens=tokens, lengths=lengths, log_probs=log_probs, finished=step.finished)
 
 
-def generate(model: Model, source: Tokens, **options: Any) -> Generation:
+def generate(model: Model, source: Source, **options: Any) -> Generation:
     """Encode the source once and decode until every row has ended.
 
     Takes the arguments of `decode_steps` and returns the result of all its steps. The model's

@@ -10,9 +10,9 @@ from typing import Any, Self
 import numpy as np
 
 from ..backend import Array
-from ..checks import Tokens, as_tokens, check_int, on_host
+from ..checks import Source, Tokens, as_tokens, check_int, on_host
 from ..config import ModelConfig
-from ..model import Model, check_fits, check_model
+from ..model import Memory, Model, check_fits, check_model, checked_source
 from ..settings import FILTERS
 from ..taps import Tap, check_tap, no_tap
 from .constraints import MAKERS, begin_suppress, forced_bos, forced_eos, minimum_length, suppress
@@ -27,8 +27,8 @@ class Request:
     A loop also keeps ``take(source_index)``: the same request with one row for each target.
     """
 
-    source: np.ndarray  # (batch, n_source) token ids
-    source_mask: np.ndarray  # (batch, n_source) True = real token
+    source: np.ndarray | Memory  # (batch, n_source) token ids, or (batch, n_source, d) vectors
+    source_mask: np.ndarray | None  # (batch, n_source) True = real token; None with a Memory
     prefix: np.ndarray  # (batch, longest prefix) token ids, left-aligned
     n_prefix: np.ndarray  # (batch,)
     forced_bos: np.ndarray  # (batch,) the new token forced after a prefix of one; -1 for none
@@ -44,7 +44,7 @@ class Request:
     @property
     def batch(self) -> int:
         """The number of rows: sources, or targets after ``take(source_index)``."""
-        return len(self.source)
+        return len(self.n_prefix)
 
     @cached_property
     def source_index(self) -> np.ndarray:
@@ -62,8 +62,13 @@ class Request:
         return int(self.n_prefix.max()) + self.max_new_tokens
 
     def take(self, rows: np.ndarray) -> Self:
-        """The request whose row i is row ``rows[i]`` of this one, with one target each."""
-        names = ("source", "source_mask", "prefix", "n_prefix", "forced_bos")
+        """The request whose row i is row ``rows[i]`` of this one, with one target each.
+
+        A Memory is not copied: it keeps its rows.
+        """
+        names = ["prefix", "n_prefix", "forced_bos"]
+        if not isinstance(self.source, Memory):
+            names += ["source", "source_mask"]
         return replace(self, copies=1, **{name: getattr(self, name)[rows] for name in names})
 
     def state(
@@ -75,13 +80,14 @@ class Request:
         uniforms: Callable[[], np.ndarray] = no_uniforms,
     ) -> State:
         """What processors and choosers may use, if this request has one target in each row."""
+        ids, mask = token_source(self.source, self.source_mask)
         return State(
             tokens=tokens,
             n_new=n_new,
             emitted=emitted,
             source_index=source_index,
-            source=self.source,
-            source_mask=self.source_mask,
+            source=ids,
+            source_mask=mask,
             uniforms=uniforms,
             eos_ids=self.eos_ids,
         )
@@ -99,7 +105,7 @@ class Request:
 
 def as_request(
     model: Model,
-    source: Tokens,
+    source: Source,
     *,
     source_mask: Array | None,
     prefix: Tokens | None,
@@ -127,16 +133,19 @@ def as_request(
     for amateur in amateurs:
         check_amateur(amateur, model)
     c = model.config
-    ids, mask = as_tokens("source", source, c.encoder.vocab_size, source_mask)
-    check_fits("source", int(mask.sum(axis=1).max()), c.encoder)
-    prefix_ids, n_prefix = as_prefix(prefix, len(ids), c)
+    source, mask = checked_source(model, source, source_mask)
+    for amateur in amateurs:
+        if amateur.reads_source:
+            checked_source(amateur.model, source, mask)
+    batch = source.batch if isinstance(source, Memory) else len(source)
+    prefix_ids, n_prefix = as_prefix(prefix, batch, c)
     check_fits("prefix", int(n_prefix.max()), c.decoder)
     most = _most_new_tokens(max_new_tokens, int(n_prefix.max()), c.decoder.max_length)
     least = check_int("min_new_tokens", min_new_tokens, 0)
     if least > most:
         raise ValueError(f"min_new_tokens must be at most max_new_tokens = {most}, got {least}")
     return Request(
-        source=ids,
+        source=source,
         source_mask=mask,
         prefix=prefix_ids,
         n_prefix=n_prefix,
@@ -150,6 +159,14 @@ def as_request(
         stop=stop,
         tap=tap,
     )
+
+
+def token_source(
+    source: np.ndarray | Memory, mask: np.ndarray | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The token ids of a source and their mask, for processors; None and None if it has none."""
+    is_tokens = not isinstance(source, Memory) and source.ndim == 2
+    return (source, mask) if is_tokens else (None, None)  # type: ignore[return-value]
 
 
 def as_prefix(prefix: Tokens | None, batch: int, c: ModelConfig) -> tuple[np.ndarray, np.ndarray]:

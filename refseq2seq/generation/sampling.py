@@ -30,8 +30,8 @@ class State:
     n_new: np.ndarray  # (batch,) how many of them are new
     emitted: np.ndarray  # (batch,) True = the row takes the token that is chosen now
     source_index: np.ndarray  # (batch,) index of each row's source in the batch; beams share one
-    source: np.ndarray  # (batch, n_source) token ids
-    source_mask: np.ndarray  # (batch, n_source) True = real token
+    source: np.ndarray | None  # (batch, n_source) token ids; None if it is frames or a Memory
+    source_mask: np.ndarray | None  # (batch, n_source) True = real token
     uniforms: Callable[[], np.ndarray]  # returns this step's, (batch,) float64 in [0, 1)
     eos_ids: Sequence[int] | np.ndarray = ()  # (n_eos,) the token ids that end a row
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..backend import Array, array_namespace, to_numpy
-from ..checks import Tokens, as_tokens
+from ..checks import Source, Tokens, as_tokens
 from ..config import ModelConfig
-from ..model import Model, check_model, forward
-from .request import as_prefix
+from ..model import Memory, Model, check_model, checked_source, forward
+from .request import as_prefix, token_source
 from .sampling import Processor, State, apply, check_processors, no_uniforms, to_log_probs
 
 
@@ -24,7 +24,7 @@ class Scores:
 
 def score(
     model: Model,
-    source: Tokens,
+    source: Source,
     target: Tokens,
     source_mask: Array | None = None,
     *,
@@ -41,6 +41,7 @@ def score(
     ----------
     model : Model
     source : integer array (batch, n_source), or list of lists of token ids
+        Or frames, embeddings or a `Memory`, as for `refseq2seq.encode`.
     target : integer array (batch, n_target), or list of lists of token ids
         Each row begins with its prefix, which is not scored, followed by at least one token.
     source_mask : boolean array, shape (batch, n_source), optional
@@ -88,14 +89,14 @@ def score(
         _check_unpadded(ids, n_prefix, c)
     _check_target(ids, real, prefix_ids, n_prefix, is_default=prefix is None)
     scored = real[:, 1:] & (np.arange(1, ids.shape[1]) >= n_prefix[:, None])
-    source_ids, source_mask = as_tokens("source", source, c.encoder.vocab_size, source_mask)
+    source, source_mask = checked_source(model, source, source_mask)
     log_probs = processed(
         (*logits_processors, to_log_probs, *processors),
-        forward(model, source_ids, ids[:, :-1], source_mask),
+        forward(model, source, ids[:, :-1], source_mask),
         tokens=ids[:, :-1],
         emitted=scored,
         n_prefix=n_prefix,
-        source=source_ids,
+        source=source,
         source_mask=source_mask,
         eos_ids=c.eos_ids,
     )
@@ -111,8 +112,8 @@ def processed(
     tokens: np.ndarray,
     emitted: np.ndarray,
     n_prefix: np.ndarray,
-    source: np.ndarray,
-    source_mask: np.ndarray,
+    source: np.ndarray | Memory,
+    source_mask: np.ndarray | None,
     eos_ids: Sequence[int] | np.ndarray,
 ) -> Array:
     """Scores after each of ``tokens`` (batch, n), from their logits (batch, n, vocab_size).
@@ -120,6 +121,7 @@ def processed(
     ``emitted`` (batch, n) is True where the next token is a new one, ``n_prefix`` is (batch,), and
     the others are those of `State`.
     """
+    ids, mask = token_source(source, source_mask)
 
     def after(t: int) -> Array:
         state = State(
@@ -127,8 +129,8 @@ def processed(
             n_new=np.maximum(t + 1 - n_prefix, 0),
             emitted=emitted[:, t],
             source_index=np.arange(len(tokens)),
-            source=source,
-            source_mask=source_mask,
+            source=ids,
+            source_mask=mask,
             uniforms=no_uniforms,
             eos_ids=eos_ids,
         )

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from ..config import FeedForwardConfig, ModelConfig, NormConfig
+from ..config import FeedForwardConfig, ModelConfig, NormConfig, TokenInput
 from ..generation.loop import Generation, generate
 from ..generation.sampling import greedy, sample
 from ..model import Model, forward
@@ -37,7 +37,7 @@ PLAIN = plain_model(
         plain_stack(
             plain_attention(n_heads=1, d_k=2),
             cross=cross,
-            vocab_size=5,
+            input=TokenInput(vocab_size=5),
             d_model=2,
             n_layers=1,
             positions=None,

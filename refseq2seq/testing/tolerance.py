@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from ..backend import Array
-from ..checks import Tokens, as_tokens, check_int
+from ..checks import Source, Tokens, as_source, as_tokens, check_int
 from ..model import Model, forward
 from ..watching.trace import Trace
 from .arithmetic import Arithmetic
@@ -67,7 +67,7 @@ class Spread(Mapping[str, Expected]):
 
 def spread(
     model: Model,
-    source: Tokens,
+    source: Source,
     target: Tokens,
     source_mask: Array | None = None,
     *,
@@ -113,7 +113,7 @@ def spread(
     runs, seed = check_int("runs", runs, 1), check_int("seed", seed, 0)
     check_rounded(model, dtype)
     model = model.to("numpy").astype("float64")
-    source, mask = as_tokens("source", source, model.config.encoder.vocab_size, source_mask)
+    source, mask = as_source(model.config.encoder, source, source_mask)
     target, target_mask = as_tokens("target", target, model.config.decoder.vocab_size)
     values = Trace()
     forward(model, source, target, mask, tap=values)

@@ -14,6 +14,7 @@ from refseq2seq.config import (
     RotaryPositions,
     SinusoidalPositions,
     StackConfig,
+    TokenInput,
 )
 
 SPECIAL = {"decoder_start_id": 1, "eos_ids": (2,), "pad_id": 0}
@@ -74,12 +75,13 @@ def _attention(order, gate, d_k, d_v):
         n_learned_kv=2,
         gate=gate,
         head_scale=True,
+        softcap=None,
     )
 
 
 rich = ModelConfig(
     encoder=StackConfig(
-        vocab_size=29,
+        input=TokenInput(vocab_size=29),
         d_model=13,
         n_layers=2,
         embedding_scale=1.5,
@@ -87,6 +89,7 @@ rich = ModelConfig(
         positions=LearnedPositions(n_positions=19, offset=2, scale=0.5),
         relative_positions=RotaryPositions(d_rotary=4, base=100.0, pairing="halves"),
         n_register_tokens=2,
+        windows=(),
         norm=_norm("layer_norm"),
         norm_positions=("before", "branch", "after"),
         final_norm=True,
@@ -101,7 +104,7 @@ rich = ModelConfig(
         ),
     ),
     decoder=StackConfig(
-        vocab_size=23,
+        input=TokenInput(vocab_size=23),
         d_model=11,
         n_layers=2,
         embedding_scale=0.5,
@@ -111,6 +114,7 @@ rich = ModelConfig(
             n_buckets=6, max_distance=5, bidirectional=False, per_layer=True, scale=1.5
         ),
         n_register_tokens=0,
+        windows=(),
         norm=_norm("std_norm", gain="scalar"),
         norm_positions=("before", "after"),
         final_norm=True,
@@ -128,17 +132,19 @@ rich = ModelConfig(
     tied_logits=False,
     logits_scale=0.5,
     logits_bias=True,
+    logits_softcap=None,
     **SPECIAL,
     **FREE,
 )
 
 _t5_stack = {
-    "vocab_size": 29,
+    "input": TokenInput(vocab_size=29),
     "d_model": 11,
     "embedding_scale": 1.0,
     "embedding_norm": "none",
     "positions": None,
     "n_register_tokens": 0,
+    "windows": (),
     "norm": NormConfig(kind="rms_norm", eps=1e-6, gain="vector", bias=False),
     "norm_positions": ("before",),
     "final_norm": True,
@@ -171,6 +177,7 @@ t5_like = ModelConfig(
     tied_logits=True,
     logits_scale=11**-0.5,
     logits_bias=False,
+    logits_softcap=None,
     **SPECIAL | {"decoder_start_id": 0},
     **FREE,
 )

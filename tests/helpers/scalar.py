@@ -13,6 +13,7 @@ from refseq2seq import Model
 from refseq2seq.config import (
     AlibiPositions,
     BucketedPositions,
+    FrameInput,
     LearnedPositions,
     RotaryPositions,
     SinusoidalPositions,
@@ -38,9 +39,15 @@ def generate(model: Model, source, max_new_tokens, prefix=None):
 
 
 def encode(model: Model, source):
-    """One vector for each source token."""
+    """One vector for each source token, or for each window of frames and each class token."""
     c, p = model.config.encoder, _lists(model.params.encoder)
-    xs = [embed(c, p, token, t) for t, token in enumerate(source)]
+    if isinstance(c.input, FrameInput):
+        for layer, its in zip(c.input.layers, p["frame_layers"], strict=True):
+            source = convolution(layer, its, source)
+        vectors = (p["class_tokens"] or []) + source
+    else:
+        vectors = [p["embedding"][token] for token in source]
+    xs = [embed(c, p, vector, t) for t, vector in enumerate(vectors)]
     register_tokens = p["register_tokens"] or []
     xs, first = register_tokens + xs, -len(register_tokens)
     for i, layer in enumerate(p["layers"]):
@@ -54,7 +61,7 @@ def encode(model: Model, source):
 def decode(model: Model, target, memory):
     """Logits after each target token: that at t sees targets up to t, and all of memory."""
     c, p = model.config.decoder, _lists(model.params.decoder)
-    xs = [embed(c, p, token, t) for t, token in enumerate(target)]
+    xs = [embed(c, p, p["embedding"][token], t) for t, token in enumerate(target)]
     for i, layer in enumerate(p["layers"]):
         xs = residual(
             c, layer["self_norms"], xs, partial(self_attention, c, p, i, first=0, causal=True)
@@ -63,7 +70,22 @@ def decode(model: Model, target, memory):
         xs = residual(c, layer["feed_forward_norms"], xs, partial(feed_forward, c, layer))
     xs = [norm(c.norm, p["final_norm"], x) for x in xs]
     unembedding, bias = _lists(model.params.unembedding), _lists(model.params.logits_bias)
-    return [affine([z * model.config.logits_scale for z in x], unembedding, bias) for x in xs]
+    scaled = [[z * model.config.logits_scale for z in x] for x in xs]
+    cap = model.config.logits_softcap
+    return [[capped(z, cap) for z in affine(x, unembedding, bias)] for x in scaled]
+
+
+def convolution(c, p, xs):
+    """Each output is that of one window; beyond the ends, a vector is zero."""
+    xs = [norm(c.norm_before, p["norm_before"], x) for x in xs]
+    zero, ys = [0.0] * len(xs[0]), []
+    for first in range(-c.padding, len(xs) + c.padding - c.window + 1, c.stride):
+        window = [xs[t] if 0 <= t < len(xs) else zero for t in range(first, first + c.window)]
+        y = affine([number for x in window for number in x], p["w_in"], p["b_in"])
+        if c.activation != "none":
+            y = [activation(c, number) for number in y]
+        ys.append(norm(c.norm_after, p["norm_after"], y))
+    return ys
 
 
 # Layers: a sublayer takes a sequence of vectors and gives one of the same length.
@@ -94,13 +116,21 @@ def feed_forward(c, layer, xs):
 def self_attention(c, p, i, xs, *, first, causal):
     """The vector at s stands at position first + s; ``causal`` hides those that come later."""
     how, tables = c.relative_positions, p["relative_bias"]
+    window = c.windows[i] if c.windows else None
+
+    def seen(s):
+        visible = range(s + 1 if causal else len(xs))
+        if window is None:
+            return visible
+        return [t for t in visible if s - window.back <= t <= s + window.ahead]
+
     table = tables[i if len(tables) > 1 else 0] if tables else None
     return multi_head(
         c.self_attention,
         p["layers"][i]["self_attention"],
         xs,
         xs,
-        seen=lambda s: range(s + 1 if causal else len(xs)),
+        seen=seen,
         bias=lambda head, s, t: score_bias(how, table, head, t - s),
         turn=lambda s, x: rotate(how, first + s, x) if isinstance(how, RotaryPositions) else x,
     )
@@ -136,7 +166,8 @@ def multi_head(c, p, xs, memory, *, seen, bias, turn):
         values = [p["learned_v"][g][m] for m in range(c.n_learned_kv)]
         values += [_block(vs[t], g, c.d_v) for t in seen(s)]
         biases = [0.0] * c.n_learned_kv + [bias(h, s, t) for t in seen(s)]
-        weights = softmax([c.scale * dot(q, k) + b for k, b in zip(keys, biases, strict=True)])
+        scores = [c.scale * dot(q, k) + b for k, b in zip(keys, biases, strict=True)]
+        weights = softmax([capped(z, c.softcap) for z in scores])
         scale = 1.0 if p["head_scale"] is None else p["head_scale"][h][0][0]
         return [scale * dot(weights, column) for column in zip(*values, strict=True)]
 
@@ -158,8 +189,8 @@ def _block(x, i, width):
 # Positions.
 
 
-def embed(c, p, token, position):
-    x = [c.embedding_scale * e for e in p["embedding"][token]]
+def embed(c, p, vector, position):
+    x = [c.embedding_scale * e for e in vector]
     if c.embedding_norm == "before_positions":
         x = norm(c.norm, p["embedding_norm"], x)
     if isinstance(c.positions, LearnedPositions):
@@ -236,6 +267,11 @@ def dot(a, b):
 def affine(x, matrix, bias):
     y = [dot(x, column) for column in zip(*matrix, strict=True)]
     return y if bias is None else [a + b for a, b in zip(y, bias, strict=True)]
+
+
+def capped(x, cap):
+    """Gemma 2's soft cap of scores and logits."""
+    return x if cap is None else cap * tanh(x / cap)
 
 
 def softmax(x):

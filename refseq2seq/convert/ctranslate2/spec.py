@@ -24,6 +24,7 @@ from ...config import (
     NormConfig,
     SinusoidalPositions,
     StackConfig,
+    TokenInput,
 )
 from ...files.reading import FileError
 from ...model import Model
@@ -109,6 +110,7 @@ def convert(spec: Spec, eps: float | None, tokens: SpecialTokens) -> Model:
         decoder=decoder.config(eps),
         logits_scale=float(decoder.get("scale_outputs", 1.0)),
         logits_bias=LOGITS_BIAS in spec.arrays,
+        logits_softcap=None,
         **ties,
         **tokens,
     )
@@ -162,7 +164,7 @@ class _Side:
             embedding_scale = math.sqrt(self.d_model) if embedding_scale else 1.0
         relative_positions = self.relative_positions()
         return StackConfig(
-            vocab_size=self.vocab_size,
+            input=TokenInput(vocab_size=self.vocab_size),
             d_model=self.d_model,
             n_layers=self.n_layers,
             embedding_scale=embedding_scale,
@@ -170,6 +172,7 @@ class _Side:
             positions=None if relative_positions else self.positions(),
             relative_positions=relative_positions,
             n_register_tokens=0,
+            windows=(),
             norm=NormConfig(
                 kind="layer_norm" if norm_bias else "rms_norm",
                 eps=default_eps if eps is None else eps,

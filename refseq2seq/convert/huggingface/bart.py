@@ -19,6 +19,7 @@ from ...config import (
     SinusoidalPositions,
     SinusoidLayout,
     StackConfig,
+    TokenInput,
 )
 from ...positions import sinusoids
 from ...presets import plain_attention
@@ -121,6 +122,7 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
         decoder=_stack(c, family, "decoder", c["vocab_size" if shared else "decoder_vocab_size"]),
         logits_scale=1.0,
         logits_bias=LOGITS_BIAS in arrays,  # transformers uses 0 if it is missing
+        logits_softcap=None,
         **ties,
         **tokens,
     )
@@ -151,7 +153,7 @@ def _stack(
     # Blenderbot-small's decoder normalises token vectors before positions, and does not scale them.
     scaled = c["scale_embedding"] and embedding_norm != "before_positions"
     return StackConfig(
-        vocab_size=vocab_size,
+        input=TokenInput(vocab_size=vocab_size),
         d_model=d_model,
         n_layers=c[f"{side}_layers"],
         embedding_scale=math.sqrt(d_model) if scaled else 1.0,
@@ -159,6 +161,7 @@ def _stack(
         positions=positions,
         relative_positions=None,
         n_register_tokens=0,
+        windows=(),
         norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=True),
         norm_positions=(family.norm,),
         final_norm=family.norm == "before",

@@ -15,6 +15,7 @@ from ...config import (
     ModelConfig,
     NormConfig,
     StackConfig,
+    TokenInput,
 )
 from ...presets import plain_attention
 from ..table import SpecialTokens, module_rows
@@ -90,6 +91,7 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
         decoder=_stack(c, c["num_decoder_layers"], is_decoder=True),
         logits_scale=c["d_model"] ** -0.5 if _scales_logits(c) else 1.0,
         logits_bias=False,
+        logits_softcap=None,
         **ties,
         **tokens,
     )
@@ -113,7 +115,7 @@ def _scales_logits(c: Fields) -> bool:
 
 def _stack(c: Fields, n_layers: int, is_decoder: bool) -> StackConfig:
     return StackConfig(
-        vocab_size=c["vocab_size"],
+        input=TokenInput(vocab_size=c["vocab_size"]),
         d_model=c["d_model"],
         n_layers=n_layers,
         embedding_scale=1.0,
@@ -127,6 +129,7 @@ def _stack(c: Fields, n_layers: int, is_decoder: bool) -> StackConfig:
             scale=1.0,
         ),
         n_register_tokens=0,
+        windows=(),
         norm=NormConfig(kind="rms_norm", eps=c["layer_norm_epsilon"], gain="vector", bias=False),
         norm_positions=("before",),
         final_norm=True,

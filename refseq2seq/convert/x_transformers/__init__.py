@@ -85,6 +85,7 @@ def from_x_transformers(
         tied_logits=decoder["tie_embedding"],
         logits_scale=logits_scale(decoder),
         logits_bias=False,
+        logits_softcap=None,
         **special_tokens(
             decoder_start_id, eos_ids, shared["pad_value"] if pad_id is None else pad_id
         ),

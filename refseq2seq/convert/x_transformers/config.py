@@ -15,6 +15,7 @@ from ...config import (
     RotaryPositions,
     SinusoidalPositions,
     StackConfig,
+    TokenInput,
 )
 from ...positions import alibi_slopes
 from .options import Side, default
@@ -37,7 +38,7 @@ def stack_config(o: Side, arrays: Mapping[str, np.ndarray]) -> StackConfig:
         "after": after,
     }
     return StackConfig(
-        vocab_size=o["num_tokens"],
+        input=TokenInput(vocab_size=o["num_tokens"]),
         d_model=o["dim"],
         n_layers=len(o.order) // len(o.block),
         embedding_scale=1.0,
@@ -45,6 +46,7 @@ def stack_config(o: Side, arrays: Mapping[str, np.ndarray]) -> StackConfig:
         positions=_positions(o, arrays),
         relative_positions=_relative_positions(o),
         n_register_tokens=o["num_memory_tokens"] or 0,
+        windows=(),
         norm=norm,
         norm_positions=tuple(place for place, has_norm in places.items() if has_norm),
         final_norm=not after and o["pre_norm_has_final_norm"],
@@ -137,6 +139,7 @@ def _attention(o: Side, kind: str) -> AttentionConfig:
         n_learned_kv=o[f"{kind}num_mem_kv"],
         gate=gate,
         head_scale=o[f"{kind}head_scale"],
+        softcap=None,
     )
 
 

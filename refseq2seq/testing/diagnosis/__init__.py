@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import Array
-from ...checks import Tokens, as_tokens, check_int, check_number, on_host
+from ...checks import Source, Tokens, as_source, as_tokens, check_int, check_number, on_host
 from ...config import ModelConfig
 from ...convert import UnsupportedFeature
 from ...model import Model, check_model
@@ -54,7 +54,7 @@ __all__ = ["Cause", "Diagnosis", "Fault", "diagnose", "diagnose_arrays"]
 
 def diagnose(
     module: Any,
-    source: Tokens,
+    source: Source,
     target: Tokens | None = None,
     source_mask: Array | None = None,
     *,
@@ -139,7 +139,7 @@ def diagnose(
             "hooks in every step: give a target, or the module as it was before torch.compile"
         )
     model = _converted(peer) if model is None else model
-    ids, real = as_tokens("source", source, model.config.encoder.vocab_size, source_mask)
+    ids, real = as_source(model.config.encoder, source, source_mask)
     ids = np.where(real, ids, model.config.pad_id)
     mask = None if real.all() else real  # modules may compute otherwise with a mask
     if target is None:
@@ -170,7 +170,7 @@ def diagnose(
 def diagnose_arrays(
     model: Model,
     arrays: Mapping[str, Array] | str | os.PathLike[str],
-    source: Tokens,
+    source: Source,
     target: Tokens,
     source_mask: Array | None = None,
     *,
@@ -223,7 +223,7 @@ def diagnose_arrays(
     """
     check_model(model)
     c = model.config
-    ids, real = as_tokens("source", source, c.encoder.vocab_size, source_mask)
+    ids, real = as_source(c.encoder, source, source_mask)
     fed, fed_mask = as_tokens("target", target, c.decoder.vocab_size)
     how = Tolerance(
         dtype=dtype,

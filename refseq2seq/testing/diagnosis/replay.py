@@ -14,7 +14,15 @@ import numpy as np
 
 from ...attention import CrossContext, SelfContext, keys_values
 from ...config import ModelConfig
-from ...model import decoder_layer, embed, encoder_layer, position_terms, with_registers
+from ...model import (
+    decoder_layer,
+    embed,
+    embed_source,
+    encoder_layer,
+    position_terms,
+    self_masks,
+    with_registers,
+)
 from ...ops import linear, normalize
 from ...params import Params
 from ...taps import FunctionTap, Tap
@@ -114,7 +122,8 @@ def _embedding(
 ) -> Any:
     c, p = getattr(s.config, side), getattr(s.params, side)
     if wanted & {f"{side}.tokens", f"{side}.positions", f"{side}.embed"}:
-        return embed(p, c, ids, s.positions[side][0], tap.at(side))
+        x, _ = embed_source(p, c, ids, None, tap.at(side))
+        return embed(p, c, x, s.positions[side][0], tap.at(side))
     return values[f"{side}.embed"]
 
 
@@ -124,12 +133,12 @@ def _encoder(s: Scene, wanted: set[str], values: Values, tap: Tap) -> None:
     mask: Any = s.masks["encoder.self_attention"]
     q, k = s.positions["encoder"]
     if p.register_tokens is not None:
-        (x, mask, k), (_, _, q) = (with_registers(p, x, mask, at) for at in (k, q))
+        (x, mask, k), (_, _, q) = (with_registers(p.register_tokens, x, mask, at) for at in (k, q))
     for i, layer in enumerate(p.layers):
         place = f"encoder.layers.{i}."
         if _has(wanted, place):
-            rotation, biases = position_terms(p, c, q, k)
-            context = SelfContext(rotation, biases[i], mask)
+            rotation, biases = position_terms(p, c, q, k, x.dtype)
+            context = SelfContext(rotation, biases[i], self_masks(c, mask, q, k)[i])
             x = encoder_layer(layer, c, x, context, inside.at(f"layers.{i}"))
         else:
             x = values[place + "after_feed_forward"]
@@ -153,8 +162,9 @@ def _decoder(s: Scene, wanted: set[str], values: Values, tap: Tap) -> None:
             k, v = keys_values(layer.cross_attention, c.cross_attention, hidden)  # type: ignore[arg-type]
             k, v = at("cross_attention.k", k), at("cross_attention.v", v)
         if wanted - {cross + "k", cross + "v"}:
-            rotation, biases = position_terms(p, c, *s.positions["decoder"])
-            own = SelfContext(rotation, biases[i], s.masks["decoder.self_attention"])
+            rotation, biases = position_terms(p, c, *s.positions["decoder"], x.dtype)
+            masks = self_masks(c, s.masks["decoder.self_attention"], *s.positions["decoder"])
+            own = SelfContext(rotation, biases[i], masks[i])
             source = CrossContext(k, v, s.masks["decoder.cross_attention"])
             x = decoder_layer(layer, c, x, own, source, at)
     if "decoder.final" in wanted or "logits" in wanted:

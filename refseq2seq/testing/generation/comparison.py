@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 
 from ...backend import Array
-from ...checks import as_tokens
+from ...checks import as_source
 from ...generation.beam import BeamSearch
 from ...generation.loop import Generation, Step
 from ...generation.sampling import State
@@ -61,12 +61,8 @@ class _Comparison:
     def _spread(self, rows: list[list[int]]) -> Spread:
         """The spread of the logits after the prefixes and these new tokens."""
         request, prefixes = self._request, self._request.prefixes
-        source, mask = as_tokens(
-            "source",
-            request.source,
-            request.model.config.encoder.vocab_size,
-            request.how.get("source_mask"),
-        )
+        encoder, given = request.model.config.encoder, request.how.get("source_mask")
+        source, mask = as_source(encoder, request.source, given)
         per_row = len(rows) // len(prefixes)
         target = [prefixes[i // per_row] + row[:-1] for i, row in enumerate(rows)]
         sources = np.repeat(source, per_row, axis=0), np.repeat(mask, per_row, axis=0)

@@ -19,6 +19,8 @@ from ...config import (
     RotaryPositions,
     SinusoidalPositions,
     StackConfig,
+    TokenInput,
+    WindowConfig,
 )
 
 NORM_POSITIONS = (
@@ -57,6 +59,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         tied_logits=draw(st.booleans()),
         logits_scale=draw(st.sampled_from((1.0, 1 / math.sqrt(decoder.d_model)))),
         logits_bias=draw(st.booleans()),
+        logits_softcap=None,
         decoder_start_id=draw(ids),
         eos_ids=tuple(draw(st.lists(ids, max_size=2, unique=True))),
         pad_id=draw(ids),
@@ -75,17 +78,19 @@ def stacks(
     # Sizes are drawn even if they are given, so that a given size does not make an example simpler.
     drawn = draw(st.sampled_from((5, 7, 11, 13))), draw(st.sampled_from((2, 3, 5, 7)))
     d_model = d_model or drawn[1]
-    attention = draw(attentions())
+    attention, rest = draw(attentions()), draw(_STACK)
+    windows = draw(st.just(()) | st.tuples(*[_WINDOW] * rest["n_layers"]))
     return StackConfig(
-        vocab_size=vocab_size or drawn[0],
+        input=TokenInput(vocab_size=vocab_size or drawn[0]),
         d_model=d_model,
         embedding_scale=draw(st.sampled_from((1.0, math.sqrt(d_model)))),
         relative_positions=draw(relative_positions(n_heads=attention.n_heads, d_k=attention.d_k)),
-        n_register_tokens=0 if cross else draw(st.integers(0, 2)),
+        n_register_tokens=0 if cross or windows else draw(st.integers(0, 2)),
+        windows=windows,
         self_attention=attention,
         cross_attention=draw(attentions()) if cross else None,
         feed_forward=draw(feed_forwards()),
-        **draw(_STACK),
+        **rest,
     )
 
 
@@ -166,6 +171,9 @@ def _subsets(*names: str) -> st.SearchStrategy[tuple[Any, ...]]:
 
 # Strategies that depend on no other draw are created once: creating one takes longer than drawing.
 
+_WINDOW: st.SearchStrategy[WindowConfig | None] = st.none() | st.builds(
+    WindowConfig, back=st.integers(0, 3), ahead=st.integers(0, 3)
+)
 _ATTENTION: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "kv_head_order": st.sampled_from(("grouped", "tiled")),
@@ -176,6 +184,7 @@ _ATTENTION: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "n_learned_kv": st.integers(0, 2),
         "gate": st.sampled_from(("none", "per_value", "per_head")),
         "head_scale": st.booleans(),
+        "softcap": st.none() | st.sampled_from((0.5, 3.0)),
     }
 )
 _FEED_FORWARD: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(

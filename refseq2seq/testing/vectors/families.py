@@ -13,6 +13,7 @@ from ...config import (
     RotaryPositions,
     SinusoidalPositions,
     StackConfig,
+    TokenInput,
 )
 from ...presets import plain_attention, plain_model, plain_stack, vaswani, x_transformers
 
@@ -26,7 +27,7 @@ def _t5() -> ModelConfig:
         return plain_stack(
             replace(plain_attention(n_heads=3, d_k=5), scale=1.0),
             cross=cross,
-            vocab_size=19,
+            input=TokenInput(vocab_size=19),
             d_model=11,
             n_layers=2,
             positions=None,
@@ -62,7 +63,7 @@ def _everything() -> ModelConfig:
     )
     return plain_model(
         StackConfig(
-            vocab_size=23,
+            input=TokenInput(vocab_size=23),
             d_model=13,
             n_layers=1,
             embedding_scale=1.5,
@@ -70,6 +71,7 @@ def _everything() -> ModelConfig:
             positions=LearnedPositions(n_positions=11, offset=2, scale=0.5),
             relative_positions=RotaryPositions(d_rotary=4, base=100.0, pairing="halves"),
             n_register_tokens=2,
+            windows=(),
             norm=norm,
             norm_positions=("before", "branch", "after"),
             final_norm=True,
@@ -78,7 +80,7 @@ def _everything() -> ModelConfig:
             feed_forward=feed_forward,
         ),
         StackConfig(
-            vocab_size=19,
+            input=TokenInput(vocab_size=19),
             d_model=11,
             n_layers=2,
             embedding_scale=0.5,
@@ -86,6 +88,7 @@ def _everything() -> ModelConfig:
             positions=SinusoidalPositions(layout="concatenated", offset=1, scale=0.5),
             relative_positions=RotaryPositions(d_rotary=6, base=10000.0, pairing="interleaved"),
             n_register_tokens=0,
+            windows=(),
             norm=replace(norm, kind="std_norm", gain="scalar"),
             norm_positions=("before", "after"),
             final_norm=True,
@@ -98,6 +101,7 @@ def _everything() -> ModelConfig:
         tied=False,
         logits_scale=0.5,
         logits_bias=True,
+        logits_softcap=None,
         **_TOKENS,
     )
 
@@ -118,6 +122,7 @@ def _gated(
         n_learned_kv=1,
         gate=gate,
         head_scale=True,
+        softcap=None,
     )
 
 

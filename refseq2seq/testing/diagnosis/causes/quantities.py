@@ -8,6 +8,7 @@ import numpy as np
 
 from ....config import AttentionConfig
 from ....model import position_terms
+from ....ops import soft_cap
 from ....watching.quantities import inputs_of, is_of_the_source
 from ...rounding import round_to
 from ..entering import last_word, parsed
@@ -199,7 +200,8 @@ def _places(scene: Scene, name: str) -> np.ndarray | None:
     if f"{here.p}.scores" not in scene.seen or size > 2**23 or n_k != seen.shape[-1]:
         return None
     products = np.einsum("bhqd,hpd->bhqp", q, _pool(c, keys)) * c.scale
-    apart = np.abs((seen - _bias(scene, name))[..., None] - products[:, :, :, None, :]).max(axis=1)
+    scores = products[:, :, :, None, :] + np.asarray(_bias(scene, name))[..., None]
+    apart = np.abs(seen[..., None] - soft_cap(scores, c.softcap)).max(axis=1)
     own = np.broadcast_to(np.arange(batch)[:, None, None] * n_k + np.arange(n_k), apart.shape[:-1])
     as_own = np.take_along_axis(apart, own[..., None], axis=-1)[..., 0] <= 1e-4 * np.abs(seen).max()
     allowed = np.broadcast_to(scene.masks[here.c], (batch, 1, n_q, n_k))[:, 0]
@@ -223,7 +225,8 @@ def _from_places(scene: Scene, name: str) -> Change:
         stored = values[f"{here.p}.{'k' if here.kind == 'scores' else 'v'}"]
         found = _pool(c, stored)[:, at].transpose(1, 0, 2, 3, 4)  # (batch, n_heads, n_q, n_k, d)
         if here.kind == "scores":
-            return (values[f"{here.p}.q"][..., None, :] * found).sum(axis=-1) * c.scale + bias
+            scores = (values[f"{here.p}.q"][..., None, :] * found).sum(axis=-1) * c.scale + bias
+            return soft_cap(scores, c.softcap)
         return (values[f"{here.p}.weights"][..., None, :] @ found)[..., 0, :]
 
     return change
@@ -235,5 +238,7 @@ def _bias(scene: Scene, name: str) -> np.ndarray | float:
     if here.c.endswith("cross_attention"):
         return 0.0
     p, c = getattr(scene.params, here.stack), getattr(scene.config, here.stack)
-    bias = position_terms(p, c, *scene.positions[here.stack])[1][int(here.p.split(".")[2])]
+    bias = position_terms(p, c, *scene.positions[here.stack], "float64")[1][
+        int(here.p.split(".")[2])
+    ]
     return 0.0 if bias is None else bias

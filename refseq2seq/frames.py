@@ -1,0 +1,78 @@
+"""Frames: a source of vectors, such as those of speech or of the patches of an image.
+
+A convolution over time is a product of windows: `windows` puts the vectors of each window side by
+side, and `refseq2seq.ops.linear` multiplies them by one matrix.
+"""
+
+from .backend import Array, array_namespace
+from .config import FrameInput, FrameLayerConfig
+from .ops import ACTIVATIONS, linear, normalize
+from .params import FrameLayerParams, StackParams
+from .taps import Tap, no_tap
+
+
+def embed_frames(
+    p: StackParams, c: FrameInput, frames: Array, mask: Array | None, tap: Tap = no_tap
+) -> tuple[Array, Array | None]:
+    """Frames (batch, n_frames, n_features) -> embeddings (batch, n_source, d_model) and their mask.
+
+    The masks, (batch, n_frames) and (batch, n_source), are True for real frames, which come first,
+    and for embeddings of their windows; None = all.
+    """
+    x = tap("frames", frames)
+    for i, layer in enumerate(c.layers):
+        x, mask = frame_layer(p.frame_layers[i], layer, x, mask, tap.at(f"frame_layers.{i}"))
+    return (x, mask) if p.class_tokens is None else prepend(p.class_tokens, x, mask)
+
+
+def frame_layer(
+    p: FrameLayerParams, c: FrameLayerConfig, x: Array, mask: Array | None, tap: Tap = no_tap
+) -> tuple[Array, Array | None]:
+    """norm_after(activation(windows(norm_before(x)) W_in + b_in)) and the mask of its windows.
+
+    Shapes: (batch, n_frames, d_in) -> (batch, n_windows, d_out). Padding is replaced by zeros, as
+    there are around the frames, so that a window of a row does not depend on its padding. A
+    window is real if it would be there without padding.
+    """
+    x = normalize(p.norm_before, c.norm_before, x)
+    if mask is not None:
+        x = array_namespace(x).where(mask[:, :, None], x, 0.0)
+        mask = mask[:, c.window - 1 - 2 * c.padding :: c.stride]
+    x = tap("projected", linear(windows(x, c), p.w_in, p.b_in))
+    return tap("out", normalize(p.norm_after, c.norm_after, ACTIVATIONS[c.activation](x))), mask
+
+
+def windows(x: Array, c: FrameLayerConfig) -> Array:
+    """The windows of each row: (batch, n, d) -> (batch, n_windows, window * d).
+
+    Window i has the vectors i * stride to i * stride + window - 1, side by side, of the row with
+    ``padding`` zeros at both ends; n_windows = (n + 2 padding - window) // stride + 1. A kernel of
+    ``torch.nn.Conv1d``, (d_out, d, window), is the matrix ``kernel.transpose(2, 1, 0)`` of shape
+    (window * d, d_out) here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> c = FrameLayerConfig(d_out=1, window=3, stride=2, padding=1, bias=False, activation="none",
+    ...                      norm_before=None, norm_after=None)
+    >>> windows(np.array([[[1], [2], [3], [4]]]), c)
+    array([[[0, 1, 2],
+            [2, 3, 4]]])
+    """
+    xp, (batch, n, d) = array_namespace(x), x.shape
+    zeros = xp.zeros_like(x, shape=(batch, c.padding, d))
+    padded = xp.concat([zeros, x, zeros], axis=1)
+    end = n + 2 * c.padding - c.window + 1
+    return xp.concat([padded[:, i : i + end : c.stride] for i in range(c.window)], axis=-1)
+
+
+def prepend(learned: Array, x: Array, mask: Array | None) -> tuple[Array, Array | None]:
+    """Learned vectors (n, d) before each row of x (batch, n_x, d), and the mask (..., n + n_x).
+
+    The mask (..., n_x) of x is widened by True.
+    """
+    xp, n = array_namespace(x), learned.shape[0]
+    x = xp.concat([xp.broadcast_to(learned, (x.shape[0], *learned.shape)), x], axis=1)
+    if mask is not None:
+        mask = xp.concat([xp.ones((*mask.shape[:-1], n), dtype="bool"), mask], axis=-1)
+    return x, mask
