@@ -23,7 +23,7 @@ from ...model import (
     self_masks,
     with_registers,
 )
-from ...ops import linear, normalize
+from ...ops import linear, normalize, soft_cap
 from ...params import Params
 from ...taps import FunctionTap, Tap
 
@@ -170,7 +170,8 @@ def _decoder(s: Scene, wanted: set[str], values: Values, tap: Tap) -> None:
     if "decoder.final" in wanted or "logits" in wanted:
         x = inside("final", normalize(p.final_norm, c.norm, x)) * s.config.logits_scale
         if "logits" in wanted:
-            tap("logits", linear(x, s.params.unembedding, s.params.logits_bias))
+            logits = linear(x, s.params.unembedding, s.params.logits_bias)
+            tap("logits", soft_cap(logits, s.config.logits_softcap))
 
 
 def member(root: Any, path: str) -> Any:
