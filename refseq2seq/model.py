@@ -538,10 +538,8 @@ def check_memory(model: Model, memory: Memory, source_mask: Array | None = None)
             "rs.encode or rs.project_memory and this model"
         )
     if array_namespace(memory.hidden) is not model.xp:
-        raise TypeError(
-            f"a Memory must be on the model's backend, {model.xp.__name__}, got "
-            f"{array_namespace(memory.hidden).__name__}"
-        )
+        of, own = (type(x).__module__ for x in (memory.hidden, model.params.decoder.embedding))
+        raise TypeError(f"a Memory must be on the model's backend, {own}, got arrays of {of}")
     return memory
 
 
