@@ -121,8 +121,8 @@ def segments(
 
     Notes
     -----
-    openai/whisper's ``transcribe`` has the same rules, but drops an unfinished segment, and
-    starts a text that nothing divides at 0 whatever its first timestamp is.
+    openai/whisper's ``transcribe`` has the same rules, but drops an unfinished segment. A text
+    that nothing divides starts there at 0 and ends at its last timestamp, be it the only one.
 
     Examples
     --------
