@@ -16,8 +16,8 @@ from naming import raises_naming
 from test_constraints import banned, state
 
 import refseq2seq as rs
-from refseq2seq.speech import Segment, log_mel, mel_filters, prompt, read_wav, segments, spectrum
-from refseq2seq.speech.mel import WINDOW
+from refseq2seq.speech import Segment, log_mel, prompt, read_wav, segments
+from refseq2seq.speech.mel import WINDOW, mel_filters, spectrum
 
 rng = np.random.default_rng(23)
 
@@ -75,6 +75,7 @@ BAD = {
     "float": (riff((b"fmt ", header(kind=3, bits=32)), SAMPLES), "32"),
     "32 bits": (riff((b"fmt ", header(bits=32)), SAMPLES), "32"),
     "12 bits": (riff((b"fmt ", header(bits=12, width=2)), SAMPLES), "12"),
+    "16 bits in 3": (riff((b"fmt ", header(width=3)), SAMPLES), "3"),
     "extensible float": (riff((b"fmt ", header(0xFFFE, more=b"\3\0" * 12)), SAMPLES), "3"),
     "short header": (riff((b"fmt ", header()[:15]), SAMPLES), "15"),
     "no header": (riff(SAMPLES), "header"),
@@ -165,6 +166,13 @@ def test_bands_are_triangles_on_the_mel_scale(n_mels):
     np.testing.assert_allclose(filters, slow, rtol=0, atol=1e-12)
 
 
+def test_there_are_as_many_bands_as_have_a_frequency():
+    assert mel_filters(149).any(axis=0).all()
+    assert not all(weight(np.arange(201) * 40.0, m, 150).any() for m in range(150))
+    with raises_naming(ValueError, "n_mels", 150):
+        mel_filters(150)
+
+
 def test_wide_bands_have_the_area_1():
     assert mel_filters(7).sum(axis=0) * 40 == pytest.approx(1, abs=0.02)
 
@@ -202,7 +210,8 @@ def test_properties_of_features():
 REFUSED = {
     "integers": (np.zeros(5, np.int16), TypeError, "int16"),
     "half": (np.zeros(5, np.float16), TypeError, "float16"),
-    "list": ([0.0], TypeError, "list"),
+    "list of integers": ([0], TypeError, "int64"),
+    "masked": (np.ma.zeros(5), TypeError, "masked"),
     "stereo": (np.zeros((5, 2)), ValueError, "(5, 2)"),
     "empty": (np.zeros(0), ValueError, "(0,)"),
     "long": (np.zeros(WINDOW + 160), ValueError, "30.01"),
@@ -219,7 +228,7 @@ def test_waveforms_that_are_refused(waveform, kind, got):
 
 
 @pytest.mark.parametrize(
-    ("n_mels", "kind"), [(0, ValueError), (300, ValueError), (80.0, TypeError)]
+    ("n_mels", "kind"), [(0, ValueError), (10**9, ValueError), (80.0, TypeError)]
 )
 def test_numbers_of_bands_that_are_refused(n_mels, kind):
     with raises_naming(kind, "n_mels"):
@@ -292,6 +301,14 @@ def test_timestamps_are_chosen_by_their_sum(dtype):
     kept = [np.flatnonzero(row > -np.inf).tolist() for row in out]
     assert kept == [[6, 7, 8, 9, 10], [0, 1, 6]]
     assert out.dtype == dtype
+
+
+def test_halves_are_added_in_float32():
+    """e^-3.125 + e^-3.125 + e^-0.0919... = 1.00005 exceeds e^0 of a text; rounded to 1, not."""
+    scores = np.full((1, SIZE), -np.inf, dtype=np.float16)
+    scores[0, [0, 6, 7, 8]] = 0, -3.125, -3.125, -0.0919189453125
+    out = rs.timestamp_rules(NONE, EOS)(scores, state([[5, 0]], n_new=2))
+    assert np.flatnonzero(out[0] > -np.inf).tolist() == [6, 7, 8]
 
 
 def test_rows_that_take_no_token_are_left_alone():
@@ -373,9 +390,11 @@ def test_prompts_that_are_refused(tokenizer, asked, names):
         ([6, 0, 1, 9, 3], [(0.0, 0.06, "ab")]),
         ([7, 0, 9, 9, 1, 2, 1506, 3, 0], [(0.02, 0.06, "a"), (0.06, 30.0, "bc")]),
         ([6, 0, 9, 13, 1, 16], [(0.0, 0.06, "a"), (0.14, 0.2, "b")]),
+        ([6, 0, 4, 9, 3], [(0.0, 0.06, "a")]),
         # cut off in the last segment, or before it
         ([6, 0, 9, 9, 1, 2], [(0.0, 0.06, "a"), (0.06, None, "bc")]),
         ([6, 0, 9, 9, 3], [(0.0, 0.06, "a"), (0.06, None, "")]),
+        ([6, 0, 9, 9, 1, 12, 2], [(0.0, 0.06, "a"), (0.06, None, "bc")]),
         # text that has no end, no start, or neither, ends with the sound
         ([7, 0, 1, 3], [(0.02, 7.5, "ab")]),
         ([0, 1, 9, 3], [(0.0, 0.06, "ab")]),

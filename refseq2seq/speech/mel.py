@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from ..checks import check_int
+from ..checks import check_int, on_host
 from .sound import RATE
 
 WINDOW = 30 * RATE
@@ -26,10 +26,10 @@ def log_mel(waveform: np.ndarray, n_mels: int = 80) -> np.ndarray:
     Parameters
     ----------
     waveform : array, shape (n_samples,)
-        float32 or float64, within [-1, 1] but for overshoot, 16,000 samples per second. Zeros
+        16,000 samples per second in float32 or float64, within [-1, 1] but for overshoot. Zeros
         follow it up to 30 s.
     n_mels : int
-        80 for most models; 128 for large-v3 and turbo.
+        80 for most models; 128 for large-v3 and turbo. At most 149, so that each has a frequency.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def log_mel(waveform: np.ndarray, n_mels: int = 80) -> np.ndarray:
     >>> features.shape, int(features[50].argmax())
     ((3000, 80), 11)
     """
-    _check(waveform)
+    waveform, n_mels = _checked(waveform), check_int("n_mels", n_mels, 1)
     padded = np.zeros(WINDOW)
     padded[: len(waveform)] = waveform
 
@@ -72,15 +72,8 @@ def spectrum(waveform: np.ndarray) -> np.ndarray:
     .. math:: X_{tk} = \sum_{n=0}^{399} \sin^2\!\Big(\frac{\pi n}{400}\Big)\, x_{160 t + n - 200}
         \, e^{-2 \pi i k n / 400}
 
-    Parameters
-    ----------
-    waveform : array, shape (n_samples,)
-        More than 200 samples.
-
-    Returns
-    -------
-    array, shape (n_samples // 160, 201)
-        Complex, at 201 frequencies from 0 to 8,000 Hz.
+    (n_samples,) -> (n_frames, 201), complex: 201 frequencies from 0 to 8,000 Hz, and a frame for
+    every 160 samples.
     """
     hann = np.sin(np.pi * np.arange(N_FFT) / N_FFT) ** 2
     reflected = np.pad(waveform, N_FFT // 2, mode="reflect")
@@ -93,18 +86,11 @@ def mel_filters(n_mels: int) -> np.ndarray:
     """The weight of each frequency in each band: triangles of area 1 (Slaney 1998).
 
     Edges divide 0 to 8,000 Hz evenly on the mel scale. A band rises from an edge to the next and
-    falls to the one after. A band without a frequency raises ValueError.
-
-    Parameters
-    ----------
-    n_mels : int
-
-    Returns
-    -------
-    array, shape (201, n_mels)
-        Read-only. The filters of librosa and openai/whisper are its transpose in float32.
+    falls to the one after. A read-only array (201, n_mels); the filters of librosa and
+    openai/whisper are its transpose in float32.
     """
-    n_mels = check_int("n_mels", n_mels, 1)
+    if n_mels > 149:  # some band would have no frequency
+        raise ValueError(f"n_mels must be at most 149, got {n_mels}")
     frequencies = np.linspace(0, RATE / 2, N_FFT // 2 + 1)[:, None]
     top = 15 + 27 * math.log(8, 6.4)  # 8,000 Hz
     edges = _hertz(np.linspace(0, top, n_mels + 2))
@@ -113,8 +99,6 @@ def mel_filters(n_mels: int) -> np.ndarray:
     rising = (frequencies - low) / (centre - low)
     falling = (high - frequencies) / (high - centre)
     filters = np.maximum(0, np.minimum(rising, falling)) * 2 / (high - low)
-    if not filters.any(axis=0).all():
-        raise ValueError(f"n_mels = {n_mels} is too large: a band has no frequency")
     filters.flags.writeable = False
     return filters
 
@@ -124,13 +108,11 @@ def _hertz(mels: np.ndarray) -> np.ndarray:
     return np.where(mels < 15, 200 * mels / 3, 1000 * 6.4 ** ((mels - 15) / 27))
 
 
-def _check(waveform: np.ndarray) -> None:
+def _checked(waveform: np.ndarray) -> np.ndarray:
+    waveform = on_host("waveform", waveform)
     divide = "divide integers of 16 bits by np.float32(32768)"
-    if not isinstance(waveform, np.ndarray) or waveform.dtype not in (np.float32, np.float64):
-        got = getattr(waveform, "dtype", type(waveform).__name__)
-        raise TypeError(
-            f"waveform must be a NumPy array of float32 or float64, got {got}: {divide}"
-        )
+    if waveform.dtype not in (np.float32, np.float64):
+        raise TypeError(f"waveform must be float32 or float64, got {waveform.dtype}: {divide}")
     if waveform.ndim != 1 or not len(waveform):
         raise ValueError(
             f"waveform must be (n_samples,), at least one, got {waveform.shape}: average channels"
@@ -142,3 +124,4 @@ def _check(waveform: np.ndarray) -> None:
         )
     if not (loudest := np.abs(waveform).max()) <= 100:  # or NaN
         raise ValueError(f"waveform must be finite and about 1 at most, got {loudest}: {divide}")
+    return waveform

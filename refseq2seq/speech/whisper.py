@@ -65,11 +65,7 @@ def prompt(
     Returns
     -------
     list of int
-
-    Raises
-    ------
-    ValueError
-        If the tokenizer has no such language or task.
+        A language or a task that the tokenizer does not have raises ValueError.
 
     Examples
     --------
@@ -116,8 +112,8 @@ def segments(
     -------
     list of Segment
         At least one. If the last of several has no end, the text was cut off in it, and it may
-        be empty: the next window of a longer sound begins at its start. Otherwise the next
-        window begins where this one ends.
+        be empty: the next window of a longer sound then begins at the end of the one before it,
+        and otherwise where this window ends.
 
     Notes
     -----
