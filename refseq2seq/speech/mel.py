@@ -21,7 +21,7 @@ def log_mel(waveform: np.ndarray, n_mels: int = 80) -> np.ndarray:
         L_{tm} = \log_{10} \max\Big(10^{-10}, \sum_k |X_{tk}|^2 F_{km}\Big), \qquad
         \frac{\max(L_{tm}, \max L - 8) + 4}{4}
 
-    X is the `spectrum` of the waveform, and F is `mel_filters`.
+    X is the ``spectrum`` of the waveform, and F is ``mel_filters``, both in ``speech/mel.py``.
 
     Parameters
     ----------
