@@ -47,7 +47,8 @@ def log_mel(waveform: np.ndarray, n_mels: int = 80) -> np.ndarray:
     Notes
     -----
     openai/whisper takes the maximum of a whole recording, transformers that of each window.
-    Both compute in float32, where bands much quieter than others are inaccurate: up to 3e-5.
+    Both compute in float32, where bands much quieter than others are inaccurate: by up to 4e-5
+    in speech.
 
     Examples
     --------
