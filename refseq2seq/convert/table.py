@@ -28,6 +28,15 @@ def transposed(x: Array) -> Array:
     return x.T
 
 
+def kernel(x: Array) -> Array:
+    """The matrix of a convolution over time, (d_out, d_in, window) -> (window * d_in, d_out).
+
+    It multiplies the windows of `refseq2seq.frames.windows`.
+    """
+    x = np.asarray(x)
+    return x.T.reshape(-1, len(x)) if x.ndim == 3 and x.size else x
+
+
 class SpecialTokens(TypedDict):
     """The fields of `ModelConfig` with tokens."""
 
@@ -86,7 +95,7 @@ def numbered(config: ModelConfig, table: Table) -> Table:
     rows = {}
     for ours in param_shapes(config):
         number = re.search(r"(?<=\.)\d+(?=\.|$)", ours)
-        if number is None:
+        if ours in table or number is None:
             rows[ours] = table[ours]
         else:
             theirs, transform = table[f"{ours[: number.start()]}*{ours[number.end() :]}"]

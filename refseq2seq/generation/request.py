@@ -170,13 +170,16 @@ def token_source(
 
 
 def as_prefix(prefix: Tokens | None, batch: int, c: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Prefixes (batch, longest prefix) and their lengths (batch,); by default the start token."""
+    """Prefixes (batch, longest prefix) and their lengths (batch,); by default the start token.
+
+    A single row is the prefix of each source.
+    """
     if prefix is None:
         return np.full((batch, 1), c.decoder_start_id), np.ones(batch, dtype=np.int64)
     ids, mask = as_tokens("prefix", prefix, c.decoder.vocab_size)
-    if len(ids) != batch:
-        raise ValueError(f"prefix must have {batch} rows, one for each source, got {len(ids)}")
-    return ids, mask.sum(axis=1)
+    if len(ids) not in (1, batch):
+        raise ValueError(f"prefix must have 1 row or {batch}, one for each source, got {len(ids)}")
+    return np.broadcast_to(ids, (batch, ids.shape[1])), np.broadcast_to(mask.sum(axis=1), batch)
 
 
 def as_forced_bos(

@@ -50,6 +50,15 @@ TYPES: dict[str, Any] = {
     "normalize_embedding": bool,
     "static_position_embeddings": bool,
     "use_prompt": bool,
+    # Whisper
+    "num_mel_bins": int,
+    "max_source_positions": int,
+    "max_target_positions": int,
+    "language": str | None,
+    "task": str | None,
+    "forced_decoder_ids": tuple[tuple[int, int | None], ...],
+    "no_timestamps_token_id": int | None,
+    "return_timestamps": bool | None,
     # Generation
     "decoder_start_token_id": int | None,
     "bos_token_id": int | None,
