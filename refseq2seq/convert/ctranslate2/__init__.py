@@ -89,8 +89,11 @@ def from_ctranslate2(
     """
     directory = Path(directory)
     with file_errors(directory / MODEL, UnsupportedFeature, FileError):
-        read = spec.Spec(files.read(directory / MODEL))
-        if read.n_features:
+        name, variables = files.read(directory / MODEL)
+        read, is_speech = spec.Spec(variables), name == "WhisperSpec"
+        if is_speech != (read.n_features > 0):
+            raise FileError(f"{name} {'with' if read.n_features else 'without'} convolutions")
+        if is_speech:
             return _speech(directory, read, decoder_start_token)
         sizes = [read.shape(name)[0] for name in spec.TABLES[:2]]
         # The start is a vector of zeros, whatever the first token is.

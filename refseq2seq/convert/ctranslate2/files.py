@@ -44,8 +44,8 @@ def has_header(path: Path) -> bool:
         return 0 < int.from_bytes(file.read(4), "little") < 256
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """The variables of a file, aliases included. Weights are float32."""
+def read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """The specification's name and the variables, aliases included. Weights are float32."""
     with opened(path) as file:
         reader = _Reader(file)
         if (version := reader.integer(4)) != VERSION:
@@ -77,7 +77,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     n_stored, n_elements = (sum(x.size for x in of.values()) for of in (stored, arrays))
     if n_elements > (1 + MAX_ALIASED) * n_stored:
         raise FileError(f"its aliases stand for {n_elements} numbers, but it has {n_stored}")
-    return arrays
+    return spec, arrays
 
 
 class _Reader:

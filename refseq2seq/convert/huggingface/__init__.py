@@ -21,12 +21,11 @@ from ...files.reading import FileError, file_errors, read_json
 from ...files.safetensors import Stored
 from ...generation.configured import DEFAULT_NEW_TOKENS
 from ...model import Model
-from ...params import MIN_LAYER
 from ...settings import Settings
 from ..given import numpy_arrays, plain_module, wrong_module
 from ..table import SpecialTokens, Transform, convert_params, numbered
 from . import bart, t5, whisper
-from .common import Arrays, Fields
+from .common import Fields, check_layers, in_one_dtype
 from .files import CONFIG, GENERATION_CONFIG, check_directory, stored_arrays
 from .settings import KNOWN, SPECIAL_TOKENS, read_settings
 from .tokenizer import Vocabularies, read_tokenizers
@@ -160,10 +159,9 @@ def _converted(
             f"is_encoder_decoder = {fields['is_encoder_decoder']}: only encoder-decoders are "
             "supported"
         )
-    arrays = _in_one_dtype(numpy_arrays(arrays))
+    arrays = in_one_dtype(numpy_arrays(arrays))
     config, table, unused = family.convert(fields, arrays, _special_tokens(generation))
-    if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(arrays):
-        raise ValueError(f"the config has more layers than there are arrays for, {len(arrays)}")
+    check_layers(config, arrays)
     rows = numbered(config, table)
     params = convert_params(config, rows, arrays, unused, take)
     for name in arrays.keys() - {theirs for theirs, _ in rows.values()}:
@@ -237,17 +235,6 @@ def _family(c: Fields) -> Any:
             "that was quantised"
         )
     return FAMILIES[c["model_type"]]
-
-
-def _in_one_dtype(arrays: Arrays) -> Arrays:
-    """All floating-point arrays as float64 if any of them is float64, otherwise as float32."""
-    dtypes = {x.dtype.name for x in arrays.values()}
-    dtype = "float64" if "float64" in dtypes else "float32"
-    floating = {"float16", "float32", "float64"}
-    return {
-        name: x.astype(dtype, copy=False) if x.dtype.name in floating else x
-        for name, x in arrays.items()
-    }
 
 
 def _special_tokens(generation: Fields) -> SpecialTokens:

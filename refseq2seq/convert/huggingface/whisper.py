@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from ...config import FrameInput, FrameLayerConfig, ModelConfig, StackConfig
-from ..table import SpecialTokens, kernel, module_rows, same
+from ..table import SpecialTokens, Table, Transform, kernel, module_rows, same
 from . import bart
-from .common import Arrays, Conversion, Fields, token_tables
+from .common import Arrays, Conversion, Fields, Ties, token_tables
 
 DECODER, HEAD = bart.DECODER, "proj_out.weight"
 FAMILY = bart.Family(norm="before", embedding_norm=bart.NO_NORM, positions="learned", offset=0)
@@ -33,7 +33,19 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
     """The configuration and the table of arrays."""
     tied = (DECODER, HEAD) if c["tie_word_embeddings"] else ()
     tables, ties = token_tables(arrays, bart.ENCODER, DECODER, HEAD, tied=tied)
-    config = ModelConfig(
+    config = configured(c, tokens, ties)
+    table = {
+        **module_rows("encoder.", "model.encoder.", bart.STACK, norm="before"),
+        **module_rows("decoder.", "model.decoder.", bart.STACK, norm="before"),
+        **convolutions("model.encoder."),
+        **tables,
+    }
+    return Conversion(config, table, {DECODER, HEAD})
+
+
+def configured(c: Fields, tokens: SpecialTokens, ties: Ties) -> ModelConfig:
+    """The configuration for the fields of a config."""
+    return ModelConfig(
         encoder=replace(_stack(c, "encoder"), input=frames(c["num_mel_bins"], c["d_model"])),
         decoder=_stack(c, "decoder"),
         logits_scale=1.0,
@@ -42,16 +54,15 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
         **ties,
         **tokens,
     )
-    table = {
-        **module_rows("encoder.", "model.encoder.", bart.STACK, norm="before"),
-        **module_rows("decoder.", "model.decoder.", bart.STACK, norm="before"),
-        **tables,
-    }
+
+
+def convolutions(theirs: str) -> Table:
+    """The rows of the two convolutions; ``theirs`` is a prefix."""
+    table: dict[str, tuple[str, Transform]] = {}
     for i in range(len(STRIDES)):
-        theirs = f"model.encoder.conv{i + 1}"
-        table[f"encoder.frame_layers.{i}.w_in"] = f"{theirs}.weight", kernel
-        table[f"encoder.frame_layers.{i}.b_in"] = f"{theirs}.bias", same
-    return Conversion(config, table, {DECODER, HEAD})
+        table[f"encoder.frame_layers.{i}.w_in"] = f"{theirs}conv{i + 1}.weight", kernel
+        table[f"encoder.frame_layers.{i}.b_in"] = f"{theirs}conv{i + 1}.bias", same
+    return table
 
 
 def frames(n_features: int, d_model: int) -> FrameInput:
