@@ -29,12 +29,14 @@ def transposed(x: Array) -> Array:
 
 
 def kernel(x: Array) -> Array:
-    """The matrix of a convolution over time, (d_out, d_in, window) -> (window * d_in, d_out).
+    """The matrix that multiplies `refseq2seq.frames.windows`, from a kernel of PyTorch's Conv1d.
 
-    It multiplies the windows of `refseq2seq.frames.windows`.
+    The kernel's axes are d_out, d_in and window.
     """
     x = np.asarray(x)
-    return x.T.reshape(-1, len(x)) if x.ndim == 3 and x.size else x
+    if x.ndim != 3:
+        return x.reshape(-1)  # which has the wrong shape, whatever is expected
+    return x.T.reshape(x.shape[2] * x.shape[1], x.shape[0])
 
 
 class SpecialTokens(TypedDict):

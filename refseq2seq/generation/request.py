@@ -178,9 +178,7 @@ def as_prefix(prefix: Tokens | None, batch: int, c: ModelConfig) -> tuple[np.nda
         return np.full((batch, 1), c.decoder_start_id), np.ones(batch, dtype=np.int64)
     ids, mask = as_tokens("prefix", prefix, c.decoder.vocab_size)
     if len(ids) not in (1, batch):
-        raise ValueError(
-            f"prefix must have {batch} rows, one for each source, or 1, got {len(ids)}"
-        )
+        raise ValueError(f"prefix must have {batch} rows, one for each source, got {len(ids)}")
     return np.broadcast_to(ids, (batch, ids.shape[1])), np.broadcast_to(mask.sum(axis=1), batch)
 
 

@@ -170,7 +170,7 @@ class _Side:
     def config(self, eps: float | None) -> StackConfig:
         norm_bias = self.has("layer_0/ffn/layer_norm/beta")
         default_eps = 1e-5 if norm_bias else 1e-6
-        embedding_scale = self.get("scale_embeddings", 1)
+        embedding_scale = self.get("scale_embeddings", 0 if self.is_speech else 1)
         if isinstance(embedding_scale, int):  # a flag
             embedding_scale = math.sqrt(self.d_model) if embedding_scale else 1.0
         relative_positions = self.relative_positions()
