@@ -268,6 +268,7 @@ CHOOSING = {
     "exponential race": raced,
     "given vectors": given,
     "refused memories": refused,
+    "timestamps": sampled(rs.sample(rs.timestamp_rules(14, 12, max_initial=2))),
     "constraints": constrained,
     "in float16": in_half,
     "beams, stopped at once": beams(early_stopping=True, length_penalty=0.0),
