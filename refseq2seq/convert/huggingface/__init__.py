@@ -25,19 +25,23 @@ from ...params import MIN_LAYER
 from ...settings import Settings
 from ..given import numpy_arrays, plain_module, wrong_module
 from ..table import SpecialTokens, Transform, convert_params, numbered
-from . import bart, t5
+from . import bart, t5, t5gemma
 from .common import Arrays, Fields
 from .files import CONFIG, GENERATION_CONFIG, check_directory, stored_arrays
 from .settings import KNOWN, SPECIAL_TOKENS, read_settings
 from .tokenizer import Vocabularies, read_tokenizers
 
 Parts = tuple[Mapping[str, Any], Fields, Fields, Vocabularies]
-FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
+FAMILIES = {
+    **dict.fromkeys(t5.DEFAULTS, t5),
+    "t5gemma": t5gemma,
+    **dict.fromkeys(bart.FAMILIES, bart),
+}
 
 
 def from_huggingface(model: Any, config: Any = None, generation_config: Any = None) -> Model:
-    """Convert T5, ByT5, mT5, UMT5, BART, mBART, MVP, PLBart, Marian, Pegasus, M2M100, NLLB or a
-    Blenderbot.
+    """Convert T5, ByT5, mT5, UMT5, T5Gemma, BART, mBART, MVP, PLBart, Marian, Pegasus, M2M100, NLLB
+    or a Blenderbot.
 
     Parameters
     ----------
@@ -173,7 +177,7 @@ def _read_directory(directory: Path, files: ExitStack, advance: Callable[[int], 
     json_fields = read_json(directory / CONFIG)
     fields = _completed(json_fields)
     path = directory / GENERATION_CONFIG
-    generation = read_json(path) if os.path.lexists(path) else _of_generation(json_fields)
+    generation = read_json(path) if os.path.lexists(path) else _of_generation(fields)
     vocabularies = read_tokenizers(directory, fields)
     arrays = stored_arrays(directory, files, advance)
     return arrays, fields, _whole(generation), vocabularies
