@@ -22,13 +22,18 @@ from comparisons import EPS32, assert_same_model, count_near_ties, relative_erro
 from hf_models import EOS, PAD, error_of_logits, generated, logits, random_batch
 from safetensors.numpy import load_file
 from searches import Counts, huggingface_beams, our_beams
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.t5gemma import modeling_t5gemma
 
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, from_huggingface
+from refseq2seq.convert.huggingface import FAMILIES
+from refseq2seq.convert.huggingface.refused import REASONS
 
 N_MODELS, N_NEW, BOS = 30, 9, 7
 TYPES = ("sliding_attention", "full_attention")
+LATER = {"whisper", "vision-encoder-decoder"}
 softmax = torch.nn.functional.softmax
 
 
@@ -267,6 +272,78 @@ def test_fields_that_a_file_omits_have_the_class_values():
             assert_same_model(from_huggingface(arrays, config | {side: less}), expected)
             same += 1
     assert same > 40
+
+
+def test_every_encoder_decoder_is_converted_or_refused_by_name():
+    """Of all that transformers generates text or audio codes with, by the names of its own."""
+    lists = (
+        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    )
+    for model_type in set().union(*lists):
+        config = CONFIG_MAPPING[model_type]
+        if config.is_encoder_decoder is True and model_type not in FAMILIES:
+            assert model_type in REASONS or model_type in LATER
+
+
+def tiny_florence(seed):
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    heads, width = int(rng.integers(1, 4)), 12
+    text = transformers.BartConfig(
+        vocab_size=41,
+        d_model=width,
+        encoder_layers=int(rng.integers(1, 3)),
+        decoder_layers=int(rng.integers(1, 3)),
+        encoder_ffn_dim=17,
+        decoder_ffn_dim=13,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        max_position_embeddings=53,
+    )
+    image = {
+        "depths": [1], "embed_dim": [8], "num_heads": [2], "num_groups": [2], "patch_size": [3],
+        "patch_stride": [2], "patch_padding": [1], "patch_prenorm": [False], "window_size": 3,
+        "projection_dim": width, "max_temporal_embeddings": 5, "max_position_embeddings": 9,
+    }  # fmt: skip
+    config = transformers.Florence2Config(
+        text_config=text.to_dict(), vision_config=image, image_token_id=40
+    )
+    model = transformers.Florence2ForConditionalGeneration(config).double().eval()
+    for x in model.model.language_model.parameters():
+        x.data = torch.randn_like(x) / (2 if x.ndim == 1 else x.shape[1] ** 0.5)
+    return model
+
+
+def test_the_language_model_of_florence(say):
+    """A BART, from its arrays, reads the embeddings of the image and of the prompt."""
+    worst, inside = 0.0, "model.language_model."
+    for seed in range(N_MODELS):
+        theirs = tiny_florence(seed)
+        arrays = {
+            name.replace(inside, "model."): x
+            for name, x in theirs.state_dict().items()
+            if name.startswith((inside, "lm_head."))
+        }
+        ours = from_huggingface(arrays, theirs.config.text_config)
+        with torch.no_grad():
+            pixels = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+            image = theirs.model.get_image_features(pixels).pooler_output
+            ids = torch.randint(3, 40, (2, image.shape[1] + 5))
+            ids[:, : image.shape[1]] = 40
+            target = torch.randint(3, 40, (2, 7))
+            expected = theirs(
+                input_ids=ids,
+                pixel_values=pixels,
+                attention_mask=torch.ones_like(ids),
+                decoder_input_ids=target,
+            ).logits.numpy()
+            prompt = theirs.get_input_embeddings()(ids[:, image.shape[1] :])
+            source = torch.cat([image, prompt], dim=1).numpy()
+        worst = max(worst, relative_error(rs.forward(ours, source, target.numpy()), expected))
+    say(f"Florence-2: logits within {worst:.1e}")
+    assert worst < 1e-12
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ model = from_huggingface("path/of/opus-mt-en-de")      read without PyTorch
 model = from_huggingface(module)                       a live ...ForConditionalGeneration
 model = from_huggingface(arrays, config)               arrays of any origin, such as JAX or Rust
 
-`t5` and `bart` describe what each family computes, and have the tables of its names.
+`t5`, `t5gemma` and `bart` describe what each family computes, and have the tables of its names.
 """
 
 import os
@@ -28,6 +28,7 @@ from ..table import SpecialTokens, Transform, convert_params, numbered
 from . import bart, t5, t5gemma
 from .common import Arrays, Fields
 from .files import CONFIG, GENERATION_CONFIG, check_directory, stored_arrays
+from .refused import REASONS
 from .settings import KNOWN, SPECIAL_TOKENS, read_settings
 from .tokenizer import Vocabularies, read_tokenizers
 
@@ -221,11 +222,11 @@ def _fields(argument: str, given: Any) -> Fields:
 
 
 def _family(c: Fields) -> Any:
-    """The module that converts this model type, `t5` or `bart`. Called before other checks."""
+    """The module that converts this model type, such as `t5`. Called before other checks."""
     if c["model_type"] not in FAMILIES:
-        raise UnsupportedFeature(
-            f"model_type = {c['model_type']!r}: supported are {', '.join(FAMILIES)}"
-        )
+        why = REASONS.get(c["model_type"])
+        told = f"not implemented, {why}" if why else f"supported are {', '.join(FAMILIES)}"
+        raise UnsupportedFeature(f"model_type = {c['model_type']!r}: {told}")
     if "quantization_config" in c:
         raise UnsupportedFeature(
             "quantization_config: the arrays are not the model's parameters; convert the model "

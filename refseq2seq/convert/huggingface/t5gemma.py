@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "decoder": {},
 }
 STACK_DEFAULTS: dict[str, Any] = {
+    "model_type": "t5_gemma_module",
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216,
     "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "attention_bias": False,
