@@ -33,7 +33,7 @@ from refseq2seq.convert.huggingface.refused import REASONS
 
 N_MODELS, N_NEW, BOS = 30, 9, 7
 TYPES = ("sliding_attention", "full_attention")
-LATER = {"whisper", "vision-encoder-decoder"}
+LATER = {"vision-encoder-decoder"}
 softmax = torch.nn.functional.softmax
 
 
