@@ -88,9 +88,10 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     axes. It takes any number of them up to ``2 * max_source_positions``; transformers takes exactly
     that number. The language, the task and ``<|notimestamps|>`` are ``settings.prefix``.
 
-    For every dtype of the model, transformers computes in float32: T5's norms, the sinusoids of
-    Marian, Pegasus and M2M100, and the logits that it chooses from. Here everything has the model's
-    dtype. Here sinusoids do not limit the number of positions.
+    For every dtype of the model, transformers computes in float32: the norms of T5 and T5Gemma,
+    T5Gemma's rotations and softmax, the sinusoids of Marian, Pegasus and M2M100, and the logits
+    that it chooses from. It rounds T5Gemma's embedding scale to the model's dtype. Here everything
+    has the dtype of the converted model. Here sinusoids do not limit the number of positions.
     """
     if config is not None and not isinstance(model, Mapping):
         raise TypeError(
