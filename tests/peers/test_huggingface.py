@@ -317,7 +317,7 @@ def test_missing_unexpected_and_misshapen_arrays_raise(change, message):
 @pytest.mark.parametrize(
     ("family", "field", "value", "message"),
     [
-        ("BART", "model_type", "whisper", "whisper"),
+        ("BART", "model_type", "led", "led"),
         ("BART", "activation_function", "tanh", "activation_function = 'tanh'"),
         ("BART", "normalize_before", True, "normalize_before = True"),
         ("BART", "quantization_config", {}, "quantization_config"),
