@@ -516,4 +516,6 @@ def test_rules_about_tokens_are_applied():
 
 
 def test_every_family_has_a_case():
-    assert {CASES[name].config.model_type for name in CASES} == set(FAMILIES)
+    """Those with files of their own: test_t5gemma.py, test_whisper.py."""
+    others = {"t5gemma", "whisper"}
+    assert {CASES[name].config.model_type for name in CASES} | others == set(FAMILIES)
