@@ -25,7 +25,7 @@ from ...params import MIN_LAYER
 from ...settings import Settings
 from ..given import numpy_arrays, plain_module, wrong_module
 from ..table import SpecialTokens, Transform, convert_params, numbered
-from . import bart, t5
+from . import bart, t5, vision
 from .common import Arrays, Fields
 from .files import CONFIG, GENERATION_CONFIG, check_directory, stored_arrays
 from .settings import KNOWN, SPECIAL_TOKENS, read_settings
@@ -33,11 +33,12 @@ from .tokenizer import Vocabularies, read_tokenizers
 
 Parts = tuple[Mapping[str, Any], Fields, Fields, Vocabularies]
 FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
+FAMILIES |= dict.fromkeys((vision.MODEL, "trocr"), vision)
 
 
 def from_huggingface(model: Any, config: Any = None, generation_config: Any = None) -> Model:
-    """Convert T5, ByT5, mT5, UMT5, BART, mBART, MVP, PLBart, Marian, Pegasus, M2M100, NLLB or a
-    Blenderbot.
+    """Convert T5, ByT5, mT5, UMT5, BART, mBART, MVP, PLBart, Marian, Pegasus, M2M100, NLLB, a
+    Blenderbot, or a VisionEncoderDecoderModel such as TrOCR; or a decoder of TrOCR or BART alone.
 
     Parameters
     ----------
@@ -85,6 +86,12 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     For every dtype of the model, transformers computes in float32: T5's norms, the sinusoids of
     Marian, Pegasus and M2M100, and the logits that it chooses from. Here everything has the model's
     dtype. Here sinusoids do not limit the number of positions.
+
+    A VisionEncoderDecoderModel has the encoder of ViT or DeiT. Its source is the patches of images
+    of the config's ``image_size``, see `refseq2seq.patches`. If it has a projection
+    ``enc_to_dec_proj`` of the encoder's output, the projections of keys and values of the decoder
+    contain it here, which changes the rounding. A decoder alone, such as TrOCRForCausalLM or
+    MBartForCausalLM, has an encoder of 0 layers: its source is the output of any encoder.
     """
     if config is not None and not isinstance(model, Mapping):
         raise TypeError(
@@ -109,6 +116,8 @@ def converted(
         generation = _whole(overrides) if "transformers_version" in overrides else generation
         generation.update(overrides)
         read = _converted(arrays, fields, generation, take)
+    if not read.config.encoder.vocab_size:  # it reads frames
+        vocabularies.pop("source_vocabulary", None)
     return replace(read, **vocabularies)
 
 
@@ -140,6 +149,8 @@ def _read(model: Any, config: Any, files: ExitStack, advance: Callable[[int], ob
 
 def _of_generation(fields: Mapping[str, Any]) -> Fields:
     """The fields of a model's config that belong to generation."""
+    stated = {name: value for name, value in fields.items() if value is not None}
+    fields = dict(fields) | fields.get("decoder", {}) | stated  # a model of two configs has both
     generation = Fields({name: value for name, value in fields.items() if name in KNOWN})
     if Fields(fields).get("force_bos_token_to_be_generated"):  # of BART, before forced_bos_token_id
         generation["forced_bos_token_id"] = generation.get("bos_token_id")
@@ -150,13 +161,14 @@ def _converted(
     arrays: Mapping[str, Any], fields: Fields, generation: Fields, take: Transform
 ) -> Model:
     family = _family(fields)
-    if not fields["is_encoder_decoder"]:
+    if not fields["is_encoder_decoder"] and family is not vision:
         raise UnsupportedFeature(
             f"is_encoder_decoder = {fields['is_encoder_decoder']}: only encoder-decoders are "
             "supported"
         )
     arrays = _in_one_dtype(numpy_arrays(arrays))
-    config, table, unused = family.convert(fields, arrays, _special_tokens(generation))
+    config, table, unused, made = family.convert(fields, arrays, _special_tokens(generation))
+    arrays = {**arrays, **made}
     if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(arrays):
         raise ValueError(f"the config has more layers than there are arrays for, {len(arrays)}")
     rows = numbered(config, table)
@@ -173,8 +185,8 @@ def _read_directory(directory: Path, files: ExitStack, advance: Callable[[int], 
     json_fields = read_json(directory / CONFIG)
     fields = _completed(json_fields)
     path = directory / GENERATION_CONFIG
-    generation = read_json(path) if os.path.lexists(path) else _of_generation(json_fields)
-    vocabularies = read_tokenizers(directory, fields)
+    generation = read_json(path) if os.path.lexists(path) else _of_generation(fields)
+    vocabularies = read_tokenizers(directory, Fields(fields.get("decoder", fields)))
     arrays = stored_arrays(directory, files, advance)
     return arrays, fields, _whole(generation), vocabularies
 
@@ -217,7 +229,9 @@ def _fields(argument: str, given: Any) -> Fields:
 
 
 def _family(c: Fields) -> Any:
-    """The module that converts this model type, `t5` or `bart`. Called before other checks."""
+    """The module that converts this model type: `t5`, `bart` or `vision`. Called before others."""
+    if c["model_type"] in vision.DECODERS and c.get("is_decoder"):
+        return vision  # a decoder alone, such as MBartForCausalLM
     if c["model_type"] not in FAMILIES:
         raise UnsupportedFeature(
             f"model_type = {c['model_type']!r}: supported are {', '.join(FAMILIES)}"

@@ -111,15 +111,17 @@ def completed(json_fields: dict[str, Any]) -> Fields:
 def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
     """The configuration and the table of arrays for a model of one of the `FAMILIES`."""
     family = FAMILIES[c["model_type"]]
-    _check_consistent(c, family)
+    check_consistent(c, family)
     shared = c["model_type"] != "marian" or c["share_encoder_decoder_embeddings"]
     tied = (SHARED, ENCODER, DECODER, HEAD) if shared else (DECODER, HEAD)
     tables, ties = token_tables(
         arrays, ENCODER, DECODER, HEAD, tied=tied if c["tie_word_embeddings"] else ()
     )
     config = ModelConfig(
-        encoder=_stack(c, family, "encoder", c["vocab_size"]),
-        decoder=_stack(c, family, "decoder", c["vocab_size" if shared else "decoder_vocab_size"]),
+        encoder=stack_config(c, family, "encoder", c["vocab_size"]),
+        decoder=stack_config(
+            c, family, "decoder", c["vocab_size" if shared else "decoder_vocab_size"]
+        ),
         logits_scale=1.0,
         logits_bias=LOGITS_BIAS in arrays,  # transformers uses 0 if it is missing
         logits_softcap=None,
@@ -139,9 +141,10 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
     return Conversion(config, table, unused)
 
 
-def _stack(
+def stack_config(
     c: Fields, family: Family, side: Literal["encoder", "decoder"], vocab_size: int
 ) -> StackConfig:
+    """The configuration of an encoder or decoder of a family."""
     d_model, n_heads = c["d_model"], c[f"{side}_attention_heads"]
     positions = _positions(c, family)
     if n_heads == 0 or d_model % n_heads:
@@ -190,7 +193,7 @@ def _positions(c: Fields, family: Family) -> LearnedPositions | SinusoidalPositi
     return SinusoidalPositions(layout=family.positions, offset=offset, scale=1.0)
 
 
-def _check_consistent(c: Fields, family: Family) -> None:
+def check_consistent(c: Fields, family: Family) -> None:
     """Raise if a field contradicts what is implemented for the model's class."""
     implemented = {
         "normalize_before": family.norm == "before",

@@ -17,6 +17,7 @@ TYPES: dict[str, Any] = {
     "model_type": str,
     "tokenizer_class": str | None,
     "is_encoder_decoder": bool,
+    "is_decoder": bool,
     "vocab_size": int,
     "d_model": int,
     # T5
@@ -50,6 +51,23 @@ TYPES: dict[str, Any] = {
     "normalize_embedding": bool,
     "static_position_embeddings": bool,
     "use_prompt": bool,
+    # Vision
+    "encoder": dict,
+    "decoder": dict,
+    "hidden_size": int,
+    "num_hidden_layers": int,
+    "num_attention_heads": int,
+    "head_dim": int,
+    "intermediate_size": int,
+    "hidden_act": str,
+    "layer_norm_eps": float,
+    "image_size": tuple[int, ...],
+    "patch_size": tuple[int, ...],
+    "num_channels": int,
+    "qkv_bias": bool,
+    "use_learned_position_embeddings": bool,
+    "layernorm_embedding": bool,
+    "cross_attention_hidden_size": int | None,
     # Generation
     "decoder_start_token_id": int | None,
     "bos_token_id": int | None,
@@ -114,6 +132,7 @@ class Conversion(NamedTuple):
     config: ModelConfig
     table: Table  # with * for a layer's number
     unused: set[str]  # arrays that the model has but generation does not need
+    made: Arrays = {}  # noqa: RUF012 - arrays that replace others of the same name
 
 
 class Ties(TypedDict):

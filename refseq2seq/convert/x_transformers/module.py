@@ -7,14 +7,23 @@ difference means that the module has an option that is not implemented, or was a
 """
 
 import inspect
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from x_transformers import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, XTransformer
+from x_transformers import (
+    AutoregressiveWrapper,
+    ContinuousTransformerWrapper,
+    Decoder,
+    Encoder,
+    TransformerWrapper,
+    ViTransformerWrapper,
+    XTransformer,
+)
 from x_transformers import x_transformers as xt
 
 from ...checks import UnsupportedFeature
@@ -38,6 +47,10 @@ WITHOUT_EFFECT = {
 }
 
 
+# What an encoder computes with its memory, which is not used.
+AFTER_ENCODER = ("to_logits", "mlp_head", "project_out", "probabilistic")
+
+
 def read_module(module: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and options of a module that `from_x_transformers` accepts.
 
@@ -50,15 +63,17 @@ def read_module(module: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays: dict[str, np.ndarray] = {}
     for prefix, name, part in (("enc_", "encoder", encoder), ("dec_", "decoder.net", decoder)):
         wrapper = plain_module(part)
-        if type(wrapper) is not TransformerWrapper:
+        classes = list(READERS) if name == "encoder" else [TransformerWrapper]
+        if type(wrapper) not in classes:
             raise UnsupportedFeature(
-                f"{name} is a {type(wrapper).__qualname__}; only TransformerWrapper is implemented"
+                f"{name} is a {type(wrapper).__qualname__}; implemented are "
+                f"{', '.join(c.__name__ for c in classes)}"
             )
         arrays |= numpy_arrays({f"{name}.{key}": x for key, x in wrapper.state_dict().items()})
-        of_wrapper, of_layers = _read_wrapper(wrapper, name), _read_layers(wrapper, name)
-        _check_same(name, part, _build(prefix, of_wrapper, of_layers))
+        of_wrapper, of_layers = READERS[type(wrapper)](wrapper, name), _read_layers(wrapper, name)
+        _check_same(name, part, _build(prefix, type(wrapper), of_wrapper, of_layers))
         options |= {prefix + option: value for option, value in (of_wrapper | of_layers).items()}
-    options["tie_token_emb"] = decoder.token_emb is encoder.token_emb
+    options["tie_token_emb"] = decoder.token_emb is getattr(encoder, "token_emb", None)
     return arrays, options
 
 
@@ -67,7 +82,7 @@ def _pair(module: Any) -> tuple[Any, Any]:
         return module.encoder, module.decoder
     if isinstance(module, tuple) and len(module) == 2:
         return module
-    kinds = "an XTransformer, a pair (encoder, decoder) of TransformerWrapper"
+    kinds = "an XTransformer, a pair (encoder, decoder) of wrappers"
     raise wrong_module("module", kinds, module)
 
 
@@ -89,7 +104,39 @@ def _read_wrapper(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
     return options
 
 
-def _read_layers(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
+def _read_continuous(wrapper: ContinuousTransformerWrapper, name: str) -> dict[str, Any]:
+    project_in, dim = wrapper.project_in, wrapper.attn_layers.dim
+    is_identity = type(project_in) is nn.Identity
+    return {
+        "dim_in": dim if is_identity else getattr(project_in, "in_features", dim),
+        "use_identity_if_same_dim": is_identity,
+        "max_seq_len": wrapper.max_seq_len,
+        "num_memory_tokens": len(wrapper.memory_tokens) if wrapper.has_memory_tokens else 0,
+        "use_abs_pos_emb": type(wrapper.pos_emb) is not xt.always,
+        "scaled_sinu_pos_emb": type(wrapper.pos_emb) is xt.ScaledSinusoidalEmbedding,
+        "post_emb_norm": type(wrapper.post_emb_norm) is xt.LayerNorm,
+    }
+
+
+def _read_vit(wrapper: ViTransformerWrapper, name: str) -> dict[str, Any]:
+    patch_size, n_features = wrapper.patch_size, len(wrapper.patch_to_embedding[0].gamma)
+    return {
+        "image_size": math.isqrt(wrapper.pos_embedding.shape[1]) * patch_size,
+        "patch_size": patch_size,
+        "channels": n_features // patch_size**2,
+        "num_register_tokens": len(wrapper.register_tokens) if wrapper.has_register_tokens else 0,
+        "post_emb_norm": type(wrapper.post_emb_norm) is xt.LayerNorm,
+    }
+
+
+READERS: dict[type, Callable[[Any, str], dict[str, Any]]] = {
+    TransformerWrapper: _read_wrapper,
+    ContinuousTransformerWrapper: _read_continuous,
+    ViTransformerWrapper: _read_vit,
+}
+
+
+def _read_layers(wrapper: Any, name: str) -> dict[str, Any]:
     layers = wrapper.attn_layers
     block = ("a", "f") if name == "encoder" else ("a", "c", "f")
     depth = len(layers.layer_types) // len(block)
@@ -171,6 +218,8 @@ def _read_attention(attention: xt.Attention, prefix: str) -> dict[str, Any]:
         "gate_values_headwise": attention.gate_values_headwise,
         "gate_value_heads": attention.to_v_head_gate is not None,
         "head_scale": attention.head_scale,
+        "softclamp_logits": attention.attend.softclamp_logits,
+        "logit_softclamp_value": attention.attend.logit_softclamp_value,
         "flash": attention.attend.flash,
     }
     return {prefix + option: value for option, value in options.items()}
@@ -191,22 +240,25 @@ def _read_feed_forward(feed_forward: xt.FeedForward, dim: int) -> dict[str, Any]
     }
 
 
-def _build(prefix: str, of_wrapper: dict[str, Any], of_layers: dict[str, Any]) -> nn.Module:
+def _build(
+    prefix: str, kind: type, of_wrapper: dict[str, Any], of_layers: dict[str, Any]
+) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
         if prefix == "enc_":
             layers = Encoder(verbose=False, **of_layers)
         else:
             layers = Decoder(verbose=False, cross_attend=True, **of_layers)
-        return TransformerWrapper(
-            attn_layers=layers, return_only_embed=prefix == "enc_", **of_wrapper
-        )
+        if kind is TransformerWrapper:
+            of_wrapper = {"return_only_embed": prefix == "enc_"} | of_wrapper
+        module: nn.Module = kind(attn_layers=layers, **of_wrapper)
+        return module
 
 
 def _check_same(name: str, module: nn.Module, implemented: nn.Module) -> None:
     found, expected = dict(_traits(module)), dict(_traits(implemented))
     for path in found | expected:
-        if name == "encoder" and path.startswith("to_logits"):
-            continue  # an encoder's logits are not used
+        if name == "encoder" and path.startswith(AFTER_ENCODER):
+            continue
         a, b = found.get(path), expected.get(path)
         if not _equal(a, b):
             raise UnsupportedFeature(

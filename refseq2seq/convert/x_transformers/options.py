@@ -21,6 +21,14 @@ DEFAULTS = {
     "post_emb_norm": False,
     "tie_embedding": False,
     "tie_embedding_scale": None,
+    # ContinuousTransformerWrapper
+    "dim_in": None,
+    "use_identity_if_same_dim": False,
+    # ViTransformerWrapper
+    "image_size": None,
+    "patch_size": None,
+    "channels": 3,
+    "num_register_tokens": 0,
     # AttentionLayers
     "dim": None,
     "depth": None,
@@ -59,6 +67,8 @@ DEFAULTS = {
     "attn_gate_values_headwise": False,
     "attn_gate_value_heads": False,
     "attn_head_scale": False,
+    "attn_softclamp_logits": False,
+    "attn_logit_softclamp_value": 50.0,
     # FeedForward
     "ff_mult": 4,
     "ff_glu": False,
@@ -134,7 +144,7 @@ class Side:
                 raise side.refusal(name, "is not implemented (leave out options at their default)")
             if isinstance(value, tuple) and name != "layers_execute_order":
                 raise side.refusal(name, "differs between layers, which is not implemented")
-        for name in ("dim", "depth", "num_tokens", "max_seq_len"):
+        for name in ("dim", "depth", *side.sizes_of_input):
             if side[name] is None:
                 raise ValueError(f"the options lack {prefix}{name}")
         return side
@@ -153,6 +163,15 @@ class Side:
     def is_decoder(self) -> bool:
         """Whether these are the decoder's options."""
         return self.prefix == "dec_"
+
+    @property
+    def sizes_of_input(self) -> tuple[str, ...]:
+        """The options without which the class of the wrapper cannot read its input."""
+        if not self.is_decoder and self["image_size"] is not None:
+            return "image_size", "patch_size"
+        if not self.is_decoder and self["dim_in"] is not None:
+            return ("dim_in",)
+        return "num_tokens", "max_seq_len"
 
     @property
     def order(self) -> tuple[int, ...]:
