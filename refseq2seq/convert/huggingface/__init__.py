@@ -230,8 +230,6 @@ def _fields(argument: str, given: Any) -> Fields:
 
 def _family(c: Fields) -> Any:
     """The module that converts this model type: `t5`, `bart` or `vision`. Called before others."""
-    if c["model_type"] in vision.DECODERS and c.get("is_decoder"):
-        return vision  # a decoder alone, such as MBartForCausalLM
     if c["model_type"] not in FAMILIES:
         raise UnsupportedFeature(
             f"model_type = {c['model_type']!r}: supported are {', '.join(FAMILIES)}"
@@ -241,7 +239,8 @@ def _family(c: Fields) -> Any:
             "quantization_config: the arrays are not the model's parameters; convert the model "
             "that was quantised"
         )
-    return FAMILIES[c["model_type"]]
+    alone = c.get("is_decoder") and c.get("is_encoder_decoder") is False
+    return vision if alone and c["model_type"] in vision.DECODERS else FAMILIES[c["model_type"]]
 
 
 def _in_one_dtype(arrays: Arrays) -> Arrays:
