@@ -186,7 +186,7 @@ def _read_directory(directory: Path, files: ExitStack, advance: Callable[[int], 
     fields = _completed(json_fields)
     path = directory / GENERATION_CONFIG
     generation = read_json(path) if os.path.lexists(path) else _of_generation(fields)
-    vocabularies = read_tokenizers(directory, Fields(fields.get("decoder", fields)))
+    vocabularies = read_tokenizers(directory, fields)
     arrays = stored_arrays(directory, files, advance)
     return arrays, fields, _whole(generation), vocabularies
 

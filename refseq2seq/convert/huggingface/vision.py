@@ -89,7 +89,8 @@ def completed(json_fields: dict[str, Any]) -> Fields:
             f"{', '.join(CLASS_TOKENS)}; convert the decoder alone, module.decoder, and generate "
             "from the output of this encoder"
         )
-    return Fields(c | {"encoder": Fields(VIT_DEFAULTS | encoder), "decoder": decoder})
+    made = {"encoder": VIT_DEFAULTS | encoder, "decoder": decoder}
+    return Fields(c | made | {"vocab_size": decoder["vocab_size"]})
 
 
 def _completed_decoder(c: Fields) -> Fields:
