@@ -28,7 +28,7 @@ def stack_table(o: Side, arrays: Mapping[str, np.ndarray]) -> Table:
         ),
         f"{ours}final_norm.gain": _gain(o, f"{theirs}attn_layers.final_norm."),
     }
-    if "num_tokens" not in o.sizes_of_input:
+    if o.reads != "tokens":
         table |= _frames_table(o)
     for place, index in enumerate(o.order):
         layer, sublayer = divmod(place, len(o.block))
@@ -47,7 +47,7 @@ def stack_table(o: Side, arrays: Mapping[str, np.ndarray]) -> Table:
 def _frames_table(o: Side) -> dict[str, tuple[str, Transform]]:
     """The table of what reads frames; the norms of patches store the gain itself."""
     ours, theirs = f"{o.ours}frame_layers.0.", o.theirs
-    if "dim_in" in o.sizes_of_input:
+    if o.reads == "frames":
         return {f"{ours}w_in": (f"{theirs}project_in.weight", transposed)}
     p, channels = o["patch_size"], o["channels"]
 

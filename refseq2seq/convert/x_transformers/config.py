@@ -59,9 +59,9 @@ def stack_config(o: Side, arrays: Mapping[str, np.ndarray]) -> StackConfig:
 
 
 def _input(o: Side) -> TokenInput | FrameInput:
-    if "num_tokens" in o.sizes_of_input:
+    if o.reads == "tokens":
         return TokenInput(vocab_size=o["num_tokens"])
-    is_vit = "image_size" in o.sizes_of_input
+    is_vit = o.reads == "images"
     projection = FrameLayerConfig(
         d_out=o["dim"],
         window=1,
@@ -96,7 +96,7 @@ def _norm(o: Side) -> NormConfig:
 def _positions(
     o: Side, arrays: Mapping[str, np.ndarray]
 ) -> LearnedPositions | SinusoidalPositions | None:
-    if "image_size" in o.sizes_of_input:
+    if o.reads == "images":
         n_patches = (o["image_size"] // o["patch_size"]) ** 2
         return LearnedPositions(n_positions=n_patches, offset=0, scale=1.0)
     disabled = o["disable_abs_pos_emb"]
