@@ -91,7 +91,9 @@ def frame_layer(
         x = array_namespace(x).where(mask[:, :, None], x, 0.0)
         mask = mask[:, c.window - 1 - 2 * c.padding :: c.stride]
     x = tap("projected", linear(windows(x, c), p.w_in, p.b_in))
-    return tap("out", normalize(p.norm_after, c.norm_after, ACTIVATIONS[c.activation](x))), mask
+    if c.activation != "none":
+        x = ACTIVATIONS[c.activation](x)
+    return tap("out", normalize(p.norm_after, c.norm_after, x)), mask
 
 
 def windows(x: Array, c: FrameLayerConfig) -> Array:

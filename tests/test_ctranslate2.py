@@ -20,6 +20,7 @@ from refseq2seq.config import (
     LearnedPositions,
     NormConfig,
     SinusoidalPositions,
+    TokenInput,
 )
 from refseq2seq.convert import UnsupportedFeature, from_ctranslate2
 from refseq2seq.presets import plain_attention, plain_model, plain_stack
@@ -33,7 +34,8 @@ def config(*, tied=True, n_kv_heads=2, gated=False, more=(), **stack):
     biases = () if gated else ("q", "k", "v", "o")
     attention = dataclasses.replace(plain_attention(2, 5, biases), n_kv_heads=n_kv_heads)
     fields = {
-        "vocab_size": 17, "d_model": 10, "embedding_scale": 1.5, "norm": LAYER_NORM,
+        "input": TokenInput(vocab_size=17), "d_model": 10, "embedding_scale": 1.5,
+        "norm": LAYER_NORM,
         "positions": LearnedPositions(n_positions=13, offset=0, scale=1.0),
         "norm_positions": ("after",), "final_norm": False,
         "feed_forward": FeedForwardConfig(
@@ -238,6 +240,7 @@ DAMAGED = {
     "aliases of all": (
         {"more": {f"x{i}": "decoder/embeddings/weight" for i in range(500)}}, "aliases",
     ),
+    "Whisper without convolutions": ({"spec": "WhisperSpec", "revision": 3}, "convolutions"),
     "no eos": ({"fields": {"eos_token": "?"}}, "?"),
     "eos is a number": ({"fields": {"eos_token": 2}}, "eos_token"),
     "eps is NaN": ({"fields": {"layer_norm_epsilon": float("nan")}}, "eps"),
@@ -245,7 +248,7 @@ DAMAGED = {
 UNSUPPORTED = {
     **{name: ({"changes": {name: x}}, name) for name, x in REFUSED.items()},
     "AWQ": ({"fields": {"quantization_type": 1}}, "quantization_type"),
-    "Whisper": ({"spec": "WhisperSpec", "revision": 3}, "WhisperSpec"),
+    "an old Whisper": ({"spec": "WhisperSpec", "revision": 2}, "WhisperSpec"),
     "a decoder": ({"spec": "TransformerDecoderSpec"}, "TransformerDecoderSpec"),
     "an old revision": ({"revision": 4}, "4"),
     "an old version": ({"version": 5}, "5"),

@@ -228,6 +228,7 @@ CHOOSING = {
     **{f"sample: {name}": sampled(chooser) for name, chooser in CHOOSERS.items()},
     "two samples": sampled_twice,
     "exponential race": raced,
+    "timestamps": sampled(rs.sample(rs.timestamp_rules(14, 12, max_initial=2))),
     "constraints": constrained,
     "in float16": in_half,
     "beams, stopped at once": beams(early_stopping=True, length_penalty=0.0),

@@ -140,7 +140,7 @@ def trace_of(config, kind, seed=0):
 
 
 FIELDS = {
-    "d_model": 7, "n_layers": 2, "vocab_size": 11, "feed_forward.d_ff": 13,
+    "d_model": 7, "n_layers": 2, "input.vocab_size": 11, "feed_forward.d_ff": 13,
     "feed_forward.biases": ["in", "out"], "final_norm": True,
 }  # fmt: skip
 BOTH = {f"{stack}.{name}": x for stack in ("encoder", "decoder") for name, x in FIELDS.items()}

@@ -134,7 +134,7 @@ def _conversion(
             "transformers gives this token no position"
         )
     tables, ties = token_tables(arrays, embedding, embedding, head, tied=tied)
-    decoder = bart.stack_config(c, family, "decoder", c["vocab_size"])
+    decoder = bart.stack(c, family, "decoder", c["vocab_size"])
     config = ModelConfig(
         encoder=encoder,
         decoder=decoder,
