@@ -254,6 +254,7 @@ def _joined(c: Fields, learned: list[str], arrays: Arrays) -> dict[str, np.ndarr
     class_tokens = [_array(arrays, name, (1, 1, d)) for name in learned]
     positions, weight = f"{EMBEDDINGS}position_embeddings", f"{PATCHES}.weight"
     return {
+        **dict(zip(learned, class_tokens, strict=True)),
         learned[0]: np.concatenate(class_tokens)[:, 0],
         positions: _array(arrays, positions, (1, len(learned) + _n_patches(c), d))[0],
         weight: _array(arrays, weight, (d, *kernel)).reshape(d, math.prod(kernel)),
@@ -269,7 +270,7 @@ def _bridged(c: ModelConfig, arrays: Arrays) -> dict[str, np.ndarray]:
     d, d_memory = c.decoder.d_model, c.encoder.d_model
     matrix = _array(arrays, f"{BRIDGE}.weight", (d, d_memory)).astype("float64")
     bias = _array(arrays, f"{BRIDGE}.bias", (d,)).astype("float64")
-    made = {}
+    made = {f"{BRIDGE}.weight": matrix, f"{BRIDGE}.bias": bias}
     for i in range(c.decoder.n_layers):
         for part in ("k_proj", "v_proj"):
             name = f"decoder.model.decoder.layers.{i}.encoder_attn.{part}"
