@@ -4,6 +4,7 @@ As in the other comparisons, the peers compute in float64 what they compute in f
 model's dtype: transformers the sinusoids of TrOCR, x-transformers the softmax and its sinusoids.
 """
 
+import types
 import zlib
 
 import numpy as np
@@ -249,10 +250,13 @@ def test_changed_config_fields_change_both_or_raise(name):
     ],
 )
 def test_other_encoders_and_decoders_raise(encoder, decoder, said):
+    """Before anything else: a live module has no start token here."""
     parts = [getattr(transformers, f"{name}Config")() for name in (encoder, decoder)]
     config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(*parts)
-    with pytest.raises(UnsupportedFeature, match=said):
-        from_huggingface({}, config)
+    live = types.SimpleNamespace(config=config, can_generate=lambda: True)
+    for given in ([{}, config], [live]):
+        with pytest.raises(UnsupportedFeature, match=said):
+            from_huggingface(*given)
 
 
 @pytest.mark.parametrize(

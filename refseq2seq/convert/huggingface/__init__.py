@@ -247,6 +247,8 @@ def _family(c: Fields) -> Any:
             "quantization_config: the arrays are not the model's parameters; convert the model "
             "that was quantised"
         )
+    if c["model_type"] == vision.MODEL:
+        vision.check(c)
     alone = c.get("is_decoder") and c.get("is_encoder_decoder") is False
     return vision if alone and c["model_type"] in vision.DECODERS else FAMILIES[c["model_type"]]
 

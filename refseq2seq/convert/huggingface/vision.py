@@ -77,28 +77,33 @@ POOLER = {"encoder.pooler.dense.weight", "encoder.pooler.dense.bias"}
 BRIDGE = "enc_to_dec_proj"
 
 
+def check(c: Fields) -> None:
+    """Raise unless both parts of an encoder-decoder are of supported types."""
+    encoder, decoder = (Fields(c[side])["model_type"] for side in ("encoder", "decoder"))
+    if decoder not in DECODERS:
+        raise UnsupportedFeature(
+            f"decoder.model_type = {decoder!r}: supported are {', '.join(DECODERS)}"
+        )
+    if encoder not in CLASS_TOKENS:
+        raise UnsupportedFeature(
+            f"encoder.model_type = {encoder!r}: supported are {', '.join(CLASS_TOKENS)}; convert "
+            "the decoder alone, module.decoder, and generate from the output of this encoder"
+        )
+
+
 def completed(json_fields: dict[str, Any]) -> Fields:
     """The fields of a config, with the defaults of its config classes for missing ones."""
     c = Fields({"is_encoder_decoder": True} | json_fields)
     if c["model_type"] != MODEL:
         return _completed_decoder(c)
-    encoder, decoder = Fields(c["encoder"]), _completed_decoder(Fields(c["decoder"]))
-    if encoder["model_type"] not in CLASS_TOKENS:
-        raise UnsupportedFeature(
-            f"encoder.model_type = {encoder['model_type']!r}: supported are "
-            f"{', '.join(CLASS_TOKENS)}; convert the decoder alone, module.decoder, and generate "
-            "from the output of this encoder"
-        )
-    made = {"encoder": VIT_DEFAULTS | encoder, "decoder": decoder}
+    decoder = _completed_decoder(c["decoder"])
+    made = {"encoder": VIT_DEFAULTS | c["encoder"], "decoder": decoder}
     return Fields(c | made | {"vocab_size": decoder["vocab_size"]})
 
 
-def _completed_decoder(c: Fields) -> Fields:
-    if c["model_type"] not in DECODERS:
-        raise UnsupportedFeature(
-            f"decoder.model_type = {c['model_type']!r}: supported are {', '.join(DECODERS)}"
-        )
-    return Fields(ALONE | (TROCR_DEFAULTS if c["model_type"] == "trocr" else {}) | c)
+def _completed_decoder(c: dict[str, Any]) -> Fields:
+    defaults = TROCR_DEFAULTS if c["model_type"] == "trocr" else {}
+    return Fields(ALONE | defaults | c)
 
 
 def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
