@@ -15,15 +15,14 @@ from .taps import Tap, no_tap
 def patches(images: Array, size: int | tuple[int, int]) -> Array:
     """Images (batch, channels, height, width) -> frames (batch, n_patches, n_features).
 
-    An image is divided into patches, row by row from the top, each row from the left. The numbers
-    of a patch are in the order of the image's axes: all of the first channel, row by row, then
-    those of the next. Models of any library take them in this order here, because the converters
-    rearrange the weights.
+    The patches are in rows from the top, each from the left, and the numbers of a patch in the
+    order of the axes: the rows of the first channel, then those of the next. Models of every
+    library take them in this order here, because the converters rearrange the weights.
 
     Parameters
     ----------
     images : array, shape (batch, channels, height, width)
-        Resized and normalised as the model needs it. Its dtype is kept, and models take floats.
+        Resized and normalised as the model needs it. The dtype is kept; models take floats.
     size : int, or pair of int
         The height and width of a patch, which must divide those of the images.
 
@@ -41,9 +40,6 @@ def patches(images: Array, size: int | tuple[int, int]) -> Array:
     --------
     >>> import numpy as np
     >>> image = np.arange(8.0).reshape(1, 1, 2, 4)
-    >>> image[0, 0]
-    array([[0., 1., 2., 3.],
-           [4., 5., 6., 7.]])
     >>> patches(image, 2)
     array([[[0., 1., 4., 5.],
             [2., 3., 6., 7.]]])

@@ -64,6 +64,9 @@ CONFIG = {
         "hidden_size": D,
         "num_hidden_layers": 0,
         "num_attention_heads": 2,
+        "intermediate_size": FF,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
         "image_size": [4, 9],
         "patch_size": [2, 3],
         "num_channels": 5,
@@ -76,6 +79,12 @@ CONFIG = {
         "decoder_attention_heads": 2,
         "decoder_ffn_dim": FF,
         "max_position_embeddings": ROOM,
+        "activation_function": "gelu",
+        "scale_embedding": False,
+        "use_learned_position_embeddings": True,
+        "layernorm_embedding": True,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
     },
 }
 INSIDE = "decoder.model.decoder."
@@ -120,7 +129,7 @@ def test_arrays_of_huggingface_by_hand():
     a = {name: RNG.normal(size=shape) for name, shape in SHAPES.items()}
     model = from_huggingface(a, CONFIG)
     assert model.config.decoder_start_id == 2
-    assert model.config.eos_ids == (2,)  # a default of TrOCR's config class
+    assert model.config.eos_ids == (2,)  # of the decoder's config
     assert model.config.tied_logits
     images = RNG.normal(size=(3, 5, 4, 9))
     trace = rs.Trace("encoder.embed", "encoder.final", "decoder.layers.0.cross_attention.k")

@@ -362,7 +362,7 @@ def random_wrappers(rng, kind, of_wrapper, of_layers):
                 parameter.add_(0.2 * torch.randn_like(parameter))
     if kind is xt.ContinuousTransformerWrapper and "dim_in" not in of_wrapper:
         of_wrapper = of_wrapper | {"dim_in": dim, "use_identity_if_same_dim": True}
-    no_options = ("num_classes", "dim_out", "emb_dropout")
+    no_options = ("num_classes", "dim_out")
     layers["enc_"] |= {k: v for k, v in of_wrapper.items() if k not in no_options}
     layers["dec_"] |= text
     options = {prefix + k: v for prefix, side in layers.items() for k, v in side.items()}

@@ -5,6 +5,7 @@ The frames are the patches of an image, see `refseq2seq.patches`. A decoder alon
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,37 +28,6 @@ from .common import Arrays, Conversion, Fields, activation, token_tables
 MODEL = "vision-encoder-decoder"
 CLASS_TOKENS = {"vit": ("cls_token",), "deit": ("cls_token", "distillation_token")}
 DECODERS = ("trocr", "bart", "mbart", "blenderbot", "blenderbot-small", "mvp", "plbart")
-
-# The defaults of the config classes, which files omit.
-VIT_DEFAULTS = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-    "image_size": 224,
-    "patch_size": 16,
-    "num_channels": 3,
-    "qkv_bias": True,
-}
-TROCR_DEFAULTS = {
-    "vocab_size": 50265,
-    "d_model": 1024,
-    "decoder_layers": 12,
-    "decoder_attention_heads": 16,
-    "decoder_ffn_dim": 4096,
-    "activation_function": "gelu",
-    "max_position_embeddings": 512,
-    "scale_embedding": False,
-    "use_learned_position_embeddings": True,
-    "layernorm_embedding": True,
-    "decoder_start_token_id": 2,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
-ALONE = {"cross_attention_hidden_size": None, "tie_word_embeddings": True}
 
 # Our names of a layer's modules -> theirs in a live module of transformers 5.24, and in files.
 VIT = {
@@ -97,21 +67,19 @@ def completed(json_fields: dict[str, Any]) -> Fields:
     if c["model_type"] != MODEL:
         return _completed_decoder(c)
     decoder = _completed_decoder(c["decoder"])
-    made = {"encoder": VIT_DEFAULTS | c["encoder"], "decoder": decoder}
+    made = {"encoder": {"qkv_bias": True} | c["encoder"], "decoder": decoder}
     return Fields(c | made | {"vocab_size": decoder["vocab_size"]})
 
 
 def _completed_decoder(c: dict[str, Any]) -> Fields:
-    defaults = TROCR_DEFAULTS if c["model_type"] == "trocr" else {}
-    return Fields(ALONE | defaults | c)
+    return Fields({"cross_attention_hidden_size": None, "tie_word_embeddings": True} | c)
 
 
 def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
     """The configuration and the table of arrays for an encoder-decoder, or for a decoder alone."""
     c = completed(c)
     if c["model_type"] != MODEL:
-        width = c["cross_attention_hidden_size"] or c["d_model"]
-        return _conversion(c, "", _no_encoder(width), arrays, tokens)
+        return _conversion(c, "", None, arrays, tokens)
     vit, decoder = Fields(c["encoder"]), Fields(c["decoder"])
     learned = [f"{EMBEDDINGS}{name}" for name in CLASS_TOKENS[vit["model_type"]]]
     encoder = _vit(vit, len(learned))
@@ -125,9 +93,9 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
 
 
 def _conversion(
-    c: Fields, prefix: str, encoder: StackConfig, arrays: Arrays, tokens: SpecialTokens
+    c: Fields, prefix: str, encoder: StackConfig | None, arrays: Arrays, tokens: SpecialTokens
 ) -> Conversion:
-    """For a decoder whose arrays have names with ``prefix``, after an encoder without arrays."""
+    """For a decoder whose arrays have names with ``prefix``, without the arrays of the encoder."""
     family, head = _family(c)
     bart.check_consistent(c, family)
     inside, head = f"{prefix}model.decoder.", f"{prefix}{head}"
@@ -141,7 +109,7 @@ def _conversion(
     tables, ties = token_tables(arrays, embedding, embedding, head, tied=tied)
     decoder = bart.stack(c, family, "decoder", c["vocab_size"])
     config = ModelConfig(
-        encoder=encoder,
+        encoder=encoder or _alone(decoder, c["cross_attention_hidden_size"] or c["d_model"]),
         decoder=decoder,
         tied_embeddings=False,  # the encoder has no table
         tied_logits=ties["tied_logits"],
@@ -169,21 +137,18 @@ def _family(c: Fields) -> tuple[bart.Family, str]:
     return family, "output_projection.weight"
 
 
-def _no_encoder(width: int) -> StackConfig:
-    """An encoder that passes its frames on; without layers, the fields of layers do not matter."""
-    return plain_stack(
-        plain_attention(1, width),
-        cross=False,
+def _alone(decoder: StackConfig, width: int) -> StackConfig:
+    """An encoder that passes its frames on; the conventions of its layers do not matter."""
+    return replace(
+        decoder,
         input=FrameInput(n_features=width, layers=(), n_class_tokens=0),
         d_model=width,
         n_layers=0,
+        embedding_scale=1.0,
+        embedding_norm="none",
         positions=None,
-        norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=True),
-        norm_positions=(),
         final_norm=False,
-        feed_forward=FeedForwardConfig(
-            d_ff=width, activation="relu", gated=False, biases=(), hidden_norm=None
-        ),
+        cross_attention=None,
     )
 
 

@@ -15,16 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from x_transformers import (
-    AutoregressiveWrapper,
-    ContinuousTransformerWrapper,
-    Decoder,
-    Encoder,
-    TransformerWrapper,
-    ViTransformerWrapper,
-    XTransformer,
-)
+from x_transformers import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, XTransformer
 from x_transformers import x_transformers as xt
+from x_transformers.continuous import ContinuousTransformerWrapper
 
 from ...checks import UnsupportedFeature
 from ..given import numpy_arrays, plain_module, plain_name, wrong_module
@@ -87,14 +80,7 @@ def _pair(module: Any) -> tuple[Any, Any]:
 
 
 def _read_wrapper(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
-    options = {
-        "num_tokens": wrapper.num_tokens,
-        "max_seq_len": wrapper.max_seq_len,
-        "num_memory_tokens": wrapper.num_memory_tokens,
-        "use_abs_pos_emb": type(wrapper.pos_emb) is not xt.always,
-        "scaled_sinu_pos_emb": type(wrapper.pos_emb) is xt.ScaledSinusoidalEmbedding,
-        "post_emb_norm": type(wrapper.post_emb_norm) is xt.LayerNorm,
-    }
+    options = {"num_tokens": wrapper.num_tokens} | _read_embeddings(wrapper)
     if name != "encoder" and type(wrapper.to_logits) is FunctionType:
         if inspect.getclosurevars(wrapper.to_logits).nonlocals["self"] is not wrapper:
             raise UnsupportedFeature(
@@ -105,26 +91,31 @@ def _read_wrapper(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
 
 
 def _read_continuous(wrapper: ContinuousTransformerWrapper, name: str) -> dict[str, Any]:
-    project_in, dim = wrapper.project_in, wrapper.attn_layers.dim
-    is_identity = type(project_in) is nn.Identity
+    dim = wrapper.attn_layers.dim
     return {
-        "dim_in": dim if is_identity else getattr(project_in, "in_features", dim),
-        "use_identity_if_same_dim": is_identity,
+        "dim_in": getattr(wrapper.project_in, "in_features", dim),
+        "use_identity_if_same_dim": type(wrapper.project_in) is nn.Identity,
+        **_read_embeddings(wrapper),
+    }
+
+
+def _read_embeddings(wrapper: Any) -> dict[str, Any]:
+    return {
         "max_seq_len": wrapper.max_seq_len,
-        "num_memory_tokens": len(wrapper.memory_tokens) if wrapper.has_memory_tokens else 0,
+        "num_memory_tokens": len(getattr(wrapper, "memory_tokens", ())),
         "use_abs_pos_emb": type(wrapper.pos_emb) is not xt.always,
         "scaled_sinu_pos_emb": type(wrapper.pos_emb) is xt.ScaledSinusoidalEmbedding,
         "post_emb_norm": type(wrapper.post_emb_norm) is xt.LayerNorm,
     }
 
 
-def _read_vit(wrapper: ViTransformerWrapper, name: str) -> dict[str, Any]:
-    patch_size, n_features = wrapper.patch_size, len(wrapper.patch_to_embedding[0].gamma)
+def _read_vit(wrapper: xt.ViTransformerWrapper, name: str) -> dict[str, Any]:
+    p, n_features = wrapper.patch_size, len(wrapper.patch_to_embedding[0].gamma)
     return {
-        "image_size": math.isqrt(wrapper.pos_embedding.shape[1]) * patch_size,
-        "patch_size": patch_size,
-        "channels": n_features // patch_size**2,
-        "num_register_tokens": len(wrapper.register_tokens) if wrapper.has_register_tokens else 0,
+        "image_size": math.isqrt(wrapper.pos_embedding.shape[1]) * p,
+        "patch_size": p,
+        "channels": n_features // p**2,
+        "num_register_tokens": len(getattr(wrapper, "register_tokens", ())),
         "post_emb_norm": type(wrapper.post_emb_norm) is xt.LayerNorm,
     }
 
@@ -132,7 +123,7 @@ def _read_vit(wrapper: ViTransformerWrapper, name: str) -> dict[str, Any]:
 READERS: dict[type, Callable[[Any, str], dict[str, Any]]] = {
     TransformerWrapper: _read_wrapper,
     ContinuousTransformerWrapper: _read_continuous,
-    ViTransformerWrapper: _read_vit,
+    xt.ViTransformerWrapper: _read_vit,
 }
 
 

@@ -9,28 +9,22 @@ from typing import Any, Literal, Self
 
 from ...checks import UnsupportedFeature
 
-# The options of each kind of wrapper that are implemented, with their defaults. Those of what
-# follows the memory have no effect.
-TOKENS = {  # TransformerWrapper
-    "num_tokens": None,
+# The options of each kind of wrapper that are implemented, with their defaults.
+EMBEDDINGS = {
     "max_seq_len": None,
     "num_memory_tokens": None,
     "use_abs_pos_emb": True,
     "scaled_sinu_pos_emb": False,
     "post_emb_norm": False,
+}
+TOKENS = EMBEDDINGS | {  # TransformerWrapper
+    "num_tokens": None,
     "tie_embedding": False,
     "tie_embedding_scale": None,
 }
-FRAMES = {  # ContinuousTransformerWrapper
+FRAMES = EMBEDDINGS | {  # ContinuousTransformerWrapper
     "dim_in": None,
     "use_identity_if_same_dim": False,
-    "max_seq_len": None,
-    "num_memory_tokens": None,
-    "use_abs_pos_emb": True,
-    "scaled_sinu_pos_emb": False,
-    "post_emb_norm": False,
-    "dim_out": None,
-    "probabilistic": False,
 }
 IMAGES = {  # ViTransformerWrapper
     "image_size": None,
@@ -38,7 +32,6 @@ IMAGES = {  # ViTransformerWrapper
     "channels": 3,
     "num_register_tokens": 0,
     "post_emb_norm": False,
-    "num_classes": None,
 }
 # Those of its layers. Each attn_ option also exists as a cross_attn_ one, which defaults to it.
 LAYERS = {
@@ -93,9 +86,9 @@ LAYERS = {
 DEFAULTS = TOKENS | LAYERS
 WRAPPERS: dict[str, dict[str, Any]] = {"tokens": TOKENS, "frames": FRAMES, "images": IMAGES}
 REQUIRED = {
-    "tokens": ("dim", "depth", "num_tokens", "max_seq_len"),
-    "frames": ("dim", "depth", "dim_in"),
-    "images": ("dim", "depth", "image_size", "patch_size"),
+    "tokens": ("num_tokens", "max_seq_len"),
+    "frames": ("dim_in",),
+    "images": ("image_size", "patch_size"),
 }
 
 # Options that change training, initialisation or speed, but not what the model computes.
@@ -164,7 +157,7 @@ class Side:
                 raise side.refusal(name, "is not implemented (leave out options at their default)")
             if isinstance(value, tuple) and name != "layers_execute_order":
                 raise side.refusal(name, "differs between layers, which is not implemented")
-        for name in REQUIRED[side.reads]:
+        for name in ("dim", "depth", *REQUIRED[side.reads]):
             if side[name] is None:
                 raise ValueError(f"the options lack {prefix}{name}")
         return side
