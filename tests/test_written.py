@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from test_quantities import table_name
 
 import refseq2seq as rs
+from refseq2seq.config import FrameInput, FrameLayerConfig, WindowConfig
 from refseq2seq.params import map_arrays
 from refseq2seq.testing import strategies
 from refseq2seq.watching.quantities import inputs_of
@@ -38,6 +39,70 @@ KEPT = {
 }
 """Programs that are kept, and the recorded model of the peer that each is of."""
 
+norm = arrangements.x_transformers.encoder.norm
+
+
+def frame_layer(d_out, window, stride, padding, **fields):
+    usual = {"bias": True, "activation": "gelu_erf", "norm_before": None, "norm_after": None}
+    sizes = {"d_out": d_out, "window": window, "stride": stride, "padding": padding}
+    return FrameLayerConfig(**sizes | usual | fields)
+
+
+def of_frames(*layers, n_features=5, n_class_tokens=0):
+    return {
+        "input": FrameInput(n_features=n_features, layers=layers, n_class_tokens=n_class_tokens)
+    }
+
+
+def with_fields(c, encoder=(), decoder=(), **fields):
+    """A config with other fields of its stacks; ``softcap`` is one of all attentions."""
+    stacks = {"encoder": replace(c.encoder, **dict(encoder))}
+    stacks["decoder"] = replace(c.decoder, **dict(decoder))
+    return replace(c, **stacks, **fields)
+
+
+def capped(stack):
+    return {
+        name: replace(attention, softcap=5.0)
+        for name in ("self_attention", "cross_attention")
+        if (attention := getattr(stack, name))
+    }
+
+
+XT, T5, VASWANI = arrangements.x_transformers, arrangements.t5_like, arrangements.vaswani
+NEAR = WindowConfig(back=1, ahead=1)
+SOURCES = {
+    "whisper": with_fields(XT, of_frames(frame_layer(13, 3, 1, 1), frame_layer(13, 3, 2, 1))),
+    "norms": with_fields(
+        arrangements.rich,
+        of_frames(
+            frame_layer(11, 4, 3, 1, activation="relu", bias=False, norm_before=norm),
+            frame_layer(7, 3, 1, 0, activation="silu", norm_after=norm),
+            frame_layer(13, 2, 2, 0, activation="none", norm_before=norm, norm_after=norm),
+            n_class_tokens=2,
+        ),
+    ),
+    "patches": with_fields(
+        XT, of_frames(frame_layer(13, 1, 1, 0, activation="none"), n_class_tokens=1)
+    ),
+    "vectors": with_fields(
+        XT, of_frames(n_features=13) | {"n_layers": 0, "final_norm": False, "positions": None}
+    ),
+    "no_layers": with_fields(VASWANI, {"n_layers": 0}),
+    "windows": with_fields(
+        XT, {"windows": (NEAR, None)}, {"windows": (None, NEAR, WindowConfig(back=2, ahead=0))}
+    ),
+    "one_window": with_fields(VASWANI, {"windows": (NEAR, NEAR)}, {"windows": (NEAR, NEAR)}),
+    "capped": with_fields(
+        T5,
+        of_frames(frame_layer(11, 2, 2, 0)) | capped(T5.encoder) | {"windows": (NEAR, None)},
+        capped(T5.decoder) | {"windows": (NEAR, None, NEAR)},
+        tied_embeddings=False,
+        logits_softcap=3.0,
+    ),
+}
+"""Configs of frames, of encoders without layers, and of windows and caps."""
+
 dtypes = st.sampled_from(["float32", "float64", "float16"])
 
 
@@ -50,9 +115,17 @@ def inputs(model, seed, batch=3, n=5):
     """Sources, which are padded unless the seed is 1, 5, 9, ..., and target tokens."""
     rng, c = np.random.default_rng(seed), model.config
     n, n_target = min(c.encoder.max_length or n, n), min(c.decoder.max_length or 4, 4)
-    mask = np.arange(n) < rng.integers(1, n + 1, (batch, 1))
-    mask = mask[:, ::-1] if seed % 3 == 0 else mask | (seed % 4 == 1)
-    source = np.where(mask, rng.integers(0, c.encoder.vocab_size, (batch, n)), 0)
+    reads_frames, least = isinstance(c.encoder.input, FrameInput), 1
+    if reads_frames:
+        least = next(n for n in range(1, 99) if c.encoder.input.length(n))
+        n = least + seed % 7
+    mask = np.arange(n) < rng.integers(least, n + 1, (batch, 1))
+    mask = mask[:, ::-1] if seed % 3 == 0 and not reads_frames else mask | (seed % 4 == 1)
+    if reads_frames:
+        frames = rng.standard_normal((batch, n, c.encoder.input.n_features))
+        source = np.where(mask[..., None], frames, 0)
+    else:
+        source = np.where(mask, rng.integers(0, c.encoder.vocab_size, (batch, n)), 0)
     return source, mask, rng.integers(0, c.decoder.vocab_size, (batch, n_target))
 
 
@@ -66,6 +139,7 @@ def assert_computes_the_same(model, seed=0):
     source, mask, target = inputs(model, seed)
     with np.errstate(all="ignore"):
         memory, theirs = rs.encode(model, source, mask), program.encode(source, mask)
+        assert_same(theirs[0], np.ones_like(theirs[0]) if memory.mask is None else memory.mask)
         both = zip(memory.keys + memory.values, [*theirs[1], *theirs[2]], strict=True)
         for ours, written in both:
             assert_same(written, ours)
@@ -87,11 +161,13 @@ def test_programs_of_drawn_models(config, dtype, seed):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-@pytest.mark.parametrize("name", arrangements.ALL)
+@pytest.mark.parametrize("name", [*arrangements.ALL, *SOURCES])
 def test_programs_of_the_arrangements_also_with_exact_sums(name, dtype):
-    model = rs.Model.random(arrangements.ALL[name], 1, dtype)
-    assert_computes_the_same(model)
-    assert_computes_the_same(model.exact())
+    model = rs.Model.random((arrangements.ALL | SOURCES)[name], 1, dtype)
+    for seed in (0, 4, 5):
+        assert_computes_the_same(model, seed)
+    program = assert_computes_the_same(model.exact())
+    assert max(map(len, program.source.split("\n"))) <= 100
 
 
 @pytest.mark.parametrize("path", test_vectors.FILES, ids=[p.stem for p in test_vectors.FILES])
@@ -154,7 +230,7 @@ for name in sys.argv[1:]:
 def test_programs_in_a_process_that_cannot_import_the_package(tmp_path):
     models = {
         f"{name}-{dtype}": rs.Model.random(config, 2, dtype)
-        for name, config in arrangements.ALL.items()
+        for name, config in (arrangements.ALL | SOURCES).items()
         for dtype in ("float32", "float64", "float16")
     }
     models |= {name: recorded(of) for name, of in KEPT.items()} | {"g2p": rs.load("g2p")}
@@ -285,7 +361,7 @@ def test_programs_are_formatted(tmp_path):
         rs.write_out(recorded(path.stem)).save(tmp_path / f"{path.stem}.py")
     for name, of in KEPT.items():
         rs.write_out(recorded(of, "float16")).save(tmp_path / f"{name}_float16.py")
-    for name, config in arrangements.ALL.items():
+    for name, config in (arrangements.ALL | SOURCES).items():
         rs.write_out(rs.Model.random(config, 0, "float64")).save(tmp_path / f"{name}.py")
     for command in ("format --check", "check --select E,F,I,B"):
         options = ["--line-length", "100", "--isolated", "."]
@@ -304,9 +380,9 @@ def test_a_program_has_only_what_its_model_uses():
     assert "borders = np.asarray((1, 2, 3, 5, 7))" in text  # by hand: 6 buckets up to distance 10
 
 
-@pytest.mark.parametrize("name", arrangements.ALL)
+@pytest.mark.parametrize("name", [*arrangements.ALL, *SOURCES])
 def test_shapes_in_comments_are_those_of_the_arrays(name):
-    model = rs.Model.random(arrangements.ALL[name], 0)
+    model = rs.Model.random((arrangements.ALL | SOURCES)[name], 0)
     c, t = model.config, 3
     source, mask, target = inputs(model, 0)  # padded
     of_source, of_step, cache = rs.Trace(), rs.Trace(), rs.new_cache(model, 3, t + 1)
@@ -317,9 +393,12 @@ def test_shapes_in_comments_are_those_of_the_arrays(name):
         for quantity, x in trace.items():
             stack = c.encoder if quantity.startswith("encoder") else c.decoder
             a = stack.cross_attention if "cross" in quantity else stack.self_attention
-            known = {"batch": 3, "n": source.shape[1], "t": t, "d_model": stack.d_model}
+            known = {"batch": 3, "n": memory.hidden.shape[1], "t": t, "d_model": stack.d_model}
             known |= {n: getattr(a, n) for n in ("n_heads", "n_kv_heads", "d_k", "d_v")}
             known |= {"d_ff": stack.feed_forward.d_ff, "vocab_size": stack.vocab_size}
+            if "frame" in quantity:
+                known |= {"n_frames": source.shape[1], "n_windows": x.shape[1]}
+                known |= {"n_features": x.shape[2], "d_out": x.shape[2]}
             said = comment(c, sizes, {}, quantity, quantity.rpartition(".")[2])
             assert eval(said.rpartition("; ")[2].removeprefix("# "), known) == x.shape, quantity
 
