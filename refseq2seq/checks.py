@@ -106,8 +106,8 @@ def as_source(c: StackConfig, source: Source, mask: Any = None) -> tuple[np.ndar
 
     Returns
     -------
-    source : int64 array (batch, n), or float array (batch, n, d)
-        0 where masked.
+    source : array, shape (batch, n) or (batch, n, d)
+        Token ids in int64, or floats; 0 where masked.
     mask : boolean array, shape (batch, n)
 
     Raises

@@ -361,7 +361,6 @@ def normalize(p: NormParams | None, c: NormConfig | None, x: Array) -> Array:
 
 
 ACTIVATIONS = {
-    "none": lambda x: x,
     "relu": relu,
     "relu_squared": relu_squared,
     "silu": silu,

@@ -167,7 +167,7 @@ def header_of(model):
     texts = {name: getattr(model, name) for name in ("source_vocabulary", "target_vocabulary")}
     return {
         "format": "refseq2seq",
-        "version": 3,
+        "version": 4,
         "dtype": str(model.dtype),
         "config": model.config.to_dict(),
         **{name: text and text.to_dict() for name, text in texts.items()},
@@ -201,6 +201,8 @@ def test_a_file_written_by_others_is_read(path):
 def test_a_file_of_an_older_version_is_read(version):
     """Written by release 0.1, whose own numbers these are, with other names; and by a later one."""
     model = rs.load(Path(__file__).with_name("checkpoints") / f"version-{version}.npz")
+    assert (version == 3) == (model.settings is not None)
+    model = dataclasses.replace(model, settings=None)
     assert model.config == arrangements.rich
     source, model = [model.source_vocabulary.encode("Abc")], model.astype("float64").exact()
     out = rs.generate(model, source, max_new_tokens=5)
@@ -218,6 +220,15 @@ def test_a_file_of_version_1_with_names_of_version_2_is_refused(path):
             stack["n_register_tokens"] = stack.pop("n_memory_tokens")
 
     assert "'n_register_tokens'" in refusal(path, with_header(version_1, rename))
+
+
+def test_a_file_of_version_3_with_a_field_of_version_4_is_refused(path):
+    version_3 = Path(__file__).with_name("checkpoints").joinpath("version-3.npz").read_bytes()
+
+    def add(header):
+        header["config"]["decoder"]["self_attention"]["softcap"] = 2.0
+
+    assert "'softcap'" in refusal(path, with_header(version_3, add))
 
 
 @pytest.mark.parametrize(("stored", "code"), [("float16", "<e"), ("float32", "<f")])
@@ -564,7 +575,7 @@ def test_every_key_of_the_header_left_out(path, tiny):
     ("keys", "value", "message"),
     [
         ("format", "other", "refseq2seq checkpoint"),
-        ("version", 4, "version 4; .*1 to 3"),
+        ("version", 5, "version 5; .*1 to 4"),
         ("version", "1", "version '1'"),
         ("dtype", "int8", "dtype .*'int8'"),
         ("dtype", ["float32"], "dtype"),
@@ -575,7 +586,7 @@ def test_every_key_of_the_header_left_out(path, tiny):
         ("config encoder n_layers", 10**9, "more layers"),
         ("config decoder n_layers", 2**31 - 1, "more layers"),
         ("config decoder n_layers", 10**30, r"n_layers .*2\*\*31"),
-        ("config encoder vocab_size", 10**9, "encoder.embedding .*shape"),
+        ("config encoder input vocab_size", 10**9, "encoder.embedding .*shape"),
         ("config decoder d_model", 10**9, "shape"),
         ("config encoder norm eps", 1, "eps .*int"),
         ("config encoder norm kind", "batch_norm", "kind .*'batch_norm'"),

@@ -24,8 +24,14 @@ ALIBI = configs.AlibiPositions(slopes=(0.5, 0.25))
 BUCKETED = configs.BucketedPositions(
     n_buckets=8, max_distance=16, bidirectional=True, per_layer=False, scale=1.0
 )
+FRAME_LAYER = configs.FrameLayerConfig(
+    d_out=5, window=3, stride=2, padding=1, bias=True, activation="none", norm_before=NORM,
+    norm_after=None,
+)  # fmt: skip
+FRAMES = configs.FrameInput(n_features=6, layers=(), n_class_tokens=1)
+WINDOW = configs.WindowConfig(back=2, ahead=0)
 PARTS = [CONFIG, CONFIG.encoder, NORM, ATTENTION, FEED_FORWARD, LEARNED, SINUSOIDAL]
-PARTS += [ROTARY, ALIBI, BUCKETED]
+PARTS += [ROTARY, ALIBI, BUCKETED, CONFIG.encoder.input, FRAME_LAYER, FRAMES, WINDOW]
 
 
 def name(config):
@@ -90,6 +96,8 @@ ENCODER, DECODER = CONFIG.encoder, CONFIG.decoder
 ONE_SLOPE = configs.AlibiPositions(slopes=(1.0,))
 WIDE, ODD = (dataclasses.replace(ROTARY, d_rotary=d_rotary) for d_rotary in (4, 1))
 WITH_REGISTERS = dataclasses.replace(DECODER, n_register_tokens=1)
+EMPTY, OF_FRAMES = (dataclasses.replace(DECODER, **x) for x in ({"n_layers": 0}, {"input": FRAMES}))
+NARROW = dataclasses.replace(FRAMES, layers=(FRAME_LAYER,))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +115,16 @@ WITH_REGISTERS = dataclasses.replace(DECODER, n_register_tokens=1)
         (ROTARY, {"base": 0.0}, ["RotaryPositions.base", "got 0.0"]),
         (BUCKETED, {"n_buckets": 3}, ["n_buckets", "got 3"]),
         (BUCKETED, {"max_distance": 2}, ["max_distance", "more than 2"]),
-        (ENCODER, {"n_layers": 0}, ["StackConfig.n_layers", "got 0"]),
+        (CONFIG, {"decoder": EMPTY}, ["ModelConfig.decoder", "layer"]),
+        (CONFIG, {"decoder": OF_FRAMES}, ["ModelConfig.decoder", "tokens"]),
+        (ENCODER, {"input": NARROW}, ["FrameInput.layers", "d_model = 6", "got 5"]),
+        (ENCODER, {"windows": (WINDOW,)}, ["windows", "n_layers = 2"]),
+        (ENCODER, {"windows": (WINDOW, None), "n_register_tokens": 1}, ["n_register_tokens", "1"]),
+        (FRAME_LAYER, {"padding": 2}, ["FrameLayerConfig.padding", "window = 3", "got 2"]),
+        (FRAME_LAYER, {"stride": 0}, ["FrameLayerConfig.stride", "got 0"]),
+        (ATTENTION, {"softcap": 0.0}, ["AttentionConfig.softcap", "got 0.0"]),
+        (ATTENTION, {"softcap": 1}, ["AttentionConfig.softcap", "int"]),
+        (CONFIG, {"logits_softcap": -1.0}, ["ModelConfig.logits_softcap", "got -1.0"]),
         (ENCODER, {"relative_positions": ONE_SLOPE}, ["slopes", "2", "got 1"]),
         (ENCODER, {"relative_positions": WIDE}, ["d_rotary", "d_k = 3", "got 4"]),
         (ENCODER, {"relative_positions": ODD}, ["d_rotary", "d_k = 3", "got 1"]),

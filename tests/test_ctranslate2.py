@@ -20,6 +20,7 @@ from refseq2seq.config import (
     LearnedPositions,
     NormConfig,
     SinusoidalPositions,
+    TokenInput,
 )
 from refseq2seq.convert import UnsupportedFeature, from_ctranslate2
 from refseq2seq.presets import plain_attention, plain_model, plain_stack
@@ -33,7 +34,8 @@ def config(*, tied=True, n_kv_heads=2, gated=False, more=(), **stack):
     biases = () if gated else ("q", "k", "v", "o")
     attention = dataclasses.replace(plain_attention(2, 5, biases), n_kv_heads=n_kv_heads)
     fields = {
-        "vocab_size": 17, "d_model": 10, "embedding_scale": 1.5, "norm": LAYER_NORM,
+        "input": TokenInput(vocab_size=17), "d_model": 10, "embedding_scale": 1.5,
+        "norm": LAYER_NORM,
         "positions": LearnedPositions(n_positions=13, offset=0, scale=1.0),
         "norm_positions": ("after",), "final_norm": False,
         "feed_forward": FeedForwardConfig(

@@ -413,7 +413,10 @@ CONTRADICTIONS = {
     "embedding_norm": ({"encoder": {"embedding_norm": "after_positions"}}, "embedding_norm"),
     "fewer layers": ({"decoder": {"n_layers": 1}}, "decoder.layers.1"),
     "more layers": ({"encoder": {"n_layers": 3}}, "encoder.layers.2"),
-    "vocab_size": ({"decoder": {"vocab_size": 31}}, "decoder.embedding must have shape (31, 13)"),
+    "vocab_size": (
+        {"decoder": {"input": config.TokenInput(vocab_size=31)}},
+        "decoder.embedding must have shape (31, 13)",
+    ),
     "tied_logits": ({"tied_logits": True}, "tied_logits is True, but unembedding is not"),
     "n_register_tokens": ({"encoder": {"n_register_tokens": 2}}, "encoder.register_tokens"),
 }

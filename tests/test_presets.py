@@ -31,12 +31,19 @@ ATTENTION = {
     "n_learned_kv": 0,
     "gate": "none",
     "head_scale": False,
+    "softcap": None,
 }
-STACK = {"embedding_norm": "none", "relative_positions": None, "n_register_tokens": 0}
+STACK = {
+    "embedding_norm": "none",
+    "relative_positions": None,
+    "n_register_tokens": 0,
+    "windows": [],
+}
 FEED_FORWARD = {"gated": False, "biases": ["in", "out"], "hidden_norm": None}
 MODEL = {
     "logits_scale": 1.0,
     "logits_bias": False,
+    "logits_softcap": None,
     "decoder_start_id": 1,
     "eos_ids": [2],
     "pad_id": 0,
@@ -53,7 +60,7 @@ def test_x_transformers_has_the_defaults_of_the_package():
 
     def stack(vocab_size, n_layers, n_positions, cross_attention):
         return STACK | {
-            "vocab_size": vocab_size,
+            "input": {"type": "tokens", "vocab_size": vocab_size},
             "d_model": 11,
             "n_layers": n_layers,
             "embedding_scale": 1.0,
@@ -77,7 +84,7 @@ def test_x_transformers_has_the_defaults_of_the_package():
 def test_vaswani_has_the_conventions_of_the_paper():
     attention = ATTENTION | {"n_heads": 2, "n_kv_heads": 2, "biases": ["q", "k", "v", "o"]}
     encoder = STACK | {
-        "vocab_size": 29,
+        "input": {"type": "tokens", "vocab_size": 29},
         "d_model": 14,
         "n_layers": 3,
         "embedding_scale": math.sqrt(14),
@@ -104,7 +111,7 @@ def test_vaswani_has_the_conventions_of_the_paper():
         (X_TRANSFORMERS | {"d_k": 0}, ["d_k", "got 0"]),
         (X_TRANSFORMERS | {"d_k": 7.0}, ["d_k", "got float"]),
         (X_TRANSFORMERS | {"d_model": 0}, ["d_model", "got 0"]),
-        (X_TRANSFORMERS | {"encoder_layers": 0}, ["n_layers", "got 0"]),
+        (X_TRANSFORMERS | {"decoder_layers": 0}, ["decoder", "layer"]),
         (X_TRANSFORMERS | {"n_source_positions": 0}, ["n_positions"]),
         (X_TRANSFORMERS | {"eos_ids": (23,)}, ["eos_ids", "23"]),
         (X_TRANSFORMERS | {"eos_ids": 2}, ["eos_ids", "int"]),

@@ -193,7 +193,7 @@ def _read(
         header["config"] = _with_new_names(header["config"])
         entries = {_new_name(name): entry for name, entry in entries.items()}
     if header["version"] < 4:
-        header["config"] = _parsed("config", _completed, header["config"])
+        header["config"] = _completed(header["config"])
     config = _parsed("config", ModelConfig.from_dict, header["config"])
     if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(entries):
         raise CheckpointError("its config has more layers than the file has arrays for")
@@ -244,13 +244,17 @@ def _with_new_names(fields: Any) -> Any:
 
 
 def _completed(fields: Any) -> Any:
-    """The config of a file of version 1 to 3 with the fields of version 4."""
-    for stack in (fields["encoder"], fields["decoder"]):
-        stack |= {"input": {"type": "tokens", "vocab_size": stack.pop("vocab_size")}, "windows": []}
-        for attention in (stack["self_attention"], stack["cross_attention"]):
-            if attention is not None:
-                attention["softcap"] = None
-    return fields | {"logits_softcap": None}
+    """Nested fields of a file of version 1 to 3 with those that version 4 added."""
+    if not isinstance(fields, dict):
+        return fields
+    if early := fields.keys() & {"input", "windows", "softcap", "logits_softcap"}:
+        raise CheckpointError(f"it has a version below 4, which does not have {early.pop()!r}")
+    fields = {name: _completed(value) for name, value in fields.items()}
+    if "vocab_size" in fields:
+        tokens = {"type": "tokens", "vocab_size": fields.pop("vocab_size")}
+        return fields | {"input": tokens, "windows": []}
+    added = {"head_scale": "softcap", "logits_bias": "logits_softcap"}
+    return fields | {new: None for old, new in added.items() if old in fields}
 
 
 def _new_name(name: str) -> str:
@@ -296,7 +300,7 @@ def _vocabulary(header: dict[str, Any], side: str, c: StackConfig) -> Vocabulary
 def _parsed(what: str, parse: Callable[[Any], T], value: Any) -> T:
     try:
         return parse(value)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"its {what} cannot be read: {error}") from error
 
 

@@ -27,7 +27,7 @@ class Request:
     A loop also keeps ``take(source_index)``: the same request with one row for each target.
     """
 
-    source: np.ndarray | Memory  # (batch, n_source) token ids, or (batch, n_source, d) vectors
+    source: np.ndarray | Memory  # (batch, n_source) or (batch, n_source, d)
     source_mask: np.ndarray | None  # (batch, n_source) True = real token; None with a Memory
     prefix: np.ndarray  # (batch, longest prefix) token ids, left-aligned
     n_prefix: np.ndarray  # (batch,)
