@@ -29,9 +29,8 @@ from .layout import WriteOutError
 from .sources import Core
 
 OPERATIONS = (
-    "linear", "softmax", *NORMS, *(name for name in ACTIVATIONS if name != "none"), "sigmoid",
-    "split_heads", "merge_heads", "rotation", "rotate", "sinusoids", "rounded", "windows",
-    "window_mask",
+    "linear", "softmax", *NORMS, *ACTIVATIONS, "sigmoid", "split_heads", "merge_heads",
+    "rotation", "rotate", "sinusoids", "rounded", "windows", "window_mask",
 )  # fmt: skip
 """The functions that a program calls by name. The others dissolve into what they do to arrays."""
 
@@ -205,7 +204,7 @@ class Recorder:
         for name in OPERATIONS:
             space[name] = partial(self._operation, name, space[name])
         space["NORMS"] = {name: space[name] for name in NORMS}
-        space["ACTIVATIONS"] = {name: space.get(name, f) for name, f in ACTIVATIONS.items()}
+        space["ACTIVATIONS"] = {name: space[name] for name in ACTIVATIONS}
         space["frame_layer"] = partial(self._frame_layer, space["frame_layer"])
         space["self_masks"] = partial(self._masks, space["self_masks"])
         for stack in ("encoder", "decoder"):
