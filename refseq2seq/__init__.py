@@ -1,7 +1,7 @@
 """refseq2seq: reference implementation of encoder-decoder Transformer generation.
 
-Importing the package imports only NumPy. ``refseq2seq.convert``, ``refseq2seq.explain`` and
-``refseq2seq.testing`` are imported on first use.
+Importing the package imports only NumPy. ``refseq2seq.convert``, ``refseq2seq.explain``,
+``refseq2seq.speech`` and ``refseq2seq.testing`` are imported on first use.
 """
 
 import importlib
@@ -69,6 +69,7 @@ from .generation.sampling import (
     sample,
 )
 from .generation.scoring import Scores, score
+from .generation.timestamps import timestamp_rules
 from .model import Memory, Model, decode, encode, forward, new_cache, project_memory
 from .params import random_params
 from .settings import Settings
@@ -77,7 +78,7 @@ from .text import UnknownSymbolError, Vocabulary
 from .watching.trace import Trace
 
 if TYPE_CHECKING:
-    from . import convert, explain, testing
+    from . import convert, explain, speech, testing
     from .files.checkpoint import CheckpointError, load, save
     from .written import Program, write_out
 
@@ -96,8 +97,8 @@ __all__ = [
     "generate_as_configured", "generate_text", "gnmt_penalty", "greedy", "gumbel_top_k", "like",
     "load", "min_p", "minimum_length", "new_cache", "no_repeat_ngram", "no_tap", "presets",
     "project_memory", "random_params", "renormalize_logits", "repetition_penalty", "sample", "save",
-    "score", "sequence_bias", "suppress", "temperature", "testing", "to_cupy", "to_numpy", "top_a",
-    "top_fraction", "top_k", "top_p", "typical", "write_out",
+    "score", "sequence_bias", "speech", "suppress", "temperature", "testing", "timestamp_rules",
+    "to_cupy", "to_numpy", "top_a", "top_fraction", "top_k", "top_p", "typical", "write_out",
 ]  # fmt: skip
 
 
@@ -113,6 +114,6 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(importlib.import_module(_LATER[name], __name__), name)
-    if name in ("convert", "explain", "testing"):
+    if name in ("convert", "explain", "speech", "testing"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

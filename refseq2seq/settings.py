@@ -23,6 +23,7 @@ class Settings(Config):
     min_new_tokens: int | None = None
     min_length: int = 0  # prefix included; without effect beside min_new_tokens
     num_return_sequences: int = 1
+    prefix: tuple[int, ...] = ()  # the tokens after the start token that begin every target
 
     beams: int = 1  # 1 = no beam search
     length_penalty: float = 1.0  # the exponent of the length

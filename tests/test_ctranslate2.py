@@ -240,6 +240,7 @@ DAMAGED = {
     "aliases of all": (
         {"more": {f"x{i}": "decoder/embeddings/weight" for i in range(500)}}, "aliases",
     ),
+    "Whisper without convolutions": ({"spec": "WhisperSpec", "revision": 3}, "convolutions"),
     "no eos": ({"fields": {"eos_token": "?"}}, "?"),
     "eos is a number": ({"fields": {"eos_token": 2}}, "eos_token"),
     "eps is NaN": ({"fields": {"layer_norm_epsilon": float("nan")}}, "eps"),
@@ -247,7 +248,7 @@ DAMAGED = {
 UNSUPPORTED = {
     **{name: ({"changes": {name: x}}, name) for name, x in REFUSED.items()},
     "AWQ": ({"fields": {"quantization_type": 1}}, "quantization_type"),
-    "Whisper": ({"spec": "WhisperSpec", "revision": 3}, "WhisperSpec"),
+    "an old Whisper": ({"spec": "WhisperSpec", "revision": 2}, "WhisperSpec"),
     "a decoder": ({"spec": "TransformerDecoderSpec"}, "TransformerDecoderSpec"),
     "an old revision": ({"revision": 4}, "4"),
     "an old version": ({"version": 5}, "5"),

@@ -7,6 +7,7 @@
 from ..checks import UnsupportedFeature
 from .ctranslate2 import from_ctranslate2
 from .huggingface import from_huggingface
+from .openai import from_whisper
 from .pytorch import from_pytorch
 from .table import convert_params, numbered, same, transposed
 from .x_transformers import from_x_transformers
@@ -17,6 +18,7 @@ __all__ = [
     "from_ctranslate2",
     "from_huggingface",
     "from_pytorch",
+    "from_whisper",
     "from_x_transformers",
     "numbered",
     "same",

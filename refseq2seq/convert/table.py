@@ -28,6 +28,17 @@ def transposed(x: Array) -> Array:
     return x.T
 
 
+def kernel(x: Array) -> Array:
+    """The matrix that multiplies `refseq2seq.frames.windows`, from a kernel of PyTorch's Conv1d.
+
+    The kernel's axes are d_out, d_in and window.
+    """
+    x = np.asarray(x)
+    if x.ndim != 3:
+        return x.reshape(-1)  # which has the wrong shape, whatever is expected
+    return x.T.reshape(x.shape[2] * x.shape[1], x.shape[0])
+
+
 class SpecialTokens(TypedDict):
     """The fields of `ModelConfig` with tokens."""
 
@@ -86,7 +97,7 @@ def numbered(config: ModelConfig, table: Table) -> Table:
     rows = {}
     for ours in param_shapes(config):
         number = re.search(r"(?<=\.)\d+(?=\.|$)", ours)
-        if number is None:
+        if ours in table or number is None:
             rows[ours] = table[ours]
         else:
             theirs, transform = table[f"{ours[: number.start()]}*{ours[number.end() :]}"]

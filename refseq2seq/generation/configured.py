@@ -106,7 +106,7 @@ def as_configured(
     model : Model
         With ``settings``.
     prefix : integer array (batch, n), or list of lists of token ids, optional
-        As in `decode_steps`.
+        As in `decode_steps`. By default the start token and the settings' ``prefix``.
     pick : function of processors
         Draws the samples: `sample`, or ``partial(exponential_race, noise)``.
     **overrides
@@ -147,6 +147,8 @@ def as_configured(
         )
     settings, passed = _overridden(model.settings, overrides)
     _check_implemented(settings)
+    if prefix is None and settings.prefix:
+        prefix = [[model.config.decoder_start_id, *settings.prefix]]
     length = _length(settings, model.config, prefix)
     passed |= length if prefix is None else length | {"prefix": prefix}
     asked = settings.asked

@@ -192,7 +192,7 @@ _THEIR_NAMES = {
 SETTINGS = {
     _THEIR_NAMES.get(name, name): name
     for name in annotations(Settings)
-    if name != "not_implemented"
+    if name not in ("prefix", "not_implemented")
 }
 
 # Keywords of transformers that correspond to a processor, ...

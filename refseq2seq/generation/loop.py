@@ -16,6 +16,7 @@ import numpy as np
 
 from ..backend import Array, array_namespace, at_least_float32, freeze, read, to_numpy
 from ..checks import Source, Tokens, check_int
+from ..config import FrameInput
 from ..languages import Language, encode_texts, toward
 from ..model import Model, check_model, encode_checked
 from ..ops import logsumexp
@@ -95,9 +96,10 @@ def decode_steps(
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token.
     prefix : integer array (batch, n), or list of lists of token ids, optional
-        The first tokens of each target, including the start token; by default only that. Rows
-        may differ in length: decoding starts after the shortest prefix, and the remaining tokens
-        of longer ones are forced. An EOS in the prefix does not end a row.
+        The first tokens of each target, including the start token; by default only that. One
+        row is the prefix of every source. Rows may differ in length: decoding starts after the
+        shortest prefix, and the remaining tokens of longer ones are forced. An EOS in the prefix
+        does not end a row.
     forced_bos_ids : sequence of int, optional
         The token forced as the first new one, one for each source, -1 for none: a language in
         M2M100, NLLB and mBART-50. By default the config's ``forced_bos_id``. It counts as a new
@@ -428,6 +430,11 @@ def generate_text(
     ['AO R AH K AH L']
     """
     check_model(model)
+    if isinstance(model.config.encoder.input, FrameInput):
+        raise ValueError(
+            "the model reads frames, not texts: call rs.generate(model, frames), and "
+            "model.target_vocabulary.decode for each row of its tokens"
+        )
     if model.source_vocabulary is None or model.target_vocabulary is None:
         raise ValueError("the model has no vocabularies: give token ids to rs.generate instead")
     if isinstance(texts, str):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ModelConfig, StackConfig
+from ..config import FrameInput, ModelConfig, StackConfig
 from ..params import count_parameters
 from ..text import MultilingualTokenizer
 from .quantities import find_quantity
@@ -55,11 +55,14 @@ def _tokens(c: ModelConfig) -> str:
 
 def _stack(c: StackConfig) -> str:
     a = c.self_attention
+    reads = f"vocabulary {c.vocab_size}"
+    if isinstance(c.input, FrameInput):
+        reads = f"frames of width {c.input.n_features}"
     kinds = [p.TYPE for p in (c.positions, c.relative_positions) if p is not None]
     return (
         f"{c.n_layers} layers, width {c.d_model}, {a.n_heads} heads of {a.d_k}, "
         f"feed-forward {c.feed_forward.d_ff} ({c.feed_forward.activation}), "
-        f"{c.norm.kind} {'+'.join(c.norm_positions)}, vocabulary {c.vocab_size}, "
+        f"{c.norm.kind} {'+'.join(c.norm_positions)}, {reads}, "
         f"positions: {' and '.join(kinds) or 'none'}"
     )
 

@@ -22,7 +22,7 @@ NOT_ASKED = {
 }
 ROOMS = [
     *("convert", "generation.like", "presets", "config", "ops", "erf", "attention", "positions"),
-    *("masks", "model", "watching.quantities"),
+    *("masks", "model", "speech", "watching.quantities"),
 ]
 
 

@@ -4,12 +4,13 @@
 """
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...checks import UnsupportedFeature
-from ...config import check_type
+from ...config import check_type, from_json
 from ...files.reading import FileError, file_errors, read_json
 from ...model import Model
 from ..huggingface.files import INDEX, WEIGHTS
@@ -21,6 +22,11 @@ FIELDS: dict[str, Any] = {
     "unk_token": str, "bos_token": str, "eos_token": str, "decoder_start_token": str | None,
     "add_source_bos": bool, "add_source_eos": bool, "layer_norm_epsilon": float | None,
 }  # fmt: skip
+Ids = tuple[int, ...]
+FIELDS_OF_SPEECH = {
+    "suppress_ids": Ids, "suppress_ids_begin": Ids, "layer_norm_epsilon": float | None,
+}  # fmt: skip
+START_OF_SPEECH, END_OF_SPEECH = "<|startoftranscript|>", "<|endoftext|>"
 
 
 def is_ctranslate2(directory: Path) -> bool:
@@ -37,8 +43,8 @@ def from_ctranslate2(
     Parameters
     ----------
     directory : path
-        The directory of an encoder-decoder of text: BART, mBART, Marian, M2M100, NLLB, Pegasus,
-        T5, or a Transformer of fairseq, Marian or OpenNMT.
+        The directory of an encoder-decoder: BART, mBART, Marian, M2M100, NLLB, Pegasus, T5,
+        Whisper, or a Transformer of fairseq, Marian or OpenNMT.
     decoder_start_token : str, optional
         The token that begins a target. It replaces that of ``config.json``. It is needed for
         models whose caller passes it to CTranslate2, such as mBART.
@@ -53,7 +59,7 @@ def from_ctranslate2(
     Raises
     ------
     UnsupportedFeature
-        If the model is not an encoder-decoder of text, or has a part that is not implemented.
+        If the model is not one of these, or has a part that is not implemented.
     FileError
         If a file is damaged, contains NaN or infinity, or does not fit the others. Also if no
         token begins a target, or if ``decoder_start_token`` is given for Marian.
@@ -75,20 +81,32 @@ def from_ctranslate2(
     The directory has no generation settings. The defaults of CTranslate2's ``translate_batch`` are
     two beams, a minimum of 1 and a maximum of 256 tokens, and a stop as in `beam_search` with
     ``early_stopping=True``. ``vmap.txt`` is ignored, as with ``use_vmap=False``.
+
+    Whisper takes frames (batch, n_frames, n_mels); CTranslate2 swaps the last two axes. The tokens
+    in ``suppress_ids`` and ``suppress_ids_begin`` are suppressed, as by default there. A prefix has
+    the start token, then the language and the task of a multilingual model, then
+    ``<|notimestamps|>``. The defaults of its ``generate`` are five beams and 224 new tokens.
     """
     directory = Path(directory)
     with file_errors(directory / MODEL, UnsupportedFeature, FileError):
-        read = spec.Spec(files.read(directory / MODEL))
+        name, variables = files.read(directory / MODEL)
+        read, is_speech = spec.Spec(variables), name == "WhisperSpec"
+        if is_speech != (read.n_features > 0):
+            raise FileError(f"{name} {'with' if read.n_features else 'without'} convolutions")
+        if is_speech:
+            return _speech(directory, read, decoder_start_token)
         sizes = [read.shape(name)[0] for name in spec.TABLES[:2]]
         # The start is a vector of zeros, whatever the first token is.
         is_marian = bool(read.attributes.pop("decoder/start_from_zero_embedding", 0))
     with file_errors(directory, UnsupportedFeature, FileError):
-        config = _config(directory / CONFIG)
+        config = _config(directory / CONFIG, FIELDS)
         bos, eos, start = (config[f"{n}_token"] for n in ("bos", "eos", "decoder_start"))
         start = start if decoder_start_token is None else decoder_start_token
         source, target = (
             vocabulary.SpacedTokens(
-                symbols=vocabulary.read_tokens(directory, side, size),
+                symbols=vocabulary.read_tokens(
+                    directory, ("shared_vocabulary", f"{side}_vocabulary"), size
+                ),
                 first=(bos,) if config["add_source_bos"] else (),
                 last=(eos,) if config["add_source_eos"] else (),
                 unknown=config["unk_token"],
@@ -115,14 +133,37 @@ def from_ctranslate2(
     return replace(model, source_vocabulary=tokenizers[0], target_vocabulary=tokenizers[1])
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _speech(directory: Path, read: spec.Spec, start: str | None) -> Model:
+    """Whisper, whose ``config.json`` names no special tokens."""
+    with file_errors(directory, UnsupportedFeature, FileError):
+        config = _config(directory / CONFIG, FIELDS_OF_SPEECH)
+        size = read.shape(spec.TABLES[1])[0]
+        symbols = vocabulary.read_tokens(directory, ("vocabulary", "shared_vocabulary"), size)
+        target = vocabulary.SpacedTokens(
+            symbols=symbols,
+            first=(),
+            last=(),
+            unknown=END_OF_SPEECH,
+            special=tuple(token for token in symbols if re.fullmatch(r"<\|.+\|>", token)),
+        )
+        end = target.id(END_OF_SPEECH)
+        tokens = special_tokens(target.id(start or START_OF_SPEECH), (end,), pad_id=end)
+        tokens["suppressed_ids"] = config["suppress_ids"]
+        tokens["begin_suppressed_ids"] = config["suppress_ids_begin"]
+        model = spec.convert(read, config["layer_norm_epsilon"], tokens)
+        return replace(model, target_vocabulary=vocabulary.tokenizer_of_speech(directory, target))
+
+
+def _config(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
     """The fields of ``config.json`` that the engine reads."""
     with file_errors(path, UnsupportedFeature, FileError):
         fields = {"layer_norm_epsilon": None} | read_json(path)
         if fields.get("quantization_type"):
             raise UnsupportedFeature(f"quantization_type = {fields['quantization_type']}, of AWQ")
-        for name, kind in FIELDS.items():
+        for name, kind in expected.items():
             if name not in fields:
                 raise FileError(f"it has no field {name}")
+            if kind is Ids:
+                fields[name] = from_json(name, kind, fields[name] or [])
             check_type(name, kind, fields[name])
     return fields

@@ -14,7 +14,7 @@
 
 A string is a uint16, the number of its bytes, and the bytes, of which the last is zero. Everything
 is little-endian. A weight w of int8 or int16 stands for the numbers w / w_scale; int8 has one scale
-for each row, and int16 one for all rows.
+for each row, or for each output of a convolution, and int16 one for all.
 """
 
 import os
@@ -26,7 +26,8 @@ import numpy as np
 from ...checks import UnsupportedFeature
 from ...files.reading import FileError, fits, opened
 
-VERSION, SPEC, REVISIONS = 6, "TransformerSpec", range(5, 8)
+VERSION = 6
+SPECS = {"TransformerSpec": range(5, 8), "WhisperSpec": range(3, 4)}  # and their revisions
 DTYPES = ("<f4", "i1", "<i2", "<i4", "<f2", "<u2")
 BFLOAT16 = 5
 """The upper halves of float32, which are read as integers, since NumPy has no such dtype."""
@@ -43,8 +44,8 @@ def has_header(path: Path) -> bool:
         return 0 < int.from_bytes(file.read(4), "little") < 256
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """The variables of a file, aliases included. Weights are float32."""
+def read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """The specification's name and the variables, aliases included. Weights are float32."""
     with opened(path) as file:
         reader = _Reader(file)
         if (version := reader.integer(4)) != VERSION:
@@ -53,10 +54,10 @@ def read(path: Path) -> dict[str, np.ndarray]:
                 "writes since 3.0; convert the model again"
             )
         spec, revision = reader.string(), reader.integer(4)
-        if spec != SPEC or revision not in REVISIONS:
+        if revision not in SPECS.get(spec, ()):
+            known = ", ".join(f"{name} of {list(of)}" for name, of in SPECS.items())
             raise UnsupportedFeature(
-                f"{spec} of revision {revision}: only {SPEC} of revisions {REVISIONS[0]} to "
-                f"{REVISIONS[-1]} is supported, an encoder-decoder of text"
+                f"{spec} of revision {revision}: supported are the encoder-decoders {known}"
             )
         stored: dict[str, np.ndarray] = {}
         for _ in range(reader.integer(4)):
@@ -76,7 +77,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     n_stored, n_elements = (sum(x.size for x in of.values()) for of in (stored, arrays))
     if n_elements > (1 + MAX_ALIASED) * n_stored:
         raise FileError(f"its aliases stand for {n_elements} numbers, but it has {n_stored}")
-    return arrays
+    return spec, arrays
 
 
 class _Reader:
@@ -129,12 +130,14 @@ def _dequantised(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
                 "which CTranslate2's converters write, not those of AWQ"
             )
         expected = x.shape[:1] if x.dtype == "int8" else ()
-        if x.ndim != 2 or scale.shape != expected or scale.dtype != "float32":
+        if x.ndim not in (2, 3) or scale.shape != expected or scale.dtype != "float32":
             raise FileError(
                 f"{name}_scale of {scale.dtype}, shape {scale.shape}, does not fit {name}"
             )
         with np.errstate(all="ignore"):  # infinity is reported by name below
-            arrays[name] = x.astype("<f4") * (np.float32(1) / scale.reshape(-1, 1))
+            arrays[name] = x.astype("<f4") * (
+                np.float32(1) / scale.reshape(-1, *[1] * (x.ndim - 1))
+            )
         del arrays[f"{name}_scale"]
     for name, x in arrays.items():
         if not np.isfinite(x).all():

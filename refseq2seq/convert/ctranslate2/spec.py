@@ -1,4 +1,5 @@
-"""CTranslate2's TransformerSpec: its attributes as our configuration, its variables as our arrays.
+"""CTranslate2's TransformerSpec and WhisperSpec: attributes as our configuration, variables as our
+arrays.
 
 An attribute is a variable without axes. A part of the model exists if the file has its variables:
 a norm without ``beta`` is an RMS norm, and a stack without positions adds sinusoids.
@@ -30,8 +31,9 @@ from ...files.reading import FileError
 from ...model import Model
 from ...params import param_shapes
 from ...presets import plain_attention
+from ..huggingface import whisper
 from ..huggingface.common import token_tables
-from ..table import SpecialTokens, Table, Transform, convert_params, numbered, same
+from ..table import SpecialTokens, Table, Transform, convert_params, kernel, numbered, same
 
 ACTIVATIONS: dict[int, Activation] = {0: "relu", 1: "gelu_tanh", 2: "silu", 3: "gelu_erf"}
 
@@ -40,13 +42,14 @@ ACTIVATIONS: dict[int, Activation] = {0: "relu", 1: "gelu_tanh", 2: "silu", 3: "
 IGNORED = {
     "alignment_layer": None, "alignment_heads": None, "embeddings_merge": None,
     "multi_query_attention": None, "alibi_use_positive_positions": None, "scale_alibi": None,
-    "alibi": 0, "final_logit_softcapping": 0, "sliding_window": 0, "layer_norm_use_residual": 0,
-    "layer_scalar": 1,
+    "start_from_zero_embedding": 0, "alibi": 0, "final_logit_softcapping": 0, "sliding_window": 0,
+    "layer_norm_use_residual": 0, "layer_scalar": 1,
 }  # fmt: skip
 
 # Of the source, of the target, and of the logits.
 TABLES = "encoder/embeddings_0/weight", "decoder/embeddings/weight", "decoder/projection/weight"
 LOGITS_BIAS = "decoder/projection/bias"
+CONVOLUTIONS = "conv1", "conv2"  # of the encoder
 RELATIVE = "layer_*/self_attention/relative_attention_bias"
 # Their linear maps of a layer -> the part and the maps of ours that are their rows.
 LINEAR = {
@@ -80,6 +83,12 @@ class Spec:
     def __init__(self, variables: Mapping[str, np.ndarray]) -> None:
         self.arrays = {name: x for name, x in variables.items() if x.ndim}
         self.attributes = {name: x.item() for name, x in variables.items() if not x.ndim}
+
+    @property
+    def n_features(self) -> int:
+        """The width of the frames that Whisper reads; 0 for a model that reads tokens."""
+        x = self.arrays.get(f"encoder/{CONVOLUTIONS[0]}/weight", np.zeros(0))
+        return x.shape[1] if x.ndim == 3 else 0
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a matrix; FileError if there is none."""
@@ -132,7 +141,9 @@ class _Side:
 
     def __init__(self, spec: Spec, side: Literal["encoder", "decoder"]) -> None:
         self.spec, self.side = spec, side
-        self.vocab_size, self.d_model = spec.shape(TABLES[side == "decoder"])
+        self.is_speech = side == "encoder" and spec.n_features > 0
+        table = TABLES[side == "decoder" or self.is_speech]  # of the decoder, which is as wide
+        self.vocab_size, self.d_model = spec.shape(table)
         self.d_ff = spec.shape(f"{side}/layer_0/ffn/linear_0/weight")[0]
         found = {name.split("/")[1] for name in spec.arrays if name.startswith(f"{side}/layer_")}
         self.n_layers = next(i for i in range(len(found) + 1) if f"layer_{i}" not in found)
@@ -159,12 +170,13 @@ class _Side:
     def config(self, eps: float | None) -> StackConfig:
         norm_bias = self.has("layer_0/ffn/layer_norm/beta")
         default_eps = 1e-5 if norm_bias else 1e-6
-        embedding_scale = self.get("scale_embeddings", 1)
+        embedding_scale = self.get("scale_embeddings", 0 if self.is_speech else 1)
         if isinstance(embedding_scale, int):  # a flag
             embedding_scale = math.sqrt(self.d_model) if embedding_scale else 1.0
         relative_positions = self.relative_positions()
+        tokens, n_features = TokenInput(vocab_size=self.vocab_size), self.spec.n_features
         return StackConfig(
-            input=TokenInput(vocab_size=self.vocab_size),
+            input=whisper.frames(n_features, self.d_model) if self.is_speech else tokens,
             d_model=self.d_model,
             n_layers=self.n_layers,
             embedding_scale=embedding_scale,
@@ -217,7 +229,7 @@ class _Side:
         )
 
     def feed_forward(self) -> FeedForwardConfig:
-        activation = self.get("activation", 0)
+        activation = self.get("activation", 3 if self.is_speech else 0)
         if activation not in ACTIVATIONS:
             raise UnsupportedFeature(
                 f"{self.side}/activation = {activation}: supported are {ACTIVATIONS}"
@@ -242,6 +254,9 @@ class _Side:
             "positions": ("position_encodings/encodings", same),
             "relative_bias.*": (RELATIVE, same),
         }
+        for i, theirs in enumerate(CONVOLUTIONS):
+            table[f"frame_layers.{i}.w_in"] = f"{theirs}/weight", kernel
+            table[f"frame_layers.{i}.b_in"] = f"{theirs}/bias", same
         for ours, theirs in NORMS.items():
             path = ours.format(norm=c.norm_positions[0])
             table |= {f"{path}.gain": (f"{theirs}/gamma", same)}

@@ -63,9 +63,9 @@ class SpacedTokens:
         return " ".join(token for token in tokens if token not in self.special)
 
 
-def read_tokens(directory: Path, side: str, size: int) -> Tokens:
-    """The token of each id, from ``shared_vocabulary`` or the side's file, as JSON or text."""
-    names = [f"{of}_vocabulary.{kind}" for of in ("shared", side) for kind in ("json", "txt")]
+def read_tokens(directory: Path, stems: Sequence[str], size: int) -> Tokens:
+    """The token of each id, from the first file of these names that exists, as JSON or text."""
+    names = [f"{stem}.{kind}" for stem in stems for kind in ("json", "txt")]
     path = next((directory / n for n in names if os.path.lexists(directory / n)), None)
     if path is None:
         raise FileError(f"it has none of {', '.join(names)}")
@@ -94,9 +94,7 @@ def tokenizers(
             raise UnsupportedFeature(f"{JSON} where config.json adds tokens too: remove {JSON}")
         tokenizer = JsonTokenizer.read(directory / JSON, len(source.symbols))
         for side in sides:
-            for i, (a, b) in enumerate(zip(tokenizer.symbols, side.symbols, strict=False)):
-                if a not in ("", b):
-                    raise FileError(f"the token {i} is {a!r} in {JSON}, but {b!r} in a vocabulary")
+            _check_same(tokenizer, side)
         return [tokenizer, tokenizer]
     if is_marian and not source.first and all(os.path.lexists(directory / n) for n in MARIAN):
         for side, token in product(sides, ("<unk>", "</s>")):
@@ -107,3 +105,18 @@ def tokenizers(
         ]
     # With a space inside a token, a text does not determine the tokens.
     return [None if " " in "".join(side.symbols) else side for side in sides]
+
+
+def tokenizer_of_speech(directory: Path, target: SpacedTokens) -> Tokenizer:
+    """The tokenizer of Whisper's texts, from ``tokenizer.json`` if there is one."""
+    if not os.path.lexists(directory / JSON):
+        return target
+    tokenizer = JsonTokenizer.of_whisper(directory / JSON, len(target.symbols))
+    _check_same(tokenizer, target)
+    return tokenizer
+
+
+def _check_same(tokenizer: JsonTokenizer, side: SpacedTokens) -> None:
+    for i, (a, b) in enumerate(zip(tokenizer.symbols, side.symbols, strict=False)):
+        if a not in ("", b):
+            raise FileError(f"the token {i} is {a!r} in {JSON}, but {b!r} in a vocabulary")

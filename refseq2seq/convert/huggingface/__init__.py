@@ -4,7 +4,7 @@ model = from_huggingface("path/of/opus-mt-en-de")      read without PyTorch
 model = from_huggingface(module)                       a live ...ForConditionalGeneration
 model = from_huggingface(arrays, config)               arrays of any origin, such as JAX or Rust
 
-`t5` and `bart` describe what each family computes, and have the tables of its names.
+`t5`, `bart` and `whisper` describe what each family computes, and have the tables of its names.
 """
 
 import os
@@ -21,23 +21,23 @@ from ...files.reading import FileError, file_errors, read_json
 from ...files.safetensors import Stored
 from ...generation.configured import DEFAULT_NEW_TOKENS
 from ...model import Model
-from ...params import MIN_LAYER
 from ...settings import Settings
 from ..given import numpy_arrays, plain_module, wrong_module
 from ..table import SpecialTokens, Transform, convert_params, numbered
-from . import bart, t5
-from .common import Arrays, Fields
+from . import bart, t5, whisper
+from .common import Fields, check_layers, in_one_dtype
 from .files import CONFIG, GENERATION_CONFIG, check_directory, stored_arrays
 from .settings import KNOWN, SPECIAL_TOKENS, read_settings
 from .tokenizer import Vocabularies, read_tokenizers
 
 Parts = tuple[Mapping[str, Any], Fields, Fields, Vocabularies]
 FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
+FAMILIES |= {"whisper": whisper}
 
 
 def from_huggingface(model: Any, config: Any = None, generation_config: Any = None) -> Model:
-    """Convert T5, ByT5, mT5, UMT5, BART, mBART, MVP, PLBart, Marian, Pegasus, M2M100, NLLB or a
-    Blenderbot.
+    """Convert T5, ByT5, mT5, UMT5, BART, mBART, MVP, PLBart, Marian, Pegasus, M2M100, NLLB, a
+    Blenderbot or Whisper.
 
     Parameters
     ----------
@@ -81,6 +81,10 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     The tokens of the generation config (start, end, padding, forced, suppressed, and bad words of
     one token) are fields of the model's config and hold in every decoding. All other fields are in
     the model's ``settings``, which `refseq2seq.generate_as_configured` applies.
+
+    Whisper takes frames (batch, n_frames, num_mel_bins), of which transformers swaps the last two
+    axes. It takes any number of them up to ``2 * max_source_positions``; transformers takes exactly
+    that number. The language, the task and ``<|notimestamps|>`` are ``settings.prefix``.
 
     For every dtype of the model, transformers computes in float32: T5's norms, the sinusoids of
     Marian, Pegasus and M2M100, and the logits that it chooses from. Here everything has the model's
@@ -155,16 +159,19 @@ def _converted(
             f"is_encoder_decoder = {fields['is_encoder_decoder']}: only encoder-decoders are "
             "supported"
         )
-    arrays = _in_one_dtype(numpy_arrays(arrays))
+    arrays = in_one_dtype(numpy_arrays(arrays))
     config, table, unused = family.convert(fields, arrays, _special_tokens(generation))
-    if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(arrays):
-        raise ValueError(f"the config has more layers than there are arrays for, {len(arrays)}")
+    check_layers(config, arrays)
     rows = numbered(config, table)
     params = convert_params(config, rows, arrays, unused, take)
     for name in arrays.keys() - {theirs for theirs, _ in rows.values()}:
         if isinstance(arrays[name], Stored):  # read what is not needed too: it must be finite
             take(arrays[name])
-    settings = _limited(read_settings(generation, config), fields, config)
+    prefix: tuple[int, ...] = ()
+    if family is whisper:
+        generation, prefix = whisper.prompt(generation, fields)
+    settings = replace(read_settings(generation, config), prefix=prefix)
+    settings = _limited(settings, fields, config)
     return Model(config=config, params=params, settings=settings)
 
 
@@ -217,7 +224,7 @@ def _fields(argument: str, given: Any) -> Fields:
 
 
 def _family(c: Fields) -> Any:
-    """The module that converts this model type, `t5` or `bart`. Called before other checks."""
+    """The module that converts this model type, such as `t5`. Called before other checks."""
     if c["model_type"] not in FAMILIES:
         raise UnsupportedFeature(
             f"model_type = {c['model_type']!r}: supported are {', '.join(FAMILIES)}"
@@ -228,17 +235,6 @@ def _family(c: Fields) -> Any:
             "that was quantised"
         )
     return FAMILIES[c["model_type"]]
-
-
-def _in_one_dtype(arrays: Arrays) -> Arrays:
-    """All floating-point arrays as float64 if any of them is float64, otherwise as float32."""
-    dtypes = {x.dtype.name for x in arrays.values()}
-    dtype = "float64" if "float64" in dtypes else "float32"
-    floating = {"float16", "float32", "float64"}
-    return {
-        name: x.astype(dtype, copy=False) if x.dtype.name in floating else x
-        for name, x in arrays.items()
-    }
 
 
 def _special_tokens(generation: Fields) -> SpecialTokens:

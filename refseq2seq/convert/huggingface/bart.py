@@ -118,8 +118,8 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
         arrays, ENCODER, DECODER, HEAD, tied=tied if c["tie_word_embeddings"] else ()
     )
     config = ModelConfig(
-        encoder=_stack(c, family, "encoder", c["vocab_size"]),
-        decoder=_stack(c, family, "decoder", c["vocab_size" if shared else "decoder_vocab_size"]),
+        encoder=stack(c, family, "encoder", c["vocab_size"]),
+        decoder=stack(c, family, "decoder", c["vocab_size" if shared else "decoder_vocab_size"]),
         logits_scale=1.0,
         logits_bias=LOGITS_BIAS in arrays,  # transformers uses 0 if it is missing
         logits_softcap=None,
@@ -139,9 +139,10 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
     return Conversion(config, table, unused)
 
 
-def _stack(
+def stack(
     c: Fields, family: Family, side: Literal["encoder", "decoder"], vocab_size: int
 ) -> StackConfig:
+    """The encoder or the decoder of a model of the family, which reads tokens."""
     d_model, n_heads = c["d_model"], c[f"{side}_attention_heads"]
     positions = _positions(c, family)
     if n_heads == 0 or d_model % n_heads:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ...checks import UnsupportedFeature
 from ...config import Activation, ModelConfig, check_type, from_json
+from ...params import MIN_LAYER
 from ..table import Table, same, transposed
 
 Arrays = Mapping[str, np.ndarray]
@@ -50,6 +51,15 @@ TYPES: dict[str, Any] = {
     "normalize_embedding": bool,
     "static_position_embeddings": bool,
     "use_prompt": bool,
+    # Whisper
+    "num_mel_bins": int,
+    "max_source_positions": int,
+    "max_target_positions": int,
+    "language": str | None,
+    "task": str | None,
+    "forced_decoder_ids": tuple[tuple[int, int | None], ...],
+    "no_timestamps_token_id": int | None,
+    "return_timestamps": bool | None,
     # Generation
     "decoder_start_token_id": int | None,
     "bos_token_id": int | None,
@@ -106,6 +116,23 @@ def activation(c: Fields, field: str) -> Activation:
     if c[field] not in ACTIVATIONS:
         raise UnsupportedFeature(f"{field} = {c[field]!r}: supported are {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[c[field]]
+
+
+def in_one_dtype(arrays: Arrays) -> Arrays:
+    """All floating-point arrays as float64 if any of them is float64, otherwise as float32."""
+    dtypes = {x.dtype.name for x in arrays.values()}
+    dtype = "float64" if "float64" in dtypes else "float32"
+    floating = {"float16", "float32", "float64"}
+    return {
+        name: x.astype(dtype, copy=False) if x.dtype.name in floating else x
+        for name, x in arrays.items()
+    }
+
+
+def check_layers(config: ModelConfig, arrays: Arrays) -> None:
+    """Raise if the arrays are too few for the layers, before a table of all of them is made."""
+    if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(arrays):
+        raise ValueError(f"the config has more layers than there are arrays for, {len(arrays)}")
 
 
 class Conversion(NamedTuple):

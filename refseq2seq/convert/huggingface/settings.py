@@ -39,6 +39,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prompt_lookup_num_tokens": (),
     "assistant_early_exit": (),
     "assistant_ensemble_weight": (),
+    "return_timestamps": (False,),
+    "condition_on_prev_tokens": (False,),
     "cache_implementation": ("dynamic", "static", "hybrid", "offloaded", "offloaded_static"),
 }
 
@@ -50,6 +52,9 @@ WITHOUT_EFFECT = {
     "continuous_batching_config", "prefill_chunk_size", "is_assistant", "num_assistant_tokens",
     "num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_lookbehind",
     "target_lookbehind", "max_matching_ngram_size", "speculation_type",
+    # Of Whisper: they concern timestamps, and a text before that of the speech.
+    "alignment_heads", "median_filter_width", "max_initial_timestamp_index", "prev_sot_token_id",
+    "is_multilingual",
 }  # fmt: skip
 
 KNOWN = TOKENS | SETTINGS.keys() | NEUTRAL.keys() | WITHOUT_EFFECT

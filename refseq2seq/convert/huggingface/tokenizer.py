@@ -80,6 +80,10 @@ def read_tokenizers(directory: Path, c: Fields) -> Vocabularies:
     settings = read_json(directory / SETTINGS) if has(SETTINGS) else {}
     kind, model_type, vocab_size = _tokenizer_class(settings, c), c["model_type"], c["vocab_size"]
     form = FORMS.get(kind)
+    if model_type == "whisper":  # it reads speech
+        if not has(JSON):
+            return {}
+        return {"target_vocabulary": JsonTokenizer.of_whisper(directory / JSON, vocab_size)}
     source: Tokenizer
     if kind == "M2M100Tokenizer" and has(VOCAB, BPE):
         source = SentencePieceTokenizer.of_m2m100(directory, settings, vocab_size)
@@ -164,6 +168,14 @@ class JsonTokenizer:
                     )
             _check_ids(ids, vocab_size)
         return cls(tokenizer)
+
+    @classmethod
+    def of_whisper(cls, path: Path, vocab_size: int) -> "JsonTokenizer":
+        """As `read`; times such as ``<|0.02|>`` are special tokens too, as for transformers."""
+        read = cls.read(path, vocab_size)
+        times = [token for token in read.symbols if re.fullmatch(r"<\|\d+\.\d+\|>", token)]
+        read.tokenizer.add_special_tokens(times)
+        return read
 
     @cached_property
     def symbols(self) -> tuple[str, ...]:

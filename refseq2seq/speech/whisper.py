@@ -1,0 +1,157 @@
+"""The tokens around Whisper's text: its prompt, and timestamps that divide the text."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import index
+
+import numpy as np
+
+from ..checks import check_number
+from ..text import Tokenizer
+
+START, END, NO_TIMESTAMPS = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
+TASKS = ("transcribe", "translate")
+LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
+END_OF_GPT2 = 50_256  # also <|endoftext|> of the models of English only, tiny.en to medium.en
+STEP = 0.02  # seconds between successive timestamps, and between outputs of the encoder
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of what was said. Times are in seconds."""
+
+    start: float
+    end: float | None  # None: unfinished
+    tokens: tuple[int, ...]  # of the text, without timestamps
+    text: str
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The id of each token ``<|...|>`` of a Whisper tokenizer, such as ``<|endoftext|>``.
+
+    Timestamps, which many tokenizers lack, have the ids above that of ``<|notimestamps|>``.
+    Raises ValueError for a tokenizer without Whisper's tokens.
+    """
+    ids = {s: i for i, s in enumerate(tokenizer.symbols) if s[:2] == "<|" and s[-2:] == "|>"}
+    if missing := [name for name in (START, END, NO_TIMESTAMPS) if name not in ids]:
+        raise ValueError(f"tokenizer must be that of a Whisper model, but has no {missing[0]}")
+    return ids
+
+
+def prompt(
+    tokenizer: Tokenizer,
+    language: str | None = None,
+    task: str = "transcribe",
+    *,
+    timestamps: bool = False,
+) -> list[int]:
+    """The prefix for Whisper: ``<|startoftranscript|><|de|><|transcribe|><|notimestamps|>``.
+
+    Models of English only, whose ``<|endoftext|>`` is that of GPT-2, have no language and task.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        That of the model.
+    language : str, optional
+        The code of the spoken language, such as ``"de"``, which a multilingual model needs.
+    task : {"transcribe", "translate"}
+        Write what is said, or its translation into English.
+    timestamps : bool
+        True leaves out ``<|notimestamps|>``; `refseq2seq.timestamp_rules` keeps the text in order.
+
+    Returns
+    -------
+    list of int
+        A language or a task that the tokenizer does not have raises ValueError.
+
+    Examples
+    --------
+    >>> from refseq2seq import Vocabulary
+    >>> names = "endoftext startoftranscript de en translate transcribe notimestamps".split()
+    >>> symbols = ("a", *(f"<|{name}|>" for name in names))
+    >>> tokens = Vocabulary(symbols=symbols, separator="", special=symbols[1:], replacements=())
+    >>> prompt(tokens, "de", "translate")
+    [2, 3, 5, 7]
+    """
+    ids = special_ids(tokenizer)
+    spoken = {match[1]: i for name, i in ids.items() if (match := LANGUAGE.fullmatch(name))}
+    tasks = {task: ids[f"<|{task}|>"] for task in TASKS if f"<|{task}|>" in ids}
+    end = [] if timestamps else [ids[NO_TIMESTAMPS]]
+    if ids[END] == END_OF_GPT2 or not spoken:
+        if language not in (None, "en") or task != "transcribe":
+            raise ValueError(
+                f"language = {language!r:.99} and task = {task!r:.99} need a multilingual model: "
+                "leave them out for this one of English only"
+            )
+        return [ids[START], *end]
+    if language is None or language not in spoken:
+        raise ValueError(f"language must be one of {', '.join(spoken)}; got {language!r:.99}")
+    if task not in tasks:
+        raise ValueError(f"task must be one of {', '.join(tasks)}; got {task!r:.99}")
+    return [ids[START], spoken[language], tasks[task], *end]
+
+
+def segments(
+    tokens: Sequence[int] | np.ndarray, tokenizer: Tokenizer, *, duration: float = 30.0
+) -> list[Segment]:
+    """The timed segments of Whisper's text: two timestamps in a row end one and start the next.
+
+    Parameters
+    ----------
+    tokens : sequence of int, or integer array, shape (n,)
+        The new tokens of one window, without the prefix, up to ``<|endoftext|>``.
+    tokenizer : Tokenizer
+        That of the model.
+    duration : float
+        The length of the sound in seconds, at which a text without timestamps ends.
+
+    Returns
+    -------
+    list of Segment
+        At least one. If the last of several has no end, the text was cut off in it, and it may
+        be empty: the next window of a longer sound then begins at the end of the one before it,
+        and otherwise where this window ends.
+
+    Notes
+    -----
+    openai/whisper's ``transcribe`` has the same rules, but drops an unfinished segment. A text
+    that nothing divides starts there at 0 and ends at its last timestamp, be it the only one.
+
+    Examples
+    --------
+    >>> from refseq2seq import Vocabulary
+    >>> names = "endoftext startoftranscript notimestamps 0.00 0.02 0.04".split()
+    >>> symbols = ("a", "b", *(f"<|{name}|>" for name in names))
+    >>> tokens = Vocabulary(symbols=symbols, separator="", special=symbols[2:], replacements=())
+    >>> for segment in segments([5, 0, 6, 6, 1, 7, 2], tokens):
+    ...     print(segment.start, segment.end, segment.text)
+    0.0 0.02 a
+    0.02 0.04 b
+    """
+    duration = check_number("duration", duration, "(0, 30]")
+    ids = special_ids(tokenizer)
+    end_id, first = ids[END], ids[NO_TIMESTAMPS] + 1
+    given = [index(token) for token in tokens]
+    given = given[: given.index(end_id)] if end_id in given else given
+
+    pieces = [given[:1]]
+    for before, token in pairwise(given):
+        if before >= first and token >= first:
+            pieces.append([])
+        pieces[-1].append(token)
+
+    def segment(piece: list[int]) -> Segment:
+        end: float | None
+        times = [round((token - first) * STEP, 2) for token in piece if token >= first]
+        start = times.pop(0) if piece and piece[0] >= first else 0.0
+        if len(pieces) == 1:
+            end = times[-1] if times else duration
+        else:
+            end = times[-1] if times and piece[-1] >= first else None
+        text = tuple(token for token in piece if token < end_id)
+        return Segment(start, end, text, tokenizer.decode(text))
+
+    return [segment(piece) for piece in pieces]
