@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scalar
 from arrangements import frame_layer, reading_frames
+from command_line import assert_refused, in_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naming import raises_naming
@@ -475,3 +476,43 @@ def test_overflow_behind_a_memory_raises_with_row_and_quantity(search):
     memory = rs.project_memory(model, hidden)
     with raises_naming(rs.NonFiniteLogitsError, "row 1 in step 0", "decoder.layers.0"):
         search(model, memory, max_new_tokens=2)
+
+
+# Texts, pages and tables.
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model of frames with a target vocabulary, in a file."""
+    symbols = [*"abcdefghijklmnopqrstuvw"]
+    model = dataclasses.replace(model_of(), target_vocabulary=arrangements.vocabulary(symbols))
+    path = tmp_path_factory.mktemp("frames") / "model.npz"
+    rs.save(model, path)
+    return path
+
+
+COMMANDS = [
+    ["generate", "ab"],
+    ["generate", "ab", "--steps"],
+    ["generate", "ab", "--json", "--beams", "2"],
+    ["explain", "ab", "--html", "-"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands_that_read_texts_refuse_in_one_line(saved, capsys, command):
+    assert_refused(in_process(capsys)(*command, "--model", saved), saved, "frames")
+
+
+def test_a_model_of_frames_is_described(saved, capsys):
+    status, out, errors = in_process(capsys)("info", saved)
+    assert (status, errors) == (0, "")
+    assert "frames of width 5" in out
+    model = rs.load(saved)
+    assert "frames of width 5" in model._repr_html_()
+    assert "\n" not in repr(model)
+    assert "encoder.frame_layers.1.out" in traced(model, rows_of(model))._repr_html_()
+    assert rs.generate(model, rows_of(model), **NEW)._repr_html_()
+    for refuse in (rs.explain.page, rs.explain.record):
+        with raises_naming(ValueError, "frames"):
+            refuse(model, "ab")

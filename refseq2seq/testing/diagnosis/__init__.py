@@ -31,6 +31,7 @@ from ...config import ModelConfig
 from ...convert import UnsupportedFeature
 from ...model import Model, check_model
 from ..compare import as_float64
+from ..tolerance import refuse_memory
 from .explain import Cause
 from .hooks import Catch
 from .judge import Seen, Tolerance, diagnosed, judged, read_arrays
@@ -138,6 +139,7 @@ def diagnose(
             "max_new_tokens does not support a compiled module, which would be recompiled with the "
             "hooks in every step: give a target, or the module as it was before torch.compile"
         )
+    refuse_memory(source)
     model = _converted(peer) if model is None else model
     ids, real = as_source(model.config.encoder, source, source_mask)
     if ids.ndim == 3:
@@ -227,6 +229,7 @@ def diagnose_arrays(
     decoder.layers.1.cross_attention.scores: AttentionScale
     """
     check_model(model)
+    refuse_memory(source)
     c = model.config
     ids, real = as_source(c.encoder, source, source_mask)
     fed, fed_mask = as_tokens("target", target, c.decoder.vocab_size)
