@@ -53,13 +53,14 @@ def add_to(commands: Any) -> None:
 
 def _make(options: argparse.Namespace) -> None:
     from ..testing import vectors
+    from ..testing.vectors.cases import read_config
 
     families = options.family or FAMILIES
     if options.model is not None:
         families = {"model": load(options.model)}
     elif options.config is not None:
         with file_errors(options.config):
-            families = {"config": vectors.read_config(options.config)}
+            families = {"config": read_config(options.config)}
     names = vectors.make(
         options.directory,
         families=families,

@@ -17,7 +17,7 @@ from refseq2seq.params import build_params
 from refseq2seq.testing import vectors
 from refseq2seq.testing.rounding import round_to
 from refseq2seq.testing.vectors import FAMILIES, drawing, safetensors
-from refseq2seq.testing.vectors.cases import outputs_of
+from refseq2seq.testing.vectors.cases import outputs_of, read_config
 from refseq2seq.testing.vectors.situations import OF_FAMILY
 
 HOME = {flag: family for family, flags in OF_FAMILY.items() for flag in flags}
@@ -324,7 +324,7 @@ def test_vectors_of_version_1_are_compared(tmp_path, capsys):
     config = ours / name / "config.json"
     assert call("make", tmp_path / "new", "--config", config, "--cases", "1")[0] == 0
     new = tmp_path / "new" / "config-00-ordinary" / "config.json"
-    assert vectors.read_config(new) == vectors.read_config(config) == FAMILIES["everything"]
+    assert read_config(new) == read_config(config) == FAMILIES["everything"]
     config.write_text("[]")
     assert_refused(call("make", tmp_path / "other", "--config", config), "config.json")
 

@@ -9,9 +9,8 @@ reproduce the same bits. docs/vectors.md describes the files byte for byte.
 """
 
 from ...files import safetensors
-from .cases import read_config
 from .checking import Checked, check
 from .families import FAMILIES
 from .making import make
 
-__all__ = ["FAMILIES", "Checked", "check", "make", "read_config", "safetensors"]
+__all__ = ["FAMILIES", "Checked", "check", "make", "safetensors"]
