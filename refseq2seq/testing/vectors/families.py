@@ -84,31 +84,22 @@ def _frame_layer(d_out: int, window: int, stride: int, **norms: NormConfig) -> F
 
 def _whisper() -> ModelConfig:
     """Whisper: two convolutions of frames, pre-norm, keys without bias, and a tied head."""
-
-    def stack(cross: bool, **fields: Any) -> StackConfig:
-        return plain_stack(
-            plain_attention(n_heads=2, d_k=7, biases=("q", "v", "o")),
-            cross=cross,
-            d_model=14,
-            n_layers=2,
-            norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=True),
-            norm_positions=("before",),
-            final_norm=True,
-            feed_forward=FeedForwardConfig(
-                d_ff=23, activation="gelu_erf", gated=False, biases=("in", "out"), hidden_norm=None
-            ),
-            **fields,
-        )
-
+    c = vaswani(d_model=14, vocab_size=19, n_layers=2, n_heads=2, d_ff=23, **_TOKENS)
+    attention = plain_attention(n_heads=2, d_k=7, biases=("q", "v", "o"))
+    new: dict[str, Any] = {
+        "embedding_scale": 1.0,
+        "norm_positions": ("before",),
+        "final_norm": True,
+        "self_attention": attention,
+        "feed_forward": replace(c.encoder.feed_forward, activation="gelu_erf"),
+    }
     layers = (_frame_layer(14, window=3, stride=1), _frame_layer(14, window=3, stride=2))
-    encoder = stack(
-        cross=False,
-        input=FrameInput(n_features=5, layers=layers, n_class_tokens=0),
-        positions=SinusoidalPositions(layout="tensor2tensor", offset=0, scale=1.0),
-    )
-    positions = LearnedPositions(n_positions=11, offset=0, scale=1.0)
-    decoder = stack(cross=True, input=TokenInput(vocab_size=19), positions=positions)
-    return replace(plain_model(encoder, decoder, tied=False, **_TOKENS), tied_logits=True)
+    frames = FrameInput(n_features=5, layers=layers, n_class_tokens=0)
+    waves = SinusoidalPositions(layout="tensor2tensor", offset=0, scale=1.0)
+    table = LearnedPositions(n_positions=11, offset=0, scale=1.0)
+    encoder = replace(c.encoder, input=frames, positions=waves, **new)
+    decoder = replace(c.decoder, positions=table, cross_attention=attention, **new)
+    return replace(c, encoder=encoder, decoder=decoder, tied_embeddings=False)
 
 
 def _captions() -> ModelConfig:
