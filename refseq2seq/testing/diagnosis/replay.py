@@ -48,7 +48,7 @@ class Scene:
     masks: dict[str, np.ndarray]
     passed: Mapping[str, np.ndarray]
     seen: frozenset[str]  # names of the arrays in ``passed`` that are the other implementation's
-    pads: np.ndarray  # (batch, n_source) True = the source has pad_id there, masked or not
+    pads: np.ndarray  # (batch, n_encoded) True = the source has pad_id there, masked or not
     first: int  # number of tokens that the first step of a loop reads; all without a loop
     changes: Mapping[str, Change] = field(default_factory=dict)
 
