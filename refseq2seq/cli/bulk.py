@@ -68,8 +68,8 @@ def _asked(model: Model, digest: str, options: argparse.Namespace) -> dict[str, 
     given = {name: value for name, value in vars(options).items() if name not in IGNORED}
     return {
         "the input": digest,
-        "the model": _digest_of_model(model),
         **{f"--{name.replace('_', '-')}": value for name, value in sorted(given.items())},
+        "the model": _digest_of_model(model),
         "the version of refseq2seq": __version__,
         "the version of NumPy": np.__version__,
     }

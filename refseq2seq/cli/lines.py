@@ -54,7 +54,7 @@ def check_method(model: Model, method: dict[str, Any]) -> None:
     """Raise if the model does not support the method, independently of the input."""
     steps = beam_steps if "beams" in method else decode_steps
     width = getattr(model.config.encoder.input, "n_features", None)
-    source = np.zeros((1, 1, width)) if width else [[0]]
+    source = [np.zeros((1, width))] if width else [[0]]
     steps(model, source, **{name: x for name, x in method.items() if name != "n_best"})
 
 
@@ -124,7 +124,7 @@ def _answer(model: Model, batch: list[tuple[int, Any, Answer]], method: Any) -> 
     """Complete the answers of a batch; if that fails, answer its lines one at a time."""
     numbers, source, answers = zip(*batch, strict=True)
     try:
-        found = _outputs(model, source, numbers, method)
+        found = _outputs(model, list(source), numbers, method)
     except (ValueError, MemoryError) as error:
         if len(batch) > 1:
             for entry in batch:
