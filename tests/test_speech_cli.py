@@ -1,13 +1,17 @@
 """`refseq2seq generate` with WAV files, by a random Whisper of few sizes."""
 
+import importlib.util
 import json
 import os
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from arrangements import small_vaswani
-from command_line import assert_refused, in_process
+from command_line import assert_refused, in_process, process
 from test_speech import vocabulary, write_wav
 
 import refseq2seq as rs
@@ -279,3 +283,72 @@ def test_explain_names_the_command_that_shows_the_steps(capsys, place):
     status, out, _ = call("info", place / "english.npz")
     assert status == 0
     assert "frames of width 7" in out
+
+
+# The program for long recordings
+
+EXAMPLE = Path(__file__).parents[1] / "docs/examples/transcribe.py"
+
+
+@pytest.fixture
+def program():
+    spec = importlib.util.spec_from_file_location("transcribe", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_windows_follow_segments(program, monkeypatch):
+    """Tokens of four windows: two that are cut off, one that is not, and the last."""
+    time = 6  # <|0.00|>; 1.00 is 56
+    given = [
+        [time, 0, time + 50, time + 50, 1, 1],
+        [time + 2, 1, time + 10, time + 10],
+        [time, 2, time + 25, 3],
+        [0, 0, 3],
+    ]
+    seen = []
+
+    def decode(model, window, language, temperatures, seed):
+        seen.append((seed, len(window)))
+        return given[len(seen) - 1]
+
+    monkeypatch.setattr(program, "decode", decode)
+    found = program.transcribe(MODELS["english"], np.zeros(16000 * 33, "float32"))
+    assert seen == [(0, 480000), (16000, 480000), (19200, 480000), (499200, 28800)]
+    expected = [(0, 1, "a"), (1.04, 1.2, "b"), (1.2, 1.7, "c"), (31.2, 33, "aa")]
+    assert [part.text for part in found] == [text for _, _, text in expected]
+    np.testing.assert_allclose([(p.start, p.end) for p in found], [e[:2] for e in expected])
+
+
+@pytest.mark.parametrize(
+    ("text", "mean", "falls_back"),
+    [("a", -0.5, False), ("a", -1.5, True), ("ab" * 20, -0.5, True), ("abcbac" * 2, -0.5, False)],
+)
+def test_a_temperature_is_left_for_the_next(text, mean, falls_back, program, monkeypatch):
+    """The best of five samples counts: here the fourth."""
+    asked, tokens = [], np.array([*ENGLISH.encode(text), 3])
+
+    def generate(model, memory, *, num_return_sequences=1, **how):
+        asked.append((num_return_sequences, repr(how["choose"])))
+        means = np.full(num_return_sequences, -9.0)
+        means[min(3, num_return_sequences - 1)] = mean
+        rows = np.where(means[:, None] == mean, tokens, 0)
+        lengths = np.full(len(rows), len(tokens))
+        return SimpleNamespace(tokens=rows, lengths=lengths, log_probs=means[:, None] * (rows >= 0))
+
+    monkeypatch.setattr(program.rs, "generate", generate)
+    how = {"language": None, "temperatures": program.TEMPERATURES, "seed": 0}
+    found = program.decode(MODELS["english"], np.zeros(160, "float32"), **how)
+    assert found.tolist() == tokens.tolist()
+    assert [n for n, _ in asked] == ([1, 5, 5, 5, 5, 5] if falls_back else [1])
+    assert all("timestamp_rules(5, 3)" in choose for _, choose in asked)
+
+
+def test_the_program_runs(program, place):
+    done = process(sys.executable, EXAMPLE, place / "english.npz", place / "b.wav", check=True)
+    model = replace(MODELS["english"], settings=None)
+    parts = program.transcribe(model, read_wav(place / "b.wav"))
+    assert done.stdout.splitlines() == [
+        f"{part.start:.2f} {part.end:.2f} {part.text.strip()}" for part in parts
+    ]

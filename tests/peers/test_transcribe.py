@@ -4,6 +4,9 @@ The packages are those of test_speech.py: tiny.en, and four recordings that make
 """
 
 import importlib.util
+import re
+import shlex
+import sys
 import wave
 from pathlib import Path
 
@@ -15,6 +18,7 @@ pytest.importorskip("transformers", reason="needs transformers: pip install '.[p
 
 import torch
 import transformers
+from command_line import process
 
 import refseq2seq as rs
 from refseq2seq.convert.huggingface import whisper
@@ -147,3 +151,30 @@ def test_segments_are_those_of_transformers(
     for segment, (start, end, tokens) in zip(ours, found, strict=True):
         assert (segment.start, segment.end) == pytest.approx((start, end), abs=1e-6)
         assert segment.tokens == tokens
+
+
+@pytest.fixture
+def folder(tmp_path, directory, recording, monkeypatch):
+    """A directory with the files that the page names."""
+    (tmp_path / "whisper-tiny.en").symlink_to(directory)
+    (tmp_path / "beckett.wav").symlink_to(installed("moonshine_voice", "assets", "beckett.wav"))
+    (tmp_path / "docs").symlink_to(EXAMPLE.parents[1])
+    with wave.open(str(tmp_path / "long.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((recording * 2**15).astype("<i2").tobytes())
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_page(folder):
+    """Each block of docs/speech.md prints the one after it; "..." stands for some lines."""
+    page = (EXAMPLE.parents[1] / "speech.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```(shell|python)\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
+    assert [kind for kind, _, _ in shown] == ["shell", "shell", "python", "shell"]
+    for kind, code, output in shown:
+        words = ["python", "-c", code] if kind == "python" else shlex.split(code)
+        words = {"refseq2seq": ["-m", "refseq2seq"], "python": []}[words[0]] + words[1:]
+        printed = process(sys.executable, *words, timeout=300, check=True).stdout.rstrip("\n")
+        first, _, last = output.rstrip("\n").partition("...\n")
+        assert printed.startswith(first)
+        assert printed.endswith(last)
+        assert last or printed == first
