@@ -5,10 +5,58 @@ side, and `refseq2seq.ops.linear` multiplies them by one matrix.
 """
 
 from .backend import Array, array_namespace
+from .checks import check_int
 from .config import FrameInput, FrameLayerConfig
 from .ops import ACTIVATIONS, linear, normalize
 from .params import FrameLayerParams, StackParams
 from .taps import Tap, no_tap
+
+
+def patches(images: Array, size: int | tuple[int, int]) -> Array:
+    """Images (batch, channels, height, width) -> frames (batch, n_patches, n_features).
+
+    The patches are in rows from the top, each from the left, and the numbers of a patch in the
+    order of the axes: the rows of the first channel, then those of the next. Models of every
+    library take them in this order here, because the converters rearrange the weights.
+
+    Parameters
+    ----------
+    images : array, shape (batch, channels, height, width)
+        Resized and normalised as the model needs it. The dtype is kept; models take floats.
+    size : int, or pair of int
+        The height and width of a patch, which must divide those of the images.
+
+    Returns
+    -------
+    array, shape (batch, n_patches, n_features)
+        n_features = channels * the size of a patch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``images`` is not an array of four axes, or ``size`` does not divide the last two.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.arange(8.0).reshape(1, 1, 2, 4)
+    >>> patches(image, 2)
+    array([[[0., 1., 4., 5.],
+            [2., 3., 6., 7.]]])
+    """
+    array_namespace(images)
+    sizes = size if isinstance(size, tuple) else (size, size)
+    if len(sizes) != 2:
+        raise ValueError(f"size must be a height and a width, or one int for both, got {size}")
+    h, w = (check_int("size", n, 1) for n in sizes)
+    if images.ndim != 4 or images.shape[2] % h or images.shape[3] % w:
+        raise ValueError(
+            "images must have shape (batch, channels, height, width), the last two multiples of "
+            f"size = {size}, got {images.shape}"
+        )
+    batch, channels, height, width = images.shape
+    cut = images.reshape(batch, channels, height // h, h, width // w, w)
+    return cut.transpose(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * h * w)
 
 
 def embed_frames(
@@ -31,17 +79,21 @@ def frame_layer(
     """norm_after(activation(windows(norm_before(x)) W_in + b_in)) and the mask of its windows.
 
     Shapes: (batch, n_frames, d_in) -> (batch, n_windows, d_out). Padding is replaced by zeros, as
-    there are around the frames, so that a window of a row does not depend on its padding. A
-    window is real if it would be there without padding.
+    there are around the frames, so that a window of a row does not depend on its padding.
     """
     x = normalize(p.norm_before, c.norm_before, x)
     if mask is not None:
         x = array_namespace(x).where(mask[:, :, None], x, 0.0)
-        mask = mask[:, c.window - 1 - 2 * c.padding :: c.stride]
+        mask = mask_of_windows(mask, c)
     x = tap("projected", linear(windows(x, c), p.w_in, p.b_in))
     if c.activation != "none":
         x = ACTIVATIONS[c.activation](x)
     return tap("out", normalize(p.norm_after, c.norm_after, x)), mask
+
+
+def mask_of_windows(mask: Array, c: FrameLayerConfig) -> Array:
+    """Which windows are there without padding: (batch, n) -> (batch, n_windows)."""
+    return mask[:, c.window - 1 - 2 * c.padding :: c.stride]
 
 
 def windows(x: Array, c: FrameLayerConfig) -> Array:

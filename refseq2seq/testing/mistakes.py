@@ -23,6 +23,12 @@ MaskInverted (mask): The mask has the opposite meaning: what is masked takes par
 OtherMask (mask): Another mask: causal in an encoder, one token longer or shorter, applied to
     weights.
     -> Some keys are lost, or some that are masked take part.
+FrameMask (mask): The mask of windows is not that of their frames: one window longer or shorter.
+    -> The last sound is lost, or silence after it is heard.
+WindowEdge (mask): The window of a layer's attention is off by one, or is that of another layer.
+    -> Right for short texts, wrong for longer ones.
+CapOrder (attention): Scores are capped after the mask: the cap makes -inf a finite score.
+    -> Padding and later tokens take part in attention.
 SoftmaxForm (attention): The softmax runs over another axis, or the weights are another function.
     -> The weights of a query do not sum to 1.
 HeadOrder (attention): Heads are split or joined in another order.
@@ -45,6 +51,8 @@ OtherPositions (positions): Positions are counted otherwise: from another number
     -> Right at some positions, wrong at the others.
 CacheContents (cache): A cached key or value is that of another row or position, or is missing.
     -> The first step is right and later ones are not.
+ClassTokens (inputs): Class tokens stand after the embeddings of frames, or are left out.
+    -> All embeddings get the positions of others.
 OtherTokens (inputs): Other token ids are read.
     -> The model reads another text.
 OtherInput (inputs): The quantity is computed from another quantity, or is another quantity.
@@ -65,6 +73,14 @@ SwappedWeights (weights): Two arrays are exchanged.
     -> Right shapes, other numbers.
 OtherWeights (weights): An array is that of another layer, or is transposed, or is permuted.
     -> Right shapes, other numbers.
+FrameKernel (weights): The frames of a window are in another order, or a kernel's axes exchanged.
+    -> Right shapes, other numbers.
+FramePadding (convention): The zeros around the frames all stand after them, or are left out.
+    -> Every window is a frame too late.
+FrameNorm (convention): The norm of a layer of frames stands before the activation and not after it.
+    -> Embeddings of another scale.
+LogitsCap (convention): Logits are not capped.
+    -> The same best token, and log-probabilities that are too sure of it.
 NormPlace (convention): Norms stand before the sublayers and not after the sum.
     -> Another model with the same weights.
 EmbeddingScale (convention): Embeddings are not multiplied by sqrt(d_model).

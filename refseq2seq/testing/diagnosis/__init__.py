@@ -31,6 +31,8 @@ from ...config import ModelConfig
 from ...convert import UnsupportedFeature
 from ...model import Model, check_model
 from ..compare import as_float64
+from ..simulation import mask_at
+from ..tolerance import refuse_memory
 from .explain import Cause
 from .hooks import Catch
 from .judge import Seen, Tolerance, diagnosed, judged, read_arrays
@@ -138,8 +140,14 @@ def diagnose(
             "max_new_tokens does not support a compiled module, which would be recompiled with the "
             "hooks in every step: give a target, or the module as it was before torch.compile"
         )
+    refuse_memory(source)
     model = _converted(peer) if model is None else model
     ids, real = as_source(model.config.encoder, source, source_mask)
+    if ids.ndim == 3:
+        raise UnsupportedFeature(
+            "source must be token ids for diagnose, which cannot run a module on frames or "
+            "embeddings: pass what it computed to diagnose_arrays"
+        )
     ids = np.where(real, ids, model.config.pad_id)
     mask = None if real.all() else real  # modules may compute otherwise with a mask
     if target is None:
@@ -222,6 +230,7 @@ def diagnose_arrays(
     decoder.layers.1.cross_attention.scores: AttentionScale
     """
     check_model(model)
+    refuse_memory(source)
     c = model.config
     ids, real = as_source(c.encoder, source, source_mask)
     fed, fed_mask = as_tokens("target", target, c.decoder.vocab_size)
@@ -233,8 +242,10 @@ def diagnose_arrays(
         is_exact=dtype not in ("float16", "bfloat16"),
     )
     caught = read_arrays(arrays)
-    given = ids if isinstance(source, Sequence) else on_host("source", source)
-    pads = np.where(real, ids, given if given.shape == ids.shape else 0) == c.pad_id
+    pads = np.zeros_like(mask_at("encoder.embed", c.encoder, real))
+    if ids.ndim == 2:
+        given = ids if isinstance(source, Sequence) else on_host("source", source)
+        pads = np.where(real, ids, given if given.shape == ids.shape else 0) == c.pad_id
     lengths = _step_lengths(caught, fed.shape[1])
     seen = Seen(caught, (ids, fed), (real, fed_mask), pads, lengths, None)
     return diagnosed(model, [judged(model, seen, how)], how, ())

@@ -11,7 +11,8 @@ from ...params import param_shapes
 # The last word of a name -> the config fields and the parameters from which it is computed.
 # {stack}, {c}, {p} and {norms} are those of `Parsed`.
 ENTERS: dict[str, tuple[str, str]] = {
-    "tokens": ("{stack}.embedding_scale", "{stack}.embedding"),
+    "frames": ("", ""),
+    "tokens": ("{stack}.embedding_scale", "{stack}.embedding {stack}.class_tokens"),
     "positions": ("{stack}.positions", "{stack}.positions"),
     "embed": ("{stack}.embedding_norm {stack}.norm", "{stack}.embedding_norm.*"),
     "input": ("{stack}.norm_positions {stack}.norm", "{norms}.before.*"),
@@ -24,9 +25,12 @@ ENTERS: dict[str, tuple[str, str]] = {
     ),
     "weights": ("", ""),
     "heads": ("{c}.kv_head_order", "{p}.learned_v"),
-    "out": ("{c}.biases {c}.gate {c}.head_scale", "{p}.head_scale {p}.?_o {p}.?_out"),
+    "out": (
+        "{c}.biases {c}.gate {c}.head_scale",
+        "{p}.head_scale {p}.?_o {p}.?_out {p}.norm_after.*",
+    ),
     "after": ("{stack}.norm_positions {stack}.norm", "{norms}.branch.* {norms}.after.*"),
-    "projected": ("{c}.biases", "{p}.?_in"),
+    "projected": ("{c}.biases", "{p}.?_in {p}.norm_before.*"),
     "gate": ("{c}.biases {c}.gate", "{p}.?_gate"),
     "activated": ("{c}.activation {c}.gated", ""),
     "hidden": ("{c}.activation {c}.gated {c}.hidden_norm", "{p}.hidden_norm.*"),
@@ -48,9 +52,12 @@ def entering(config: ModelConfig, names: Iterable[str]) -> list[str]:
                 value = getattr(value, field, None)
             if value is not None and _enters(kind, value):
                 lines[f"{path} = {value!r}"] = None
+        if layer := re.search(r"frame_layers\.(\d+)", name):
+            c = config.encoder.input.layers[int(layer[1])]  # type: ignore[union-attr]
+            lines[f"encoder.input.layers.{layer[1]} = {c!r}"] = None
         if kind in ("scores", "weights"):
             lines[_mask(name)] = None
-        if kind == "tokens":
+        if kind == "tokens" and getattr(config, parsed(name).stack).vocab_size:
             lines["the token ids"] = None
         if kind == "positions" or (kind in "qk" and any("Rotary" in line for line in lines)):
             lines["the positions, which count real tokens only"] = None

@@ -117,7 +117,7 @@ def other_arrays(scene: Scene, name: str) -> Iterator[Trial]:
             yield Trial("OtherWeights", f"{path} is transposed", with_param(path, x.T))
         if path == "unembedding":
             for table in ("encoder.embedding", "decoder.embedding"):
-                if arrays[table].shape == x.shape[::-1]:
+                if table in arrays and arrays[table].shape == x.shape[::-1]:
                     text = f"unembedding is {table}, transposed"
                     yield Trial("OtherWeights", text, with_param(path, arrays[table].T))
         for other, y in arrays.items():
