@@ -107,7 +107,7 @@ def as_source(c: StackConfig, source: Source, mask: Any = None) -> tuple[np.ndar
     Returns
     -------
     source : array, shape (batch, n) or (batch, n, d)
-        0 where masked.
+        Token ids in int64, or floats; 0 where masked.
     mask : boolean array, shape (batch, n)
 
     Raises

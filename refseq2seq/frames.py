@@ -31,17 +31,21 @@ def frame_layer(
     """norm_after(activation(windows(norm_before(x)) W_in + b_in)) and the mask of its windows.
 
     Shapes: (batch, n_frames, d_in) -> (batch, n_windows, d_out). Padding is replaced by zeros, as
-    there are around the frames, so that a window of a row does not depend on its padding. A
-    window is real if it would be there without padding.
+    there are around the frames, so that a window of a row does not depend on its padding.
     """
     x = normalize(p.norm_before, c.norm_before, x)
     if mask is not None:
         x = array_namespace(x).where(mask[:, :, None], x, 0.0)
-        mask = mask[:, c.window - 1 - 2 * c.padding :: c.stride]
+        mask = mask_of_windows(mask, c)
     x = tap("projected", linear(windows(x, c), p.w_in, p.b_in))
     if c.activation != "none":
         x = ACTIVATIONS[c.activation](x)
     return tap("out", normalize(p.norm_after, c.norm_after, x)), mask
+
+
+def mask_of_windows(mask: Array, c: FrameLayerConfig) -> Array:
+    """The mask (batch, n_windows) of the windows that are there without padding, from (batch, n)."""
+    return mask[:, c.window - 1 - 2 * c.padding :: c.stride]
 
 
 def windows(x: Array, c: FrameLayerConfig) -> Array:

@@ -173,7 +173,8 @@ def forward(
     Parameters
     ----------
     model : Model
-    source : integer array (batch, n_source), or list of lists of token ids
+    source : array (batch, n_source) or (batch, n_source, d), or list of rows
+        Token ids: integers, or lists of lists of them.
         Or frames, embeddings or a `Memory`: see `encode`.
     target : integer array (batch, n_target), or list of lists of token ids
         It begins with the start token.
@@ -197,7 +198,8 @@ def encode(
     Parameters
     ----------
     model : Model
-    source : integer array (batch, n_source), or list of lists of token ids
+    source : array (batch, n_source) or (batch, n_source, d), or list of rows
+        Token ids: integers, or lists of lists of them.
         If the model reads frames: float array (batch, n_frames, n_features), or a list of arrays
         (n_frames, n_features). A model that reads tokens also takes embeddings (batch, n_source,
         d_model), in the place of ``encoder.tokens``, so they are not scaled. Vectors are

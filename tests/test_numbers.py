@@ -19,6 +19,7 @@ from tasks import every_search
 
 import refseq2seq as rs
 from refseq2seq import ops, positions
+from refseq2seq.config import FrameInput
 from refseq2seq.generation.contrastive import contrast
 from refseq2seq.generation.filters import entropy
 from refseq2seq.params import build_params, map_arrays, named_arrays
@@ -182,7 +183,10 @@ def test_unscaled_scores_may_overflow_float16():
 @settings(max_examples=25)
 def test_spread_accepts_float16(config, seed, c):
     model, rng = scaled(config, seed, c), np.random.default_rng(seed)
-    source = rng.integers(0, config.encoder.vocab_size, (2, 4))
+    if isinstance(config.encoder.input, FrameInput):
+        source = rng.standard_normal((2, 4, config.encoder.input.n_features)).astype("float16")
+    else:
+        source = rng.integers(0, config.encoder.vocab_size, (2, 4))
     target = rng.integers(0, config.decoder.vocab_size, (2, 4))
     within, trace = None, rs.Trace()
     with contextlib.suppress(ValueError):  # a quantity of the oracle overflows float16

@@ -89,7 +89,8 @@ def decode_steps(
     Parameters
     ----------
     model : Model
-    source : integer array (batch, n_source), or list of lists of token ids
+    source : array (batch, n_source) or (batch, n_source, d), or list of rows
+        Token ids: integers, or lists of lists of them.
         Or frames, or embeddings, as for `refseq2seq.encode`; or a `Memory`: the result of
         `encode`, or of `project_memory` for the output of any other encoder.
     source_mask : boolean array, shape (batch, n_source), optional

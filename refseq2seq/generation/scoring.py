@@ -40,7 +40,8 @@ def score(
     Parameters
     ----------
     model : Model
-    source : integer array (batch, n_source), or list of lists of token ids
+    source : array (batch, n_source) or (batch, n_source, d), or list of rows
+        Token ids: integers, or lists of lists of them.
         Or frames, embeddings or a `Memory`, as for `refseq2seq.encode`.
     target : integer array (batch, n_target), or list of lists of token ids
         Each row begins with its prefix, which is not scored, followed by at least one token.

@@ -88,7 +88,7 @@ def changed_fields(config: ModelConfig) -> dict[str, Any]:
     """The arguments with which `conventions` creates ``config``: values by path."""
 
     def walk(plain: Any, other: Any, path: str) -> dict[str, Any]:
-        if not (isinstance(plain, dict) and isinstance(other, dict)):
+        if not isinstance(plain, dict) or [*plain] != [*(other or ())]:
             return {} if plain == other else {path: other}
         inside = [walk(plain[name], other[name], f"{path}.{name}".lstrip(".")) for name in plain]
         return {path: value for found in inside for path, value in found.items()}
@@ -110,7 +110,8 @@ class Case:
     dtype : "float16", "float32" or "float64"
         Dtype of the parameters.
     source : list of lists of token ids
-        One row per batch element. The rows may be ragged if there is no mask.
+        One row per batch element. The rows may be ragged if there is no mask. Instead of an id
+        there may be a vector, a list of floats: a frame or an embedding.
     source_mask : list of lists of booleans, optional
         Same shape as ``source``, True = real token.
     target : list of lists of token ids, optional
@@ -128,7 +129,7 @@ class Case:
     parameters: str = "well_scaled"
     seed: int = 0
     dtype: str = "float64"
-    source: list[list[int]] = dataclasses.field(default_factory=lambda: [[0]])
+    source: list[list[Any]] = dataclasses.field(default_factory=lambda: [[0]])
     source_mask: list[list[bool]] | None = None
     target: list[list[int]] | None = None
     prefix: list[list[int]] | None = None

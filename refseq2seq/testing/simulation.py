@@ -8,7 +8,16 @@ from dataclasses import replace
 import numpy as np
 
 from ..backend import Array
-from ..config import ModelConfig, RotaryPositions, SinusoidalPositions, StackConfig
+from ..config import (
+    FeedForwardConfig,
+    FrameInput,
+    FrameLayerConfig,
+    ModelConfig,
+    RotaryPositions,
+    SinusoidalPositions,
+    StackConfig,
+)
+from ..frames import mask_of_windows
 from ..masks import real_positions
 from ..model import Model, forward
 from ..params import map_arrays
@@ -40,10 +49,11 @@ def simulate(
     if a quantity overflows that depends on none of them.
     """
     params = map_arrays(model.config, model.params, lambda x: low_precision(x, by))
-    often = [np.tile(x, (runs, 1)) for x in (source, target, mask)]
+    often = [np.tile(x, (runs, *[1] * (x.ndim - 1))) for x in (source, target, mask)]
     given = {name: repeated(name, x, runs) for name, x in given.items()}
     given = {name: blurred(x, by) for name, x in given.items()} if blur else given
-    positions = {"encoder": real_positions(often[2]), "decoder": np.arange(target.shape[1])}
+    encoded = real_positions(mask_at("encoder.embed", model.config.encoder, often[2]))
+    positions = {"encoder": encoded, "decoder": np.arange(target.shape[1])}
     tap = Rounding(model.config, positions, len(often[0]), errors=errors, by=by, given=given)
     with np.errstate(over="ignore", invalid="ignore"):  # the tap raises on overflow
         forward(replace(model, params=params), *often, tap=FunctionTap(tap))
@@ -98,8 +108,8 @@ class Rounding:
         return low_precision(x, by)
 
     def _is_gelu(self, name: str) -> bool:
-        c = _side(self._config, name).feed_forward
-        return ".feed_forward." in name and c.activation == "gelu_erf"
+        c = _sublayer(self._config, name)
+        return c is not None and c.activation == "gelu_erf" and bool(_activated(c))
 
     def _with_rounded_activation(self, name: str, x: np.ndarray) -> np.ndarray:
         """The result of an activation f(a), or of f(a) b, with the errors of the steps inside.
@@ -108,8 +118,8 @@ class Rounding:
         of u |a|, u the unit roundoff. In a gated form it stores f(a) before the product.
         """
         place, _, kind = name.rpartition(".")
-        normed = _side(self._config, name).feed_forward.hidden_norm is not None
-        if kind != ("activated" if normed else "hidden"):
+        c = _sublayer(self._config, name)
+        if c is None or kind != _activated(c):
             return x
         factors = [self._given.get(f"{place}.{factor}") for factor in ("projected", "gate")]
         size, by = math.prod(np.abs(a) for a in factors if a is not None), self._by
@@ -164,6 +174,32 @@ def _side(config: ModelConfig, name: str) -> StackConfig:
     return config.encoder if name.startswith("encoder.") else config.decoder
 
 
+def _sublayer(config: ModelConfig, name: str) -> FeedForwardConfig | FrameLayerConfig | None:
+    """The config of the feed-forward or the frame layer that computes a quantity."""
+    if ".feed_forward." in name:
+        return _side(config, name).feed_forward
+    layer = re.search(r"frame_layers\.(\d+)", name)
+    return config.encoder.input.layers[int(layer[1])] if layer else None  # type: ignore[union-attr]
+
+
+def _activated(c: FeedForwardConfig | FrameLayerConfig) -> str:
+    """The last word of the quantity that is an activation's result; "" if none is."""
+    if isinstance(c, FrameLayerConfig):
+        return "" if c.activation == "none" or c.norm_after is not None else "out"
+    return "hidden" if c.hidden_norm is None else "activated"
+
+
+def mask_at(name: str, c: StackConfig, mask: np.ndarray) -> np.ndarray:
+    """The mask (batch, n) of a quantity of the encoder ``c``: of frames, windows or embeddings."""
+    if not isinstance(c.input, FrameInput) or name == "encoder.frames":
+        return mask
+    layer = re.search(r"frame_layers\.(\d+)", name)
+    for each in c.input.layers[: int(layer[1]) + 1 if layer else None]:
+        mask = mask_of_windows(mask, each)
+    n = 0 if layer else c.input.n_class_tokens
+    return np.pad(mask, ((0, 0), (n, 0)), constant_values=True)
+
+
 def meaningful(
     name: str, shape: tuple[int, ...], mask: np.ndarray | None, target_mask: np.ndarray | None
 ) -> np.ndarray:
@@ -171,12 +207,13 @@ def meaningful(
 
     Elements of masked source tokens and of target padding are not, nor are scores that a mask
     discards, which are those of masked keys and of later keys. Weights of masked keys are
-    meaningful: they must be 0. ``mask`` (batch, n_source) and ``target_mask`` (batch, n_target)
-    are boolean, True = real token.
+    meaningful: they must be 0. ``mask`` (batch, n_source), from `mask_at`, and ``target_mask``
+    (batch, n_target) are boolean, True = real token.
     """
     where = np.ones(shape, bool)
     axes = re.findall(r"\w+", quantity(name).shape)[-len(shape) :]
-    last, masks = len(axes) - 1, {"n_source": mask, "n_target": target_mask}
+    masks = dict.fromkeys(("n_frames", "n_windows", "n_source"), mask) | {"n_target": target_mask}
+    last = len(axes) - 1
     for axis, symbol in enumerate(axes):
         real = masks.get("n_target" if symbol == "n_so_far" else symbol)
         if real is None or axes[0] != "batch" or (axis == last and name.endswith(".weights")):

@@ -22,7 +22,7 @@ from ..watching.trace import Trace
 from .arithmetic import Arithmetic
 from .expected import Errors, Expected
 from .rounding import check_rounded, format_of
-from .simulation import meaningful, simulate
+from .simulation import mask_at, meaningful, simulate
 
 AT_ONCE = 2**22  # largest number of elements of a quantity, over all runs of one batch
 
@@ -44,7 +44,7 @@ class Spread(Mapping[str, Expected]):
     ) -> None:
         self._quantities = quantities
         self.model = model  # in float64
-        self.source, self.source_mask = source  # (batch, n_source); True = real token
+        self.source, self.source_mask = source  # tokens or vectors; True = real
         self.target, self.target_mask = target  # (batch, n_target)
 
     def __getitem__(self, name: str) -> Expected:
@@ -117,8 +117,10 @@ def spread(
     target, target_mask = as_tokens("target", target, model.config.decoder.vocab_size)
     values = Trace()
     forward(model, source, target, mask, tap=values)
+    c = model.config.encoder
     errors = {
-        name: Errors(x, meaningful(name, x.shape, mask, target_mask)) for name, x in values.items()
+        name: Errors(x, meaningful(name, x.shape, mask_at(name, c, mask), target_mask))
+        for name, x in values.items()
     }
     arithmetic = arithmetic_of(dtype, accumulate, seed)
     for n in batches(runs, values.values()):

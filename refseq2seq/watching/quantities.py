@@ -20,8 +20,8 @@ class Quantity:
 
     ``name`` has ``*`` for the index of a layer. ``inputs`` are the names of the quantities from
     which it is computed, besides parameters; ``^`` stands for the input of the layer: the
-    embedding, or the last quantity of the previous layer. Of several ``alternatives`` the first
-    is right whose quantities the model has.
+    embedding or the frames, or the last quantity of the previous layer. Of several
+    ``alternatives`` the first is right whose quantities the model has.
     """
 
     name: str
@@ -81,7 +81,10 @@ def inputs_of(name: str, among: Collection[str]) -> list[str]:
     """
     step, amateur, bare = _split(name)
     layer = re.search(r"(?<=layers\.)\d+", bare)
-    given = f"layers.{int(layer[0]) - 1}.after_feed_forward" if layer and int(layer[0]) else "embed"
+    first, layers, last = "embed", "layers", "after_feed_forward"
+    if ".frame_layers." in bare:
+        first, layers, last = "frames", "frame_layers", "out"
+    given = f"{layers}.{int(layer[0]) - 1}.{last}" if layer and int(layer[0]) else first
     for alternative in quantity(name).alternatives:
         found: list[str] = []
         for other in alternative:
@@ -104,11 +107,19 @@ def is_of_the_source(name: str) -> bool:
     return name.startswith("encoder.") or name.endswith(("cross_attention.k", "cross_attention.v"))
 
 
+_FRAMES = """\
+encoder.frames : (batch, n_frames, n_features)
+    the frames of a source that is not tokens, in the model's dtype
+encoder.frame_layers.*.projected : (batch, n_windows, d_out) <- encoder.^
+    windows of the layer's input, after its norm where there is one, times W_in, plus b_in
+encoder.frame_layers.*.out : (batch, n_windows, d_out) <- ~.projected
+    activation(projected), normalised where the model does so
+"""
 # {stack} is encoder or decoder, {n} its number of tokens, {keys} those that each attends to, and
 # {attention} its last attention.
 _EMBEDDING_AND_SELF_ATTENTION = """\
-{stack}.tokens : (batch, {n}, d_model)
-    token embeddings, scaled
+{stack}.tokens : (batch, {n}, d_model){from_frames}
+    token embeddings{or_frames}, scaled
 {stack}.positions : ([batch,] {n}, d_model)
     position embeddings, scaled
 {stack}.embed : (batch, {n}, d_model) <- {stack}.tokens, {stack}.positions
@@ -167,7 +178,7 @@ _FEED_FORWARD_AND_END = """\
     hidden W_out + b_out
 {stack}.layers.*.after_feed_forward : (batch, {n}, d_model) <- @.after_{attention}, @.feed_forward.out
     the residual stream plus the feed-forward's output, normalised where the model does so
-{stack}.final : (batch, {n}, d_model) <- {stack}.layers.*.after_feed_forward
+{stack}.final : (batch, {n}, d_model) <- {stack}.layers.*.after_feed_forward{or_embed}
     output of the last layer, after the final norm where there is one
 """
 _SOURCE = """\
@@ -199,11 +210,20 @@ pool.scores : (batch, beams) <- candidates.scores
     normalised scores of the hypotheses so far, best first
 """
 
-_ENCODER = {"stack": "encoder", "n": "n_source", "keys": "n_source", "attention": "self_attention"}
-_DECODER = {"stack": "decoder", "n": "n_target", "keys": "n_so_far", "attention": "cross_attention"}
+_ENCODER = {
+    "stack": "encoder", "n": "n_source", "keys": "n_source", "attention": "self_attention",
+    "from_frames": " <- encoder.frame_layers.*.out or encoder.frames",
+    "or_frames": ", or the embeddings of frames, with class tokens before them",
+    "or_embed": " or encoder.embed",
+}  # fmt: skip
+_DECODER = {
+    "stack": "decoder", "n": "n_target", "keys": "n_so_far", "attention": "cross_attention",
+    "from_frames": "", "or_frames": "", "or_embed": "",
+}  # fmt: skip
 
 TABLE = (
-    _EMBEDDING_AND_SELF_ATTENTION.format(**_ENCODER)
+    _FRAMES
+    + _EMBEDDING_AND_SELF_ATTENTION.format(**_ENCODER)
     + _FEED_FORWARD_AND_END.format(**_ENCODER)
     + _SOURCE
     + _EMBEDDING_AND_SELF_ATTENTION.format(**_DECODER)

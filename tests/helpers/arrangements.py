@@ -3,18 +3,23 @@
 All sizes are primes and differ, so that an array with two axes swapped fits nowhere.
 """
 
+from dataclasses import replace
+
 from refseq2seq import ModelConfig, Vocabulary, presets
 from refseq2seq.config import (
     AlibiPositions,
     AttentionConfig,
     BucketedPositions,
     FeedForwardConfig,
+    FrameInput,
+    FrameLayerConfig,
     LearnedPositions,
     NormConfig,
     RotaryPositions,
     SinusoidalPositions,
     StackConfig,
     TokenInput,
+    WindowConfig,
 )
 
 SPECIAL = {"decoder_start_id": 1, "eos_ids": (2,), "pad_id": 0}
@@ -183,3 +188,38 @@ t5_like = ModelConfig(
 )
 
 ALL = {"x_transformers": x_transformers, "vaswani": vaswani, "rich": rich, "t5_like": t5_like}
+
+
+def frame_layer(d_out, window, stride, padding, **fields):
+    """A frame layer with a bias and without norms, unless the fields say otherwise."""
+    plain = {"bias": True, "activation": "gelu_erf", "norm_before": None, "norm_after": None}
+    sizes = {"d_out": d_out, "window": window, "stride": stride, "padding": padding}
+    return FrameLayerConfig(**sizes | plain | fields)
+
+
+def reading_frames(config, n_features, layers, n_class_tokens=0, **fields):
+    """The config with an encoder that reads frames, and other fields of the encoder."""
+    frames = FrameInput(n_features=n_features, layers=layers, n_class_tokens=n_class_tokens)
+    encoder = replace(config.encoder, **{"input": frames} | fields)
+    return replace(config, encoder=encoder, tied_embeddings=False)
+
+
+_frame_layers = (
+    frame_layer(7, window=3, stride=1, padding=1, norm_after=_norm("rms_norm")),
+    frame_layer(13, window=5, stride=2, padding=2, activation="relu", norm_before=_norm("std_norm")),
+)
+_capped = replace(rich.decoder.self_attention, softcap=1.5)
+frames = reading_frames(
+    replace(rich, decoder=replace(rich.decoder, self_attention=_capped), logits_softcap=3.0),
+    n_features=5,
+    layers=_frame_layers,
+    n_class_tokens=2,
+    n_register_tokens=0,
+    windows=(WindowConfig(back=2, ahead=1), None),
+)
+"""All that a source of frames, windows and caps can have, in the conventions of `rich`."""
+
+captioner = reading_frames(vaswani, 14, (), n_layers=0, positions=None, embedding_scale=1.0)
+"""A decoder behind another encoder: its own passes the frames on."""
+
+OF_FRAMES = {"frames": frames, "captioner": captioner}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vector_mistakes import MISTAKES as PLANTED
 
 import refseq2seq as rs
-from refseq2seq.checks import as_tokens
+from refseq2seq.checks import as_source, as_tokens
 from refseq2seq.ops import softmax
 from refseq2seq.params import build_params, named_arrays
 from refseq2seq.taps import FunctionTap
@@ -341,14 +341,14 @@ def test_a_replay_computes_what_the_forward_pass_computes(data):
     source = data.draw(strategies.sources(model))
     target = data.draw(strategies.targets(model, source.batch))
     c = model.config
-    read = as_tokens("source", source.tokens, c.encoder.vocab_size, source.mask)
+    read = as_source(c.encoder, source.tokens, source.mask)
     fed = as_tokens("target", target, c.decoder.vocab_size)
     ids, masks = zip(read, fed, strict=True)
     trace = rs.Trace()
     rs.forward(model, ids[0], ids[1], masks[0], tap=trace)
     how = Tolerance(dtype="float64", z=8.0, runs=8, rounds_weights=True, is_exact=True)
     scene = _evidence(
-        judged(model, Seen(dict(trace), ids, masks, ids[0] < 0, None, None), how)
+        judged(model, Seen(dict(trace), ids, masks, ~masks[0], None, None), how)
     ).scene
     name = data.draw(st.sampled_from(list(trace)))
     kept = rs.Trace()

@@ -13,7 +13,7 @@ from hypothesis.errors import InvalidArgument
 
 import refseq2seq as rs
 from refseq2seq import config as configs
-from refseq2seq.checks import as_tokens
+from refseq2seq.checks import as_source
 from refseq2seq.testing import cases, strategies
 from refseq2seq.testing.cases import PARAMETERS, PLAIN, Case, conventions
 
@@ -29,6 +29,8 @@ def choices(config):
                 yield from choices(member)
             elif member is None or isinstance(member, str | bool):
                 yield type(config), field.name, member
+            elif isinstance(member, float):
+                yield type(config), field.name, float
 
 
 def all_choices(hint):
@@ -51,7 +53,7 @@ def test_every_convention_is_drawn():
 
     collect()
     classes = [kind for kind in vars(configs).values() if dataclasses.is_dataclass(kind)]
-    assert len(classes) == 10
+    assert len(classes) == 14
     for kind in classes:
         for name, hint in typing.get_type_hints(kind).items():
             if name not in ("TYPE", "forced_bos_id", "forced_eos_id"):  # left to the logits
@@ -65,8 +67,7 @@ def test_drawn_inputs_fit_the_model(data):
     model = data.draw(strategies.models(dtype="float32"))
     source = data.draw(strategies.sources(model))
     c = model.config
-    ids, mask = as_tokens("source", source.tokens, c.encoder.vocab_size, source.mask)
-    mask = np.ones(ids.shape, dtype=bool) if mask is None else mask
+    ids, mask = as_source(c.encoder, source.tokens, source.mask)
     assert source.rows == [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
     assert all(source.rows)
     assert 1 <= source.batch == len(source.rows) <= 3
@@ -81,6 +82,20 @@ def test_drawn_inputs_fit_the_model(data):
     assert ((uniforms >= 0) & (uniforms < 1)).all()
     options = {"choose": rs.sample(), "uniforms": uniforms, "prefix": prefix, "max_new_tokens": 5}
     rs.generate(model, source.tokens, source_mask=source.mask, **options)
+    memory = data.draw(strategies.memories(model, source.batch))
+    assert memory.hidden.shape[::2] == (source.batch, c.encoder.d_model)
+    rs.generate(model, memory, **options)
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_embeddings_are_drawn_for_models_that_read_tokens(data):
+    model = data.draw(strategies.models(config=strategies.configs(frames=False)))
+    source = data.draw(strategies.sources(model, embedded=True, max_length=5))
+    vectors, _ = as_source(model.config.encoder, source.tokens, source.mask)
+    assert vectors.shape[-1] == model.config.encoder.d_model
+    assert abs(vectors).max() <= 2
+    assert np.isfinite(rs.forward(model, source.tokens, [[0]] * source.batch, source.mask)).all()
 
 
 # Hypothesis tries the simplest example first, so this finds it without shrinking.
@@ -195,7 +210,8 @@ def test_all_kinds_are_finite_in_float32_and_of_the_right_shapes(config, kind, d
     rs.params.check_params(config, params)
     model = rs.Model(config=config, params=params)
     assert model.dtype == np.float32
-    assert np.isfinite(rs.forward(model, [[1, 2]], [[0, 1]])).all()
+    source = data.draw(strategies.sources(model, max_batch=1))
+    assert np.isfinite(rs.forward(model, source.tokens, [[0, 1]], source.mask)).all()
 
 
 def test_a_model_may_be_of_any_kind_and_dtype():
@@ -271,6 +287,30 @@ def test_conventions_shrink_to_the_plain_ones():
     assert found == conventions(tied_embeddings=True)
 
 
+def test_frames_shrink_to_a_plain_layer():
+    found = find(
+        strategies.configs(),
+        lambda c: isinstance(c.encoder.input, configs.FrameInput) and c.encoder.input.layers,
+        settings=shrinking,
+    )
+    assert {*cases.changed_fields(found)} == {"encoder.input"}
+    (layer,) = found.encoder.input.layers
+    assert (layer.window, layer.stride, layer.activation, layer.norm_after) == (1, 1, "none", None)
+
+
+def test_frames_that_fill_no_window_cannot_be_drawn():
+    layer = {
+        "d_out": 2, "window": 5, "stride": 2, "padding": 1, "bias": False, "activation": "none",
+        "norm_before": None, "norm_after": None,
+    }  # fmt: skip
+    frames = {"type": "frames", "n_features": 3, "layers": [layer], "n_class_tokens": 1}
+    config = conventions(**{"encoder.input": frames})
+    with pytest.raises(InvalidArgument, match=r"max_length .*1 to 2 frames give 0 to 0"):
+        find(strategies.sources(config, max_length=2), lambda x: True, settings=first_found)
+    source = find(strategies.sources(config), lambda x: True, settings=first_found)
+    assert rs.forward(rs.Model.random(config, 0), source.tokens, [[0]]).shape == (1, 1, 5)
+
+
 def test_a_failing_test_shows_the_case():
     @shrinking
     @given(case=strategies.cases(config=PLAIN))
@@ -299,6 +339,7 @@ def test_unknown_names_raise():
         (lambda: strategies.sources(strategies.models()), "strategy of models"),
         (lambda: strategies.sources(PLAIN, max_batch=0), "max_batch, got 1 and 0"),
         (lambda: strategies.sources(PLAIN, min_length=8), "max_length, got 8 and 7"),
+        (lambda: strategies.memories(PLAIN, 2), "model .*ModelConfig"),
         (lambda: strategies.targets(PLAIN, 2, min_length=0), "min_length"),
         (lambda: strategies.prefixes(PLAIN, 2, max_length=0), "min_length"),
         (lambda: strategies.cases(max_new_tokens=0), "min_new_tokens"),

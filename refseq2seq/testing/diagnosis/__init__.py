@@ -140,6 +140,11 @@ def diagnose(
         )
     model = _converted(peer) if model is None else model
     ids, real = as_source(model.config.encoder, source, source_mask)
+    if ids.ndim == 3:
+        raise UnsupportedFeature(
+            "source must be token ids for diagnose, which cannot run a module on frames or "
+            "embeddings: pass what it computed to diagnose_arrays"
+        )
     ids = np.where(real, ids, model.config.pad_id)
     mask = None if real.all() else real  # modules may compute otherwise with a mask
     if target is None:
@@ -233,8 +238,10 @@ def diagnose_arrays(
         is_exact=dtype not in ("float16", "bfloat16"),
     )
     caught = read_arrays(arrays)
-    given = ids if isinstance(source, Sequence) else on_host("source", source)
-    pads = np.where(real, ids, given if given.shape == ids.shape else 0) == c.pad_id
+    pads = np.zeros(real.shape, bool)
+    if ids.ndim == 2:
+        given = ids if isinstance(source, Sequence) else on_host("source", source)
+        pads = np.where(real, ids, given if given.shape == ids.shape else 0) == c.pad_id
     lengths = _step_lengths(caught, fed.shape[1])
     seen = Seen(caught, (ids, fed), (real, fed_mask), pads, lengths, None)
     return diagnosed(model, [judged(model, seen, how)], how, ())

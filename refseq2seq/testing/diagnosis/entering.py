@@ -11,6 +11,7 @@ from ...params import param_shapes
 # The last word of a name -> the config fields and the parameters from which it is computed.
 # {stack}, {c}, {p} and {norms} are those of `Parsed`.
 ENTERS: dict[str, tuple[str, str]] = {
+    "frames": ("", ""),
     "tokens": ("{stack}.embedding_scale", "{stack}.embedding"),
     "positions": ("{stack}.positions", "{stack}.positions"),
     "embed": ("{stack}.embedding_norm {stack}.norm", "{stack}.embedding_norm.*"),

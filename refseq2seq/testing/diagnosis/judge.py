@@ -18,6 +18,7 @@ from ...watching.trace import Trace
 from ..compare import Difference, as_float64, differences
 from ..expected import Expected
 from ..rounding import rounded
+from ..simulation import mask_at
 from ..tolerance import spread
 from .explain import Evidence, causes_of
 from .local import Local, fitted, judged_locally
@@ -32,7 +33,7 @@ class Seen:
     """What another implementation computed from one input."""
 
     arrays: dict[str, np.ndarray]  # float64, by name; in a loop with the step
-    ids: tuple[np.ndarray, np.ndarray]  # of source and target: a row of token ids each
+    ids: tuple[np.ndarray, np.ndarray]  # of source and target: token ids, or vectors of a source
     masks: tuple[np.ndarray, np.ndarray]  # of both, True = real token
     pads: np.ndarray  # (batch, n_source) True = the source has pad_id there, masked or not
     lengths: list[int] | None  # number of tokens that each step of a loop reads
@@ -190,13 +191,16 @@ def bare(name: str) -> str:
 def _evidence(one: Judged) -> Evidence:
     """The scene of an input, for trials."""
     (source, target), (mask, _) = one.seen.ids, one.seen.masks
-    n_source, n_target = source.shape[1], target.shape[1]
+    source_mask = None if mask.all() else mask
+    mask = mask_at("encoder.embed", one.model.config.encoder, mask)
+    n_source, n_target = mask.shape[1], target.shape[1]
     at = np.arange(n_source) if mask.all() else real_positions(mask)
     so_far, lengths = np.arange(n_target), one.seen.lengths
     scene = Scene(
         config=one.model.config,
         params=one.model.params,
         source=source,
+        source_mask=source_mask,
         target=target,
         positions={"encoder": (at, at), "decoder": (so_far, so_far)},
         masks={

@@ -15,7 +15,7 @@ from ...model import Model, forward
 from ...taps import FunctionTap
 from ...watching.quantities import inputs_of
 from ..expected import Errors, Expected
-from ..simulation import meaningful, simulate
+from ..simulation import mask_at, meaningful, simulate
 from ..tolerance import arithmetic_of, batches
 
 
@@ -61,6 +61,7 @@ def judged_locally(
     is_exact : bool
         False if ``theirs`` were rounded to ``dtype`` after they were used.
     """
+    (source, target), (mask, target_mask) = ids, masks
     own: dict[str, np.ndarray] = {}
     passed: dict[str, np.ndarray] = {}
     given: dict[str, np.ndarray] = {}
@@ -69,7 +70,7 @@ def judged_locally(
 
     def tap(name: str, x: Array) -> Array:
         own[name] = passed[name] = x = np.asarray(x)
-        where[name] = meaningful(name, x.shape, *masks)
+        where[name] = meaningful(name, x.shape, mask_at(name, model.config.encoder, mask), target_mask)
         if name in theirs:
             y = fitted(theirs[name], x.shape)
             fits = y.shape == x.shape and np.isfinite(y).all(where=where[name])
@@ -80,7 +81,6 @@ def judged_locally(
                 broken.add(name)
         return passed[name]
 
-    (source, target), (mask, _) = ids, masks
     arithmetic = arithmetic_of(dtype, stepwise=True)
     with np.errstate(all="ignore"):  # arrays that are far off overflow
         forward(model, source, target, mask, tap=FunctionTap(tap))

@@ -23,7 +23,7 @@ from ...model import (
     self_masks,
     with_registers,
 )
-from ...ops import linear, normalize
+from ...ops import linear, normalize, soft_cap
 from ...params import Params
 from ...taps import FunctionTap, Tap
 
@@ -41,7 +41,8 @@ class Scene:
 
     config: ModelConfig
     params: Params
-    source: np.ndarray  # (batch, n_source)
+    source: np.ndarray  # (batch, n_source) or (batch, n_source, d)
+    source_mask: np.ndarray | None  # (batch, n_source) True = real; None = all
     target: np.ndarray  # (batch, n_target)
     positions: dict[str, tuple[np.ndarray, np.ndarray]]  # each (n,) or (batch, n)
     masks: dict[str, np.ndarray]
@@ -52,8 +53,8 @@ class Scene:
     changes: Mapping[str, Change] = field(default_factory=dict)
 
     def length(self, stack: str) -> int:
-        """The number of tokens of encoder or decoder."""
-        return (self.source if stack == "encoder" else self.target).shape[1]
+        """The number of tokens, or embeddings of frames, of encoder or decoder."""
+        return int(self.positions[stack][0].shape[-1])
 
     def changing(self, name: str, change: Change) -> "Scene":
         """The scene with a change of one more quantity."""
@@ -121,8 +122,9 @@ def _embedding(
     s: Scene, side: str, ids: np.ndarray, wanted: set[str], values: Values, tap: Tap
 ) -> Any:
     c, p = getattr(s.config, side), getattr(s.params, side)
-    if wanted & {f"{side}.tokens", f"{side}.positions", f"{side}.embed"}:
-        x, _ = embed_source(p, c, ids, None, tap.at(side))
+    early = tuple(f"{side}.{kind}" for kind in ("frame", "tokens", "positions", "embed"))
+    if any(name.startswith(early) for name in wanted):
+        x, _ = embed_source(p, c, ids, s.source_mask, tap.at(side))
         return embed(p, c, x, s.positions[side][0], tap.at(side))
     return values[f"{side}.embed"]
 
@@ -170,7 +172,8 @@ def _decoder(s: Scene, wanted: set[str], values: Values, tap: Tap) -> None:
     if "decoder.final" in wanted or "logits" in wanted:
         x = inside("final", normalize(p.final_norm, c.norm, x)) * s.config.logits_scale
         if "logits" in wanted:
-            tap("logits", linear(x, s.params.unembedding, s.params.logits_bias))
+            logits = linear(x, s.params.unembedding, s.params.logits_bias)
+            tap("logits", soft_cap(logits, s.config.logits_softcap))
 
 
 def member(root: Any, path: str) -> Any:

@@ -18,9 +18,9 @@ A failing case is printed as code that can be run. Its parts can also be drawn o
 
 Sizes are small primes where possible, so that swapped axes do not fit. Everything shrinks: to
 one layer, one head, plain conventions and short rows. Use ``map`` to exclude conventions that
-the implementation under test does not support:
+the implementation under test does not support, and ``frames=False`` if it reads tokens only:
 
-    configs().map(lambda c: dataclasses.replace(c, logits_bias=False))
+    configs(frames=False).map(lambda c: dataclasses.replace(c, logits_bias=False))
 """
 
 try:
@@ -30,7 +30,7 @@ except ImportError as error:
         f"refseq2seq.testing.strategies needs Hypothesis: pip install 'refseq2seq[test]' ({error})"
     ) from error
 
-from .batches import Source, prefixes, sources, targets, uniforms
+from .batches import Source, memories, prefixes, sources, targets, uniforms
 from .cases import cases, kinds_of_parameters, models, parameters
 from .conventions import (
     NORM_POSITIONS,
@@ -38,6 +38,7 @@ from .conventions import (
     attentions,
     configs,
     feed_forwards,
+    frame_inputs,
     norms,
     relative_positions,
     stacks,
@@ -51,7 +52,9 @@ __all__ = [
     "cases",
     "configs",
     "feed_forwards",
+    "frame_inputs",
     "kinds_of_parameters",
+    "memories",
     "models",
     "norms",
     "parameters",

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 
-from ...config import ModelConfig
+from ...config import FrameInput, ModelConfig, StackConfig
 from ...model import Model
 
 DTYPES = ("float16", "float32", "float64")
@@ -63,3 +63,24 @@ def check_sizes(name: str, least: int, most: int, table: int | None = None) -> i
             + ("" if table is None else f"; the model's position table has {table} positions")
         )
     return possible
+
+
+def source_sizes(c: StackConfig, least: int, most: int) -> tuple[int, int]:
+    """The fewest and the most tokens or frames, from ``least`` to ``most``, that the encoder reads.
+
+    Raises
+    ------
+    hypothesis.errors.InvalidArgument
+        If there are none: frames must fill a window of each layer.
+    """
+    table = c.max_length
+    check_sizes("length", least, most, None if isinstance(c.input, FrameInput) else table)
+    lengths = {n: c.input.length(n) for n in range(least, most + 1)}
+    fit = [n for n, length in lengths.items() if 0 < length <= (table or length)]
+    if not fit:
+        raise InvalidArgument(
+            f"min_length and max_length must allow what the encoder reads: {least} to {most} "
+            f"frames give {lengths[least]} to {lengths[most]} embeddings, of which it needs at "
+            f"least 1 and serves at most {table}"
+        )
+    return fit[0], fit[-1]

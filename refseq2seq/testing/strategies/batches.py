@@ -1,24 +1,26 @@
-"""Strategies for tokens: sources with masks, targets, prefixes, and uniform numbers."""
+"""Strategies for sources with masks, given memories, targets, prefixes, and uniform numbers."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
+from hypothesis.errors import InvalidArgument
 from hypothesis.extra import numpy as hypothesis_numpy
 
-from ...config import ModelConfig
-from ...model import Model
-from .arguments import check_sizes, config_of
+from ...config import FrameInput, ModelConfig
+from ...model import Memory, Model, project_memory
+from .arguments import check_sizes, config_of, source_sizes
 
 
 class Source(NamedTuple):
     """The sources of a batch and their mask, as in ``rs.encode(model, *source)``."""
 
-    tokens: list[list[int]] | np.ndarray
-    """Ragged lists of ids, or an integer array (batch, n)."""
+    tokens: list[Any] | np.ndarray
+    """Ragged lists of ids, or an integer array (batch, n). Vectors, such as frames, are ragged
+    lists of arrays (n, d), or an array (batch, n, d)."""
 
     mask: np.ndarray | None
-    """Boolean (batch, n), True = real token; None with lists, or if all tokens are real."""
+    """Boolean (batch, n), True = real; None with lists, or if all tokens are real."""
 
     @property
     def batch(self) -> int:
@@ -26,14 +28,10 @@ class Source(NamedTuple):
         return len(self.tokens)
 
     @property
-    def rows(self) -> list[list[int]]:
-        """The ids of the real tokens of each row."""
-        if self.mask is None:
-            return [[int(token) for token in row] for row in self.tokens]
-        return [
-            [int(token) for token in np.asarray(row)[real]]
-            for row, real in zip(self.tokens, self.mask, strict=True)
-        ]
+    def rows(self) -> list[list[Any]]:
+        """The real tokens of each row: ids, or lists of floats."""
+        masks = [...] * self.batch if self.mask is None else self.mask
+        return [np.asarray(row)[real].tolist() for row, real in zip(self.tokens, masks, strict=True)]
 
 
 @st.composite
@@ -45,10 +43,13 @@ def sources(
     max_batch: int = 3,
     min_length: int = 1,
     max_length: int = 7,
+    embedded: bool = False,
 ) -> Source:
     """Sources to encode: ragged lists, or arrays with padding left, right and between tokens.
 
-    Masked positions may contain any id. Each row has at least one real token.
+    Masked positions may contain any id. Each row has at least one real token. A model that reads
+    frames gets frames: multiples of 1/8 from -2 to 2. Their padding is on the right, and the real
+    ones of each row fill a window of each layer.
 
     Parameters
     ----------
@@ -57,19 +58,40 @@ def sources(
         Number of rows.
     min_length, max_length : int
         Length of a row, including its padding. Lengths never exceed the position table.
+    embedded : bool
+        Whether a model that reads tokens gets embeddings (n, d_model) in the place of ids.
     """
     c = config_of(model).encoder
     check_sizes("batch", min_batch, max_batch)
-    n = check_sizes("length", min_length, max_length, c.max_length)
-    rows = st.lists(st.integers(0, c.vocab_size - 1), min_size=min_length, max_size=n)
+    least, most = source_sizes(c, min_length, max_length)
+    is_frames = isinstance(c.input, FrameInput)
+    of_vectors = is_frames or embedded
+    width = c.input.widths[0] if isinstance(c.input, FrameInput) else c.d_model
     if draw(st.booleans()):
-        return Source(draw(st.lists(rows, min_size=min_batch, max_size=max_batch)), None)
-    batch, length = draw(st.integers(min_batch, max_batch)), draw(st.integers(min_length, n))
-    tokens = draw(_tokens(c.vocab_size, batch, length))
-    mask = draw(hypothesis_numpy.arrays(np.bool_, (batch, length), fill=st.nothing()))
-    real = draw(st.lists(st.integers(0, length - 1), min_size=batch, max_size=batch))
-    mask[np.arange(batch), real] = True
+        ids = st.lists(st.integers(0, c.vocab_size - 1), min_size=least, max_size=most)
+        vectors = st.integers(least, most).flatmap(lambda n: _vectors(n, width))
+        row = vectors if of_vectors else ids
+        return Source(draw(st.lists(row, min_size=min_batch, max_size=max_batch)), None)
+    batch, n = draw(st.integers(min_batch, max_batch)), draw(st.integers(least, most))
+    tokens = draw(_vectors(batch, n, width) if of_vectors else _tokens(c.vocab_size, batch, n))
+    if is_frames:
+        lengths = draw(st.lists(st.integers(least, n), min_size=batch, max_size=batch))
+        mask = np.arange(n) < np.array(lengths)[:, None]
+    else:
+        mask = draw(_masks(batch, n))
     return Source(tokens, draw(st.sampled_from((None, mask))))
+
+
+@st.composite
+def memories(
+    draw: st.DrawFn, model: Model, batch: int, *, min_length: int = 1, max_length: int = 7
+) -> Memory:
+    """Memories of what another encoder encoded: `project_memory` of (batch, n, d_model) vectors."""
+    if not isinstance(model, Model):
+        raise InvalidArgument(f"model must be a Model, got {type(model).__name__}")
+    n = draw(st.integers(min_length, check_sizes("length", min_length, max_length)))
+    hidden = draw(_vectors(batch, n, model.config.encoder.d_model))
+    return project_memory(model, hidden, draw(st.none() | _masks(batch, n)))
 
 
 @st.composite
@@ -112,3 +134,17 @@ def uniforms(batch: int, steps: int) -> st.SearchStrategy[np.ndarray]:
 def _tokens(vocab_size: int, batch: int, n: int) -> st.SearchStrategy[np.ndarray]:
     ids = st.integers(0, vocab_size - 1)
     return hypothesis_numpy.arrays(np.int64, (batch, n), elements=ids, fill=st.nothing())
+
+
+def _vectors(*shape: int) -> st.SearchStrategy[np.ndarray]:
+    eighths = st.integers(-16, 16).map(lambda i: i / 8)
+    return hypothesis_numpy.arrays(np.float64, shape, elements=eighths, fill=st.nothing())
+
+
+@st.composite
+def _masks(draw: st.DrawFn, batch: int, n: int) -> np.ndarray:
+    """Masks (batch, n) with at least one real token in each row."""
+    mask = draw(hypothesis_numpy.arrays(np.bool_, (batch, n), fill=st.nothing()))
+    real = draw(st.lists(st.integers(0, n - 1), min_size=batch, max_size=batch))
+    mask[np.arange(batch), real] = True
+    return mask

@@ -6,11 +6,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ...config import ModelConfig, StackConfig
+from ...config import FrameInput, ModelConfig, StackConfig
 from ...model import Model
 from ...params import Params
 from ..cases import PARAMETERS, Case, make_model, make_params
-from .arguments import DTYPES, check_sizes, config_of, one_config, one_of
+from .arguments import DTYPES, check_sizes, config_of, one_config, one_of, source_sizes
 from .conventions import configs
 
 Choice = str | st.SearchStrategy[str]
@@ -98,7 +98,7 @@ def cases(
     c = draw(one_config(config, configs()))
     check_sizes("batch", 1, max_batch)
     check_sizes("new_tokens", 1, max_new_tokens)
-    n_source = check_sizes("length", 1, max_length, c.encoder.max_length)
+    least, most = source_sizes(c.encoder, 1, max_length)
     n_target = check_sizes("length", 1, max_length, table := c.decoder.max_length)
     n_prefix = min(4, n_target)
     most_new = max_new_tokens if table is None else min(max_new_tokens, table + 1 - n_prefix)
@@ -107,13 +107,15 @@ def cases(
     # a simplification. All data of a row are drawn together, so that shrinking can remove a row.
     masked, *has = (draw(st.booleans()) for _ in range(4))
     row = st.tuples(
-        st.lists(st.tuples(_ids(c.encoder), st.booleans()), min_size=1, max_size=n_source),
+        st.lists(st.tuples(_read(c.encoder), st.booleans()), min_size=least, max_size=most),
         st.lists(_ids(c.decoder), min_size=1, max_size=n_target),
         st.lists(_ids(c.decoder), max_size=n_prefix - 1),
         st.lists(st.floats(0, 1, exclude_max=True), min_size=n_new, max_size=n_new),
     )
     rows = draw(st.lists(row, min_size=1, max_size=max_batch))
     sources, targets, prefixes, uniforms = zip(*rows, strict=True)
+    if isinstance(c.encoder.input, FrameInput):  # the padding of frames comes last
+        sources = tuple(_padded_last(row, least) for row in sources)
     shortest = min(map(len, targets))
     optional = {
         "target": [tokens[:shortest] for tokens in targets],
@@ -135,12 +137,31 @@ def _ids(c: StackConfig) -> st.SearchStrategy[int]:
     return st.integers(0, c.vocab_size - 1)
 
 
-def _source(rows: Sequence[Sequence[tuple[int, bool]]], masked: bool) -> dict[str, Any]:
-    """The source from rows of pairs (id, hidden); if ``masked``, padded and with its mask."""
+def _read(c: StackConfig) -> st.SearchStrategy[Any]:
+    """A token id, or a frame: a list of multiples of 1/8 from -2 to 2."""
+    if not isinstance(c.input, FrameInput):
+        return _ids(c)
+    eighths, n = st.integers(-16, 16).map(lambda i: i / 8), c.input.n_features
+    return st.lists(eighths, min_size=n, max_size=n)
+
+
+def _padded_last(row: Sequence[tuple[Any, bool]], least: int) -> list[tuple[Any, bool]]:
+    """Pairs (frame, hidden) with ``hidden`` true for none of the first ``least``, then sorted."""
+    return sorted(
+        ((x, hidden and i >= least) for i, (x, hidden) in enumerate(row)), key=lambda pair: pair[1]
+    )
+
+
+def _source(rows: Sequence[Sequence[tuple[Any, bool]]], masked: bool) -> dict[str, Any]:
+    """The source from rows of pairs (id, hidden); if ``masked``, padded and with its mask.
+
+    Instead of ids there may be frames.
+    """
     if not masked:
         return {"source": [[token for token, _ in row] for row in rows]}
-    longest = max(map(len, rows))
-    padded = [[*row, *[(0, True)] * (longest - len(row))] for row in rows]
+    longest, empty = max(map(len, rows)), rows[0][0][0]
+    empty = 0 if isinstance(empty, int) else [0.0] * len(empty)
+    padded = [[*row, *[(empty, True)] * (longest - len(row))] for row in rows]
     mask = [[not hidden for _, hidden in row] for row in padded]
     return {
         "source": [[token for token, _ in row] for row in padded],

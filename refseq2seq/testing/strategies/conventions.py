@@ -1,6 +1,7 @@
 """Strategies for configurations: every convention, in every valid combination."""
 
 import math
+from dataclasses import replace
 from functools import cache
 from itertools import compress
 from typing import Any, get_args
@@ -13,6 +14,8 @@ from ...config import (
     AttentionConfig,
     BucketedPositions,
     FeedForwardConfig,
+    FrameInput,
+    FrameLayerConfig,
     LearnedPositions,
     ModelConfig,
     NormConfig,
@@ -36,14 +39,20 @@ NORM_POSITIONS = (
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> ModelConfig:
+def configs(draw: st.DrawFn, *, frames: bool = True) -> ModelConfig:
     """Conventions of a complete model, in every valid combination.
 
     Encoder and decoder are drawn independently, except that tied embeddings require equal
     ``vocab_size`` and ``d_model``. No token is forced or suppressed.
+
+    Parameters
+    ----------
+    frames : bool
+        Whether one encoder in four reads frames; otherwise all read tokens.
     """
     tied = draw(st.booleans())
-    encoder = draw(stacks(cross=False))
+    encoder = draw(stacks(cross=False, frames=frames))
+    tied = tied and isinstance(encoder.input, TokenInput)
     decoder = draw(
         stacks(
             cross=True,
@@ -59,7 +68,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         tied_logits=draw(st.booleans()),
         logits_scale=draw(st.sampled_from((1.0, 1 / math.sqrt(decoder.d_model)))),
         logits_bias=draw(st.booleans()),
-        logits_softcap=None,
+        logits_softcap=draw(_SOFTCAP),
         decoder_start_id=draw(ids),
         eos_ids=tuple(draw(st.lists(ids, max_size=2, unique=True))),
         pad_id=draw(ids),
@@ -72,17 +81,28 @@ def configs(draw: st.DrawFn) -> ModelConfig:
 
 @st.composite
 def stacks(
-    draw: st.DrawFn, *, cross: bool, vocab_size: int | None = None, d_model: int | None = None
+    draw: st.DrawFn,
+    *,
+    cross: bool,
+    vocab_size: int | None = None,
+    d_model: int | None = None,
+    frames: bool = True,
 ) -> StackConfig:
-    """Conventions of a decoder if ``cross`` is true, of an encoder otherwise."""
+    """Conventions of a decoder if ``cross`` is true, of an encoder otherwise.
+
+    Only an encoder may have 0 layers, or read frames, if ``frames`` is true.
+    """
     # Sizes are drawn even if they are given, so that a given size does not make an example simpler.
     drawn = draw(st.sampled_from((5, 7, 11, 13))), draw(st.sampled_from((2, 3, 5, 7)))
     d_model = d_model or drawn[1]
-    attention, rest = draw(attentions()), draw(_STACK)
-    windows = draw(st.just(()) | st.tuples(*[_WINDOW] * rest["n_layers"]))
+    attention, rest, n_layers = draw(attentions()), draw(_STACK), draw(_N_LAYERS[cross])
+    windows = draw(st.just(()) | st.tuples(*[_WINDOW] * n_layers))
+    reads_frames = frames and not cross and draw(_ONE_IN_FOUR)
+    tokens = TokenInput(vocab_size=vocab_size or drawn[0])
     return StackConfig(
-        input=TokenInput(vocab_size=vocab_size or drawn[0]),
+        input=draw(frame_inputs(d_model=d_model)) if reads_frames else tokens,
         d_model=d_model,
+        n_layers=n_layers,
         embedding_scale=draw(st.sampled_from((1.0, math.sqrt(d_model)))),
         relative_positions=draw(relative_positions(n_heads=attention.n_heads, d_k=attention.d_k)),
         n_register_tokens=0 if cross or windows else draw(st.integers(0, 2)),
@@ -92,6 +112,24 @@ def stacks(
         feed_forward=draw(feed_forwards()),
         **rest,
     )
+
+
+@st.composite
+def frame_inputs(draw: st.DrawFn, *, d_model: int) -> FrameInput:
+    """Frames, 0 to 3 layers of them, and class tokens; 3 frames fill a window of each layer."""
+    layers, n_features = draw(st.lists(_FRAME_LAYER, max_size=3)), draw(st.sampled_from((2, 3, 5)))
+    n_class_tokens = draw(st.integers(0, 2))
+    if layers:
+        layers[-1] = replace(layers[-1], d_out=d_model)
+    while True:
+        found = FrameInput(
+            n_features=n_features if layers else d_model,
+            layers=tuple(layers),
+            n_class_tokens=n_class_tokens,
+        )
+        if found.length(3):
+            return found
+        del layers[0]
 
 
 @st.composite
@@ -174,6 +212,19 @@ def _subsets(*names: str) -> st.SearchStrategy[tuple[Any, ...]]:
 _WINDOW: st.SearchStrategy[WindowConfig | None] = st.none() | st.builds(
     WindowConfig, back=st.integers(0, 3), ahead=st.integers(0, 3)
 )
+_SOFTCAP: st.SearchStrategy[float | None] = st.none() | st.sampled_from((0.5, 3.0))
+_N_LAYERS = {True: st.integers(1, 3), False: st.sampled_from((1, 2, 3, 0))}
+_ONE_IN_FOUR = st.sampled_from((False, False, False, True))
+_FRAME_LAYER: st.SearchStrategy[FrameLayerConfig] = st.builds(
+    lambda window, **rest: FrameLayerConfig(window=window[0], padding=window[1], **rest),
+    window=st.sampled_from(((1, 0), (2, 0), (3, 1), (3, 0))),
+    d_out=st.sampled_from((2, 3, 5)),
+    stride=st.integers(1, 2),
+    bias=st.booleans(),
+    activation=st.sampled_from(("none", *get_args(Activation))),
+    norm_before=st.none() | norms(),
+    norm_after=st.none() | norms(),
+)
 _ATTENTION: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "kv_head_order": st.sampled_from(("grouped", "tiled")),
@@ -184,7 +235,7 @@ _ATTENTION: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "n_learned_kv": st.integers(0, 2),
         "gate": st.sampled_from(("none", "per_value", "per_head")),
         "head_scale": st.booleans(),
-        "softcap": st.none() | st.sampled_from((0.5, 3.0)),
+        "softcap": _SOFTCAP,
     }
 )
 _FEED_FORWARD: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
@@ -204,7 +255,6 @@ _BUCKETED_POSITIONS = st.builds(
 )
 _STACK: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
-        "n_layers": st.integers(1, 3),
         "embedding_norm": st.sampled_from(("none", "before_positions", "after_positions")),
         "positions": absolute_positions(),
         "norm": norms(),
