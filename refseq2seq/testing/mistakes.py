@@ -23,6 +23,8 @@ MaskInverted (mask): The mask has the opposite meaning: what is masked takes par
 OtherMask (mask): Another mask: causal in an encoder, one token longer or shorter, applied to
     weights.
     -> Some keys are lost, or some that are masked take part.
+OtherWindow (mask): The window of a layer is another one, or is that of another layer.
+    -> Keys at the edge of the window are lost, or some beyond it take part.
 SoftmaxForm (attention): The softmax runs over another axis, or the weights are another function.
     -> The weights of a query do not sum to 1.
 HeadOrder (attention): Heads are split or joined in another order.
@@ -49,6 +51,9 @@ OtherTokens (inputs): Other token ids are read.
     -> The model reads another text.
 OtherInput (inputs): The quantity is computed from another quantity, or is another quantity.
     -> A residual, a norm or a memory is taken at the wrong place.
+OtherFrames (inputs): The features of frames are in another order or on another scale, or the axes
+    of frames and features are exchanged.
+    -> The encoder hears something else.
 OtherRow (inputs): The rows of the batch are exchanged.
     -> A row gets the numbers of its neighbour.
 ShiftedInput (inputs): Positions are exchanged: shifted or reversed.
@@ -61,6 +66,8 @@ GainMinusOne (weights): The gain is stored as gain - 1, and 1 is not added; or t
     -> The norm's output is far too small, or too large.
 BiasMissing (weights): A bias is left out.
     -> A constant is missing from each row.
+BiasAdded (weights): A bias is added that the model does not have.
+    -> A constant is added to each row.
 SwappedWeights (weights): Two arrays are exchanged.
     -> Right shapes, other numbers.
 OtherWeights (weights): An array is that of another layer, or is transposed, or is permuted.
@@ -95,6 +102,11 @@ AlibiSlopes (convention): ALiBi has other slopes.
     -> Attention decays with distance at another rate.
 RelativeScale (convention): The bias of relative positions has another scale, or is left out.
     -> Distance counts too little or too much.
+SoftCap (convention): Scores or logits are not capped, or by another number.
+    -> The largest scores count too much or too little.
+OtherWindows (convention): The windows of a convolution begin elsewhere, or other vectors than zeros
+    stand around the frames.
+    -> Each embedding is made of other frames, or those at the edges are.
 Activation (convention): The activation function is another one.
     -> Wrong from the first feed-forward layer on.
 NormKind (convention): The norm is another one.

@@ -206,7 +206,9 @@ def reading_frames(config, n_features, layers, n_class_tokens=0, **fields):
 
 _frame_layers = (
     frame_layer(7, window=3, stride=1, padding=1, norm_after=_norm("rms_norm")),
-    frame_layer(13, window=5, stride=2, padding=2, activation="relu", norm_before=_norm("std_norm")),
+    frame_layer(
+        13, window=5, stride=2, padding=2, activation="relu", norm_before=_norm("std_norm")
+    ),
 )
 _capped = replace(rich.decoder.self_attention, softcap=1.5)
 frames = reading_frames(

@@ -29,7 +29,7 @@ from ...backend import Array
 from ...checks import Source, Tokens, as_source, as_tokens, check_int, check_number, on_host
 from ...config import ModelConfig
 from ...convert import UnsupportedFeature
-from ...model import Model, check_model
+from ...model import Memory, Model, check_model
 from ..compare import as_float64
 from .explain import Cause
 from .hooks import Catch
@@ -139,14 +139,11 @@ def diagnose(
             "hooks in every step: give a target, or the module as it was before torch.compile"
         )
     model = _converted(peer) if model is None else model
-    ids, real = as_source(model.config.encoder, source, source_mask)
-    if ids.ndim == 3:
-        raise UnsupportedFeature(
-            "source must be token ids for diagnose, which cannot run a module on frames or "
-            "embeddings: pass what it computed to diagnose_arrays"
-        )
-    ids = np.where(real, ids, model.config.pad_id)
+    ids, real = _as_source(model, source, source_mask)
+    if ids.ndim == 2:
+        ids = np.where(real, ids, model.config.pad_id)
     mask = None if real.all() else real  # modules may compute otherwise with a mask
+    peer.check_source(ids, mask)
     if target is None:
         if max_new_tokens is None:
             raise TypeError("target is missing: pass a target, or max_new_tokens to generate one")
@@ -228,7 +225,7 @@ def diagnose_arrays(
     """
     check_model(model)
     c = model.config
-    ids, real = as_source(c.encoder, source, source_mask)
+    ids, real = _as_source(model, source, source_mask)
     fed, fed_mask = as_tokens("target", target, c.decoder.vocab_size)
     how = Tolerance(
         dtype=dtype,
@@ -247,6 +244,13 @@ def diagnose_arrays(
     return diagnosed(model, [judged(model, seen, how)], how, ())
 
 
+def _as_source(model: Model, source: Source, mask: Array | None) -> tuple[np.ndarray, np.ndarray]:
+    """As `as_source`; a Memory is refused, of which no encoder computes anything."""
+    if isinstance(source, Memory):
+        raise TypeError("source must be what the encoder reads, got a Memory: pass its source")
+    return as_source(model.config.encoder, source, mask)
+
+
 def _step_lengths(arrays: Mapping[str, np.ndarray], n_target: int) -> list[int] | None:
     """The number of tokens that each step reads; None without a loop."""
     steps = {int(found[1]) for name in arrays if (found := re.match(r"step\.(\d+)\.", name))}
@@ -262,8 +266,8 @@ def _step_lengths(arrays: Mapping[str, np.ndarray], n_target: int) -> list[int] 
 
 
 def _permuted(ids: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """The ids with those at the ``free`` places exchanged at random."""
-    free = np.broadcast_to(free, ids.shape)
+    """The ids, or vectors, with those at the ``free`` places exchanged at random."""
+    free = np.broadcast_to(free, ids.shape[:2])
     other = ids.copy()
     other[free] = np.random.default_rng(0).permutation(ids[free])
     return other
@@ -287,10 +291,10 @@ def _run(
     if max_new_tokens is not None:
         read = catch.fed_tokens()
         fed, lengths = np.concatenate(read, axis=1), [x.shape[1] for x in read]
-    real = np.ones(ids.shape, bool) if mask is None else mask
+    real = np.ones(ids.shape[:2], bool) if mask is None else mask
     masks = real, np.ones(fed.shape, bool)
-    without = tokens, as_float64(logits)
-    return Seen(catch.arrays(), (ids, fed), masks, ids == config.pad_id, lengths, without)
+    pads = ids == config.pad_id if ids.ndim == 2 else ~masks[0]
+    return Seen(catch.arrays(), (ids, fed), masks, pads, lengths, (tokens, as_float64(logits)))
 
 
 def _converted(peer: Peer) -> Model:

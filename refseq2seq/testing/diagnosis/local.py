@@ -70,7 +70,9 @@ def judged_locally(
 
     def tap(name: str, x: Array) -> Array:
         own[name] = passed[name] = x = np.asarray(x)
-        where[name] = meaningful(name, x.shape, mask_at(name, model.config.encoder, mask), target_mask)
+        where[name] = meaningful(
+            name, x.shape, mask_at(name, model.config.encoder, mask), target_mask
+        )
         if name in theirs:
             y = fitted(theirs[name], x.shape)
             fits = y.shape == x.shape and np.isfinite(y).all(where=where[name])

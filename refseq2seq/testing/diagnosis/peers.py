@@ -27,6 +27,9 @@ class Peer(Protocol):
     def convert(self) -> Model:
         """Convert its weights to a `Model`."""
 
+    def check_source(self, source: np.ndarray, mask: np.ndarray | None) -> None:
+        """Raise unless the module can run on the source; the mask is None if all is real."""
+
     def new_tokens(self, call: Call) -> Any:
         """The token ids that are new in a call of the decoder."""
 
@@ -106,10 +109,11 @@ def run_once(
     """
     import torch
 
-    device = next(peer.parts[0].parameters()).device
+    device, dtype = next(peer.parts[0].parameters()).device, getattr(torch, dtype_of(peer))
 
     def tensor(x: np.ndarray | None) -> Any:
-        return None if x is None else torch.as_tensor(x, device=device)
+        of = dtype if x is not None and x.dtype.kind == "f" else None
+        return None if x is None else torch.as_tensor(x, dtype=of, device=device)
 
     given = tensor(source), tensor(target), tensor(mask)
     generators = [device] if device.type == "cuda" else []

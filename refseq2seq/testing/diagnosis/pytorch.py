@@ -7,6 +7,8 @@ scores and weights are not compared.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ...config import StackConfig
 from ...model import Model
 from .hooks import Call, Catch, watch_feed_forward, watch_residuals
@@ -35,6 +37,9 @@ class PyTorchModule:
     def convert(self) -> Model:
         """Raise: embeddings and output projection are not part of an nn.Transformer."""
         raise TypeError("an nn.Transformer needs model: pass the result of from_pytorch")
+
+    def check_source(self, source: np.ndarray, mask: np.ndarray | None) -> None:
+        """Accept any source that the model reads: ``run`` embeds it."""
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
         return self.run(source, target, mask)

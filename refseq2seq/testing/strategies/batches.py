@@ -31,7 +31,9 @@ class Source(NamedTuple):
     def rows(self) -> list[list[Any]]:
         """The real tokens of each row: ids, or lists of floats."""
         masks = [...] * self.batch if self.mask is None else self.mask
-        return [np.asarray(row)[real].tolist() for row, real in zip(self.tokens, masks, strict=True)]
+        return [
+            np.asarray(row)[real].tolist() for row, real in zip(self.tokens, masks, strict=True)
+        ]
 
 
 @st.composite

@@ -6,7 +6,7 @@ import numpy as np
 
 from ....ops import ACTIVATIONS, sigmoid, softmax
 from ..entering import parsed
-from ..replay import Scene, member
+from ..replay import Scene, mask_of, member
 from .masks import widened
 from .trial import Trial, computed, found, of_quantity
 
@@ -27,7 +27,7 @@ def other_functions(scene: Scene, name: str) -> Iterator[Trial]:
     """Other functions of the scores, or of the projected input."""
     here = parsed(name)
     if here.kind == "weights":
-        mask = widened(scene.masks[here.c], scene.passed[name].shape[-1])
+        mask = widened(mask_of(scene, name), scene.passed[name].shape[-1])
         for text, f in _softmaxes(mask).items():
             yield of_quantity(
                 "SoftmaxForm", f"{text} ({here.c})", name, computed(f, f"{here.p}.scores")
@@ -40,14 +40,15 @@ def other_functions(scene: Scene, name: str) -> Iterator[Trial]:
             yield of_quantity("Activation", text, name, change)
         bias = found(scene.params, f"{here.p}.b_in")
         if bias is not None and not c.gated:
-            after = _bias_after(ACTIVATIONS[c.activation], bias)
+            after = bias_after(ACTIVATIONS[c.activation], bias)
             text = "the bias is added after the activation"
             yield of_quantity("Activation", text, name, computed(after, *inputs))
         for text, form in _gated_forms(ACTIVATIONS[c.activation]).items() if c.gated else ():
             yield of_quantity("Activation", text, name, computed(form, *inputs))
 
 
-def _bias_after(f: Function, bias: np.ndarray) -> Function:
+def bias_after(f: Function, bias: np.ndarray) -> Function:
+    """The function f(x) + bias in the place of f(x + bias)."""
     return lambda projected: f(projected - bias) + bias
 
 

@@ -3,15 +3,16 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from ....config import BucketedPositions, RotaryPositions
+from ....config import BucketedPositions, LearnedPositions, RotaryPositions
 from ....masks import real_positions
 from ....positions import rotate, rotation, score_bias
 from ..entering import parsed
 from ..replay import Scene, Values
-from .trial import Apply, Trial, of_quantity
+from .trial import Apply, Trial, applied, of_quantity
 
 
 def other_positions(scene: Scene, name: str) -> Iterator[Trial]:
@@ -37,6 +38,10 @@ def other_positions(scene: Scene, name: str) -> Iterator[Trial]:
             if other.ndim == 2 and here.kind == "scores":
                 together = _with(here.stack, other, other)
                 yield Trial(flag, f"positions {told} ({here.stack})", together)
+    if isinstance(used, LearnedPositions):
+        for told, shape in {"alternate": (2, -1), "fill two halves": (-1, 2)}.items():
+            text = f"the columns of positions {told}, where the model has them otherwise"
+            yield of_quantity("SinusoidLayout", text, name, applied(partial(_columns, shape)))
     if here.kind == "scores":
         text = (
             f"relative positions are query minus key; the model has key minus query ({here.stack})"
@@ -44,6 +49,11 @@ def other_positions(scene: Scene, name: str) -> Iterator[Trial]:
         yield Trial("OtherPositions", text, _with(here.stack, -q, -k))
     if isinstance(used, RotaryPositions):
         yield _mixed_pairs(scene, name, used)
+
+
+def _columns(shape: tuple[int, int], x: np.ndarray) -> np.ndarray:
+    """Columns of two halves that alternate, (2, d / 2), or the reverse, (d / 2, 2)."""
+    return x.reshape(*x.shape[:-1], *shape).swapaxes(-1, -2).reshape(x.shape)
 
 
 def _counted(scene: Scene, stack: str, offset: int | None) -> dict[str, tuple[str, np.ndarray]]:
