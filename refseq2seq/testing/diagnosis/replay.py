@@ -42,8 +42,8 @@ class Scene:
 
     config: ModelConfig
     params: Params
-    source: np.ndarray  # (batch, n_source) or (batch, n_source, d)
-    source_mask: np.ndarray | None  # (batch, n_source) True = real; None = all
+    source: np.ndarray  # (batch, n) or (batch, n, d)
+    source_mask: np.ndarray | None  # (batch, n) True = real; None = all
     target: np.ndarray  # (batch, n_target)
     positions: dict[str, tuple[np.ndarray, np.ndarray]]  # each (n,) or (batch, n)
     masks: dict[str, np.ndarray]

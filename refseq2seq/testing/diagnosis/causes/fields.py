@@ -107,6 +107,8 @@ def _windows(path: str, windows: tuple[WindowConfig | None, ...]) -> Iterator[Tr
     for w in dict.fromkeys(w for w in windows if w is not None):
         told[f"{w.back} back and {w.ahead} ahead in all layers"] = (w,) * len(windows)
         near = [{n - 1, n, n + 1, n // 2, 2 * n} for n in (w.back, w.ahead)]
+        if path == "decoder.windows":  # nothing later is in the causal mask
+            near[1] = {w.ahead}
         for back, ahead in product(*map(sorted, near)):
             if min(back, ahead) >= 0 and (back, ahead) != (w.back, w.ahead):
                 other = WindowConfig(back=back, ahead=ahead)
