@@ -222,5 +222,5 @@ def as_mask(name: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."

@@ -44,7 +44,7 @@ def frame_layer(
 
 
 def mask_of_windows(mask: Array, c: FrameLayerConfig) -> Array:
-    """The mask (batch, n_windows) of windows that are there without padding, from (batch, n)."""
+    """Which windows are there without padding: (batch, n) -> (batch, n_windows)."""
     return mask[:, c.window - 1 - 2 * c.padding :: c.stride]
 
 

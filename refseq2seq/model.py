@@ -271,7 +271,7 @@ def project_memory(
     model : Model
     hidden : float array, shape (batch, n_source, d_memory)
         The output of an encoder, of the width d_memory of the model's own. Rounded to the model's
-        dtype.
+        dtype, and 0 where masked.
     mask : boolean array, shape (batch, n_source), optional
         True = real.
     tap : Tap
@@ -290,9 +290,16 @@ def project_memory(
         raise ValueError(
             f"hidden must be a float array (batch, n_source, {width}), got {kind} {shape}"
         )
+    xp = model.xp
+    with np.errstate(over="ignore"):  # what overflows the dtype is refused below
+        hidden = asarray_like(hidden, model.params.decoder.embedding)
     if mask is not None:
-        mask = model.xp.asarray(as_mask("mask", mask, shape[:2]))
-    return _project(model, asarray_like(hidden, model.params.decoder.embedding), mask, tap)
+        mask = xp.asarray(as_mask("mask", mask, shape[:2]))
+        hidden = xp.where(mask[:, :, None], hidden, 0.0)
+    if not xp.isfinite(hidden).all():
+        row, position, _ = np.argwhere(~np.isfinite(to_numpy(hidden)))[0]
+        raise ValueError(f"hidden is not finite in {model.dtype} at row {row}, position {position}")
+    return _project(model, hidden, mask, tap)
 
 
 def _project(model: Model, hidden: Array, mask: Array | None, tap: Tap) -> Memory:
@@ -531,10 +538,8 @@ def check_memory(model: Model, memory: Memory, source_mask: Array | None = None)
             "rs.encode or rs.project_memory and this model"
         )
     if array_namespace(memory.hidden) is not model.xp:
-        raise TypeError(
-            f"a Memory must be on the model's backend, {model.xp.__name__}, got "
-            f"{array_namespace(memory.hidden).__name__}"
-        )
+        of, own = (type(x).__module__ for x in (memory.hidden, model.params.decoder.embedding))
+        raise TypeError(f"a Memory must be on the model's backend, {own}, got arrays of {of}")
     return memory
 
 

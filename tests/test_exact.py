@@ -1,8 +1,10 @@
 """`refseq2seq.exact`: sums in order, and what they promise of a whole model."""
 
+from dataclasses import replace
 from functools import reduce
 from operator import add
 
+import arrangements
 import numpy as np
 import pytest
 import relations
@@ -12,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from naming import raises_naming
 
 import refseq2seq as rs
+from refseq2seq.config import WindowConfig
 from refseq2seq.exact import ExactArray, as_exact, sequential_matmul, sequential_sum
 from refseq2seq.ops import layer_norm, softmax
 from refseq2seq.testing import strategies
@@ -38,6 +41,29 @@ def test_relations_hold_to_the_last_bit(relation, dtype, data):
     assert isinstance(actual, ExactArray)
     assert actual.dtype == dtype
     assert same_bits(actual, expected)
+
+
+WINDOWS = {  # of the encoder's two layers and the decoder's three
+    "narrow": ([(1, 1), (0, 2)], [(0, 0), (1, 0), (2, 0)]),
+    "some": ([None, (2, 1)], [(1, 0), None, (3, 3)]),
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+@pytest.mark.parametrize("relation", relations.ALL, ids=lambda relation: relation.__name__)
+@settings(max_examples=12)
+@given(data=st.data())
+def test_windows_and_caps_hold_to_the_last_bit(relation, kind, data):
+    """Any chunks with a cache, any padding, later tokens, other rows: no bit of windows changes."""
+    sides = {}
+    for side, limits in zip(("encoder", "decoder"), WINDOWS[kind], strict=True):
+        stack = getattr(arrangements.t5_like, side)
+        windows = tuple(x and WindowConfig(back=x[0], ahead=x[1]) for x in limits)
+        capped = replace(stack.self_attention, softcap=0.5)
+        sides[side] = replace(stack, windows=windows, self_attention=capped)
+    config = replace(arrangements.t5_like, logits_softcap=3.0, **sides)
+    model = rs.Model(config=config, params=rs.random_params(config, 3)).exact()
+    assert same_bits(*relation(data, model))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

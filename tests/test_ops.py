@@ -258,3 +258,38 @@ def test_float32_results_are_rounded_float64_results():
         scale = np.abs(expected).max(axis=-1, keepdims=True)
         assert np.isfinite(expected).all()
         assert (np.abs(f(x) - expected) <= 16 * 2.0**-24 * scale).all()
+
+
+# soft_cap
+
+
+def test_soft_cap_by_hand():
+    """2 tanh(x / 2), where tanh(ln 3) = (9 - 1) / (9 + 1)."""
+    x = np.array([0.0, 2 * math.log(3), -2 * math.log(3), np.inf, -np.inf])
+    assert_close(ops.soft_cap(x, 2.0), [0.0, 1.6, -1.6, 2.0, -2.0], rtol=4 * U)
+    assert ops.soft_cap(x, None) is x
+
+
+@given(x=rows, cap=st.sampled_from((0.5, 3.0, 50.0)))
+def test_soft_cap_is_odd_bounded_and_rising(x, cap):
+    y = ops.soft_cap(x, cap)
+    assert np.array_equal(ops.soft_cap(-x, cap), -y)
+    assert (np.abs(y) <= np.minimum(np.abs(x) * (1 + 4 * U) + 1e-300, cap)).all()
+    assert (np.diff(y.ravel()[np.argsort(x, axis=None)]) >= 0).all()
+    assert np.isnan(ops.soft_cap(np.array([np.nan]), cap)).all()
+
+
+@given(x=st.floats(-1e-3, 1e-3), cap=st.sampled_from((0.5, 3.0, 50.0)))
+def test_soft_cap_changes_numbers_near_0_by_a_cube(x, cap):
+    """c tanh(x / c) = x - x^3 / (3 c^2) + O(x^5)."""
+    y = float(ops.soft_cap(np.array([x]), cap)[0])
+    assert abs(y - (x - x**3 / (3 * cap**2))) <= 4 * U * abs(x) + abs(x) ** 5 / cap**4 + 1e-300
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_soft_cap_keeps_the_dtype(dtype):
+    x = np.array([-7.0, 0.3, 1.0, 30000.0], dtype)
+    y = ops.soft_cap(x, 50.0)
+    assert y.dtype == dtype
+    exact = [50 * math.tanh(v / 50) for v in x.tolist()]
+    assert_close(y.astype("float64"), exact, rtol=4 * np.finfo(dtype).eps)

@@ -81,6 +81,10 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
 def model_of(options: argparse.Namespace) -> Model:
     """The model that the options name, with its vocabularies."""
     model = load(options.model)
+    if not model.config.encoder.vocab_size:
+        raise ValueError(
+            f"{options.model} reads frames, not texts: call rs.generate(model, frames) in Python"
+        )
     if model.source_vocabulary is None or model.target_vocabulary is None:
         raise ValueError(
             f"{options.model} has no vocabularies: it cannot read or write text. A directory of "

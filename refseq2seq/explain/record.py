@@ -66,8 +66,10 @@ def record(
     Raises
     ------
     ValueError
-        If the model has no vocabularies or the text is empty.
+        If the model reads frames, has no vocabularies, or the text is empty.
     """
+    if not model.config.encoder.vocab_size:
+        raise ValueError("the model reads frames, not texts: there is no text to explain")
     if model.source_vocabulary is None or model.target_vocabulary is None:
         raise ValueError("the model has no vocabularies: it cannot read or write text")
     if not text:

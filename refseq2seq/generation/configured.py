@@ -54,7 +54,8 @@ def generate_as_configured(
     ----------
     model : Model
         With ``settings``, such as a converted model of transformers.
-    source : integer array (batch, n_source), or list of lists of token ids
+    source : array (batch, n_source) or (batch, n_source, d), or list of rows
+        Token ids, or another source, as for `refseq2seq.generate`.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token.
     **overrides

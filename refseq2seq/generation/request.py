@@ -27,7 +27,7 @@ class Request:
     A loop also keeps ``take(source_index)``: the same request with one row for each target.
     """
 
-    source: np.ndarray | Memory  # (batch, n_source) or (batch, n_source, d)
+    source: np.ndarray | Memory  # (batch, n_source) or, of vectors, (batch, n_source, d)
     source_mask: np.ndarray | None  # (batch, n_source) True = real token; None with a Memory
     prefix: np.ndarray  # (batch, longest prefix) token ids, left-aligned
     n_prefix: np.ndarray  # (batch,)
@@ -170,13 +170,16 @@ def token_source(
 
 
 def as_prefix(prefix: Tokens | None, batch: int, c: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Prefixes (batch, longest prefix) and their lengths (batch,); by default the start token."""
+    """Prefixes (batch, longest prefix) and their lengths (batch,); by default the start token.
+
+    A single row is the prefix of each source.
+    """
     if prefix is None:
         return np.full((batch, 1), c.decoder_start_id), np.ones(batch, dtype=np.int64)
     ids, mask = as_tokens("prefix", prefix, c.decoder.vocab_size)
-    if len(ids) != batch:
+    if len(ids) not in (1, batch):
         raise ValueError(f"prefix must have {batch} rows, one for each source, got {len(ids)}")
-    return ids, mask.sum(axis=1)
+    return np.broadcast_to(ids, (batch, ids.shape[1])), np.broadcast_to(mask.sum(axis=1), batch)
 
 
 def as_forced_bos(

@@ -12,12 +12,13 @@ variance of random rounding: they are about 0.7 spreads.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from ..backend import Array
-from ..checks import Source, Tokens, as_source, as_tokens, check_int
-from ..model import Model, forward
+from ..checks import Source, Tokens, UnsupportedFeature, as_source, as_tokens, check_int
+from ..model import Memory, Model, forward
 from ..watching.trace import Trace
 from .arithmetic import Arithmetic
 from .expected import Errors, Expected
@@ -83,7 +84,7 @@ def spread(
     model : Model
         In any dtype. Its arrays must contain only values of ``dtype``: see `rounded`.
     source, target, source_mask
-        As in `forward`.
+        As in `forward`, but no `Memory`.
     dtype : "float16", "bfloat16", "tf32", "float32" or "float64"
         Format in which the other implementation stores its tensors. ``"tf32"`` is float32
         with products that round their operands to TF32, as tensor cores may.
@@ -106,7 +107,10 @@ def spread(
     ValueError
         If an array of the model contains a value that is not in ``dtype``, or if a quantity
         overflows in ``dtype``.
+    UnsupportedFeature
+        If the source is a Memory.
     """
+    refuse_memory(source)
     format_of(dtype)
     if accumulate is not None:
         format_of(accumulate)
@@ -127,6 +131,16 @@ def spread(
         simulate(model, source, target, mask, errors=errors, runs=n, by=arithmetic, given={})
     quantities = {name: e.expected(dtype) for name, e in errors.items()}
     return Spread(quantities, model, (source, mask), (target, target_mask))
+
+
+def refuse_memory(source: Any) -> None:
+    """Raise if the source is a Memory, of which it is unknown how it was rounded."""
+    if isinstance(source, Memory):
+        raise UnsupportedFeature(
+            "source must be tokens, frames or embeddings, not a Memory, whose rounding is unknown: "
+            "pass what was encoded; what another encoder computed is the frames of a model whose "
+            "own encoder has no layers"
+        )
 
 
 def arithmetic_of(

@@ -4,6 +4,7 @@ A journey takes a model, in any backend, and gives its results by name: arrays o
 backend or of the host. Whatever the package can do with arrays, some journey does.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -218,6 +219,43 @@ def written_out(model: rs.Model) -> Results:
     return found | {"tokens": program.greedy(source, limit=4)}
 
 
+def heard(model: rs.Model) -> Results:
+    """Frames of two lengths, in a list and on the device, with a cache and with beams."""
+    width, rng, trace = model.config.encoder.input.widths[0], np.random.default_rng(0), rs.Trace()
+    rows = [rng.standard_normal((n, width)) for n in (11, 7)]
+    rs.forward(model, rows, TARGET, tap=trace)
+    frames = model.xp.asarray(np.stack([rows[0][:7], rows[1]]))
+    mask = model.xp.asarray(np.arange(7) < np.array([[7], [5]]))
+    memory = rs.encode(model, frames, mask)
+    steps = rs.decode_steps(model, frames, source_mask=mask, prefix=PREFIX, max_new_tokens=3)
+    found = rs.beam_search(model, rows, beams=2, max_new_tokens=3)
+    return {**trace, "hidden": memory.hidden} | of_steps(steps) | dataclasses.asdict(found)
+
+
+def given(model: rs.Model) -> Results:
+    """Embeddings, and a memory of vectors that another encoder left on the device."""
+    vectors = np.random.default_rng(0).standard_normal((2, 5, model.config.encoder.d_model))
+    x, mask = model.xp.asarray(vectors), model.xp.asarray(np.arange(5) < np.array([[3], [5]]))
+    memory = rs.project_memory(model, x, mask)
+    steps = rs.decode_steps(model, memory, num_return_sequences=2, max_new_tokens=3)
+    found = rs.beam_search(model, memory, beams=3, max_new_tokens=3)
+    scores = rs.score(model, memory, [[1, 4, 5, 2], [1, 6]], prefix=[[1], [1]])
+    logits = {"embedded": rs.forward(model, x, TARGET, mask)}
+    return logits | of_steps(steps) | dataclasses.asdict(found) | dataclasses.asdict(scores)
+
+
+def refused(model: rs.Model) -> Results:
+    """A memory whose second row overflows, and one of another backend: the errors say so."""
+    with contextlib.suppress(TypeError):
+        rs.generate(model, rs.encode(model.to("numpy"), SOURCE), max_new_tokens=2)
+    hidden = np.ones((2, 3, model.config.encoder.d_model))
+    hidden[1] = np.finfo(model.dtype).max
+    with np.errstate(all="ignore"), contextlib.suppress(rs.NonFiniteLogitsError):
+        rs.generate(model, rs.project_memory(model, model.xp.asarray(hidden)), max_new_tokens=2)
+        return {}
+    return {"refused": np.array([1])}
+
+
 TEACHER_FORCED = {"forward": forward, "in pieces": in_pieces, "written out": written_out}
 DECODING = {"greedy": greedily, "without cache": without_cache, "beams": beams()}
 CHOOSING = {
@@ -228,6 +266,8 @@ CHOOSING = {
     **{f"sample: {name}": sampled(chooser) for name, chooser in CHOOSERS.items()},
     "two samples": sampled_twice,
     "exponential race": raced,
+    "given vectors": given,
+    "refused memories": refused,
     "timestamps": sampled(rs.sample(rs.timestamp_rules(14, 12, max_initial=2))),
     "constraints": constrained,
     "in float16": in_half,
@@ -258,6 +298,7 @@ def _everywhere() -> dict[str, Journey]:
     small = {"small": CONFIGS["small"]}
     two = small | {"rich": CONFIGS["rich"]}
     pairs = [(CONFIGS, TEACHER_FORCED), (two, DECODING), (small, CHOOSING)]
+    pairs.append((arrangements.OF_FRAMES, {"frames": heard}))
     return {
         f"{name}: {what}": Journey(config, go)
         for configs, journeys in pairs

@@ -4,14 +4,17 @@ Counted on the double. The numbers of today are upper bounds: who lowers one low
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from pathlib import Path
 
 import arrangements
+import numpy as np
 import pytest
 from backends.double import Device
 
 import refseq2seq as rs
+from refseq2seq.config import TokenInput
 
 SOURCE = [[3, 4, 5, 6], [7, 8, 9, 10]]
 
@@ -41,6 +44,7 @@ def cost(config, search=rs.generate, source=SOURCE, steps=(3, 5), **options):
     device, totals = Device(), []
     with device.installed():
         model = rs.Model.random(config, 0).to("cupy")
+        source = source(model) if callable(source) else source
         for n in steps:
             before, reads = Counter(device.launches), device.reads
             search(model, source, max_new_tokens=n, eos_ids=(), **options)
@@ -100,9 +104,32 @@ def test_launches_depend_on_neither_batch_nor_length(change):
     assert cost(config, **change) == cost(config)
 
 
-def test_encoding_never_waits():
+FRAMES = [np.ones((n, arrangements.frames.encoder.input.n_features)) for n in (9, 7)]
+
+
+@pytest.mark.parametrize("search", [rs.generate, rs.beam_search])
+def test_a_step_costs_the_same_whatever_the_source_is(search):
+    """Frames, embeddings and a given memory leave no read, and no launch, to the steps."""
+    config = arrangements.frames
+    tokens = dataclasses.replace(
+        config, encoder=dataclasses.replace(config.encoder, input=TokenInput(vocab_size=29))
+    )
+    of_tokens = cost(tokens, search)
+    assert of_tokens[1] <= 1
+    assert cost(config, search, source=FRAMES[:1] * 2) == of_tokens
+    assert cost(config, search, source=FRAMES)[1] == of_tokens[1]
+    vectors = np.ones((2, 4, config.encoder.d_model), "float32")
+    assert cost(tokens, search, source=vectors)[1] == of_tokens[1]
+    project = functools.partial(rs.project_memory, hidden=vectors, mask=np.ones((2, 4), bool))
+    assert cost(config, search, source=project)[1] == of_tokens[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "source"), [(with_layers("vaswani", 2), SOURCE), (arrangements.frames, FRAMES)]
+)
+def test_encoding_never_waits(config, source):
     device = Device()
     with device.installed():
-        model = rs.Model.random(with_layers("vaswani", 2), 0).to("cupy")
-        rs.forward(model, SOURCE, [[1, 4], [1, 5]])
+        model = rs.Model.random(config, 0).to("cupy")
+        rs.forward(model, source, [[1, 4], [1, 5]])
     assert device.reads == 0

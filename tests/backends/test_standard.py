@@ -11,10 +11,12 @@ otherwise: ``argsort(kind=)``, ``partition``, ``cumsum``, ``rint``, dtypes by na
 
 import numpy as np
 import pytest
+from arrangements import frame_layer
 
 import refseq2seq as rs
-from refseq2seq import masks, ops
+from refseq2seq import frames, masks, ops
 from refseq2seq.attention import attention
+from refseq2seq.config import WindowConfig
 from refseq2seq.generation import filters
 
 strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
@@ -22,6 +24,7 @@ strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not
 rng = np.random.default_rng(0)
 X, G, W, Q = (rng.normal(size=shape) for shape in ((2, 3, 5), 5, (5, 5), (2, 7, 5)))
 ACTIVATIONS = {name: f for name, f in ops.ACTIVATIONS.items() if name != "gelu_erf"}
+WINDOW, LAYER = WindowConfig(back=1, ahead=1), frame_layer(5, window=3, stride=2, padding=1)
 SCORES = rng.normal(size=(3, 11))
 
 STANDARD = {
@@ -36,6 +39,10 @@ STANDARD = {
     **{name: (lambda x, g, f=norm: f(x, g, g, 1e-5), (X, G)) for name, norm in ops.NORMS.items()},
     **{name: (function, (X,)) for name, function in ACTIVATIONS.items()},
     "padding_mask": (masks.padding_mask, (X[0] > 0,)),
+    "soft_cap": (lambda x: ops.soft_cap(x, 1.5), (X,)),
+    "window_mask": (lambda q, k: masks.window_mask(q, k, WINDOW), (np.arange(2, 5), np.arange(5))),
+    "mask_of_windows": (lambda m: frames.mask_of_windows(m, LAYER), (np.arange(9)[None] < 7,)),
+    "prepend": (lambda learned, x: frames.prepend(learned, x, None)[0], (W, X)),
     "causal_mask": (masks.causal_mask, (np.arange(2, 5), np.arange(5))),
     "entropy": (filters.entropy, (SCORES,)),
     "temperature": (lambda x: rs.temperature(0.7)(x, None), (SCORES,)),

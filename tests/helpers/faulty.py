@@ -3,14 +3,21 @@
 import dataclasses
 import re
 
+import arrangements
 import numpy as np
 from arrangements import small_x_transformers
 
 import refseq2seq as rs
+from refseq2seq.config import FrameInput
 from refseq2seq.testing import properties
 
 CONFIG = small_x_transformers(6, (17, 13), (11, 19), (1, 2), n_heads=2, d_k=3, eos_ids=())
 MODEL = rs.Model.random(CONFIG, 0, "float64")
+_LAYERS = (
+    arrangements.frame_layer(7, window=3, stride=1, padding=1),
+    arrangements.frame_layer(6, window=3, stride=2, padding=0),
+)
+LISTENER = rs.Model.random(arrangements.reading_frames(CONFIG, 5, _LAYERS, 1), 0, "float64")
 EOS = (2, 5, 11)  # greedy decoding of a random model comes to one now and then
 
 
@@ -26,6 +33,13 @@ def ours(model=MODEL, tap=rs.no_tap, **replaced):
         return rs.generate(model, source, **options).tokens
 
     c = model.config
+    of_source = {
+        "source_vocab_size": c.encoder.vocab_size,
+        "max_source_length": c.encoder.max_length,
+    }
+    if isinstance(c.encoder.input, FrameInput):
+        of_source = {"source_features": c.encoder.input.n_features, "min_source_length": 3}
+        of_source |= {"padding": ("right",)}
     functions = {
         "encode": lambda source, mask: rs.encode(model, source, mask, tap=tap),
         "logits": lambda memory, target: rs.decode(model, target, memory, tap=tap),
@@ -34,12 +48,11 @@ def ours(model=MODEL, tap=rs.no_tap, **replaced):
     }
     return properties.Implementation(
         **functions | replaced,
-        source_vocab_size=c.encoder.vocab_size,
+        **of_source,
         target_vocab_size=c.decoder.vocab_size,
         start_id=c.decoder_start_id,
         eos_ids=EOS,
         pad_id=c.pad_id,
-        max_source_length=c.encoder.max_length,
         max_target_length=c.decoder.max_length,
     )
 
@@ -205,6 +218,46 @@ def ended_at_the_limit(tokens):
     return tokens
 
 
+def listening(change_memory=None, change_frames=None):
+    """Ours of frames, with a fault in the memory, given its mask of frames, or in the frames."""
+
+    def encode(source, mask):
+        source = source if change_frames is None else change_frames(source)
+        memory = rs.encode(LISTENER, source, mask)
+        return (
+            memory if change_memory is None or mask is None else change_memory(memory, source, mask)
+        )
+
+    return ours(LISTENER, encode=encode, generate=None)
+
+
+def mask_without_stride(memory, source, mask):
+    n = memory.hidden.shape[1]
+    first = np.pad(mask, ((0, 0), (1, 0)), constant_values=True)
+    return dataclasses.replace(memory, mask=first[:, :n])
+
+
+def padding_attended_to(memory, source, mask):
+    unmasked = rs.encode(LISTENER, source)
+    return rs.project_memory(LISTENER, unmasked.hidden, memory.mask)
+
+
+def padding_repeated(memory, source, mask):
+    """The frames are padded with their last, instead of zeros, before the convolutions."""
+    last = np.take_along_axis(source, mask.sum(axis=1)[:, None, None] - 1, axis=1)
+    unmasked = rs.encode(LISTENER, np.where(mask[:, :, None], source, last))
+    return rs.project_memory(LISTENER, unmasked.hidden, memory.mask)
+
+
+def without_the_last_feature(source):
+    return source * (np.arange(source.shape[-1]) < source.shape[-1] - 1)
+
+
+def of_two_frames_the_mean(source):
+    """The order of neighbours is lost."""
+    return np.broadcast_to(source.mean(axis=1, keepdims=True), source.shape)
+
+
 def wrapped(tokens):
     return tokens % (MODEL.config.encoder.vocab_size - 1)
 
@@ -269,4 +322,15 @@ FAULTS = {
     "one token too many": (generating(more=1), {"generation_ends"}),
     "no end": (generating(eos_ids=()), {"padding_after_end"}),
     "generation without the mask": (generating(source_mask=None), {"generation_alone"}),
+    "a feature is cut off": (
+        listening(change_frames=without_the_last_feature), {"features_count"},
+    ),
+    "frames in any order": (
+        listening(change_frames=of_two_frames_the_mean), {"source_order"},
+    ),
+    "the mask of frames keeps its length": (listening(mask_without_stride), {"padding_right"}),
+    "padded frames are attended to": (
+        listening(padding_attended_to), {"padding_right", "padding_content"},
+    ),
+    "frames are padded with the last": (listening(padding_repeated), {"padding_right"}),
 }  # fmt: skip

@@ -41,7 +41,7 @@ from sentencepieces import pieces
 
 import refseq2seq as rs
 from refseq2seq.convert import UnsupportedFeature, numbered
-from refseq2seq.convert.huggingface import bart, t5
+from refseq2seq.convert.huggingface import FAMILIES
 from refseq2seq.convert.table import special_tokens
 from refseq2seq.files import FileError, safetensors
 from refseq2seq.params import param_shapes
@@ -132,7 +132,13 @@ T5 = {
     "d_kv": 3, "d_ff": 5, "feed_forward_proj": "gated-gelu", "layer_norm_epsilon": 1e-6,
     "relative_attention_num_buckets": 4, "relative_attention_max_distance": 9, **IDS,
 }  # fmt: skip
+GEMMA = {
+    "vocab_size": 31, "hidden_size": 6, "intermediate_size": 5, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "sliding_window": 3,
+    "attn_logit_softcapping": 2.0, "rope_parameters": {"rope_theta": 10.0},
+}  # fmt: skip
 CONFIGS = {
+    "T5Gemma": {"model_type": "t5gemma", "encoder": GEMMA, "decoder": GEMMA, **IDS},
     "T5": T5 | {"model_type": "t5"},
     "ByT5": T5 | {"model_type": "t5", "vocab_size": 384},
     "BART": BART | {"model_type": "bart"},
@@ -158,9 +164,10 @@ TOKENIZER = {
 
 def arrays_of(config: dict[str, Any]) -> dict[str, np.ndarray]:
     """Random arrays of the names and shapes that a model of this config has in its files."""
-    family = t5 if config["model_type"] == "t5" else bart
+    family = FAMILIES[config["model_type"]]
     fields, draw = family.completed(config), np.random.default_rng(0)
-    found = {family.SHARED: np.zeros(1), "final_logits_bias": np.zeros(1)}
+    table = getattr(family, "SHARED", family.DECODER)
+    found = {table: np.zeros(1), "final_logits_bias": np.zeros(1)}
     conversion = family.convert(fields, found, TOKENS)
     rows = numbered(conversion.config, conversion.table)
     shapes = param_shapes(conversion.config)

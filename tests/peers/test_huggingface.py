@@ -317,7 +317,7 @@ def test_missing_unexpected_and_misshapen_arrays_raise(change, message):
 @pytest.mark.parametrize(
     ("family", "field", "value", "message"),
     [
-        ("BART", "model_type", "whisper", "whisper"),
+        ("BART", "model_type", "led", "led"),
         ("BART", "activation_function", "tanh", "activation_function = 'tanh'"),
         ("BART", "normalize_before", True, "normalize_before = True"),
         ("BART", "quantization_config", {}, "quantization_config"),
@@ -516,4 +516,6 @@ def test_rules_about_tokens_are_applied():
 
 
 def test_every_family_has_a_case():
-    assert {CASES[name].config.model_type for name in CASES} == set(FAMILIES)
+    """Those with files of their own: test_t5gemma.py, test_whisper.py."""
+    others = {"t5gemma", "whisper"}
+    assert {CASES[name].config.model_type for name in CASES} | others == set(FAMILIES)

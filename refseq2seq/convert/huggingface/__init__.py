@@ -4,7 +4,8 @@ model = from_huggingface("path/of/opus-mt-en-de")      read without PyTorch
 model = from_huggingface(module)                       a live ...ForConditionalGeneration
 model = from_huggingface(arrays, config)               arrays of any origin, such as JAX or Rust
 
-`t5`, `bart` and `whisper` describe what each family computes, and have the tables of its names.
+`t5`, `t5gemma`, `bart` and `whisper` describe what each family computes, and have the tables of
+its names.
 """
 
 import os
@@ -24,20 +25,21 @@ from ...model import Model
 from ...settings import Settings
 from ..given import numpy_arrays, plain_module, wrong_module
 from ..table import SpecialTokens, Transform, convert_params, numbered
-from . import bart, t5, whisper
+from . import bart, t5, t5gemma, whisper
 from .common import Fields, check_layers, in_one_dtype
 from .files import CONFIG, GENERATION_CONFIG, check_directory, stored_arrays
+from .refused import REASONS
 from .settings import KNOWN, SPECIAL_TOKENS, read_settings
 from .tokenizer import Vocabularies, read_tokenizers
 
 Parts = tuple[Mapping[str, Any], Fields, Fields, Vocabularies]
 FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
-FAMILIES |= {"whisper": whisper}
+FAMILIES |= {"t5gemma": t5gemma, "whisper": whisper}
 
 
 def from_huggingface(model: Any, config: Any = None, generation_config: Any = None) -> Model:
-    """Convert T5, ByT5, mT5, UMT5, BART, mBART, MVP, PLBart, Marian, Pegasus, M2M100, NLLB, a
-    Blenderbot or Whisper.
+    """Convert T5, ByT5, mT5, UMT5, T5Gemma, BART, mBART, MVP, PLBart, Marian, Pegasus, M2M100,
+    NLLB, a Blenderbot or Whisper.
 
     Parameters
     ----------
@@ -86,9 +88,10 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     axes. It takes any number of them up to ``2 * max_source_positions``; transformers takes exactly
     that number. The language, the task and ``<|notimestamps|>`` are ``settings.prefix``.
 
-    For every dtype of the model, transformers computes in float32: T5's norms, the sinusoids of
-    Marian, Pegasus and M2M100, and the logits that it chooses from. Here everything has the model's
-    dtype. Here sinusoids do not limit the number of positions.
+    For every dtype of the model, transformers computes in float32: the norms of T5 and T5Gemma,
+    T5Gemma's rotations and softmax, the sinusoids of Marian, Pegasus and M2M100, and the logits
+    that it chooses from. It rounds T5Gemma's embedding scale to the model's dtype. Here everything
+    has the dtype of the converted model. Here sinusoids do not limit the number of positions.
     """
     if config is not None and not isinstance(model, Mapping):
         raise TypeError(
@@ -180,7 +183,7 @@ def _read_directory(directory: Path, files: ExitStack, advance: Callable[[int], 
     json_fields = read_json(directory / CONFIG)
     fields = _completed(json_fields)
     path = directory / GENERATION_CONFIG
-    generation = read_json(path) if os.path.lexists(path) else _of_generation(json_fields)
+    generation = read_json(path) if os.path.lexists(path) else _of_generation(fields)
     vocabularies = read_tokenizers(directory, fields)
     arrays = stored_arrays(directory, files, advance)
     return arrays, fields, _whole(generation), vocabularies
@@ -226,9 +229,9 @@ def _fields(argument: str, given: Any) -> Fields:
 def _family(c: Fields) -> Any:
     """The module that converts this model type, such as `t5`. Called before other checks."""
     if c["model_type"] not in FAMILIES:
-        raise UnsupportedFeature(
-            f"model_type = {c['model_type']!r}: supported are {', '.join(FAMILIES)}"
-        )
+        why = REASONS.get(c["model_type"])
+        told = f"not implemented, {why}" if why else f"supported are {', '.join(FAMILIES)}"
+        raise UnsupportedFeature(f"model_type = {c['model_type']!r}: {told}")
     if "quantization_config" in c:
         raise UnsupportedFeature(
             "quantization_config: the arrays are not the model's parameters; convert the model "

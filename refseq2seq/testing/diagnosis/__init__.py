@@ -29,8 +29,9 @@ from ...backend import Array
 from ...checks import Source, Tokens, as_source, as_tokens, check_int, check_number, on_host
 from ...config import ModelConfig
 from ...convert import UnsupportedFeature
-from ...model import Memory, Model, check_model
+from ...model import Model, check_model
 from ..compare import as_float64
+from ..tolerance import refuse_memory
 from .explain import Cause
 from .hooks import Catch
 from .judge import Seen, Tolerance, diagnosed, judged, read_arrays
@@ -138,8 +139,9 @@ def diagnose(
             "max_new_tokens does not support a compiled module, which would be recompiled with the "
             "hooks in every step: give a target, or the module as it was before torch.compile"
         )
+    refuse_memory(source)
     model = _converted(peer) if model is None else model
-    ids, real = _as_source(model, source, source_mask)
+    ids, real = as_source(model.config.encoder, source, source_mask)
     if ids.ndim == 2:
         ids = np.where(real, ids, model.config.pad_id)
     mask = None if real.all() else real  # modules may compute otherwise with a mask
@@ -224,8 +226,9 @@ def diagnose_arrays(
     decoder.layers.1.cross_attention.scores: AttentionScale
     """
     check_model(model)
+    refuse_memory(source)
     c = model.config
-    ids, real = _as_source(model, source, source_mask)
+    ids, real = as_source(model.config.encoder, source, source_mask)
     fed, fed_mask = as_tokens("target", target, c.decoder.vocab_size)
     how = Tolerance(
         dtype=dtype,
@@ -242,13 +245,6 @@ def diagnose_arrays(
     lengths = _step_lengths(caught, fed.shape[1])
     seen = Seen(caught, (ids, fed), (real, fed_mask), pads, lengths, None)
     return diagnosed(model, [judged(model, seen, how)], how, ())
-
-
-def _as_source(model: Model, source: Source, mask: Array | None) -> tuple[np.ndarray, np.ndarray]:
-    """As `as_source`; a Memory is refused, of which no encoder computes anything."""
-    if isinstance(source, Memory):
-        raise TypeError("source must be what the encoder reads, got a Memory: pass its source")
-    return as_source(model.config.encoder, source, mask)
 
 
 def _step_lengths(arrays: Mapping[str, np.ndarray], n_target: int) -> list[int] | None:

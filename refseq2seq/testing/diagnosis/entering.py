@@ -12,7 +12,10 @@ from ...params import param_shapes
 # {stack}, {c}, {p}, {norms} and {windows} are those of `Parsed`.
 ENTERS: dict[str, tuple[str, str]] = {
     "frames": ("", ""),
-    "frame_projected": ("{c}.norm_before", "{p}.norm_before.* {p}.?_in"),
+    "frame_projected": (
+        "{c}.norm_before {c}.window {c}.stride {c}.padding",
+        "{p}.norm_before.* {p}.?_in",
+    ),
     "frame_out": ("{c}.activation {c}.norm_after", "{p}.norm_after.*"),
     "tokens": ("{stack}.embedding_scale", "{stack}.embedding {stack}.class_tokens"),
     "positions": ("{stack}.positions", "{stack}.positions"),

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...checks import Tokens, check_number
+from ...checks import Source, check_number
 from ...model import Model, check_model
 from ..agreement import TokenAgreement
 from ..rounding import rounded
+from ..tolerance import refuse_memory
 from .comparison import Deviation, compared, is_given_by
 from .outputs import Outputs, Request, read
 from .rules import other_requests
@@ -25,7 +26,7 @@ __all__ = ["assert_generation_agrees"]
 def assert_generation_agrees(
     theirs: Any,
     model: Model,
-    source: Tokens,
+    source: Source,
     *,
     dtype: str = "float32",
     z: float = 6.0,
@@ -46,7 +47,7 @@ def assert_generation_agrees(
         and so does its maximum length. Where the reference has fewer hypotheses than ``n_best``,
         theirs are not compared.
     model, source
-        As in `refseq2seq.generate`.
+        As in `refseq2seq.generate`, but no `Memory`.
     dtype : "float16", "bfloat16", "tf32", "float32" or "float64"
         Number format in which they compute.
     z : float
@@ -95,6 +96,7 @@ def assert_generation_agrees(
     With this change the reference gives their output: without no_repeat_ngram(1)
     """
     check_model(model)
+    refuse_memory(source)
     z = check_number("z", z, "[0, inf)")
     reference = replace(rounded(model, dtype).to("numpy").astype("float64"), settings=None)
     request = Request(reference, source, how)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import Tokens, check_int
+from ...checks import Source, check_int
 from ...generation.beam import BeamSearch, beam_search, beam_steps
 from ...generation.loop import Generation, Step, decode_steps
 from ...generation.request import as_prefix, check_options, checked_eos
@@ -31,7 +31,7 @@ class Request:
     """What is asked."""
 
     model: Model  # in float64
-    source: Tokens
+    source: Source
     how: dict[str, Any]
 
     def __post_init__(self) -> None:

@@ -16,7 +16,8 @@ class Implementation:
     """An encoder-decoder as a set of functions of NumPy arrays.
 
     ``encode(source, mask) -> memory`` takes integer token ids (batch, n) and a boolean mask
-    (batch, n), True = real token, or None if all tokens are real. Its result, of any type, is
+    (batch, n), True = real token, or None if all tokens are real; or, instead of ids, vectors such
+    as frames, float64 (batch, n, source_features). Its result, of any type, is
     only passed on to the other functions. ``logits(memory, target)`` is teacher forcing: it
     takes integer token ids (batch, n) and returns floats (batch, n, target_vocab_size), as a
     NumPy or CuPy array, before any softmax. The other arguments are optional; properties that
@@ -26,10 +27,14 @@ class Implementation:
     ----------
     encode, logits : function
         See above.
-    source_vocab_size, target_vocab_size : int
+    target_vocab_size : int
         Number of ids. Any id below it may occur at any position.
     start_id : int
         First token of every target.
+    source_vocab_size : int, optional
+        Number of ids of a source of tokens.
+    source_features : int, optional
+        Width of the vectors of a source that is not tokens, instead of ``source_vocab_size``.
     begin : function ``memory -> function tokens (batch, k) -> logits (batch, k, vocab)``
         Decoding with a cache: each call of the inner function continues where the previous
         call ended. The first token that is fed is the start token.
@@ -40,21 +45,26 @@ class Implementation:
         Tokens that end a row in ``generate``.
     pad_id : int, optional
         Token that ``generate`` writes after the end of a row; None if it is unspecified.
+    min_source_length : int
+        Minimum length of a source, for frames that must fill a window.
     max_source_length, max_target_length : int, optional
         Maximum lengths of a source and of a target; unlimited by default.
     padding : tuple of "right", "left", "between"
-        Supported locations of masked positions; ``()`` if the encoder takes no mask.
+        Supported locations of masked positions; ``()`` if the encoder takes no mask, and
+        ``("right",)`` if it joins several frames.
     """
 
     encode: Callable[[np.ndarray, np.ndarray | None], Any]
     logits: Callable[[Any, np.ndarray], Any]
-    source_vocab_size: int
     target_vocab_size: int
     start_id: int
+    source_vocab_size: int | None = None
+    source_features: int | None = None
     begin: Callable[[Any], Callable[[np.ndarray], Any]] | None = None
     generate: Callable[[np.ndarray, np.ndarray | None, int], Any] | None = None
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
+    min_source_length: int = 1
     max_source_length: int | None = None
     max_target_length: int | None = None
     padding: tuple[str, ...] = PADDING
@@ -62,12 +72,14 @@ class Implementation:
     def __post_init__(self) -> None:
         if unknown := set(self.padding) - set(PADDING):
             raise ValueError(f"padding must be some of {PADDING}, got {sorted(unknown)}")
-        for name in ("source_vocab_size", "target_vocab_size"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
-        for name in ("max_source_length", "max_target_length"):
-            if (most := getattr(self, name)) is not None and most < 3:
-                raise ValueError(f"{name} must be at least 3, got {most}: trials need 3 tokens")
+        if (self.source_vocab_size is None) == (self.source_features is None):
+            raise TypeError("source_vocab_size or source_features must be given, and not both")
+        least = {"source_vocab_size": 2, "target_vocab_size": 2, "source_features": 1}
+        least |= {"min_source_length": 1, "max_target_length": 3}
+        least |= {"max_source_length": 2 + max(self.min_source_length, 1)}
+        for name, low in least.items():
+            if (given := getattr(self, name)) is not None and given < low:
+                raise ValueError(f"{name} must be at least {low} for the trials, got {given}")
 
     def lacks(self, need: str) -> bool:
         """Whether the field ``need`` is not given, or padding of the kind ``need`` unsupported."""
@@ -118,19 +130,20 @@ class Trial:
     """Random sources and targets, small in the first trials, and results computed from them.
 
     ``source`` (batch, n) has no padding, and ``rows`` are ``batch`` sources of different lengths;
-    their ids are integers. Every target begins with the start token.
+    their ids are integers, or their vectors floats. Every target begins with the start token.
     """
 
     def __init__(self, subject: Implementation, index: int, rng: np.random.Generator) -> None:
         self.subject = subject
         self.rng = rng
         self.batch = 2 + index % 2
-        longest = 3 + index
-        self.most_source = min(longest, subject.max_source_length or longest)
+        longest, least = 3 + index, subject.min_source_length
+        self.most_source = min(longest + least - 1, subject.max_source_length or longest + least)
         self.most_target = min(longest, subject.max_target_length or longest)
-        self.source = self.source_tokens(self.batch, int(rng.integers(2, self.most_source + 1)))
+        n = int(rng.integers(max(2, least), self.most_source + 1))
+        self.source = self.source_tokens(self.batch, n)
         self.target = self.target_tokens(self.batch, int(rng.integers(3, self.most_target + 1)))
-        lengths = rng.integers(1, self.most_source, self.batch)
+        lengths = rng.integers(least, self.most_source, self.batch)
         lengths[0] = self.most_source - 1  # leaves room for padding; lengths mostly differ
         self.rows = [self.source_tokens(1, int(n))[0] for n in lengths]
 
@@ -140,14 +153,24 @@ class Trial:
         return {"source": self.source, "target": self.target}
 
     def source_tokens(self, batch: int, n: int) -> np.ndarray:
-        """Random source ids (batch, n); the first and the last id are frequent."""
-        return self._tokens(self.subject.source_vocab_size, batch, n)
+        """Random source ids (batch, n), often the first and the last id; or vectors."""
+        if (width := self.subject.source_features) is not None:
+            return self.rng.standard_normal((batch, n, width))
+        return self._tokens(self.subject.source_vocab_size, batch, n)  # type: ignore[arg-type]
 
     def target_tokens(self, batch: int, n: int) -> np.ndarray:
         """Random target ids (batch, n), which begin with the start token."""
         tokens = self._tokens(self.subject.target_vocab_size, batch, n)
         tokens[:, 0] = self.subject.start_id
         return tokens
+
+    def other_source(self, source: np.ndarray, place: int) -> np.ndarray:
+        """``source`` with another token or vector at position ``place`` of every row."""
+        if (vocab_size := self.subject.source_vocab_size) is not None:
+            return self.other(source, place, vocab_size)
+        changed = source.copy()
+        changed[:, place] = self.source_tokens(len(source), 1)[:, 0]
+        return changed
 
     def other(self, tokens: np.ndarray, place: int, vocab_size: int) -> np.ndarray:
         """``tokens`` with another id at position ``place`` of every row."""

@@ -26,7 +26,7 @@ def deterministic(t: Trial) -> Iterator[Claim]:
 @catches("writing into the caller's tokens or mask")
 def inputs_stay(t: Trial) -> Iterator[Claim]:
     """Input arrays are not modified."""
-    source, mask, target = t.source.copy(), np.ones(t.source.shape, dtype=bool), t.target.copy()
+    source, mask, target = t.source.copy(), np.ones(t.source.shape[:2], bool), t.target.copy()
     t.subject.logits(t.subject.encode(source, mask if t.subject.padding else None), target)
     if t.subject.generate is not None:
         t.subject.generate(source, mask if t.subject.padding else None, 3)
@@ -39,14 +39,14 @@ def results_stay(t: Trial) -> Iterator[Claim]:
     """Returned logits are not overwritten by later calls."""
     first = t.forward(t.source, t.target)
     before = first.copy()
-    t.forward(t.source_tokens(*t.source.shape), t.target_tokens(*t.target.shape))
+    t.forward(t.source_tokens(*t.source.shape[:2]), t.target_tokens(*t.target.shape))
     yield Claim(first, before, t.inputs, slack=0)
 
 
 @catches("state that encoding leaves in the module, such as the last source's keys and values")
 def memory_is_its_own(t: Trial) -> Iterator[Claim]:
     """A memory gives the same logits after another source is encoded."""
-    memory, other = t.encode(t.source), t.source_tokens(*t.source.shape)
+    memory, other = t.encode(t.source), t.source_tokens(*t.source.shape[:2])
     before = t.logits(memory, t.target).copy()
     t.logits(t.encode(other), t.target)
     yield Claim(t.logits(memory, t.target), before, {**t.inputs, "encoded between": other})
@@ -110,15 +110,16 @@ def row_alone(t: Trial) -> Iterator[Claim]:
 @catches("a separate code path for masks that is wrong", needs=("padding",))
 def full_mask(t: Trial) -> Iterator[Claim]:
     """A mask in which every token is real gives the same logits as no mask."""
-    masked = t.forward(t.source, t.target, np.ones(t.source.shape, dtype=bool))
+    masked = t.forward(t.source, t.target, np.ones(t.source.shape[:2], dtype=bool))
     yield Claim(masked, t.forward(t.source, t.target), t.inputs)
 
 
 @catches("a mask missing in the encoder's attention or in cross-attention", needs=("padding",))
 def padding_content(t: Trial) -> Iterator[Claim]:
-    """Logits do not depend on the ids at masked positions."""
+    """Logits do not depend on the ids or the vectors at masked positions."""
     source, mask = t.padded(t.subject.padding[0])
-    changed = np.where(mask, source, t.source_tokens(*source.shape))
+    changed = t.source_tokens(*mask.shape)
+    changed[mask] = source[mask]
     inputs = {"source": source, "mask": mask, "target": t.target, "changed source": changed}
     yield Claim(t.forward(changed, t.target, mask), t.forward(source, t.target, mask), inputs)
 
@@ -155,7 +156,7 @@ def source_counts(t: Trial) -> Iterator[Claim]:
     """The logits depend on the first, a middle and the last source token."""
     n, before = t.source.shape[1], t.forward(t.source, t.target)
     for name, place in (("first", 0), ("middle", n // 2), ("last", n - 1)):
-        changed = t.other(t.source, place, t.subject.source_vocab_size)
+        changed = t.other_source(t.source, place)
         inputs = {**t.inputs, "changed source": changed}
         after = t.forward(changed, t.target)
         yield Claim(after, before, inputs, differ=f"the {name} source token")
@@ -169,6 +170,8 @@ def last_id_counts(t: Trial) -> Iterator[Claim]:
     for i in (last - 1, 0):
         inputs = {"source": t.source, "target": [last], "changed target": [i]}
         yield Claim(logits[last], logits[i], inputs, differ=f"target id {last} instead of {i}")
+    if t.subject.source_vocab_size is None:
+        return
     last = t.subject.source_vocab_size - 1
     logits = {i: t.forward(np.full_like(t.source, i), t.target) for i in (last, last - 1, 0)}
     for i in (last - 1, 0):
@@ -176,11 +179,23 @@ def last_id_counts(t: Trial) -> Iterator[Claim]:
         yield Claim(logits[last], logits[i], inputs, differ=f"source id {last} instead of {i}")
 
 
+@catches("features cut off, frames transposed", needs=("source_features",))
+def features_count(t: Trial) -> Iterator[Claim]:
+    """The logits depend on the first and the last feature of a source of vectors."""
+    before = t.forward(t.source, t.target)
+    for name, place in (("first", 0), ("last", -1)):
+        changed = t.source.copy()
+        changed[..., place] = t.source_tokens(*t.source.shape[:2])[..., place]
+        inputs = {**t.inputs, "changed source": changed}
+        after = t.forward(changed, t.target)
+        yield Claim(after, before, inputs, differ=f"the {name} feature of the source")
+
+
 @catches("no positions in the encoder")
 def source_order(t: Trial) -> Iterator[Claim]:
     """The logits depend on the order of the source tokens."""
     source, n = t.source_tokens(t.batch, t.most_source), t.most_source
-    source[:, 1] = t.other(source, 2, t.subject.source_vocab_size)[:, 2]
+    source[:, 1] = t.other_source(source, 2)[:, 2]
     # The even positions, then the odd ones. Reversal would keep the distances between tokens, on
     # which alone symmetric ALiBi depends; rotation would keep most of them.
     changed = source[:, [*range(0, n, 2), *range(1, n, 2)]]

@@ -108,7 +108,7 @@ def found(root: Any, path: str) -> Any:
     """The `member`, or None."""
     try:
         return member(root, path)
-    except (AttributeError, IndexError, KeyError):
+    except (AttributeError, IndexError, KeyError, ValueError):  # not an index of a layer
         return None
 
 
