@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import refseq2seq as rs
+from refseq2seq.checks import UnsupportedFeature
 from refseq2seq.config import WindowConfig
 from refseq2seq.taps import FunctionTap
 from refseq2seq.testing import diagnose_arrays, rounded
@@ -117,5 +118,5 @@ def test_embeddings_are_a_source_and_a_memory_is_none():
     arrays = {**trace, "encoder.final": 2 * trace["encoder.final"]}
     found = diagnose_arrays(model, arrays, x, TARGET, dtype="float32", runs=8)
     assert found.first == "encoder.final"
-    with pytest.raises(TypeError, match=r"source .*Memory"):
+    with pytest.raises(UnsupportedFeature, match=r"source .*Memory"):
         diagnose_arrays(model, trace, rs.encode(model, x), TARGET, dtype="float32")

@@ -81,14 +81,16 @@ def diagnose(
         TransformerWrapper or of nn.TransformerEncoder and nn.TransformerDecoder. A module from
         ``torch.compile`` is run compiled, then recompiled with the hooks, and recompiled again
         when it is used next.
-    source : integer array (batch, n_source), or list of lists of token ids
-        Masked positions are replaced by the pad token of the model before the module runs.
+    source : array (batch, n_source) or (batch, n_source, d), or list of rows
+        Token ids: integers, or lists of lists of them. Masked positions are replaced by the pad
+        token of the model before the module runs. For Whisper, frames (batch, n_frames, n_mels),
+        of which transformers demands ``2 * max_source_positions``. ``run`` may take embeddings.
     target : integer array (batch, n_target), or list of lists, optional
         Input of the decoder, the start token first. With ``max_new_tokens``, the prefix of the
         generated target: by default the start token of ``model``, and without ``model`` that of
         the module, or 0 for x-transformers, which defines none.
     source_mask : boolean array (batch, n_source), optional
-        True = real token.
+        True = real token. transformers' Whisper supports none: its padding is silence.
     model : Model, optional
         The model that the module should implement; by default it is converted from the module.
         It is required if the converter does not accept the module, because the module was
@@ -121,8 +123,9 @@ def diagnose(
     Raises
     ------
     UnsupportedFeature
-        If the converter does not accept the module and ``model`` is not given, or if the module
-        is compiled in a way that cannot be run here.
+        If the converter does not accept the module and ``model`` is not given, if the module
+        is compiled in a way that cannot be run here, or if its library does not run it on such a
+        source, or its family is not supported.
     TypeError, ValueError
         If the module is of another kind, or the tokens do not fit the model.
 
