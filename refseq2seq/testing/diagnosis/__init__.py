@@ -148,7 +148,12 @@ def diagnose(
     if ids.ndim == 2:
         ids = np.where(real, ids, model.config.pad_id)
     mask = None if real.all() else real  # modules may compute otherwise with a mask
-    peer.check_source(ids, mask)
+    kind = "tokens" if ids.ndim == 2 else "vectors"
+    if kind not in peer.reads:
+        raise UnsupportedFeature(
+            f"source is {kind}, and diagnose runs this module on {peer.reads[0]} only: pass what "
+            "it computes to diagnose_arrays"
+        )
     if target is None:
         if max_new_tokens is None:
             raise TypeError("target is missing: pass a target, or max_new_tokens to generate one")

@@ -3,8 +3,6 @@
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from ...config import StackConfig
 from ...convert import UnsupportedFeature, from_huggingface
 from ...convert.huggingface import bart, t5
@@ -30,9 +28,10 @@ class HuggingFaceModule:
         self.family = self.model.config.model_type
         if self.family not in WATCHED:
             raise UnsupportedFeature(
-                f"module is a {type(self.model).__qualname__}, of a family that diagnose does not "
-                f"support: it supports {', '.join(WATCHED)}; pass other arrays to diagnose_arrays"
+                f"module is a {type(self.model).__qualname__}; diagnose knows the families "
+                f"{', '.join(WATCHED)}: pass what it computes to diagnose_arrays"
             )
+        self.reads: tuple[str, ...] = ("vectors",) if self.family == "whisper" else ("tokens",)
 
     @property
     def stacks(self) -> list[Any]:
@@ -41,35 +40,21 @@ class HuggingFaceModule:
     def convert(self) -> Model:
         return from_huggingface(self.model)
 
-    def check_source(self, source: np.ndarray, mask: np.ndarray | None) -> None:
-        """Raise unless the source is frames for Whisper, and tokens otherwise."""
-        kind = "tokens" if source.ndim == 2 else "vectors"
-        if kind != ("vectors" if self.family == "whisper" else "tokens"):
-            raise UnsupportedFeature(
-                f"source is {kind}, on which diagnose does not run a module of {self.family}"
-            )
-        if self.family == "whisper":
-            n = 2 * self.model.config.max_source_positions
-            if mask is not None:
-                raise UnsupportedFeature(
-                    "source_mask must be all True: transformers ignores the mask of Whisper's "
-                    f"frames; pad the sound with silence to {n} frames, which are real"
-                )
-            if source.shape[1] != n:
-                raise ValueError(
-                    f"source must have {n} frames, 2 * max_source_positions, which transformers "
-                    f"demands of Whisper, got {source.shape[1]}: pad the sound with silence"
-                )
-
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
         given = self._given(source, None if mask is None else mask.long())
         return self.module(**given, decoder_input_ids=target, use_cache=False).logits
 
     def _given(self, source: Any, mask: Any) -> dict[str, Any]:
         """The arguments for a source; transformers swaps the axes of Whisper's frames."""
-        if self.family == "whisper":
-            return {"input_features": source.mT}
-        return {"input_ids": source, "attention_mask": mask}
+        if self.family != "whisper":
+            return {"input_ids": source, "attention_mask": mask}
+        n = 2 * self.model.config.max_source_positions
+        if mask is not None or source.shape[1] != n:
+            raise UnsupportedFeature(
+                f"source must have {n} frames and source_mask must be all True for Whisper of "
+                f"transformers, got {source.shape[1]} frames: pad the sound with silence"
+            )
+        return {"input_features": source.mT}
 
     def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:
         """Greedy decoding with the model's cache; no token ends a row.
@@ -80,11 +65,13 @@ class HuggingFaceModule:
         import torch
         from transformers import GenerationMixin
 
-        generate, mask = self.model.generate, torch.ones_like(source) if mask is None else mask
+        generate = self.model.generate
         if self.family == "whisper":
             generate = partial(GenerationMixin.generate, self.model)
+        elif mask is None:
+            mask = torch.ones_like(source)
         found = generate(
-            **self._given(source, mask.long()),
+            **self._given(source, None if mask is None else mask.long()),
             decoder_input_ids=prefix,
             max_new_tokens=n_new,
             min_new_tokens=n_new,
@@ -117,10 +104,8 @@ def _watch_convolutions(catch: Catch, stack: Any) -> None:
     """Register hooks on Whisper's convolutions, whose last axis is time."""
     catch.given(stack.conv1, ["encoder.frames"], lambda call: call.args[0].mT)
     catch.given(stack.conv2, ["encoder.frame_layers.0.out"], lambda call: call.args[0].mT)
-    for i, convolution in enumerate((stack.conv1, stack.conv2)):
-        catch.gives(
-            convolution, [f"encoder.frame_layers.{i}.projected"], lambda call: call.output.mT
-        )
+    for i, of in enumerate((stack.conv1, stack.conv2)):
+        catch.gives(of, [f"encoder.frame_layers.{i}.projected"], lambda call: call.output.mT)
 
 
 def _watch_t5(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:

@@ -19,6 +19,7 @@ class Peer(Protocol):
 
     called: list[Any]  # the modules that run
     parts: list[Any]  # the same modules before torch.compile
+    reads: tuple[str, ...]  # its sources: tokens, vectors or both
 
     @property
     def stacks(self) -> list[Any]:
@@ -26,9 +27,6 @@ class Peer(Protocol):
 
     def convert(self) -> Model:
         """Convert its weights to a `Model`."""
-
-    def check_source(self, source: np.ndarray, mask: np.ndarray | None) -> None:
-        """Raise unless the module can run on the source; the mask is None if all is real."""
 
     def new_tokens(self, call: Call) -> Any:
         """The token ids that are new in a call of the decoder."""
@@ -39,7 +37,8 @@ class Peer(Protocol):
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
         """Logits of teacher forcing, (batch, n_target, vocab_size).
 
-        All are tensors; the mask is boolean (batch, n_source), True = real token, or None.
+        All are tensors; the mask is boolean (batch, n_source), True = real token, or None. Raises
+        if the library cannot run it on such a source.
         """
 
     def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:

@@ -7,8 +7,6 @@ scores and weights are not compared.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ...config import StackConfig
 from ...model import Model
 from .hooks import Call, Catch, watch_feed_forward, watch_residuals
@@ -21,6 +19,8 @@ class PyTorchModule:
     """An nn.Transformer, or a pair of its stacks, and the function that embeds tokens, runs it
     and returns logits.
     """
+
+    reads: tuple[str, ...] = ("tokens", "vectors")  # whatever ``run`` takes
 
     def __init__(self, module: Any, run: Run | None) -> None:
         if run is None:
@@ -37,9 +37,6 @@ class PyTorchModule:
     def convert(self) -> Model:
         """Raise: embeddings and output projection are not part of an nn.Transformer."""
         raise TypeError("an nn.Transformer needs model: pass the result of from_pytorch")
-
-    def check_source(self, source: np.ndarray, mask: np.ndarray | None) -> None:
-        """Accept any source that the model reads: ``run`` embeds it."""
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
         return self.run(source, target, mask)

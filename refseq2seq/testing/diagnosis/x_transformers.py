@@ -4,8 +4,6 @@ from collections import defaultdict
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from ...config import RotaryPositions, StackConfig
 from ...convert import UnsupportedFeature, from_x_transformers
 from ...model import Model
@@ -19,6 +17,8 @@ ACCEPTED = (
 
 class XTransformersModule:
     """An XTransformer, or a pair (encoder, decoder) of TransformerWrapper."""
+
+    reads: tuple[str, ...] = ("tokens",)
 
     def __init__(self, module: Any) -> None:
         from x_transformers import AutoregressiveWrapper, TransformerWrapper, XTransformer
@@ -44,14 +44,6 @@ class XTransformersModule:
     def convert(self) -> Model:
         """The converted model; start token 0 and no EOS, since the module defines neither."""
         return from_x_transformers(tuple(self.parts), decoder_start_id=0, eos_ids=())
-
-    def check_source(self, source: np.ndarray, mask: np.ndarray | None) -> None:
-        """Raise for vectors: a TransformerWrapper reads tokens."""
-        if source.ndim == 3:
-            raise UnsupportedFeature(
-                "source is vectors, on which diagnose does not run a TransformerWrapper: pass "
-                "tokens, or what the module computed to diagnose_arrays"
-            )
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
         memory = self.encoder(source, mask=mask, return_embeddings=True)

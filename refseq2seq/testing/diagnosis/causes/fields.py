@@ -103,26 +103,18 @@ def _caps(path: str, cap: float | None) -> Iterator[Trial | Knob]:
 
 def _windows(path: str, windows: tuple[WindowConfig | None, ...]) -> Iterator[Trial]:
     """No windows, those of other layers, and other widths of each."""
-    told = {"left out": (), "those of the next layer": (*windows[1:], *windows[:1])}
-    for w in dict.fromkeys(w for w in windows if w is not None):
-        told[f"{w.back} back and {w.ahead} ahead in all layers"] = (w,) * len(windows)
+    others: set[tuple[WindowConfig | None, ...]] = {(), (*windows[1:], *windows[:1])}
+    for w in {w for w in windows if w is not None}:
         near = [{n - 1, n, n + 1, n // 2, 2 * n} for n in (w.back, w.ahead)]
         if path == "decoder.windows":  # nothing later is in the causal mask
             near[1] = {w.ahead}
-        for back, ahead in product(*map(sorted, near)):
-            if min(back, ahead) >= 0 and (back, ahead) != (w.back, w.ahead):
-                other = WindowConfig(back=back, ahead=ahead)
-                text = f"{back} back and {ahead} ahead; the model has {w.back} and {w.ahead}"
-                told[text] = tuple(other if x == w else x for x in windows)
-    for text, others in told.items():
-        if others != windows:
-            yield Trial(
-                "OtherWindow",
-                f"windows are {text} ({path})",
-                with_config(path, others),
-                path,
-                others,
-            )
+        for back, ahead in product(*near):
+            other = WindowConfig(back=max(back, 0), ahead=max(ahead, 0))
+            others.add(tuple(other if x == w else x for x in windows))
+    for new in sorted(others - {windows}, key=str):
+        told, model = ([w and (w.back, w.ahead) for w in of] or "left out" for of in (new, windows))
+        text = f"the windows (back, ahead) are {told}; the model has {model} ({path})"
+        yield Trial("OtherWindow", text, with_config(path, new), path, new)
 
 
 def _norm_kinds(path: str, c: NormConfig) -> Iterator[Trial]:

@@ -40,15 +40,14 @@ def other_functions(scene: Scene, name: str) -> Iterator[Trial]:
             yield of_quantity("Activation", text, name, change)
         bias = found(scene.params, f"{here.p}.b_in")
         if bias is not None and not c.gated:
-            after = bias_after(ACTIVATIONS[c.activation], bias)
+            after = _bias_after(ACTIVATIONS[c.activation], bias)
             text = "the bias is added after the activation"
             yield of_quantity("Activation", text, name, computed(after, *inputs))
         for text, form in _gated_forms(ACTIVATIONS[c.activation]).items() if c.gated else ():
             yield of_quantity("Activation", text, name, computed(form, *inputs))
 
 
-def bias_after(f: Function, bias: np.ndarray) -> Function:
-    """The function f(x) + bias in the place of f(x + bias)."""
+def _bias_after(f: Function, bias: np.ndarray) -> Function:
     return lambda projected: f(projected - bias) + bias
 
 

@@ -14,10 +14,16 @@ from ....watching.quantities import inputs_of
 from ...simulation import mask_at
 from ..entering import parsed
 from ..replay import Scene, member
-from .forms import ACTIVATIONS_OF_OTHERS, Function, bias_after
+from .forms import ACTIVATIONS_OF_OTHERS, Function
 from .trial import Trial, applied, computed, of_quantity, with_param
 
 FRAMES = "encoder.frames"
+ORDERS: dict[str, Function] = {
+    "have the features in reverse order": lambda x: x[..., ::-1],
+    "are reshaped to (n_features, n_frames), not transposed": lambda x: x.reshape(x.mT.shape).mT,
+    "are reshaped from (n_features, n_frames), not transposed": lambda x: x.mT.reshape(x.shape),
+    "lack (x + 4) / 4, with which Whisper's features end": lambda x: 4 * x - 4,
+}
 
 
 def other_frames(scene: Scene, names: list[str]) -> Iterator[Trial]:
@@ -25,17 +31,7 @@ def other_frames(scene: Scene, names: list[str]) -> Iterator[Trial]:
     inputs = (source for name in names for source in inputs_of(name, list(scene.passed)))
     if FRAMES not in (*names, *inputs):
         return
-    orders = {
-        "have the features in reverse order": lambda x: x[..., ::-1],
-        "are reshaped to (n_features, n_frames), not transposed": lambda x: x.reshape(
-            len(x), x.shape[2], x.shape[1]
-        ).swapaxes(1, 2),
-        "are reshaped from (n_features, n_frames), not transposed": lambda x: x.swapaxes(
-            1, 2
-        ).reshape(x.shape),
-        "lack (x + 4) / 4, with which Whisper's features end": lambda x: 4 * x - 4,
-    }
-    for text, order in orders.items():
+    for text, order in ORDERS.items():
         yield of_quantity("OtherFrames", f"the frames {text}", FRAMES, applied(order))
 
 
@@ -50,18 +46,18 @@ def other_windows(scene: Scene, name: str) -> Iterator[Trial]:
         yield from _places(scene, name, c, p)
         yield from _kernels(here.p, c, p.w_in)
         return
-    f, result = ACTIVATIONS.get(c.activation, np.positive), f"{here.p}.projected"
-    others = {f"the activation is {called}": g for called, g in ACTIVATIONS_OF_OTHERS.items()}
-    if p.b_in is not None:
-        others["the bias is added after the activation"] = bias_after(f, p.b_in)
+    f = ACTIVATIONS.get(c.activation, np.positive)
+    norm = partial(normalize, p.norm_after, c.norm_after)
+    others: dict[str, Function] = {
+        f"the activation is {called}; the model has {c.activation}": _then(g, norm)
+        for called, g in ACTIVATIONS_OF_OTHERS.items()
+    }
+    if p.norm_after is not None:
+        others["the norm is applied before the activation"] = _then(norm, f)
     for text, g in others.items():
-        change = computed(_then(g, partial(normalize, p.norm_after, c.norm_after)), result)
-        whole = f"{text}; the model has {c.activation} ({here.c}.activation)"
-        yield of_quantity("Activation", whole, name, change)
-    if c.norm_after is not None:
-        change = computed(_then(partial(normalize, p.norm_after, c.norm_after), f), result)
-        text = f"the norm {here.p}.norm_after is applied before the activation"
-        yield of_quantity("NormPlace", text, name, change)
+        flag = "NormPlace" if "norm" in text else "Activation"
+        change = computed(g, f"{here.p}.projected")
+        yield of_quantity(flag, f"{text} ({here.c})", name, change)
 
 
 def _then(f: Function, g: Function) -> Function:
@@ -72,9 +68,9 @@ def _places(scene: Scene, name: str, c: FrameLayerConfig, p: FrameLayerParams) -
     """Windows that begin earlier or later, and other vectors than zeros around the frames."""
     (source,) = inputs_of(name, list(scene.passed))
     n, most = scene.passed[source].shape[1], max(c.padding, c.stride)
-    mask = None
-    if scene.source_mask is not None:
-        mask = mask_at(source, scene.config.encoder, scene.source_mask)
+    all_real = np.ones(scene.source.shape[:2], bool)
+    real = all_real if scene.source_mask is None else scene.source_mask
+    mask = mask_at(source, scene.config.encoder, real)[:, :, None]
     at = np.arange(-c.padding, n + c.padding)
     others = {"there is no padding": at[c.padding : n + c.padding]}
     for i in range(1, most + 1) if c.window > 1 else ():
@@ -90,33 +86,24 @@ def _places(scene: Scene, name: str, c: FrameLayerConfig, p: FrameLayerParams) -
 
 
 def _projected(
-    c: FrameLayerConfig,
-    p: FrameLayerParams,
-    places: np.ndarray,
-    mask: np.ndarray | None,
-    x: np.ndarray,
+    c: FrameLayerConfig, p: FrameLayerParams, places: np.ndarray, mask: np.ndarray, x: np.ndarray
 ) -> np.ndarray:
     """The product of windows over the vectors at ``places``; zeros are outside of 0 to n - 1."""
     x, n = normalize(p.norm_before, c.norm_before, x), x.shape[1]
-    if mask is not None:
-        x = np.where(mask[:, :, None], x, 0.0)
-    inside = ((places >= 0) & (places < n))[:, None]
-    x = np.where(inside, x[:, places % n], 0.0)
-    return linear(windows(x, replace(c, padding=0)), p.w_in, p.b_in)
+    inside = mask[:, places % n] & ((places >= 0) & (places < n))[:, None]
+    return linear(
+        windows(np.where(inside, x[:, places % n], 0.0), replace(c, padding=0)), p.w_in, p.b_in
+    )
 
 
 def _kernels(place: str, c: FrameLayerConfig, w: np.ndarray) -> Iterator[Trial]:
     """Kernels (window, d_in, d_out) with axes reversed or exchanged."""
     kernel = w.reshape(c.window, -1, c.d_out)
-    others = {}
+    others, order = {}, "as (d_in, window), where the model has (window, d_in)"
     if c.window > 1:
         others["is reversed in time"] = kernel[::-1]
-        others["is read as (d_in, window), where the model has (window, d_in)"] = kernel.reshape(
-            -1, c.window, c.d_out
-        ).swapaxes(0, 1)
-        others["is stored as (d_in, window), where the model has (window, d_in)"] = kernel.swapaxes(
-            0, 1
-        )
+        others[f"is stored {order}"] = kernel.swapaxes(0, 1)
+        others[f"is read {order}"] = kernel.reshape(-1, c.window, c.d_out).swapaxes(0, 1)
     if kernel.shape[1] == c.d_out:
         others["has the axes of input and output exchanged"] = kernel.swapaxes(1, 2)
     for text, other in others.items():

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from operator import itemgetter
 
 import numpy as np
 
@@ -38,10 +38,13 @@ def other_positions(scene: Scene, name: str) -> Iterator[Trial]:
             if other.ndim == 2 and here.kind == "scores":
                 together = _with(here.stack, other, other)
                 yield Trial(flag, f"positions {told} ({here.stack})", together)
-    if isinstance(used, LearnedPositions):
-        for told, shape in {"alternate": (2, -1), "fill two halves": (-1, 2)}.items():
-            text = f"the columns of positions {told}, where the model has them otherwise"
-            yield of_quantity("SinusoidLayout", text, name, applied(partial(_columns, shape)))
+    if isinstance(used, LearnedPositions) and c.d_model % 2 == 0:
+        columns = np.arange(c.d_model)
+        orders = {"alternate": columns.reshape(2, -1).T, "are halves": columns.reshape(-1, 2).T}
+        for told, order in orders.items():
+            text = f"sines and cosines {told}, in another order than in the model ({here.stack})"
+            change = applied(itemgetter((..., order.ravel())))
+            yield of_quantity("SinusoidLayout", text, name, change)
     if here.kind == "scores":
         text = (
             f"relative positions are query minus key; the model has key minus query ({here.stack})"
@@ -49,11 +52,6 @@ def other_positions(scene: Scene, name: str) -> Iterator[Trial]:
         yield Trial("OtherPositions", text, _with(here.stack, -q, -k))
     if isinstance(used, RotaryPositions):
         yield _mixed_pairs(scene, name, used)
-
-
-def _columns(shape: tuple[int, int], x: np.ndarray) -> np.ndarray:
-    """Columns of two halves that alternate, (2, d / 2), or the reverse, (d / 2, 2)."""
-    return x.reshape(*x.shape[:-1], *shape).swapaxes(-1, -2).reshape(x.shape)
 
 
 def _counted(scene: Scene, stack: str, offset: int | None) -> dict[str, tuple[str, np.ndarray]]:

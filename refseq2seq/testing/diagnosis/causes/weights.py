@@ -69,21 +69,16 @@ def biases_left_out(scene: Scene, names: list[str]) -> Iterator[Trial]:
                 yield Trial("BiasMissing", text, with_param(place, zeros))
 
 
-BIASES = {
-    "q": "b_q", "k": "b_k", "v": "b_v", "projected": "b_in", "gate": "b_gate", "out": "b_o",
-    "frame_projected": "b_in",
-}  # fmt: skip
+BIASES = {"q": "b_q", "k": "b_k", "v": "b_v", "out": "b_o", "frame_projected": "b_in"}
 """The last word of a quantity -> the bias that some models add to it."""
-FEWEST_ROWS = 4
-"""Of fewer rows a bias would explain any difference."""
+FEWEST_ROWS = 4  # with fewer, a bias would explain any difference
 
 
 def bias_added(scene: Scene, name: str) -> Iterator[Trial]:
     """A bias where the model has none: what the rows differ by, the same in all of them."""
     here = parsed(name)
     p, bias = found(scene.params, here.p), BIASES.get(here.kind, "")
-    bias = bias if hasattr(p, bias) else "b_out"
-    if name not in scene.seen or here.kind not in BIASES or getattr(p, bias) is not None:
+    if not bias or name not in scene.seen or getattr(p, bias, p) is not None:
         return
     own: dict[str, np.ndarray] = {}
     replay(scene, [name], FunctionTap(lambda name, x: own.setdefault(name, np.asarray(x))))
@@ -92,14 +87,7 @@ def bias_added(scene: Scene, name: str) -> Iterator[Trial]:
     added = np.median(difference, axis=axes, keepdims=True)
     if difference.size < FEWEST_ROWS * added.size:
         return
-    near = 1e-3 * np.abs(added).max()
-    others = {other: getattr(p, other, None) for other in BIASES.values()}
-    like = [
-        other
-        for other, x in others.items()
-        if x is not None and x.size == added.size and np.allclose(x, added.ravel(), 0, near)
-    ]
-    text = f"{' or '.join(like) or 'a bias'} is added; the model has no {bias} ({here.p})"
+    text = f"a bias is added; the model has no {here.p}.{bias}"
     yield of_quantity("BiasAdded", text, name, applied(lambda x: x + added))
 
 
