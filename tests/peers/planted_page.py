@@ -49,8 +49,8 @@ bug *none*, the module is unchanged.
 The last column lists the [properties](properties.md) that fail, without reference weights:
 cached against uncached, a row alone against the row in a batch, padding against none, and so
 on. They detect a mistake that breaks such a relation. They cannot detect a mistake that makes
-another, consistent model, nor one that their random trials did not meet. They are about models that
-read tokens, so that the column is empty for Whisper.
+another, consistent model, nor one that their random trials did not meet. The column
+is empty for Whisper, whose properties were not examined.
 
 `python tests/peers/planted_page.py` writes this page; the tests check it against the results of
 `diagnose`.
