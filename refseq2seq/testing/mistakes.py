@@ -25,7 +25,7 @@ OtherMask (mask): Another mask: causal in an encoder, one token longer or shorte
     -> Some keys are lost, or some that are masked take part.
 FrameMask (mask): The mask of windows is not that of their frames: one window longer or shorter.
     -> The last sound is lost, or silence after it is heard.
-WindowEdge (mask): The window of a layer's attention is off by one, or is that of another layer.
+WindowEdge (mask): The window of a layer's attention is another one, or that of another layer.
     -> Right for short texts, wrong for longer ones.
 CapOrder (attention): Scores are capped after the mask: the cap makes -inf a finite score.
     -> Padding and later tokens take part in attention.
@@ -57,6 +57,9 @@ OtherTokens (inputs): Other token ids are read.
     -> The model reads another text.
 OtherInput (inputs): The quantity is computed from another quantity, or is another quantity.
     -> A residual, a norm or a memory is taken at the wrong place.
+OtherFrames (inputs): The features of frames are in another order or on another scale, or the axes
+    of frames and features are exchanged.
+    -> The encoder hears something else.
 OtherRow (inputs): The rows of the batch are exchanged.
     -> A row gets the numbers of its neighbour.
 ShiftedInput (inputs): Positions are exchanged: shifted or reversed.
@@ -69,18 +72,16 @@ GainMinusOne (weights): The gain is stored as gain - 1, and 1 is not added; or t
     -> The norm's output is far too small, or too large.
 BiasMissing (weights): A bias is left out.
     -> A constant is missing from each row.
+BiasAdded (weights): A bias is added that the model does not have.
+    -> A constant is added to each row.
 SwappedWeights (weights): Two arrays are exchanged.
     -> Right shapes, other numbers.
 OtherWeights (weights): An array is that of another layer, or is transposed, or is permuted.
     -> Right shapes, other numbers.
 FrameKernel (weights): The frames of a window are in another order, or a kernel's axes exchanged.
     -> Right shapes, other numbers.
-FramePadding (convention): The zeros around the frames all stand after them, or are left out.
-    -> Every window is a frame too late.
 FrameNorm (convention): The norm of a layer of frames stands before the activation and not after it.
     -> Embeddings of another scale.
-LogitsCap (convention): Logits are not capped.
-    -> The same best token, and log-probabilities that are too sure of it.
 NormPlace (convention): Norms stand before the sublayers and not after the sum.
     -> Another model with the same weights.
 EmbeddingScale (convention): Embeddings are not multiplied by sqrt(d_model).
@@ -111,6 +112,11 @@ AlibiSlopes (convention): ALiBi has other slopes.
     -> Attention decays with distance at another rate.
 RelativeScale (convention): The bias of relative positions has another scale, or is left out.
     -> Distance counts too little or too much.
+SoftCap (convention): Scores or logits are not capped, or by another number.
+    -> The largest scores count too much or too little.
+FrameWindows (convention): The windows of a convolution begin elsewhere, or other vectors than zeros
+    stand around the frames.
+    -> Each embedding is made of other frames, or those at the edges are.
 Activation (convention): The activation function is another one.
     -> Wrong from the first feed-forward layer on.
 NormKind (convention): The norm is another one.

@@ -25,9 +25,9 @@ OF_FAMILY = {
     "x_transformers": ("GeluForm", "PositionScale"),
     "t5": ("GeluForm", "RelativeBuckets", "AttentionScale", "LogitsScale"),
     "everything": ("RotaryPairing", "KeyValueHeads", "BiasedDeviation"),
-    "whisper": ("FrameMask", "FramePadding", "FrameKernel"),
+    "whisper": ("FrameMask", "FrameWindows", "FrameKernel"),
     "captions": ("FrameNorm", "ClassTokens"),
-    "t5gemma": ("WindowEdge", "CapOrder", "LogitsCap"),
+    "t5gemma": ("WindowEdge", "CapOrder", "SoftCap"),
 }
 """Flags of the conventions of each family that its first case already reveals."""
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ....ops import ACTIVATIONS, sigmoid, softmax
 from ..entering import parsed
-from ..replay import Scene, member
+from ..replay import Scene, mask_of, member
 from .masks import widened
 from .trial import Trial, computed, found, of_quantity
 
@@ -27,7 +27,7 @@ def other_functions(scene: Scene, name: str) -> Iterator[Trial]:
     """Other functions of the scores, or of the projected input."""
     here = parsed(name)
     if here.kind == "weights":
-        mask = widened(scene.masks[here.c], scene.passed[name].shape[-1])
+        mask = widened(mask_of(scene, name), scene.passed[name].shape[-1])
         for text, f in _softmaxes(mask).items():
             yield of_quantity(
                 "SoftmaxForm", f"{text} ({here.c})", name, computed(f, f"{here.p}.scores")
