@@ -18,8 +18,8 @@ class Settings(Config):
     are fields of `refseq2seq.config.ModelConfig`.
     """
 
-    max_new_tokens: int | None = None
-    max_length: int | None = None  # prefix included; without effect beside max_new_tokens
+    max_new_tokens: int | None = None  # of two maxima, the smaller one applies
+    max_length: int | None = None  # prefix included
     min_new_tokens: int | None = None
     min_length: int = 0  # prefix included; without effect beside min_new_tokens
     num_return_sequences: int = 1

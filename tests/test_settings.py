@@ -62,7 +62,8 @@ def test_samples_as_configured_do_not_depend_on_their_number():
         ({"max_length": 9, "min_length": 5}, 1, (8, 4)),
         ({"max_length": 9, "min_length": 5}, 4, (5, 1)),
         ({"max_length": 9, "min_length": 3}, 4, (5, 0)),
-        ({"max_length": 9, "max_new_tokens": 7}, 4, (7, 0)),
+        ({"max_length": 9, "max_new_tokens": 7}, 4, (5, 0)),
+        ({"max_length": 99, "max_new_tokens": 7}, 4, (7, 0)),
         ({"min_length": 9, "min_new_tokens": 7}, 4, (20, 7)),
     ],
 )

@@ -329,6 +329,25 @@ def test_as_configured_begins_with_the_prompt(tmp_path):
     assert longer["max_new_tokens"] == 7
 
 
+def test_a_given_prompt_has_the_language(tmp_path):
+    fields = MULTILINGUAL | {"language": "german", "max_length": 5, "eos_token_id": 40}
+    model = rs.load(write_huggingface(tmp_path, weights(), generation=fields))
+    with raises_naming(rs.UnsupportedFeature, "language", "german", "prefix="):
+        rs.as_configured(model)
+    assert rs.as_configured(model, prefix=[[1, 12, 15]])["max_new_tokens"] == 5
+    n = model.config.decoder.max_length - 4  # longer prefixes leave fewer
+    assert rs.as_configured(model, prefix=[[1] * n])["max_new_tokens"] == 4
+
+
+def test_rules_of_timestamps_are_those_of_the_settings(tmp_path):
+    fields = MULTILINGUAL | {"language": "de", "return_timestamps": True}
+    model = rs.load(write_huggingface(tmp_path, weights(), generation=fields))
+    with raises_naming(rs.UnsupportedFeature, "return_timestamps", "processors="):
+        rs.as_configured(model)
+    rules = rs.timestamp_rules(15, 2)
+    assert rules in rs.as_configured(model, processors=[rules])["choose"].processors
+
+
 def test_texts_are_no_source(tmp_path):
     model = load("CTranslate2", tmp_path, weights())
     with raises_naming(ValueError, "frames", "generate"):

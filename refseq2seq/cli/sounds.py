@@ -9,15 +9,13 @@ import numpy as np
 
 from ..config import FrameInput
 from ..files.reading import file_errors
+from ..generation.configured import PROMPT
 from ..model import Model
 from ..settings import Settings
 from ..speech import log_mel, prompt, read_wav, segments, special_ids
 from ..speech.mel import WINDOW
 from ..speech.sound import RATE
 from ..speech.whisper import NO_TIMESTAMPS
-
-OF_PROMPT = {"language", "task", "forced_decoder_ids"}
-"""Settings of transformers that a prompt replaces."""
 
 
 def reads_frames(model: Model) -> bool:
@@ -76,7 +74,7 @@ def with_prompt(model: Model, options: argparse.Namespace) -> Model:
             prefix = prompt(tokenizer, language, task, timestamps=options.timestamps)[1:]
         except ValueError as error:
             raise ValueError(f"--source-language, --target-language: {error}") from error
-        moot |= OF_PROMPT
+        moot |= PROMPT
     left = tuple(field for field in settings.not_implemented if field[0] not in moot)
     return replace(model, settings=replace(settings, prefix=tuple(prefix), not_implemented=left))
 

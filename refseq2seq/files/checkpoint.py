@@ -194,6 +194,9 @@ def _read(
         entries = {_new_name(name): entry for name, entry in entries.items()}
     if header["version"] < 4:
         header["config"] = completed(header["config"])
+        settings = header["settings"]
+        if isinstance(settings, dict) and settings.get("max_new_tokens") is not None:
+            settings.pop("max_length", None)  # then it had no effect
     config = _parsed("config", ModelConfig.from_dict, header["config"])
     if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(entries):
         raise CheckpointError("its config has more layers than the file has arrays for")

@@ -28,6 +28,9 @@ from .loop import decode_steps, generate
 from .request import keywords
 from .sampling import Chooser, Processor, sample
 
+PROMPT = {"language", "task", "forced_decoder_ids"}
+"""Fields of Whisper that determine the prompt, and have no effect beside a given one."""
+
 DEFAULT_NEW_TOKENS = 20
 """The maximum number of new tokens where the settings have none, as in transformers."""
 
@@ -108,10 +111,12 @@ def as_configured(
     model : Model
         With ``settings``.
     prefix : integer array (batch, n), or list of lists of token ids, optional
-        As in `decode_steps`. By default the start token and the settings' ``prefix``.
+        As in `decode_steps`. By default the start token and the settings' ``prefix``. For Whisper,
+        `refseq2seq.speech.prompt` makes it, and the language of the settings has no effect.
     processors : sequence of Processor
         Further ones, such as `timestamp_rules`, after those of the settings and before the filters
-        of sampling, as the ``logits_processor`` of transformers.
+        of sampling, as the ``logits_processor`` of transformers. Settings of Whisper with
+        ``return_timestamps`` need `timestamp_rules`.
     pick : function of processors
         Draws the samples: `sample`, or ``partial(exponential_race, noise)``.
     **overrides
@@ -151,7 +156,10 @@ def as_configured(
             "rs.generate or rs.beam_search with your own"
         )
     settings, passed = _overridden(model.settings, overrides)
-    _check_implemented(settings)
+    satisfied = PROMPT if prefix is not None else set()
+    if any(getattr(process, "name", None) == "timestamp_rules" for process in processors):
+        satisfied = satisfied | {"return_timestamps"}
+    _check_implemented(settings, satisfied)
     if prefix is None and settings.prefix:
         prefix = [[model.config.decoder_start_id, *settings.prefix]]
     length = _length(settings, model.config, prefix)
@@ -196,16 +204,23 @@ def _overridden(settings: Settings, overrides: dict[str, Any]) -> tuple[Settings
     for limit in ("max", "min"):  # one of the two limits replaces the other
         if f"{limit}_length" in new:
             new.setdefault(f"{limit}_new_tokens", None)
+    if new.get("max_new_tokens") is not None:
+        new.setdefault("max_length", None)
     passed = {name: value for name, value in overrides.items() if name not in fields}
     return settings.with_fields(new), passed
 
 
-def _check_implemented(settings: Settings) -> None:
+def _check_implemented(settings: Settings, satisfied: set[str]) -> None:
+    cures = dict.fromkeys(
+        PROMPT, 'prefix=[rs.speech.prompt(model.target_vocabulary, "de")], for one'
+    )
+    cures["return_timestamps"] = "processors=[rs.timestamp_rules(...)]"
     for name, value in settings.not_implemented:
-        raise UnsupportedFeature(
-            f"the model's settings have {name} = {value}, which is not implemented: remove it from "
-            "its generation config, or pass not_implemented=()"
-        )
+        if name not in satisfied:
+            raise UnsupportedFeature(
+                f"the model's settings have {name} = {value}, which is not implemented: "
+                f"pass {cures.get(name, 'not_implemented=() to ignore it')}"
+            )
     if settings.beams > 1 and settings.do_sample:
         raise UnsupportedFeature(
             f"samples of beam search, which the settings do_sample and beams = {settings.beams} "
@@ -224,22 +239,23 @@ def _length(settings: Settings, c: ModelConfig, prefix: Tokens | None) -> dict[s
     if prefix is not None:
         lengths = {*as_tokens("prefix", prefix, c.decoder.vocab_size)[1].sum(axis=1).tolist()}
     n_prefix = max(lengths)
-    most, least = settings.max_new_tokens, settings.min_new_tokens
-    if most is None and settings.max_length is None:
-        table = c.decoder.max_length
-        most = DEFAULT_NEW_TOKENS if table is None else min(DEFAULT_NEW_TOKENS, table - n_prefix)
-    if len(lengths) > 1 and (most is None or (least is None and settings.min_length)):
+    longest, least = settings.max_length, settings.min_new_tokens
+    if len(lengths) > 1 and (longest is not None or (least is None and settings.min_length)):
         raise ValueError(
             f"max_length and min_length count the prefix, and prefixes have lengths {lengths}: "
             "pass max_new_tokens and min_new_tokens"
         )
-    if most is None:
-        most = settings.max_length - n_prefix  # type: ignore[operator]
-        if most < 1:
+    maxima = [] if settings.max_new_tokens is None else [settings.max_new_tokens]
+    if longest is not None:
+        if longest <= n_prefix:
             raise ValueError(
-                f"max_length = {settings.max_length} leaves no new token after {n_prefix} of the "
-                "prefix: pass max_new_tokens"
+                f"max_length = {longest} leaves no new token after {n_prefix} of the prefix: pass "
+                "max_new_tokens"
             )
+        maxima.append(longest - n_prefix)
+    table = c.decoder.max_length
+    room = DEFAULT_NEW_TOKENS if table is None else min(DEFAULT_NEW_TOKENS, table - n_prefix)
+    most = min(maxima, default=room)
     if least is None:
         least = max(settings.min_length - n_prefix, 0)
     if least > most:

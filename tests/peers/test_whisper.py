@@ -162,6 +162,44 @@ def test_the_loop_of_its_class(fields, length):
             assert without_end(their) == without_end(our)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("length", [{}, {"max_length": 5}, {"max_length": 14}, {"max_length": 40}])
+@pytest.mark.parametrize("language", [None, "en"])
+def test_a_given_prompt(language, length):
+    """As language and task of their ``generate``, whatever the config has."""
+    for seed in range(4):
+        theirs, batch = random_model(seed)
+        for name, value in (PROMPTS[3] | length | {"language": language}).items():
+            setattr(theirs.generation_config, name, value)
+        ours = rs.generate_as_configured(
+            rs.convert.from_huggingface(theirs), list(batch.source), prefix=[[START, 12, 13, LAST]]
+        )
+        found = theirs.generate(features(batch), language="de", task="translate")
+        for their, our in zip(found.tolist(), ours.tokens[:, 0].tolist(), strict=True):
+            assert without_end(their) == without_end(our)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_times_of_a_config():
+    """The first segment, after which transformers goes on with later frames."""
+    n_times = 0
+    for seed in range(8):
+        theirs, batch = random_model(seed)
+        fields = PROMPTS[3] | {"no_timestamps_token_id": 33, "return_timestamps": True}
+        for name, value in fields.items():
+            setattr(theirs.generation_config, name, value)
+        model = rs.convert.from_huggingface(theirs)
+        rules = rs.timestamp_rules(33, END, max_initial=None)
+        ours = rs.generate_as_configured(model, list(batch.source), processors=[rules])
+        how = ("return_timestamps", "return_segments", "return_dict_in_generate")
+        found = theirs.generate(features(batch), **dict.fromkeys(how, True))["segments"]
+        for segments, our in zip(found, ours.tokens[:, 0].tolist(), strict=True):
+            their = without_end(segments[0]["tokens"].tolist())
+            n_times += sum(token > 33 for token in their)
+            assert their == our[: len(their)]
+    assert n_times > 24, "the test must see ends of segments"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_directories_of_each_dtype(dtype, tmp_path):
     theirs = random_model(1)[0].to(getattr(torch, dtype))

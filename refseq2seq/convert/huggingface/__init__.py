@@ -88,7 +88,8 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
 
     Whisper takes frames (batch, n_frames, num_mel_bins), of which transformers swaps the last two
     axes. It takes any number of them up to ``2 * max_source_positions``; transformers takes exactly
-    that number. The language, the task and ``<|notimestamps|>`` are ``settings.prefix``.
+    that number. The language, the task and ``<|notimestamps|>`` are ``settings.prefix``. A language
+    of the generation config is a code such as ``de``; transformers also takes names.
 
     For every dtype of the model, transformers computes in float32: the norms of T5 and T5Gemma,
     T5Gemma's rotations and softmax, the sinusoids of Marian, Pegasus and M2M100, and the logits
@@ -183,6 +184,8 @@ def _converted(
     for name in arrays.keys() - {theirs for theirs, _ in rows.values()}:
         if isinstance(arrays[name], Stored):  # read what is not needed too: it must be finite
             take(arrays[name])
+    if dict.get(generation, "max_new_tokens") is not None:
+        generation.pop("max_length", None)  # it has no effect
     prefix: tuple[int, ...] = ()
     if family is whisper:
         generation, prefix = whisper.prompt(generation, fields)

@@ -112,11 +112,11 @@ def prompt(generation: Fields, c: Fields) -> tuple[Fields, tuple[int, ...]]:
             name for name in (language.lower(), f"<|{language.lower()}|>") if name in languages
         ]
         if not names:
-            rest["language"] = f"{language}, which is none of {', '.join(languages)}"
+            rest["language"] = f"{language}, which is no code of the model's languages"
         tokens = [languages[name] for name in names[:1]]
         task = "transcribe" if task is None and tasks else task
     elif languages and tokens[:1] in ([], [None]):
-        rest["language"] = "that of the speech; pass generation_config={'language': 'en'}, for one"
+        rest["language"] = "that of the speech"
     if task in tasks:
         tokens.append(tasks[task])
     elif task is not None:
@@ -128,9 +128,8 @@ def prompt(generation: Fields, c: Fields) -> tuple[Fields, tuple[int, ...]]:
     elif not has_times and not ends:
         tokens.append(no_times)
     found = tuple(token for token in tokens if token is not None)
-    if type(rest.get("max_length")) is int:  # it does not count the prompt
-        n_prompt = min(1 + len(found), c["max_target_positions"] // 2 - 1)
-        rest["max_length"] = min(rest["max_length"] + n_prompt, c["max_target_positions"])
+    if type(rest.get("max_length")) is int:  # it does not count the prompt, but the positions do
+        rest["max_new_tokens"], rest["max_length"] = rest["max_length"], c["max_target_positions"]
     return Fields(rest), found
 
 
