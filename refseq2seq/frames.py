@@ -4,15 +4,17 @@ A convolution over time is a product of windows: `windows` puts the vectors of e
 side, and `refseq2seq.ops.linear` multiplies them by one matrix.
 """
 
+import numpy as np
+
 from .backend import Array, array_namespace
-from .checks import check_int
+from .checks import check_int, on_host
 from .config import FrameInput, FrameLayerConfig
 from .ops import ACTIVATIONS, linear, normalize
 from .params import FrameLayerParams, StackParams
 from .taps import Tap, no_tap
 
 
-def patches(images: Array, size: int | tuple[int, int]) -> Array:
+def patches(images: Array, size: int | tuple[int, int]) -> np.ndarray:
     """Images (batch, channels, height, width) -> frames (batch, n_patches, n_features).
 
     The patches are in rows from the top, each from the left, and the numbers of a patch in the
@@ -34,7 +36,7 @@ def patches(images: Array, size: int | tuple[int, int]) -> Array:
     Raises
     ------
     TypeError, ValueError
-        If ``images`` is not an array of four axes, or ``size`` does not divide the last two.
+        If ``images`` does not have four axes, or ``size`` does not divide the last two.
 
     Examples
     --------
@@ -44,7 +46,7 @@ def patches(images: Array, size: int | tuple[int, int]) -> Array:
     array([[[0., 1., 4., 5.],
             [2., 3., 6., 7.]]])
     """
-    array_namespace(images)
+    images = on_host("images", images)
     sizes = size if isinstance(size, tuple) else (size, size)
     if len(sizes) != 2:
         raise ValueError(f"size must be a height and a width, or one int for both, got {size}")

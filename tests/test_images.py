@@ -45,7 +45,8 @@ def test_patches_by_hand():
         (np.zeros((1, 3, 6, 6)), 0, ValueError, "size must be at least 1"),
         (np.zeros((1, 3, 6, 6)), 2.0, TypeError, "size must be an int"),
         (np.zeros((1, 3, 6, 6)), (1, 2, 3), ValueError, r"\(1, 2, 3\)"),
-        ([[[[0.0]]]], 1, TypeError, "list"),
+        (np.ma.zeros((1, 3, 6, 6)), 3, TypeError, "images is a masked array"),
+        ("a.png", 3, ValueError, "images"),
     ],
 )
 def test_images_and_sizes_that_do_not_fit_raise(images, size, kind, said):

@@ -209,6 +209,7 @@ def test_properties_of_features():
 
 REFUSED = {
     "integers": (np.zeros(5, np.int16), TypeError, "int16"),
+    "a path": ("a.wav", TypeError, "read_wav"),
     "half": (np.zeros(5, np.float16), TypeError, "float16"),
     "list of integers": ([0], TypeError, "int64"),
     "masked": (np.ma.zeros(5), TypeError, "masked"),
@@ -219,6 +220,13 @@ REFUSED = {
     "infinite": (np.array([0, -np.inf]), ValueError, "inf"),
     "undivided": (np.array([0.0, -3000]), ValueError, "3000.0"),
 }
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_dividing_does_not_make_numbers_finite(value):
+    with pytest.raises(ValueError, match="waveform") as caught:
+        log_mel(np.array([0, value]))
+    assert "divide" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("waveform", "kind", "got"), REFUSED.values(), ids=REFUSED)
@@ -373,15 +381,24 @@ def test_prompts(tokenizer, asked, ids):
     [
         (MANY, {}, ["language", "en, haw"]),
         (MANY, {"language": "hwa"}, ["language", "en, haw", "hwa"]),
+        (MANY, {"language": ["haw", "en"]}, ["language", "['haw', 'en']"]),
+        (MANY, {"language": "en", "task": ["translate"]}, ["task", "['translate']"]),
         (MANY, {"language": "en", "task": "sing"}, ["task", "translate", "sing"]),
         (ENGLISH, {"language": "haw"}, ["language", "haw"]),
-        (LikeGpt2, {"task": "translate"}, ["task", "translate"]),
+        (LikeGpt2, {"task": "translate"}, ["task", "translate", "multilingual"]),
+        (LikeGpt2, {"task": "sing"}, ["task must be", "transcribe, translate", "sing"]),
         (vocabulary("endoftext", "startoftranscript"), {}, ["tokenizer", "<|notimestamps|>"]),
     ],
 )
 def test_prompts_that_are_refused(tokenizer, asked, names):
     with raises_naming(ValueError, *names):
         prompt(tokenizer, **asked)
+
+
+@pytest.mark.parametrize("given", [None, MANY.symbols, rs.load("g2p")])
+def test_what_is_no_tokenizer_is_named(given):
+    with raises_naming(TypeError, "tokenizer", type(given).__name__, "target_vocabulary"):
+        prompt(given)
 
 
 @pytest.mark.parametrize(
@@ -409,9 +426,16 @@ def test_segments(tokens, expected):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "more", "kind"),
-    [([0.5], {}, TypeError), ([0], {"duration": 31}, ValueError), ([-1], {}, ValueError)],
+    ("tokens", "more", "kind", "names"),
+    [
+        ([0.5], {}, TypeError, ["tokens", "float64"]),
+        (np.zeros((1, 5), dtype=int), {}, TypeError, ["tokens", "(1, 5)"]),
+        (5, {}, TypeError, ["tokens", "()"]),
+        ([0], {"duration": 31}, ValueError, ["duration", "31"]),
+        ([-1], {}, ValueError, ["-1"]),
+        ([6, 1507], {}, ValueError, ["tokens", "1506", "1507"]),
+    ],
 )
-def test_segments_that_are_refused(tokens, more, kind):
-    with raises_naming(kind):
+def test_segments_that_are_refused(tokens, more, kind, names):
+    with raises_naming(kind, *names):
         segments(tokens, ENGLISH, **more)

@@ -156,6 +156,7 @@ def as_configured(
             "rs.generate or rs.beam_search with your own"
         )
     settings, passed = _overridden(model.settings, overrides)
+    processors = [*processors]
     satisfied = PROMPT if prefix is not None else set()
     if any(getattr(process, "name", None) == "timestamp_rules" for process in processors):
         satisfied = satisfied | {"return_timestamps"}

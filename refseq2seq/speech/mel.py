@@ -113,7 +113,9 @@ def _checked(waveform: np.ndarray) -> np.ndarray:
     waveform = on_host("waveform", waveform)
     divide = "divide integers of 16 bits by np.float32(32768)"
     if waveform.dtype not in (np.float32, np.float64):
-        raise TypeError(f"waveform must be float32 or float64, got {waveform.dtype}: {divide}")
+        cures = {"i": divide, "u": divide, "f": "call waveform.astype(np.float32)"}
+        cure = cures.get(waveform.dtype.kind, "rs.speech.read_wav(path) reads a file")
+        raise TypeError(f"waveform must be float32 or float64, got {waveform.dtype}: {cure}")
     if waveform.ndim != 1 or not len(waveform):
         raise ValueError(
             f"waveform must be (n_samples,), at least one, got {waveform.shape}: average channels"
@@ -123,6 +125,8 @@ def _checked(waveform: np.ndarray) -> np.ndarray:
             f"waveform must be at most 30 s long, got {len(waveform) / RATE:.2f} s: cut it into "
             f"windows of {WINDOW} samples"
         )
-    if not (loudest := np.abs(waveform).max()) <= 100:  # or NaN
-        raise ValueError(f"waveform must be finite and about 1 at most, got {loudest}: {divide}")
+    if not np.isfinite(loudest := np.abs(waveform).max()):
+        raise ValueError(f"waveform must be finite, got {loudest}")
+    if loudest > 100:
+        raise ValueError(f"waveform must be about 1 at most, got {loudest}: {divide}")
     return waveform

@@ -4,11 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from operator import index
 
 import numpy as np
 
-from ..checks import check_number
+from ..checks import check_number, on_host
 from ..text import Tokenizer
 
 START, END, NO_TIMESTAMPS = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
@@ -32,8 +31,13 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """The id of each token ``<|...|>`` of a Whisper tokenizer, such as ``<|endoftext|>``.
 
     Timestamps, which many tokenizers lack, have the ids above that of ``<|notimestamps|>``.
-    Raises ValueError for a tokenizer without Whisper's tokens.
+    Raises ValueError for a tokenizer without Whisper's tokens, and TypeError for none.
     """
+    if not hasattr(tokenizer, "symbols"):
+        raise TypeError(
+            f"tokenizer must be a tokenizer, got {type(tokenizer).__name__}: pass "
+            "model.target_vocabulary, which models of rs.load(directory) have"
+        )
     ids = {s: i for i, s in enumerate(tokenizer.symbols) if s[:2] == "<|" and s[-2:] == "|>"}
     if missing := [name for name in (START, END, NO_TIMESTAMPS) if name not in ids]:
         raise ValueError(f"tokenizer must be that of a Whisper model, but has no {missing[0]}")
@@ -80,17 +84,19 @@ def prompt(
     spoken = {match[1]: i for name, i in ids.items() if (match := LANGUAGE.fullmatch(name))}
     tasks = {task: ids[f"<|{task}|>"] for task in TASKS if f"<|{task}|>" in ids}
     end = [] if timestamps else [ids[NO_TIMESTAMPS]]
-    if ids[END] == END_OF_GPT2 or not spoken:
+    is_english = ids[END] == END_OF_GPT2 or not spoken
+    known = TASKS if is_english else tuple(tasks)
+    if task not in known:
+        raise ValueError(f"task must be one of {', '.join(known)}; got {task!r:.99}")
+    if is_english:
         if language not in (None, "en") or task != "transcribe":
             raise ValueError(
                 f"language = {language!r:.99} and task = {task!r:.99} need a multilingual model: "
                 "leave them out for this one of English only"
             )
         return [ids[START], *end]
-    if language is None or language not in spoken:
+    if language is None or language not in tuple(spoken):
         raise ValueError(f"language must be one of {', '.join(spoken)}; got {language!r:.99}")
-    if task not in tasks:
-        raise ValueError(f"task must be one of {', '.join(tasks)}; got {task!r:.99}")
     return [ids[START], spoken[language], tasks[task], *end]
 
 
@@ -115,6 +121,11 @@ def segments(
         be empty: the next window of a longer sound then begins at the end of the one before it,
         and otherwise where this window ends.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If the tokens are not one row of integers, or an id is above the timestamp of 30 s.
+
     Notes
     -----
     openai/whisper's ``transcribe`` has the same rules, but drops an unfinished segment. A text
@@ -134,8 +145,16 @@ def segments(
     duration = check_number("duration", duration, "(0, 30]")
     ids = special_ids(tokenizer)
     end_id, first = ids[END], ids[NO_TIMESTAMPS] + 1
-    given = [index(token) for token in tokens]
+    array = on_host("tokens", tokens)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(
+            f"tokens must be integers (n,), got {array.dtype} {array.shape}: pass a row, such as "
+            "out.tokens[0]"
+        )
+    given = [int(token) for token in array]
     given = given[: given.index(end_id)] if end_id in given else given
+    if (highest := max(given, default=0)) > (last := first + round(30 / STEP)):
+        raise ValueError(f"tokens must be at most {last}, which is 30 s, got {highest}")
 
     pieces = [given[:1]]
     for before, token in pairwise(given):

@@ -3,6 +3,7 @@
 `files` describes the file ``model.bin``, and `spec` the meaning of its variables.
 """
 
+import errno
 import os
 import re
 from dataclasses import replace
@@ -63,8 +64,8 @@ def from_ctranslate2(
     FileError
         If a file is damaged, contains NaN or infinity, or does not fit the others. Also if no
         token begins a target, or if ``decoder_start_token`` is given for Marian.
-    FileNotFoundError
-        If a file is missing.
+    FileNotFoundError, NotADirectoryError
+        If a file is missing, or the path is that of a file.
 
     Notes
     -----
@@ -88,6 +89,9 @@ def from_ctranslate2(
     ``<|notimestamps|>``. The defaults of its ``generate`` are five beams and 224 new tokens.
     """
     directory = Path(directory)
+    if directory.is_file():
+        why = "a file; give the directory that contains it"
+        raise NotADirectoryError(errno.ENOTDIR, why, str(directory))
     with file_errors(directory / MODEL, UnsupportedFeature, FileError):
         name, variables = files.read(directory / MODEL)
         read, is_speech = spec.Spec(variables), name == "WhisperSpec"

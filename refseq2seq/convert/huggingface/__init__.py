@@ -100,7 +100,8 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     of the config's ``image_size``, see `refseq2seq.patches`. If it has a projection
     ``enc_to_dec_proj`` of the encoder's output, the projections of keys and values of the decoder
     contain it here, which changes the rounding. A decoder alone, such as TrOCRForCausalLM or
-    MBartForCausalLM, has an encoder of 0 layers: its source is the output of any encoder.
+    MBartForCausalLM, has an encoder of 0 layers: its source is the output of any encoder. Its
+    tokens and settings are its own, unless ``generation_config`` is that of the pair.
     """
     if config is not None and not isinstance(model, Mapping):
         raise TypeError(

@@ -57,7 +57,8 @@ def check(c: Fields) -> None:
     if encoder not in CLASS_TOKENS:
         raise UnsupportedFeature(
             f"encoder.model_type = {encoder!r}: supported are {', '.join(CLASS_TOKENS)}; convert "
-            "the decoder alone, module.decoder, and generate from the output of this encoder"
+            "the decoder alone with the settings of the pair, from_huggingface(module.decoder, "
+            "generation_config=module.generation_config), and generate from this encoder's output"
         )
 
 
