@@ -1,4 +1,4 @@
-"""Converter for models with the names of OpenAI's package ``whisper``."""
+"""Converter for Whisper with the names of OpenAI's package ``whisper``."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -24,20 +24,10 @@ from ..given import numpy_arrays, plain_module, plain_name, wrong_module
 
 # Attributes that affect only training, speed, or arguments that are not used here.
 WITHOUT_EFFECT = {
-    "training",
-    "dropout",
-    "layer_dropouts",
-    "cross_attn_tokens_dropout",
-    "emb_frac_gradient",
-    "train_max_recycle_steps",
-    "train_max_looped_steps",
-    "max_mem_len",
-    "shift_mem_down",
-    "create_causal_mask",
-    "sdp_context_manager",
-    "_is_torch_compile",
-    "_compiled_call_impl",
-}
+    "training", "dropout", "layer_dropouts", "cross_attn_tokens_dropout", "emb_frac_gradient",
+    "train_max_recycle_steps", "train_max_looped_steps", "max_mem_len", "shift_mem_down",
+    "create_causal_mask", "sdp_context_manager", "_is_torch_compile", "_compiled_call_impl",
+}  # fmt: skip
 
 
 # What an encoder computes with its memory, which is not used.
