@@ -113,8 +113,8 @@ def as_source(c: StackConfig, source: Source, mask: Any = None) -> tuple[np.ndar
     Raises
     ------
     TypeError, ValueError
-        As `as_tokens`; and if a vector is not finite or has not the encoder's width, or a row has
-        too few frames for a window of each layer, or padding between frames.
+        As `as_tokens`; also if a vector is not finite or does not have the encoder's width, if a
+        row has too few frames for a window of each layer, or if padding precedes a frame.
     """
     frames = c.input if isinstance(c.input, FrameInput) else None
     if frames is None and not _holds_vectors(source):
@@ -132,7 +132,7 @@ def as_source(c: StackConfig, source: Source, mask: Any = None) -> tuple[np.ndar
 
 
 def _holds_vectors(source: Any) -> bool:
-    """Whether a source has vectors in the places of token ids."""
+    """Whether a source consists of vectors, not of token ids."""
     if isinstance(source, Sequence) and source and not isinstance(source, str):
         return np.ndim(source[0]) == 2
     return getattr(source, "ndim", 0) == 3
@@ -153,7 +153,7 @@ def _as_vectors(name: str, vectors: Any, width: int, mask: Any) -> tuple[np.ndar
 
 
 def _as_rows(name: str, rows: Any, mask: Any, shape: str) -> tuple[np.ndarray, np.ndarray]:
-    """An array of a shape such as (batch, n), or lists that are padded to one, and its mask."""
+    """An array of a shape such as (batch, n), padded if its rows are lists, and its mask."""
     ndim = shape.count(",") + 1
     if isinstance(rows, Sequence):
         x, lengths_mask = _from_lists(name, rows, ndim - 1)

@@ -202,12 +202,11 @@ def encode(
         Token ids: integers, or lists of lists of them.
         If the model reads frames: float array (batch, n_frames, n_features), or a list of arrays
         (n_frames, n_features). A model that reads tokens also takes embeddings (batch, n_source,
-        d_model), in the place of ``encoder.tokens``, so they are not scaled. Vectors are
-        rounded to the model's dtype. A `Memory`, which may come from `project_memory`, is
-        returned as it is.
+        d_model) instead of ``encoder.tokens``: they are not scaled. Vectors are rounded to the
+        model's dtype. A `Memory`, such as that of `project_memory`, is returned unchanged.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token. Positions count real tokens only, so padding on either side
-        changes nothing. Real frames come first in their row if a layer joins several.
+        changes nothing. If a layer joins several frames, the real ones come first in a row.
     tap : Tap
 
     Returns
@@ -264,14 +263,14 @@ def encode_checked(
 def project_memory(
     model: Model, hidden: Array, mask: Array | None = None, *, tap: Tap = no_tap
 ) -> Memory:
-    """The memory of a source that any encoder has encoded, for `generate` and the other loops.
+    """The memory of the output of any encoder, for `generate` and the other loops.
 
     Parameters
     ----------
     model : Model
     hidden : float array, shape (batch, n_source, d_memory)
-        The output of an encoder, of the width d_memory of the model's own. Rounded to the model's
-        dtype, and 0 where masked.
+        The output of an encoder; d_memory is the width of the model's own encoder. It is rounded
+        to the model's dtype.
     mask : boolean array, shape (batch, n_source), optional
         True = real.
     tap : Tap

@@ -82,10 +82,10 @@ def from_ctranslate2(
     two beams, a minimum of 1 and a maximum of 256 tokens, and a stop as in `beam_search` with
     ``early_stopping=True``. ``vmap.txt`` is ignored, as with ``use_vmap=False``.
 
-    Whisper takes frames (batch, n_frames, n_mels); CTranslate2 swaps the last two axes. The tokens
-    in ``suppress_ids`` and ``suppress_ids_begin`` are suppressed, as by default there. A prefix has
-    the start token, then the language and the task of a multilingual model, then
-    ``<|notimestamps|>``. The defaults of its ``generate`` are five beams and 224 new tokens.
+    Whisper takes frames (batch, n_frames, n_mels); CTranslate2 swaps the last two axes. Tokens of
+    ``suppress_ids`` and ``suppress_ids_begin`` are suppressed, as is the default there. For its
+    prefix, see `refseq2seq.speech.prompt`. The defaults of CTranslate2's ``generate`` are five
+    beams and 224 new tokens.
     """
     directory = Path(directory)
     with file_errors(directory / MODEL, UnsupportedFeature, FileError):
