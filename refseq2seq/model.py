@@ -174,8 +174,7 @@ def forward(
     ----------
     model : Model
     source : array (batch, n_source) or (batch, n_source, d), or list of rows
-        Token ids: integers, or lists of lists of them.
-        Or frames, embeddings or a `Memory`: see `encode`.
+        Token ids, frames, embeddings or a `Memory`: see `encode`.
     target : integer array (batch, n_target), or list of lists of token ids
         It begins with the start token.
     source_mask : boolean array, shape (batch, n_source), optional
@@ -199,11 +198,11 @@ def encode(
     ----------
     model : Model
     source : array (batch, n_source) or (batch, n_source, d), or list of rows
-        Token ids: integers, or lists of lists of them.
-        If the model reads frames: float array (batch, n_frames, n_features), or a list of arrays
-        (n_frames, n_features). A model that reads tokens also takes embeddings (batch, n_source,
-        d_model) instead of ``encoder.tokens``: they are not scaled. Vectors are rounded to the
-        model's dtype. A `Memory`, such as that of `project_memory`, is returned unchanged.
+        Token ids: integers, or lists of lists of them. Frames, if the model reads them: a float
+        array (batch, n_frames, n_features), or a list of arrays (n_frames, n_features).
+        Embeddings, if it reads tokens: a float array (batch, n_source, d_model), or a list, which
+        replaces ``encoder.tokens`` and is not scaled. Vectors are rounded to the model's dtype. A
+        `Memory`, such as that of `project_memory`, is returned unchanged.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token. Positions count real tokens only, so padding on either side
         changes nothing. If a layer joins several frames, the real ones come first in a row.

@@ -55,7 +55,7 @@ def generate_as_configured(
     model : Model
         With ``settings``, such as a converted model of transformers.
     source : array (batch, n_source) or (batch, n_source, d), or list of rows
-        Token ids, or another source, as for `refseq2seq.generate`.
+        Token ids, frames, embeddings or a `Memory`: see `refseq2seq.encode`.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token.
     **overrides
@@ -110,8 +110,8 @@ def as_configured(
     prefix : integer array (batch, n), or list of lists of token ids, optional
         As in `decode_steps`. By default the start token and the settings' ``prefix``.
     processors : sequence of Processor
-        Further ones, such as `timestamp_rules`, after those of the settings and before the filters
-        of sampling, as the ``logits_processor`` of transformers.
+        Further ones, such as `timestamp_rules`. They apply after those of the settings and before
+        the filters of sampling, like ``logits_processor`` in transformers.
     pick : function of processors
         Draws the samples: `sample`, or ``partial(exponential_race, noise)``.
     **overrides

@@ -13,6 +13,7 @@ from ...checks import UnsupportedFeature
 from ...config import check_type, from_json
 from ...files.reading import FileError, file_errors, read_json
 from ...model import Model
+from ...speech.whisper import END, START
 from ..huggingface.files import INDEX, WEIGHTS
 from ..table import special_tokens
 from . import files, spec, vocabulary
@@ -26,7 +27,6 @@ Ids = tuple[int, ...]
 FIELDS_OF_SPEECH = {
     "suppress_ids": Ids, "suppress_ids_begin": Ids, "layer_norm_epsilon": float | None,
 }  # fmt: skip
-START_OF_SPEECH, END_OF_SPEECH = "<|startoftranscript|>", "<|endoftext|>"
 
 
 def is_ctranslate2(directory: Path) -> bool:
@@ -143,11 +143,11 @@ def _speech(directory: Path, read: spec.Spec, start: str | None) -> Model:
             symbols=symbols,
             first=(),
             last=(),
-            unknown=END_OF_SPEECH,
+            unknown=END,
             special=tuple(token for token in symbols if re.fullmatch(r"<\|.+\|>", token)),
         )
-        end = target.id(END_OF_SPEECH)
-        tokens = special_tokens(target.id(start or START_OF_SPEECH), (end,), pad_id=end)
+        end = target.id(END)
+        tokens = special_tokens(target.id(start or START), (end,), pad_id=end)
         tokens["suppressed_ids"] = config["suppress_ids"]
         tokens["begin_suppressed_ids"] = config["suppress_ids_begin"]
         model = spec.convert(read, config["layer_norm_epsilon"], tokens)
