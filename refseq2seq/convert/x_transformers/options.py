@@ -56,6 +56,9 @@ REQUIRED = {
     "images": ("image_size", "patch_size"),
 }
 
+# Modules after an encoder of these wrappers, whose results are not used.
+AFTER_ENCODER = ("to_logits", "mlp_head", "project_out", "probabilistic")
+
 # Options that change training, initialisation or speed, but not what the model computes.
 WITHOUT_EFFECT = {
     "emb_dropout", "emb_frac_gradient", "attn_z_loss_weight", "max_mem_len", "shift_mem_down",
