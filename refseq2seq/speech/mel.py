@@ -27,7 +27,7 @@ def log_mel(waveform: np.ndarray, n_mels: int = 80) -> np.ndarray:
     Parameters
     ----------
     waveform : array, shape (n_samples,)
-        float32 or float64, 16,000 samples per second, full scale 1. Padded with zeros to 30 s.
+        16,000 samples per second in float32 or float64, full scale 1. Padded with zeros to 30 s.
     n_mels : int
         80, or 128 for large-v3 and turbo. At most 149, so that each band has a frequency.
 
