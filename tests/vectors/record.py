@@ -41,7 +41,7 @@ T5GEMMA = {
     "final_logit_softcapping": 3.0,
     "hidden_activation": "gelu_pytorch_tanh",
 }
-WHISPER, TROCR = 19, 16  # seeds of the exact GELU, and of a projection of the memory
+WHISPER, TROCR = 11, 22  # seeds of the exact GELU, and of a projection of the memory
 X_TRANSFORMERS = {
     "defaults": {},
     **{
