@@ -132,14 +132,15 @@ def test_bfloat16_widened_to_float32_agrees_within_rtol(made, tmp_path):
     for case in cases:
         plain = dataclasses.replace(case, model=case.model.to("numpy").astype("float32"))
         record(plain, tmp_path / case.name, through_bfloat16)
-    nearly_cancel = {"t5gemma-00-ordinary", "whisper-00-ordinary"}  # some scores
-    for rtol, skip, same in (
-        (None, [], set()),
-        (0.09, [], names - nearly_cancel),
-        (0.09, ["*.scores"], names),
-    ):
+
+    def agreeing(rtol, *skip):
         checked = vectors.check(root, tmp_path, rtol=rtol, skip=skip)
-        assert {c.case for c in checked if c.file == "forward" and not c.difference} == same
+        return {c.case for c in checked if c.file == "forward" and not c.difference}
+
+    nearly_cancel = {"t5gemma-00-ordinary", "whisper-00-ordinary"}  # some scores
+    assert agreeing(None) == set()
+    assert agreeing(0.09) >= names - nearly_cancel
+    assert agreeing(0.09, "*.scores") == names
 
 
 def through_bfloat16(name, x):
