@@ -12,6 +12,7 @@ from .backend import BackendError, array_namespace, to_cupy, to_numpy
 from .checks import UnsupportedFeature
 from .config import ModelConfig
 from .files import FileError
+from .frames import patches
 from .generation import like
 from .generation.beam import (
     BeamSearch,
@@ -95,10 +96,11 @@ __all__ = [
     "encoder_no_repeat_ngram", "encoder_repetition_penalty", "epsilon", "eta", "explain",
     "exponential_decay", "exponential_race", "forced_bos", "forced_eos", "forward", "generate",
     "generate_as_configured", "generate_text", "gnmt_penalty", "greedy", "gumbel_top_k", "like",
-    "load", "min_p", "minimum_length", "new_cache", "no_repeat_ngram", "no_tap", "presets",
-    "project_memory", "random_params", "renormalize_logits", "repetition_penalty", "sample", "save",
-    "score", "sequence_bias", "speech", "suppress", "temperature", "testing", "timestamp_rules",
-    "to_cupy", "to_numpy", "top_a", "top_fraction", "top_k", "top_p", "typical", "write_out",
+    "load", "min_p", "minimum_length", "new_cache", "no_repeat_ngram", "no_tap", "patches",
+    "presets", "project_memory", "random_params", "renormalize_logits", "repetition_penalty",
+    "sample", "save", "score", "sequence_bias", "speech", "suppress", "temperature", "testing",
+    "timestamp_rules", "to_cupy", "to_numpy", "top_a", "top_fraction", "top_k", "top_p", "typical",
+    "write_out",
 ]  # fmt: skip
 
 

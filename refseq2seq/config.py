@@ -236,6 +236,10 @@ class FrameLayerConfig(Config):
         rule = f"must be less than half of window = {self.window}"  # or windows of zeros alone
         self._require(2 * self.padding < self.window, "padding", rule)
 
+    def length(self, n: int) -> int:
+        """The number of windows of n vectors."""
+        return max(0, (n + 2 * self.padding - self.window) // self.stride + 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FrameInput(Config):
@@ -260,7 +264,7 @@ class FrameInput(Config):
     def length(self, n: int) -> int:
         """The number of embeddings of n frames; 0 if they fill no window."""
         for layer in self.layers:
-            n = max(0, (n + 2 * layer.padding - layer.window) // layer.stride + 1)
+            n = layer.length(n)
         return n + self.n_class_tokens if n else 0
 
 

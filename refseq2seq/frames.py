@@ -5,10 +5,58 @@ side, and `refseq2seq.ops.linear` multiplies them by one matrix.
 """
 
 from .backend import Array, array_namespace
+from .checks import check_int
 from .config import FrameInput, FrameLayerConfig
 from .ops import ACTIVATIONS, linear, normalize
 from .params import FrameLayerParams, StackParams
 from .taps import Tap, no_tap
+
+
+def patches(images: Array, size: int | tuple[int, int]) -> Array:
+    """Images (batch, channels, height, width) -> frames (batch, n_patches, n_features).
+
+    The patches are in rows from the top, each from the left, and the numbers of a patch in the
+    order of the axes: the rows of the first channel, then those of the next. Models of every
+    library take them in this order here, because the converters rearrange the weights.
+
+    Parameters
+    ----------
+    images : array, shape (batch, channels, height, width)
+        Resized and normalised as the model needs it. The dtype is kept; models take floats.
+    size : int, or pair of int
+        The height and width of a patch, which must divide those of the images.
+
+    Returns
+    -------
+    array, shape (batch, n_patches, n_features)
+        n_features = channels * the size of a patch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``images`` is not an array of four axes, or ``size`` does not divide the last two.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.arange(8.0).reshape(1, 1, 2, 4)
+    >>> patches(image, 2)
+    array([[[0., 1., 4., 5.],
+            [2., 3., 6., 7.]]])
+    """
+    array_namespace(images)
+    sizes = size if isinstance(size, tuple) else (size, size)
+    if len(sizes) != 2:
+        raise ValueError(f"size must be a height and a width, or one int for both, got {size}")
+    h, w = (check_int("size", n, 1) for n in sizes)
+    if images.ndim != 4 or images.shape[2] % h or images.shape[3] % w:
+        raise ValueError(
+            "images must have shape (batch, channels, height, width), the last two multiples of "
+            f"size = {size}, got {images.shape}"
+        )
+    batch, channels, height, width = images.shape
+    cut = images.reshape(batch, channels, height // h, h, width // w, w)
+    return cut.transpose(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * h * w)
 
 
 def embed_frames(

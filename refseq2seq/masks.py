@@ -30,7 +30,7 @@ def causal_mask(q_positions: Array, k_positions: Array) -> Array:
 
 
 def window_mask(q_positions: Array, k_positions: Array, c: WindowConfig) -> Array:
-    """True where the key is at most ``c.back`` before and ``c.ahead`` after the query.
+    """True where the key is at most ``back`` before and ``ahead`` after the query.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ def window_mask(q_positions: Array, k_positions: Array, c: WindowConfig) -> Arra
     -------
     boolean array, shape ([batch,] 1, n_q, n_k)
     """
-    ahead = k_positions[..., None, None, :] - q_positions[..., None, :, None]
-    return (ahead >= -c.back) & (ahead <= c.ahead)
+    distance = k_positions[..., None, None, :] - q_positions[..., None, :, None]
+    return (distance >= -c.back) & (distance <= c.ahead)
 
 
 def real_positions(mask: Array) -> Array:

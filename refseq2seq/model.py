@@ -509,7 +509,7 @@ def with_registers(
 
     They are learned vectors; x-transformers calls them memory tokens.
     """
-    xp, n = array_namespace(x), len(registers)
+    xp, n = array_namespace(x), registers.shape[0]
     before = xp.broadcast_to(xp.arange(-n, 0), (*positions.shape[:-1], n))
     return *prepend(registers, x, mask), xp.concat([before, positions], axis=-1)
 

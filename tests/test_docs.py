@@ -43,6 +43,8 @@ NOT_RUN = {
     "mypy": ".ci/run lints",
     "python docs/g2p/evaluate.py": ".ci/run evaluates the shipped model",
     'refseq2seq generate "A text': "it needs a checkpoint: tests/peers/test_huggingface_files.py",
+    "refseq2seq generate --model whisper": "it needs a checkpoint: tests/peers/test_transcribe.py",
+    "python docs/examples/transcribe.py": "it needs one too, and the same test runs it",
     "python docs/g2p/train.py": "it takes 68 minutes",
 }
 """How a command begins, and why this test does not run it."""
@@ -50,6 +52,7 @@ NOT_RUN = {
 RUN_BY = {
     "docs/peers.md": "tests/peers/test_page.py",
     "docs/your-own-model.md": "tests/peers/test_annalog.py",
+    "docs/speech.md": "tests/peers/test_transcribe.py",
     "README.md": "tests/test_readme.py",
 }
 """A page, and the test that runs its Python, C and other blocks that are not examples."""
@@ -260,6 +263,7 @@ def test_a_console_block_prints_what_the_page_says(block, run_script):
 OF_OTHERS = {
     "docs/conventions.md": {"encoder_hidden_states", "seq_len"},  # Hugging Face's, x-transformers'
     "docs/performance.md": {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"},  # of the C library
+    "docs/speech.md": {"condition_on_previous_text"},  # openai/whisper's
     "docs/scale.md": {"map_batches", "preserve_order"},  # Ray's
 }
 

@@ -104,7 +104,7 @@ def test_an_override_may_consist_of_numbers_of_numpy():
     [
         ({}, {"num_beams": 2}, TypeError, "'num_beams': write beams=2"),
         ({}, {"n_best": 2}, TypeError, "num_return_sequences=2"),
-        ({}, {"processors": []}, TypeError, "'processors'"),
+        ({}, {"logits_processors": []}, TypeError, "'logits_processors'"),
         ({}, {"beams": "2"}, TypeError, "beams"),
         ({}, {"beams": 0}, ValueError, "beams .*0"),
         ({}, {"prefix": [[1], [1, 2]], "max_length": 5}, ValueError, "max_new_tokens"),

@@ -24,6 +24,7 @@ from ..params import named_arrays
 from . import journal
 from .lines import answers, read_lines
 from .progress import progress, tell
+from .sounds import add_segments
 
 IGNORED = {"run", "usage_error", "input", "output", "model", "json", "skip_errors"}
 """Options that are not compared: they do not change the output, or are compared by SHA-256."""
@@ -48,6 +49,8 @@ def generate_file(model: Model, method: dict[str, Any], options: argparse.Namesp
             lines = islice(read_lines(file), done, None)
             while window := list(islice(lines, options.window)):
                 found = answers(model, window, method, options.batch_size, advance)
+                if options.timestamps:
+                    add_segments(model, found)
                 run.add(window[0].number, found)
         if _digest_of_file(path) != (digest, total):
             anew = f"remove {run.directory.name} to start over"
@@ -65,8 +68,8 @@ def _asked(model: Model, digest: str, options: argparse.Namespace) -> dict[str, 
     given = {name: value for name, value in vars(options).items() if name not in IGNORED}
     return {
         "the input": digest,
-        "the model": _digest_of_model(model),
         **{f"--{name.replace('_', '-')}": value for name, value in sorted(given.items())},
+        "the model": _digest_of_model(model),
         "the version of refseq2seq": __version__,
         "the version of NumPy": np.__version__,
     }

@@ -7,6 +7,7 @@ from typing import Any
 from ..files.writing import replacing
 from ..generation.sampling import GREEDY, described
 from .options import add_choice_options, add_command, add_model_options, method_of, model_of
+from .sounds import reads_frames
 
 
 def add_to(commands: Any) -> None:
@@ -30,6 +31,10 @@ def _explain(options: argparse.Namespace) -> None:
     from ..explain import page  # here, because other commands do not need it
 
     model = model_of(options)
+    if reads_frames(model):
+        raise ValueError(
+            f"{options.model} reads frames: `refseq2seq generate --steps` shows its steps"
+        )
     method = method_of(options, model)
     choose = method.pop("choose", GREEDY)
     processors = method.pop("processors", choose.processors)

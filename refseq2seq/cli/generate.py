@@ -25,6 +25,7 @@ from .options import (
     model_of,
 )
 from .progress import progress, tell
+from .sounds import add_segments, reads_frames, segment_lines
 from .steps import print_beam_steps, print_token_steps
 
 ESCAPES = str.maketrans({"\n": r"\n", "\r": r"\r", "\t": r"\t"})
@@ -40,19 +41,23 @@ def add_to(commands: Any) -> None:
         "oracle transformer",
         "--beams 4 --n-best 2 --json < words.txt",
         "--input words.txt --output answers.jsonl",
+        "--model path/of/whisper sound.wav --timestamps",
     )
     command.set_defaults(run=_generate)
     command.add_argument(
-        "texts", nargs="*", metavar="TEXT", help="inputs; by default, lines of stdin"
-    )
+        "texts", nargs="*", metavar="TEXT", help="inputs; by default, lines of stdin; for Whisper, "
+        "paths of WAV files of at most 30 s, one channel, 16 kHz"
+    )  # fmt: skip
     lines = command.add_argument_group("input and output")
     add_options(
         lines,
         ("--input", Path, "FILE", "read lines of UTF-8 that end with LF or CRLF; - is stdin"),
-        ("--batch-size", count, "N", "lines per batch (default 32); 1 if stdin is a terminal"),
+        ("--batch-size", count, "N", "lines per batch (default 32, or 1 sound); 1 from a terminal"),
     )
     skip = "print an empty line, with --json the error, for a line that fails; exit status 3"
     lines.add_argument("--skip-errors", action="store_true", help=skip)
+    times = "print a line for each segment of speech, such as 0.00 4.20 Hello., then an empty one"
+    lines.add_argument("--timestamps", action="store_true", help=times)
     shown = lines.add_mutually_exclusive_group()
     shown.add_argument(
         "--json", action="store_true", help="print a JSON object per line, log_probs in nats"
@@ -61,9 +66,9 @@ def add_to(commands: Any) -> None:
     add_options(
         command.add_argument_group("bulk", "after a kill, the same command continues the run"),
         ("--output", Path, "FILE", "write a JSON object per line of --input; - is stdout"),
-        ("--window", count, "N", "lines to sort by length and save together (default 256)"),
-    )
-    command.set_defaults(batch_size=32, window=256)
+        ("--window", count, "N", "lines to sort by length and save together (default 256, or 8 "
+         "sounds)"),
+    )  # fmt: skip
     add_model_options(command)
     add_method_options(command)
 
@@ -82,6 +87,11 @@ def _generate(options: argparse.Namespace) -> int:
     model = model_of(options)
     method = method_of(options, model)
     check_method(model, method)
+    batch_size, window = (1, 8) if reads_frames(model) else (32, 256)
+    options.batch_size, options.window = options.batch_size or batch_size, options.window or window
+    several = method.get("n_best", method.get("num_return_sequences", 1)) > 1
+    if options.timestamps and several and not (options.json or options.output):
+        options.usage_error("--timestamps prints one output: add --json for several")
     if options.output:
         from .bulk import generate_file  # here, because it imports sqlite3
 
@@ -102,6 +112,8 @@ def _print_all(model: Model, method: dict[str, Any], options: argparse.Namespace
                 found = [_print_steps(model, batch[0], method)]
             else:
                 found = answers(model, batch, method, options.batch_size, advance)
+            if options.timestamps:
+                add_segments(model, found)
             for answer in found:
                 if error := answer.get("error"):
                     if not options.skip_errors:
@@ -111,10 +123,18 @@ def _print_all(model: Model, method: dict[str, Any], options: argparse.Namespace
                 if options.json:
                     print(json.dumps(answer, ensure_ascii=False))
                 elif not options.steps:
-                    texts = [sample["text"] for sample in answer.get("samples", ())]
-                    print("\t".join(text.translate(ESCAPES) for text in texts))
+                    print("\n".join(_lines(answer, options.timestamps)))
             sys.stdout.flush()
     return 3 if failed else 0
+
+
+def _lines(answer: Answer, timestamps: bool) -> list[str]:
+    """The samples in one line, or a line for each segment, and an empty one after the last."""
+    samples = answer.get("samples", ())
+    if timestamps:
+        return [*(line.translate(ESCAPES) for line in segment_lines(samples)), ""]
+    texts = [sample["text"].translate(ESCAPES) for sample in samples]
+    return ["\t".join(text.strip() if "seconds" in answer else text for text in texts)]
 
 
 @contextmanager
@@ -135,13 +155,14 @@ def _print_steps(model: Model, line: Line, method: dict[str, Any]) -> Answer:
     """Print the steps of a line while they are computed; the result has an ``error``, if any."""
     print(line.text)
     try:
-        if not (ids := encoded(model, line)):
+        source, _ = encoded(model, line)
+        if not len(source):
             return {}
         if "beams" in method:
             search = {name: value for name, value in method.items() if name != "n_best"}
-            print_beam_steps(model, beam_steps(model, [ids], **search))
+            print_beam_steps(model, beam_steps(model, [source], **search))
         else:
-            steps = decode_steps(model, [ids], row_ids=[line.number], **method)
+            steps = decode_steps(model, [source], row_ids=[line.number], **method)
             n = method["num_return_sequences"]
             kept = [*steps] if n > 1 else steps
             for row in range(n):

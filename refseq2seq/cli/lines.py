@@ -1,6 +1,7 @@
 """Reading input lines and answering them; every kind of input uses this definition of a line."""
 
 import codecs
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,10 +14,11 @@ from ..files.reading import one_line
 from ..generation.beam import beam_search, beam_steps
 from ..generation.loop import decode_steps, generate
 from ..model import Model, check_fits
+from .sounds import read_frames, reads_frames
 
 Answer = dict[str, Any]
 """The ``input`` of a line, and its ``samples`` with their ``text``, ``tokens`` and ``log_probs`` in
-nats, or the ``error`` that explains why there are none."""
+nats, or the ``error`` that explains why there are none. A sound has ``seconds``."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,31 @@ def read_lines(file: Iterable[bytes], first: int = 0) -> Iterator[Line]:
 def check_method(model: Model, method: dict[str, Any]) -> None:
     """Raise if the model does not support the method, independently of the input."""
     steps = beam_steps if "beams" in method else decode_steps
-    steps(model, [[0]], **{name: x for name, x in method.items() if name != "n_best"})
+    width = getattr(model.config.encoder.input, "n_features", None)
+    source = [np.zeros((1, width))] if width else [[0]]
+    steps(model, source, **{name: x for name, x in method.items() if name != "n_best"})
 
 
-def encoded(model: Model, line: Line) -> list[int]:
-    """The token ids of a line, [] if it is empty; ValueError if the model cannot encode it."""
+def encoded(model: Model, line: Line) -> tuple[list[int] | np.ndarray, Answer]:
+    """The token ids or frames of a line, [] if it is empty, and further fields of its answer.
+
+    Raises ValueError if the model cannot encode it.
+    """
     if line.error:
         raise ValueError(line.error)
     if not line.text:
-        return []
+        return [], {}
+    if reads_frames(model):
+        frames, seconds = read_frames(model, line.text)
+        return frames, {"seconds": seconds}
+    if line.text.lower().endswith(".wav") and os.path.exists(line.text):
+        raise ValueError(f"{line.text} is a sound, and the model reads texts: give a Whisper")
     ids = model.source_vocabulary.encode(line.text)  # type: ignore[union-attr]
     if not ids:
         raise ValueError(f"{line.text!r} has no tokens")
     as_tokens("source", [ids], model.config.encoder.vocab_size)
     check_fits("source", len(ids), model.config.encoder)
-    return ids
+    return ids, {}
 
 
 def failure(number: int, error: Exception) -> str:
@@ -86,13 +98,15 @@ def answers(
     ``advance`` is called with the number of lines that were answered since the last call.
     """
     found: list[Answer] = []
-    to_do: list[tuple[int, list[int], Answer]] = []
+    to_do: list[tuple[int, Any, Answer]] = []
     for line in lines:
         answer: Answer = {"input": line.text}
         found.append(answer)
         try:
-            if ids := encoded(model, line):
-                to_do.append((line.number, ids, answer))
+            source, fields = encoded(model, line)
+            answer |= fields
+            if len(source):
+                to_do.append((line.number, source, answer))
             else:
                 answer["samples"] = []
         except ValueError as error:
@@ -106,11 +120,11 @@ def answers(
     return found
 
 
-def _answer(model: Model, batch: list[tuple[int, list[int], Answer]], method: Any) -> None:
+def _answer(model: Model, batch: list[tuple[int, Any, Answer]], method: Any) -> None:
     """Complete the answers of a batch; if that fails, answer its lines one at a time."""
     numbers, source, answers = zip(*batch, strict=True)
     try:
-        found = _outputs(model, source, numbers, method)
+        found = _outputs(model, list(source), numbers, method)
     except (ValueError, MemoryError) as error:
         if len(batch) > 1:
             for entry in batch:
@@ -123,7 +137,7 @@ def _answer(model: Model, batch: list[tuple[int, list[int], Answer]], method: An
 
 
 def _outputs(
-    model: Model, source: Sequence[list[int]], numbers: Sequence[int], method: dict[str, Any]
+    model: Model, source: Sequence[Any], numbers: Sequence[int], method: dict[str, Any]
 ) -> list[list[dict[str, Any]]]:
     """The samples, or the hypotheses with their scores, of each row.
 

@@ -13,10 +13,14 @@ from ..generation.configured import as_configured
 from ..generation.constraints import MAKERS
 from ..generation.filters import min_p, temperature, top_a, top_fraction, top_k, top_p
 from ..generation.sampling import Processor, greedy, sample
+from ..generation.timestamps import timestamp_rules
 from ..languages import between
 from ..model import Model
 from ..settings import Settings
+from ..speech import special_ids
+from ..speech.whisper import END, NO_TIMESTAMPS
 from .progress import load, tell
+from .sounds import reads_frames, with_prompt
 from .threads import NARROW, use_threads
 
 EARLY_STOPPING: dict[str, EarlyStopping] = {"true": True, "false": False, "never": "never"}
@@ -72,25 +76,31 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
         ("--dtype", ["float16", "float32", "float64"], "", "dtype of the model (default: its own)"),
         ("--threads", count, "N", THREADS_HELP),
         ("--source-language", str, "CODE", "of the input, if the tokenizer knows languages, such "
-         "as fra_Latn (NLLB), fr (M2M100) or fr_XX (mBART); by default that of its files"),
-        ("--target-language", str, "CODE", "of the output; by default that of the model's files"),
+         "as fra_Latn (NLLB), fr (M2M100), fr_XX (mBART), or fr, the spoken language (Whisper); by "
+         "default that of its files"),
+        ("--target-language", str, "CODE", "of the output; by default that of the model's files; "
+         "en translates speech"),
     )  # fmt: skip
-    command.set_defaults(model="g2p", backend="numpy")
+    command.set_defaults(model="g2p", backend="numpy", timestamps=False)
 
 
 def model_of(options: argparse.Namespace) -> Model:
     """The model that the options name, with its vocabularies."""
     model = load(options.model)
-    if not model.config.encoder.vocab_size:
-        raise ValueError(
-            f"{options.model} reads frames, not texts: call rs.generate(model, frames) in Python"
-        )
-    if model.source_vocabulary is None or model.target_vocabulary is None:
+    vocabularies = [model.target_vocabulary, model.source_vocabulary]
+    if None in vocabularies[: 1 if reads_frames(model) else 2]:
         raise ValueError(
             f"{options.model} has no vocabularies: it cannot read or write text. A directory of "
             "Hugging Face needs tokenizer.json, or its family's files in docs/checkpoints.md"
         )
-    model = between(model, options.source_language, options.target_language)
+    if reads_frames(model):
+        model = with_prompt(model, options)
+    elif options.timestamps:
+        raise ValueError(
+            f"--timestamps: {options.model} reads texts; give a Whisper, or leave it out"
+        )
+    else:
+        model = between(model, options.source_language, options.target_language)
     use_threads(options.threads, model)
     if options.dtype:
         model = model.astype(options.dtype)
@@ -115,7 +125,7 @@ def add_choice_options(command: argparse.ArgumentParser) -> tuple[Any, Any]:
             "defaults, here and below, are replaced by the settings of a checkpoint that has some",
         ),
         ("--max-new-tokens", size, "N", "maximum number of tokens in an output, including the end "
-         "token (default: as many as the model has positions for)"),
+         "token (default: as many as the model has positions for; of Whisper, half of them)"),
         ("--min-new-tokens", whole, "N", "minimum number of tokens before the end (default 0)"),
         ("--repetition-penalty", float, "R", "divide positive scores of tokens that the output "
          "already has by R, and multiply negative ones by R; scores are logits, or with --beams "
@@ -187,6 +197,9 @@ def _configured(options: argparse.Namespace, model: Model) -> dict[str, Any]:
     further = _filters(options, "top_a")
     if isinstance(options.top_k, float):  # no setting corresponds to a fraction
         further, overrides["top_k"] = [top_fraction(options.top_k), *further], 0
+    if options.timestamps:
+        ids = special_ids(model.target_vocabulary)  # type: ignore[arg-type]
+        overrides["processors"] = [timestamp_rules(ids[NO_TIMESTAMPS], ids[END])]
     if n := options.n_best or options.num_samples:
         overrides["num_return_sequences"] = n
     if _samples(options):

@@ -5,12 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig
-from ..files.reading import file_errors, read_json
+from ..files.reading import file_errors
 from .options import add_command, add_options, count, whole
 from .progress import load
 
-FAMILIES = ("vaswani", "x_transformers", "t5", "everything")
+FAMILIES = ("vaswani", "x_transformers", "t5", "everything", "whisper", "captions", "t5gemma")
 
 
 def add_to(commands: Any) -> None:
@@ -54,13 +53,14 @@ def add_to(commands: Any) -> None:
 
 def _make(options: argparse.Namespace) -> None:
     from ..testing import vectors
+    from ..testing.vectors.cases import read_config
 
     families = options.family or FAMILIES
     if options.model is not None:
         families = {"model": load(options.model)}
     elif options.config is not None:
         with file_errors(options.config):
-            families = {"config": ModelConfig.from_dict(read_json(options.config))}
+            families = {"config": read_config(options.config)}
     names = vectors.make(
         options.directory,
         families=families,

@@ -193,7 +193,7 @@ def _read(
         header["config"] = _with_new_names(header["config"])
         entries = {_new_name(name): entry for name, entry in entries.items()}
     if header["version"] < 4:
-        header["config"] = _completed(header["config"])
+        header["config"] = completed(header["config"])
     config = _parsed("config", ModelConfig.from_dict, header["config"])
     if MIN_LAYER * (config.encoder.n_layers + config.decoder.n_layers) > len(entries):
         raise CheckpointError("its config has more layers than the file has arrays for")
@@ -243,13 +243,13 @@ def _with_new_names(fields: Any) -> Any:
     return {_new_name(name): _with_new_names(value) for name, value in fields.items()}
 
 
-def _completed(fields: Any) -> Any:
+def completed(fields: Any) -> Any:
     """Nested fields of a file of version 1 to 3 with those that version 4 added."""
     if not isinstance(fields, dict):
         return fields
     if early := fields.keys() & {"input", "windows", "softcap", "logits_softcap"}:
         raise CheckpointError(f"it has a version below 4, which does not have {early.pop()!r}")
-    fields = {name: _completed(value) for name, value in fields.items()}
+    fields = {name: completed(value) for name, value in fields.items()}
     if "vocab_size" in fields:
         tokens = {"type": "tokens", "vocab_size": fields.pop("vocab_size")}
         return fields | {"input": tokens, "windows": []}

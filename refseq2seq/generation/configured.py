@@ -9,14 +9,14 @@ Hugging Face transformers 5.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..backend import Array
-from ..checks import Tokens, UnsupportedFeature, as_tokens
+from ..checks import Source, Tokens, UnsupportedFeature, as_tokens
 from ..config import ModelConfig, annotations
 from ..model import Model, check_model
 from ..settings import FILTERS, Settings
@@ -26,7 +26,7 @@ from .constraints import MAKERS
 from .filters import renormalize_logits
 from .loop import decode_steps, generate
 from .request import keywords
-from .sampling import Chooser, sample
+from .sampling import Chooser, Processor, sample
 
 DEFAULT_NEW_TOKENS = 20
 """The maximum number of new tokens where the settings have none, as in transformers."""
@@ -43,7 +43,7 @@ class ConfiguredGeneration:
 
 
 def generate_as_configured(
-    model: Model, source: Tokens, source_mask: Array | None = None, **overrides: Any
+    model: Model, source: Source, source_mask: Array | None = None, **overrides: Any
 ) -> ConfiguredGeneration:
     """Generate with the model's own settings: greedy tokens, samples or hypotheses of beam search.
 
@@ -94,6 +94,7 @@ def as_configured(
     model: Model,
     *,
     prefix: Tokens | None = None,
+    processors: Sequence[Processor] = (),
     pick: Callable[..., Chooser] = sample,
     **overrides: Any,
 ) -> dict[str, Any]:
@@ -108,6 +109,9 @@ def as_configured(
         With ``settings``.
     prefix : integer array (batch, n), or list of lists of token ids, optional
         As in `decode_steps`. By default the start token and the settings' ``prefix``.
+    processors : sequence of Processor
+        Further ones, such as `timestamp_rules`, after those of the settings and before the filters
+        of sampling, as the ``logits_processor`` of transformers.
     pick : function of processors
         Draws the samples: `sample`, or ``partial(exponential_race, noise)``.
     **overrides
@@ -153,7 +157,8 @@ def as_configured(
     length = _length(settings, model.config, prefix)
     passed |= length if prefix is None else length | {"prefix": prefix}
     asked = settings.asked
-    processors = [make(asked[name]) for name, make in MAKERS.items() if name in asked]
+    own = [make(asked[name]) for name, make in MAKERS.items() if name in asked]
+    processors = [*own, *processors]
     last = [renormalize_logits()] if settings.renormalize_logits else []
     if settings.beams > 1:
         return {
@@ -178,7 +183,7 @@ def as_configured(
 def _overridden(settings: Settings, overrides: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """The settings with the overrides of their fields, and the other overrides."""
     fields = annotations(Settings)
-    determined = {"choose", "processors", "logits_processors", "source_mask"}
+    determined = {"choose", "logits_processors", "source_mask"}
     arguments = {*keywords((decode_steps, beam_steps))} - determined
     other_names = like.SETTINGS | {"n_best": "num_return_sequences"}
     for name, value in overrides.items():

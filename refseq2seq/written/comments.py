@@ -4,7 +4,7 @@ import math
 import textwrap
 from typing import Any
 
-from ..config import AttentionConfig, ModelConfig, StackConfig
+from ..config import AttentionConfig, FrameInput, ModelConfig, StackConfig
 from ..watching.quantities import quantity
 from . import layout
 
@@ -17,8 +17,9 @@ OF_STATEMENTS = {
     "relative_position = ": "# key minus query",
     "borders = ": "# bucket j > 0 begins at distance borders[j - 1]",
     "biases = ": "# (..., n_heads)",
-    "key_mask = mask": "# (batch, 1, 1, n)",
-    "source_mask = mask": "# (batch, 1, 1, n)",
+    "key_mask = ": "# (batch, 1, 1, n)",
+    "source_mask = mask[:, None": "# (batch, 1, 1, n)",
+    "source_mask = ": "# (batch, n)",
 }
 """The comments of statements that compute no quantity, by how they begin."""
 
@@ -91,9 +92,11 @@ def sizes(c: ModelConfig) -> str:
     for stack in (c.encoder, c.decoder):
         a = stack.self_attention
         own, cross = _heads(a), _heads(stack.cross_attention or a)
+        frames = stack.input if isinstance(stack.input, FrameInput) else None
+        read = f"n_features {frames.n_features}" if frames else f"vocab_size {stack.vocab_size}"
         rows.append(
-            f"n_layers {stack.n_layers}, vocab_size {stack.vocab_size}, d_model {stack.d_model}, "
-            f"{own}, d_ff {stack.feed_forward.d_ff}"
+            f"n_layers {stack.n_layers}, {read}, d_model {stack.d_model}, {own}, "
+            f"d_ff {stack.feed_forward.d_ff}"
         )
         if cross != own:
             rows[-1] += f"; in cross-attention {cross}"

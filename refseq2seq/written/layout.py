@@ -139,7 +139,8 @@ class _Formatted(ast.NodeTransformer):
         simple = all(b is None or isinstance(b, _SIMPLE) for b in bounds)
         lower, upper = ("" if b is None else text(b) for b in bounds)
         sliced = f"{lower}:{upper}" if simple else f"{lower} : {upper}".strip()
-        return ast.Name(sliced + (f":{text(node.step)}" if node.step else ""))
+        step = f" : {text(node.step)}" if node.step and not simple else ""
+        return ast.Name(sliced + (step or (f":{text(node.step)}" if node.step else "")))
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         """No spaces around the power of simple operands."""
@@ -162,7 +163,8 @@ def literal(value: Any, member: Callable[[Any], ast.expr] | None = None) -> ast.
     of = member or literal
     match value:
         case slice():
-            bounds = (value.start, value.stop, value.step)
+            start = value.start if value.step is None else value.start or None
+            bounds = (start, value.stop, value.step if value.step != 1 else None)
             return ast.Slice(*(x if x is None else of(x) for x in bounds))
         case tuple() if (run := _run(value)) > 3:  # the borders of T5's buckets
             return expression(f"(*range(1, {run + 1}), {str(value[run:])[1:-1]})")

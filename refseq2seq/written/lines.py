@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from . import layout
 from .comments import OF_STATEMENTS
-from .recording import Node, Size, reachable
+from .recording import UNKNOWN, Node, Size, reachable
 
 VARIABLES = {"embed": "x", "final": "x", "input": "h"}
 """Variables of quantities, if not their name: x flows from layer to layer, h into a sublayer."""
@@ -65,17 +65,21 @@ class Body:
 
     def text(self, ids: str) -> str:
         """The lines, with the indent of a function's body, for token ids of this name."""
-        found: list[str] = []
+        outside: list[Line] = []
+        loops: list[str] = []
         for node in self.nodes:
             if node.layer is None:
-                found += printed(self._up_to(node), 4)
+                outside += self._up_to(node)
             elif node not in self.done and self._has_line(node):
-                found += self._loop(node.layer[0])
+                before, loop = self._loop(node.layer[0])
+                loops += [*printed(outside + before, 4), *loop]
+                outside = []
         first = {"batch": f"    batch = len({ids})", "n": f"    n = {ids}.shape[1]"}
-        return "\n".join([*(line for size, line in first.items() if size in self.sizes), *found])
+        used = [line for size, line in first.items() if size in self.sizes]
+        return "\n".join([*used, *loops, *printed(outside, 4)])
 
-    def _loop(self, stack: str) -> list[str]:
-        """The loop over the layers of a stack, after the lines outside that it needs."""
+    def _loop(self, stack: str) -> tuple[list[Line], list[str]]:
+        """The lines outside that the loop over the layers of a stack needs, and the loop."""
         layers: dict[int, list[Node]] = defaultdict(list)
         for node in self.nodes:
             if node.layer and node.layer[0] == stack:
@@ -101,7 +105,7 @@ class Body:
                     )
         uses_i = any(re.search(r"\bi\b", line.statement) for line in bodies[0])
         loop = f"i, layer in enumerate({stack}.layers)" if uses_i else f"layer in {stack}.layers"
-        return [*printed(before, 4), f"    for {loop}:", *printed(bodies[0], 8)]
+        return before, [f"    for {loop}:", *printed(bodies[0], 8)]
 
     # Which nodes have a line.
 
@@ -109,12 +113,21 @@ class Body:
         users = self.users[node]
         if node.kind == "tap":
             return not self._is_alias(node) and not self._is_next(node)
-        if node.kind in ("store", "result") or node in self.promoted:
+        if node.kind in ("store", "result") or node in self.promoted or self._capped(node):
             return True
         # What is computed before the layers is not computed again in each.
         for_layers = node.layer is None and any(user.layer for user in users)
         computed = node.kind not in ("parameter", "input") and self._variable(node)
         return bool(computed) and (len(users) > 1 or for_layers)
+
+    def _capped(self, node: Node) -> Node | None:
+        """The quantity that is a node under a soft cap, c tanh(node / c)."""
+        for name in ("/", "tanh", "*"):
+            if [user.name for user in self.users[node]] != [name]:
+                return None
+            (node,) = self.users[node]
+        (quantity, *_) = self.users[node]
+        return self.users[quantity][0] if quantity.name == "rounded" else quantity
 
     def _is_alias(self, tap: Node) -> bool:
         """Whether a quantity is an array that has a line already."""
@@ -194,17 +207,24 @@ class Body:
         x, variable = node, self._variable(node)
         while x.kind in ("result", "method"):
             (x, *_) = x.inputs()
+        x = self._capped(x) or x
         if x.kind != "tap":
             found = (said for begin, said in OF_STATEMENTS.items() if statement.startswith(begin))
             return next(found, "")
-        return "" if self.index else self.comment(x.name, variable)
+        if self.index:
+            return ""
+        said = self.comment(x.name, variable)
+        is_cap = x is node and any(self._capped(used) is x for used in reachable([x]))
+        return said if not is_cap or "# = " in said else ""  # the conventions are under the cap
 
     def _variable(self, node: Node) -> str:
         if node.kind in ("result", "store"):
             return ""
+        node = self._capped(node) or node
         if node.kind == "tap":
             last = node.name.rpartition(".")[2]
-            return "x" if last.startswith("after_") else VARIABLES.get(last, last)
+            flows = last.startswith("after_") or node.name.startswith("encoder.frame_layers.")
+            return "x" if flows and last != "projected" else VARIABLES.get(last, last)
         return RENAMED.get(node.variable, node.variable)
 
     # Expressions.
@@ -212,6 +232,8 @@ class Body:
     def _reference(self, value: Any) -> ast.expr:
         """A node or a Python value where it is used."""
         if isinstance(value, Size):
+            if UNKNOWN in value.text:
+                raise layout.WriteOutError(f"{UNKNOWN} inside the encoder cannot be written out")
             self.sizes |= {*re.findall("[a-z]+", value.text)}
         if not isinstance(value, Node):
             return layout.literal(value, self._reference)
@@ -245,12 +267,19 @@ class Body:
                 found = ast.Attribute(x, node.name, ast.Load())
             case "operator":
                 found = layout.operation(node.name, x, *arguments)
+            case "list":
+                found = layout.operation("*", x, *arguments) if arguments else x
+            case "member":
+                found = ast.Subscript(x, ast.Name("i"), ast.Load())
             case "index":
                 found = ast.Subscript(x, arguments[0], ast.Load())
         return found
 
     def _parameter(self, path: str) -> str:
         """The expression of a parameter; its sublayer is noted."""
+        if layer := re.match(r"encoder\.frame_layers\.\d+\.", path):
+            self.sublayer = self.sublayer or re.sub(r"\.(\d+)", r"[\1]", layer[0])[:-1]
+            return "p." + path[layer.end() :]
         if not (layer := re.match(r"\w+\.layers\.\d+\.(\w+)\.", path)):
             path = re.sub(r"\.(\d+)", r"[\1]", path)
             return path if "." in path else f"model.{path}"
@@ -269,6 +298,8 @@ def printed(lines: list[Line], indent: int) -> Iterator[str]:
             code = " ".join(x.statement for x in lines[k : next(others, len(lines))])
             attention = "" if sublayer == "feed_forward" else "_attention"
             places = {"p": f"layer.{sublayer}{attention}", "norms": f"layer.{sublayer}_norms"}
+            if "[" in sublayer:  # of frames
+                places = {"p": sublayer}
             used = [name for name in places if re.search(rf"\b{name}\.", code)]
             if k:
                 yield ""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array
+from ..backend import Array, asarray_like
 from ..checks import check_int
 from ..files.writing import replacing
 from ..model import Model, check_model
@@ -51,9 +51,9 @@ class Program:
 
         Parameters
         ----------
-        source : integer array, shape (batch, n)
-            Tokens are not validated, here and in `step` and `greedy`. Keys and values at padding
-            are those of `refseq2seq.encode` if its ids are 0.
+        source : integer array, shape (batch, n); or float array, shape (batch, n, n_features)
+            Tokens and frames are not validated, here and in `step` and `greedy`. Keys and values at
+            padding are those of `refseq2seq.encode` if its ids or frames are 0.
         mask : boolean array, shape (batch, n), optional
             True = real token.
         """
@@ -92,7 +92,10 @@ class Program:
 
     def _masked(self, source: Array, mask: Array | None) -> tuple[Array, Array]:
         xp, source = self._of.xp, self._of.xp.asarray(source)
-        return source, xp.ones(source.shape, dtype="bool") if mask is None else xp.asarray(mask)
+        if source.ndim == 3:
+            source = asarray_like(source, self._of.params.decoder.embedding)
+        mask = xp.ones(source.shape[:2], dtype="bool") if mask is None else xp.asarray(mask)
+        return source, mask
 
 
 def write_out(model: Model) -> Program:
@@ -138,7 +141,7 @@ def _source(model: Model) -> str:
     copies, c = Copies(core, calls), model.config
     comment_encode, comment_step = (partial(comment, c, sizes, {}) for sizes in (ENCODE, STEP))
     code = [
-        templates.ENCODE.format(body=Body(encode, copies.call, comment_encode).text("source")),
+        templates.encode(c, Body(encode, copies.call, comment_encode).text),
         templates.STEP.format(body=Body(step, copies.call, comment_step).text("ids")),
         templates.greedy(c, model.dtype.name),
         *(line + "\n" for line in copies.lines()),

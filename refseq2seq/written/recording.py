@@ -13,14 +13,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
-from itertools import count
+from itertools import accumulate, combinations, count
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from ..backend import Array
-from ..config import Config
+from ..config import Config, FrameInput, FrameLayerConfig, StackConfig
 from ..model import Model
 from ..ops import ACTIVATIONS, NORMS
 from ..params import param_shapes
@@ -30,14 +30,20 @@ from .sources import Core
 
 OPERATIONS = (
     "linear", "softmax", *NORMS, *ACTIVATIONS, "sigmoid", "split_heads", "merge_heads",
-    "rotation", "rotate", "sinusoids", "rounded",
+    "rotation", "rotate", "sinusoids", "rounded", "windows", "window_mask",
 )  # fmt: skip
 """The functions that a program calls by name. The others dissolve into what they do to arrays."""
 
-OPERATORS = {"add": "+", "sub": "-", "mul": "*", "matmul": "@", "le": "<=", "gt": ">"}
+OPERATORS = {
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "matmul": "@", "le": "<=", "gt": ">",
+    "and_": "&",
+}  # fmt: skip
 """The operators between arrays, by the name of their method."""
 
 NEUTRAL = {"+": 0, "*": 1}
+
+UNKNOWN = "the number of frames"
+"""In place of the expression of a size that has none."""
 
 
 @dataclass(eq=False, repr=False)
@@ -46,8 +52,9 @@ class Node:
 
     ``kind`` is "input" or "parameter", whose ``name`` is an expression or a path; "operation",
     "function" (of the array namespace), "method", "attribute", "operator" or "index"; "tap", the
-    same array as a quantity; "store", an array after an assignment to a part of it; or "result",
-    a statement that takes an array. Arguments are nodes, Python values, and lists of them.
+    same array as a quantity; "store", an array after an assignment to a part of it; "list", the
+    arrays of the layers, and "member", one of them; or "result", a statement that takes an array.
+    Arguments are nodes, Python values, and lists of them.
     """
 
     kind: str
@@ -116,6 +123,11 @@ class Recorded:
         return tuple(Size(n, sizes[n]) if n in sizes else n for n in self.value.shape)
 
     @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return int(self.value.ndim)
+
+    @property
     def mT(self) -> "Recorded":  # noqa: N802
         """The array with its last two axes exchanged."""
         return self.recorder.note("attribute", "mT", lambda x: x.mT, self)
@@ -129,7 +141,9 @@ class Recorded:
 
     def __getitem__(self, index: Any) -> "Recorded":
         axes = index if isinstance(index, tuple) else (index,)
-        if all(isinstance(axis, slice) and axis.stop is None and not axis.start for axis in axes):
+        if all(isinstance(x, slice) and x.step in (None, 1) for x in axes) and all(
+            x.stop is None and not x.start for x in axes
+        ):
             return self
         return self.recorder.note("index", "[]", operator.getitem, self, index)
 
@@ -142,6 +156,9 @@ class Recorded:
 
     def __radd__(self, other: Any) -> "Recorded":
         return self + other
+
+    def __rmul__(self, other: Any) -> "Recorded":
+        return self.recorder.note("operator", "*", operator.mul, other, self)
 
     def __neg__(self) -> "Recorded":
         return self.recorder.note("operator", "-", operator.neg, self)
@@ -157,7 +174,7 @@ def _operator(name: str, symbol: str) -> Callable[[Recorded, Any], Recorded]:
 
 
 for _name, _symbol in OPERATORS.items():
-    setattr(Recorded, f"__{_name}__", _operator(_name, _symbol))
+    setattr(Recorded, f"__{_name.strip('_')}__", _operator(_name, _symbol))
 
 
 class Recorder:
@@ -188,6 +205,8 @@ class Recorder:
             space[name] = partial(self._operation, name, space[name])
         space["NORMS"] = {name: space[name] for name in NORMS}
         space["ACTIVATIONS"] = {name: space[name] for name in ACTIVATIONS}
+        space["frame_layer"] = partial(self._frame_layer, space["frame_layer"])
+        space["self_masks"] = partial(self._masks, space["self_masks"])
         for stack in ("encoder", "decoder"):
             space[f"{stack}_layer"] = partial(self._in_layer, stack, space[f"{stack}_layer"])
         space["RoundingTap"] = self._rounding
@@ -242,8 +261,10 @@ class Recorder:
         return self._with_node(compute(*values[0], **values[1]), node)
 
     def asarray(self, x: Any, **keywords: Any) -> Recorded:
-        """A recorded array unchanged, or an array of Python values."""
-        return x if isinstance(x, Recorded) else self.__getattr__("asarray")(x, **keywords)
+        """A recorded array, in the dtype if one is given; or an array of Python values."""
+        if isinstance(x, Recorded):
+            return x.astype(keywords.get("dtype", x.dtype))
+        return self.__getattr__("asarray")(x, **keywords)
 
     def __getattr__(self, name: str) -> Callable[..., Recorded]:
         return partial(self.note, "function", name, getattr(self._xp, name))
@@ -261,6 +282,35 @@ class Recorder:
         self._layer = None
         self._ends.add(x.node)
         return x
+
+    def _frame_layer(self, function: Any, p: Any, *arguments: Any) -> tuple[Recorded, Recorded]:
+        """Call the function of a layer of frames; each shorter mask has a name of its own."""
+        x, mask = function(p, *arguments)
+        i = self.model.params.encoder.frame_layers.index(p)
+        mask.node.variable = mask.node.variable or f"mask_{i}" * (mask.node.kind == "index")
+        return x, mask
+
+    def _masks(self, function: Any, c: StackConfig, mask: Any, *positions: Recorded) -> list[Any]:
+        """The masks of the layers; if they differ, those of a list."""
+        masks = function(c, mask, *positions)
+        nodes = [x and x.node for x in masks]
+        windows = [x for x in dict.fromkeys(nodes) if x and (mask is None or x is not mask.node)]
+        for j, x in enumerate(windows):
+            x.variable = f"window_{j}" if len(windows) > 1 else "window"
+        if len({*nodes}) < 2:
+            return masks
+        if c.self_attention.n_learned_kv and {*nodes} != {*windows}:
+            raise WriteOutError(
+                "learned keys with windows in some layers only cannot be written out"
+            )
+        stack = "decoder" if c is self.model.config.decoder else "encoder"
+        n = next(n for n in range(1, c.n_layers + 1) if nodes[:n] * (c.n_layers // n) == nodes)
+        times = (c.n_layers // n,) if n < c.n_layers else ()
+        every = Node("list", "", (nodes[:n], *times), variable="masks")
+        self.nodes.append(every)
+        members = [Node("member", "", (every,), layer=(stack, i)) for i in range(c.n_layers)]
+        values = [getattr(x, "value", None) for x in masks]
+        return [self._with_node(x, member) for x, member in zip(values, members, strict=True)]
 
     def _recorded(self, path: str, part: Any) -> Any:
         """A part of the tree of parameters with recorded arrays."""
@@ -280,6 +330,9 @@ class Recorder:
         bound = inspect.signature(function).bind(*arguments, **named).arguments
         if not any(isinstance(x, Recorded) for x in bound.values()):
             return function(*arguments, **named)  # inside another operation
+        frames = bound.get("c")
+        if isinstance(frames, FrameLayerConfig) and frames.window == frames.stride == 1:
+            return bound["x"]  # its windows
         recorded = self.note("operation", name, function, **bound)
         keywords = recorded.node.keywords
         for parameter in [p for p, x in keywords.items() if isinstance(x, Config)]:
@@ -312,6 +365,8 @@ def rounded(x: Any) -> Any:
 def _is_rounded(node: Node) -> bool:
     """Whether the elements of an array are all from quantities and parameters."""
     is_moved = node.name in ("concat", "broadcast_to", "[]")
+    if node.name == "astype" and node.arguments[1] == "float32":  # of frames in float16
+        return node.arguments[0].name == "astype" and node.arguments[0].arguments[1] == "float16"
     return node.kind in ("tap", "parameter") or (is_moved and all(map(_is_rounded, node.inputs())))
 
 
@@ -338,6 +393,13 @@ def reachable(nodes: Iterable[Node]) -> set[Node]:
     return found
 
 
+def _lengths(c: StackConfig, n: int) -> list[int]:
+    """The lengths of n tokens or frames: after each frame layer, as embeddings, with registers."""
+    layers = c.input.layers if isinstance(c.input, FrameInput) else ()
+    lengths = accumulate(layers, lambda n, layer: layer.length(n), initial=n)
+    return [*lengths, c.input.length(n), c.input.length(n) + c.n_register_tokens]
+
+
 def record(model: Model) -> tuple[Core, list[Node], list[Node]]:
     """Record `encode` and one step of `decode` with a cache: the core, and what the results need.
 
@@ -345,25 +407,41 @@ def record(model: Model) -> tuple[Core, list[Node], list[Node]]:
     """
     recorder, xp, c = Recorder(model), model.xp, model.config
     a, n_registers = c.decoder.self_attention, c.encoder.n_register_tokens
-    dimensions = {n for shape in param_shapes(c).values() for n in shape} | {1}
+    dimensions = {n for shape in param_shapes(c).values() for n in shape} | {0, 1}
     for x in (c.encoder.self_attention, a, c.decoder.cross_attention):
         dimensions |= {x.n_heads, x.n_kv_heads, x.d_k, x.d_v}  # type: ignore[union-attr]
-    others = (n for n in count(2) if n not in dimensions)
-    batch, n = next(others), next(n for n in others if n + n_registers not in dimensions)
-    recorder.sizes = {n + n_registers: f"n + {n_registers}", n: "n", batch: "batch"}
+    batch = next(n for n in count(2) if n not in dimensions)
 
-    ids = xp.zeros((batch, n), dtype="int64")
-    mask = xp.broadcast_to(xp.arange(n) < 1, (batch, n))
-    source, source_mask = recorder.input("source", ids), recorder.input("mask", mask)
+    def differ(n: int) -> list[bool]:
+        return [x != y for x, y in combinations(_lengths(c.encoder, n), 2)]
+
+    n_given = next(
+        n
+        for n in count(batch + 1)
+        if not {*_lengths(c.encoder, n)} & (dimensions | {batch}) and differ(n) == differ(1000 * n)
+    )
+    *inside, n, with_registers = _lengths(c.encoder, n_given)
+    recorder.sizes = dict.fromkeys(inside, UNKNOWN) | {batch: "batch"}
+    recorder.sizes |= {with_registers: f"n + {n_registers}", n: "n"}
+
+    name, source = "source", xp.zeros((batch, n_given), dtype="int64")
+    if isinstance(c.encoder.input, FrameInput):  # of another dtype than the model's
+        dtype = "float64" if model.dtype != "float64" else "float32"
+        name, source = "frames", xp.zeros((*source.shape, c.encoder.input.n_features), dtype)
+    mask = xp.broadcast_to(xp.arange(n_given) < 1, source.shape[:2])
+    source, source_mask = recorder.input(name, source), recorder.input("mask", mask)
     source_mask.all = lambda: False  # type: ignore[attr-defined]
     memory = recorder.run("encode_checked", source, source_mask)
     for k, v in zip(memory.keys, memory.values, strict=True):
         recorder.result("keys.append({})", k)
         recorder.result("values.append({})", v)
+    if memory.mask is not source_mask:
+        memory.mask.node.variable = "source_mask"
+    recorder.result("return {}, keys, values", memory.mask)
     encode = recorder.nodes.copy()
 
     memory = SimpleNamespace(
-        mask=recorder.input("mask", mask),
+        mask=recorder.input("mask", memory.mask.value),
         keys=[recorder.input(f"keys[{i}]", k.value) for i, k in enumerate(memory.keys)],
         values=[recorder.input(f"values[{i}]", v.value) for i, v in enumerate(memory.values)],
     )
@@ -374,7 +452,7 @@ def record(model: Model) -> tuple[Core, list[Node], list[Node]]:
         cache._values = recorder.input(f"own_values[{i}]", xp.zeros_like(cache._values))
         cache.length, cache.capacity = Size(0, "t"), math.inf
         caches.append(cache)
-    new = recorder.input("ids", ids[:, :1])
+    new = recorder.input("ids", xp.zeros((batch, 1), dtype="int64"))
     logits = recorder.run("decode_checked", new, memory, cache=tuple(caches))
     recorder.result("return {}", logits)
     live = reachable(node for node in recorder.nodes if node.kind == "result")

@@ -15,10 +15,10 @@ from dataclasses import fields
 from types import ModuleType
 from typing import Any
 
-from .. import attention, erf, masks, model, ops, positions
+from .. import attention, erf, frames, masks, model, ops, positions
 from . import layout
 
-MODULES = (masks, erf, positions, ops, attention, model)
+MODULES = (masks, erf, positions, ops, frames, attention, model)
 """The modules of the forward pass. No two of them define the same name."""
 
 

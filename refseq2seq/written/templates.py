@@ -1,8 +1,10 @@
 """The parts of a program that are not derived from the forward pass: loop, arrays, command line."""
 
+from collections.abc import Callable
+
 import numpy as np
 
-from ..config import ModelConfig
+from ..config import FrameInput, ModelConfig, StackConfig
 from ..model import Model
 from ..params import count_parameters
 from ..text import Vocabulary
@@ -25,12 +27,11 @@ import {xp} as np
 
 ENCODE = '''
 
-def encode(model, source, mask):
-    """The mask (True = real token), and each decoder layer's keys and values of the source."""
-    # source and mask (batch, n); keys and values: of each layer, (batch, n_heads, n, d_k or d_v)
-    encoder, decoder, keys, values = model.encoder, model.decoder, [], []
+def encode(model, {source}, mask):
+    """The mask (True = real {token}), and each decoder layer's keys and values of the source."""
+    # {shapes}keys and values: of each layer, (batch, n_heads, n, d_k or d_v)
+    {stacks}, keys, values = {of}, [], []
 {body}
-    return mask, keys, values
 '''
 
 STEP = '''
@@ -93,6 +94,20 @@ if __name__ == "__main__":
     print(*greedy(read(sys.argv[1]), source, source >= 0, {limit})[0].tolist())
 """
 
+MAIN_FRAMES = """
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    frames = np.load(sys.argv[2])
+    if frames.dtype.kind != "f" or frames.ndim != 2 or frames.shape[1] != {size}:
+        sys.exit(__doc__)
+    if not {least} <= len(frames){most}:
+        sys.exit(__doc__)
+    mask = np.ones((1, len(frames)), dtype="bool")
+    print(*greedy(read(sys.argv[1]), frames[None], mask, {limit})[0].tolist())
+"""
+
 MAIN_TEXT = '''
 
 def token_ids(text, vocabulary):
@@ -127,8 +142,14 @@ def head(model: Model, sizes: str, needed: set[str], code: str) -> str:
     usage = f"4 8 15    prints up to {_limit(c)} new tokens"
     if reads_text(model):
         usage = f"TEXT ...    prints up to {_limit(c)} symbols each"
-    if c.encoder.max_length:
-        usage += f"; a source has at most {c.encoder.max_length}"
+    least, most = _lengths(c.encoder)
+    if isinstance(c.encoder.input, FrameInput):
+        usage = usage.replace("4 8 15", "frames.npy") + (
+            f"\n    frames.npy: floats (n_frames, {c.encoder.input.n_features}), "
+            f"n_frames at least {least}" + (f" and at most {most}" if most else "")
+        )
+    elif most:
+        usage += f"; a source has at most {most}"
     return HEAD.format(
         n_parameters=count_parameters(c),
         dtype=model.dtype.name,
@@ -137,6 +158,24 @@ def head(model: Model, sizes: str, needed: set[str], code: str) -> str:
         sizes=sizes,
         imports="\n".join(sorted(found, key=lambda line: (line.startswith("from"), line))),
         xp="numpy" if uses_numpy else "cupy",
+    )
+
+
+def encode(c: ModelConfig, body: Callable[[str], str]) -> str:
+    """The function that encodes a source, whose statements ``body`` gives for its name."""
+    source, token, shapes = "source", "token", "source and mask (batch, n); "
+    if isinstance(c.encoder.input, FrameInput):
+        source, token = "frames", "frame"
+        shapes = "frames (batch, n_frames, n_features), mask (batch, n_frames)\n    # "
+    text = body(source)
+    stacks = [name for name in ("encoder", "decoder") if f"{name}." in text]
+    return ENCODE.format(
+        source=source,
+        token=token,
+        shapes=shapes,
+        stacks=", ".join(stacks),
+        of=", ".join(f"model.{name}" for name in stacks),
+        body=text,
     )
 
 
@@ -182,13 +221,27 @@ def ending(model: Model) -> str:
     """The arrays and the command line."""
     c, tree = model.config, TREE.format(dtype=model.dtype.name)
     text = READ.format(result=TIED.format(tree=tree) if c.tied_logits else f"    return {tree}")
-    most = f" <= {c.encoder.max_length}" if c.encoder.max_length else ""
-    limits = {"limit": _limit(c), "most": most}
+    least, most = _lengths(c.encoder)
+    limits = {"limit": _limit(c), "most": f" <= {most}" if most else ""}
+    if isinstance(c.encoder.input, FrameInput):
+        return text + MAIN_FRAMES.format(size=c.encoder.input.n_features, least=least, **limits)
     if not reads_text(model):
         return text + MAIN_IDS.format(size=c.encoder.vocab_size, **limits)
     split = 'plain.split(vocabulary["separator"]) if plain else []'
     separator = model.source_vocabulary.separator  # type: ignore[union-attr]
     return text + MAIN_TEXT.format(symbols=split if separator else "list(plain)", **limits)
+
+
+def _lengths(c: StackConfig) -> tuple[int, int | None]:
+    """The smallest and largest number of tokens or frames of a source."""
+    least, most = 1, c.max_length
+    if isinstance(c.input, FrameInput):
+        most = most and most - c.input.n_class_tokens
+        for layer in reversed(c.input.layers):
+            first = layer.window - 2 * layer.padding
+            least = (least - 1) * layer.stride + first
+            most = most and most * layer.stride + first - 1
+    return least, most
 
 
 def _limit(c: ModelConfig) -> int:

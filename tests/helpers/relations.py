@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import refseq2seq as rs
+from refseq2seq.config import FrameInput
 from refseq2seq.testing import strategies
 
 
@@ -40,21 +41,23 @@ def masked_tokens(data, model):
     source, target = _batch(data, model)
     n = max(len(row) for row in source.rows) + 3
     real = np.arange(n) < np.array([[len(row)] for row in source.rows])
-    noise = data.draw(st.integers(-3, 99))
-    tokens = np.where(real, _padded(source.rows, n), noise)
-    other = np.where(real, tokens, data.draw(st.integers(-3, 99)))
+    tokens, other = (_filled(source, real, data.draw(st.integers(-3, 99))) for _ in range(2))
     return rs.forward(model, tokens, target, real), rs.forward(model, other, target, real)
 
 
 def padding(data, model):
-    """The source with padding on the left, on the right and between, and without."""
+    """The source with padding on the left, on the right and between, and without.
+
+    The padding of frames is on the right.
+    """
     source, target = _batch(data, model)
     n = max(len(row) for row in source.rows) + data.draw(st.integers(1, 4))
     mask = np.zeros((source.batch, n), dtype=bool)
     for row, tokens in zip(mask, source.rows, strict=True):
-        row[data.draw(st.permutations(range(n)))[: len(tokens)]] = True
-    tokens = np.zeros(mask.shape, dtype=int)
-    tokens[mask] = np.concatenate(source.rows)
+        places = data.draw(st.permutations(range(n)))
+        is_frames = isinstance(model.config.encoder.input, FrameInput)
+        row[range(len(tokens)) if is_frames else places[: len(tokens)]] = True
+    tokens = _filled(source, mask, 0)
     unpadded = [rs.forward(model, [row], target[i : i + 1]) for i, row in enumerate(source.rows)]
     return rs.forward(model, tokens, target, mask), np.concatenate(unpadded)
 
@@ -83,5 +86,9 @@ def _batch(data, model):
     return source, data.draw(strategies.targets(model, source.batch), label="target")
 
 
-def _padded(rows, n):
-    return np.array([row + [0] * (n - len(row)) for row in rows])
+def _filled(source, mask, filler):
+    """The source's rows where the mask is True, and a number elsewhere."""
+    real = np.concatenate([np.array(row) for row in source.rows])
+    tokens = np.full((*mask.shape, *real.shape[1:]), filler, real.dtype)
+    tokens[mask] = real
+    return tokens

@@ -12,12 +12,14 @@ from functools import partial
 import numpy as np
 
 import refseq2seq as rs
-from refseq2seq import attention, model, ops
+from refseq2seq import attention, frames, masks, model, ops
 from refseq2seq.attention import KeyValueCache
 from refseq2seq.generation.filters import keep, probability_before, ranks
 from refseq2seq.params import build_params, named_arrays
+from refseq2seq.taps import FunctionTap
 from refseq2seq.testing.vectors import cases
 
+FRAMES = "encoder.frame_layers.0."
 SELF, CROSS = ".layers.0.self_attention.", ".layers.0.cross_attention."
 
 
@@ -142,6 +144,44 @@ def from_the_first_token(mask):
     return np.maximum(np.arange(mask.shape[1]) - n_before[:, None], 0)
 
 
+def halved_lengths(mask, c):
+    """The length of a row over the stride, rounded down."""
+    n_windows = RIGHT["mask_of_windows"](mask, c).shape[1]
+    return np.arange(n_windows) < mask.sum(axis=1, keepdims=True) // c.stride
+
+
+def zeros_at_the_end(x, c):
+    later = np.concat([x[:, c.padding :], np.zeros_like(x[:, : c.padding])], axis=1)
+    return RIGHT["windows"](later, c)
+
+
+def reversed_taps(x, c):
+    right = RIGHT["windows"](x, c)
+    return right.reshape(*right.shape[:2], c.window, -1)[:, :, ::-1].reshape(right.shape)
+
+
+def norm_first(p, c, x, mask, tap):
+    """activation(norm(...)): the norm that stands after the activation stands before it."""
+    inner = FunctionTap(lambda name, x: x if name == "out" else tap(name, x))
+    x, mask = RIGHT["frame_layer"](p, dataclasses.replace(c, activation="none"), x, mask, inner)
+    return tap("out", ops.ACTIVATIONS[c.activation](x)), mask
+
+
+def appended(learned, x, mask):
+    n, (x, mask) = len(learned), RIGHT["prepend"](learned, x, mask)
+    return np.roll(x, -n, axis=1), np.roll(mask, -n, axis=1)
+
+
+def wider(q, k, c):
+    return masks.window_mask(q, k, dataclasses.replace(c, back=c.back + 1))
+
+
+def capped_after_the_mask(x, mask=None):
+    return ops.softmax(x if mask is None else np.where(mask, x, -2.0))  # the cap of -inf
+
+
+OF_FRAMES = ("windows", "mask_of_windows", "frame_layer", "prepend")
+RIGHT = {name: getattr(frames, name) for name in OF_FRAMES}
 SWAPPED = {}
 for pair in (("gelu_erf", "gelu_tanh"), ("grouped", "tiled"), ("halves", "interleaved")):
     SWAPPED |= {pair[0]: pair[1], pair[1]: pair[0]}
@@ -228,5 +268,13 @@ MISTAKES = {
         of_config(inside("self_attention", kv_head_order=SWAPPED.get)),
         f"encoder{SELF}scores",
     ),
+    "FrameMask": (replaced(frames, "mask_of_windows", halved_lengths), "encoder.positions"),
+    "FramePadding": (replaced(frames, "windows", zeros_at_the_end), f"{FRAMES}projected"),
+    "FrameKernel": (replaced(frames, "windows", reversed_taps), f"{FRAMES}projected"),
+    "FrameNorm": (replaced(frames, "frame_layer", norm_first), f"{FRAMES}out"),
+    "ClassTokens": (replaced(frames, "prepend", appended), "encoder.tokens"),
+    "WindowEdge": (replaced(model, "window_mask", wider), f"encoder{SELF}weights"),
+    "CapOrder": (replaced(attention, "softmax", capped_after_the_mask), f"encoder{SELF}weights"),
+    "LogitsCap": (of_config(of_stack(), logits_softcap=None), "logits"),
     "BiasedDeviation": (replaced(ops.NORMS, "std_norm", biased), "decoder.embed"),
 }

@@ -158,10 +158,10 @@ def make_exact(model: Any) -> None:
             module.forward = partial(_rms_norm, module)
         elif kind == "M2M100SinusoidalPositionalEmbedding":
             n, d = module.weights.shape
-            module.weights = _sinusoids(n, d, steps=d // 2 - 1)
+            module.weights = sinusoids_in_float64(n, d, steps=d // 2 - 1)
         elif kind.endswith("SinusoidalPositionalEmbedding"):
             n, d = module.weight.shape
-            module.weight.data = _sinusoids(n, d, steps=d // 2)
+            module.weight.data = sinusoids_in_float64(n, d, steps=d // 2)
 
 
 def _rms_norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -169,7 +169,7 @@ def _rms_norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return module.weight * (x / torch.sqrt(variance + module.variance_epsilon))
 
 
-def _sinusoids(n: int, d: int, steps: int) -> torch.Tensor:
+def sinusoids_in_float64(n: int, d: int, steps: int) -> torch.Tensor:
     """All sines, then all cosines, of the position over 10000^(j / steps)."""
     angles = [[p / 10000 ** (j / steps) for j in range(d // 2)] for p in range(n)]
     angles = torch.tensor(angles, dtype=torch.float64)

@@ -33,7 +33,6 @@ from refseq2seq.convert.huggingface.refused import REASONS
 
 N_MODELS, N_NEW, BOS = 30, 9, 7
 TYPES = ("sliding_attention", "full_attention")
-LATER = {"vision-encoder-decoder"}
 softmax = torch.nn.functional.softmax
 
 
@@ -284,7 +283,7 @@ def test_every_encoder_decoder_is_converted_or_refused_by_name():
     for model_type in set().union(*lists):
         config = CONFIG_MAPPING[model_type]
         if config.is_encoder_decoder is True and model_type not in FAMILIES:
-            assert model_type in REASONS or model_type in LATER
+            assert model_type in REASONS
 
 
 def tiny_florence(seed):

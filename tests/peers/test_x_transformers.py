@@ -90,6 +90,10 @@ CASES = {
     "gate_values_headwise": both(attn_gate_values=True, attn_gate_values_headwise=True),
     "gate_value_heads": both(attn_gate_value_heads=True),
     "head_scale": both(attn_head_scale=True),
+    "softclamp": both(attn_softclamp_logits=True, attn_logit_softclamp_value=0.7),
+    "softclamp, relative bias, memory kv": both(
+        attn_softclamp_logits=True, rel_pos_bias=True, attn_num_mem_kv=2
+    ),
     "cross sizes": {"dec_cross_attn_dim_head": 4, "dec_cross_attn_num_mem_kv": 2},
     "cross conventions": {
         "dec_attn_qk_norm": True,

@@ -54,7 +54,7 @@ FLAGS = {
     "attn_on_attn", "attn_output_gate", "attn_hard", "attn_k_rmsnorm", "attn_value_rmsnorm",
     "attn_l2_distance", "attn_sigmoid", "attn_gumbel_softmax", "attn_cog_signed",
     "attn_add_zero_kv", "attn_head_learned_sink", "attn_data_dependent_alibi",
-    "attn_use_rel_proj_pos_bias", "attn_softclamp_logits", "attn_orthog_projected_values",
+    "attn_use_rel_proj_pos_bias", "attn_orthog_projected_values",
     "attn_orthog_projected_values_per_head", "attn_laser", "ff_solu",
 }  # fmt: skip
 VALUES = {
@@ -86,7 +86,6 @@ OF_FLAGS = {
     "attn_use_rel_proj_pos_bias": {
         "attn_rel_proj_num_distance_basis": 4, "attn_rel_proj_max_dist": 32,
     },
-    "attn_softclamp_logits": {"attn_logit_softclamp_value": 20.0},
     "attn_laser": {"attn_laser_softclamp_value": 9.0},
 }  # fmt: skip
 # Each value of the second mappings, beside the options that it needs.

@@ -59,15 +59,15 @@ def test_a_right_implementation_has_no_fault(name):
 
 LAYERS = WINDOWED.encoder.input.layers
 FIELDS = [
-    ("encoder.windows", (WindowConfig(back=2, ahead=1), None), "OtherWindow"),
-    ("encoder.windows", (None, WindowConfig(back=1, ahead=1)), "OtherWindow"),
-    ("decoder.windows", (None, WindowConfig(back=3, ahead=0)), "OtherWindow"),
-    ("decoder.windows", (), "OtherWindow"),
-    ("decoder.self_attention.softcap", None, "SoftCap"),
-    ("decoder.self_attention.softcap", 2.25, "SoftCap"),
-    ("decoder.cross_attention.softcap", 5.0, "SoftCap"),
-    ("logits_softcap", None, "SoftCap"),
-    ("logits_softcap", 30.0, "SoftCap"),
+    ("encoder.windows", (WindowConfig(back=2, ahead=1), None), "WindowEdge"),
+    ("encoder.windows", (None, WindowConfig(back=1, ahead=1)), "WindowEdge"),
+    ("decoder.windows", (None, WindowConfig(back=3, ahead=0)), "WindowEdge"),
+    ("decoder.windows", (), "WindowEdge"),
+    ("decoder.self_attention.softcap", None, "ScoreCap"),
+    ("decoder.self_attention.softcap", 2.25, "ScoreCap"),
+    ("decoder.cross_attention.softcap", 5.0, "ScoreCap"),
+    ("logits_softcap", None, "LogitsCap"),
+    ("logits_softcap", 30.0, "LogitsCap"),
     ("encoder.input.layers.0.activation", "gelu_tanh", "GeluForm"),
     ("encoder.input.layers.1.norm_before.eps", 1e-2, "NormEps"),
 ]

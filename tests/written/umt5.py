@@ -58,13 +58,13 @@ def step(model, ids, t, memory, cache):
     # cache: own keys and values of each layer, (batch, n_heads, at least t + 1, d_k or d_v)
     decoder, (mask, keys, values), (own_keys, own_values) = model.decoder, memory, cache
     source_mask = mask[:, None, None, :]  # (batch, 1, 1, n)
+    x = decoder.embedding[ids]  # = embed, (batch, 1, d_model)
     borders = np.asarray((*range(1, 10),))  # bucket j > 0 begins at distance borders[j - 1]
     so_far = np.arange(t + 1)
     position_ids = np.arange(t, t + 1)
     relative_position = so_far[Ellipsis, None, :] - position_ids[Ellipsis, :, None]
     distance = np.maximum(-relative_position, 0)
     buckets = np.searchsorted(borders, distance, side="right")
-    x = decoder.embedding[ids]  # = embed, (batch, 1, d_model)
     for i, layer in enumerate(decoder.layers):
         p, norms = layer.self_attention, layer.self_norms
         h = rms_norm(x, norms.before.gain)  # = input, (batch, 1, d_model)

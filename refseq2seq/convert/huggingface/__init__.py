@@ -25,7 +25,7 @@ from ...model import Model
 from ...settings import Settings
 from ..given import numpy_arrays, plain_module, wrong_module
 from ..table import SpecialTokens, Transform, convert_params, numbered
-from . import bart, t5, t5gemma, whisper
+from . import bart, t5, t5gemma, vision, whisper
 from .common import Fields, check_layers, in_one_dtype
 from .files import CONFIG, GENERATION_CONFIG, check_directory, stored_arrays
 from .refused import REASONS
@@ -34,12 +34,14 @@ from .tokenizer import Vocabularies, read_tokenizers
 
 Parts = tuple[Mapping[str, Any], Fields, Fields, Vocabularies]
 FAMILIES = dict.fromkeys(t5.DEFAULTS, t5) | dict.fromkeys(bart.FAMILIES, bart)
+FAMILIES |= dict.fromkeys((vision.MODEL, "trocr"), vision)
 FAMILIES |= {"t5gemma": t5gemma, "whisper": whisper}
 
 
 def from_huggingface(model: Any, config: Any = None, generation_config: Any = None) -> Model:
     """Convert T5, ByT5, mT5, UMT5, T5Gemma, BART, mBART, MVP, PLBart, Marian, Pegasus, M2M100,
-    NLLB, a Blenderbot or Whisper.
+    NLLB, a Blenderbot, Whisper, or a VisionEncoderDecoderModel such as TrOCR; or a decoder of TrOCR
+    or of BART alone.
 
     Parameters
     ----------
@@ -92,6 +94,12 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     T5Gemma's rotations and softmax, the sinusoids of Marian, Pegasus and M2M100, and the logits
     that it chooses from. It rounds T5Gemma's embedding scale to the model's dtype. Here everything
     has the dtype of the converted model. Here sinusoids do not limit the number of positions.
+
+    A VisionEncoderDecoderModel has the encoder of ViT or DeiT. Its source is the patches of images
+    of the config's ``image_size``, see `refseq2seq.patches`. If it has a projection
+    ``enc_to_dec_proj`` of the encoder's output, the projections of keys and values of the decoder
+    contain it here, which changes the rounding. A decoder alone, such as TrOCRForCausalLM or
+    MBartForCausalLM, has an encoder of 0 layers: its source is the output of any encoder.
     """
     if config is not None and not isinstance(model, Mapping):
         raise TypeError(
@@ -116,6 +124,8 @@ def converted(
         generation = _whole(overrides) if "transformers_version" in overrides else generation
         generation.update(overrides)
         read = _converted(arrays, fields, generation, take)
+    if not read.config.encoder.vocab_size:  # it reads frames
+        vocabularies.pop("source_vocabulary", None)
     return replace(read, **vocabularies)
 
 
@@ -147,6 +157,8 @@ def _read(model: Any, config: Any, files: ExitStack, advance: Callable[[int], ob
 
 def _of_generation(fields: Mapping[str, Any]) -> Fields:
     """The fields of a model's config that belong to generation."""
+    stated = {name: value for name, value in fields.items() if value is not None}
+    fields = dict(fields) | fields.get("decoder", {}) | stated  # a model of two configs has both
     generation = Fields({name: value for name, value in fields.items() if name in KNOWN})
     if Fields(fields).get("force_bos_token_to_be_generated"):  # of BART, before forced_bos_token_id
         generation["forced_bos_token_id"] = generation.get("bos_token_id")
@@ -157,13 +169,14 @@ def _converted(
     arrays: Mapping[str, Any], fields: Fields, generation: Fields, take: Transform
 ) -> Model:
     family = _family(fields)
-    if not fields["is_encoder_decoder"]:
+    if not fields["is_encoder_decoder"] and family is not vision:
         raise UnsupportedFeature(
             f"is_encoder_decoder = {fields['is_encoder_decoder']}: only encoder-decoders are "
             "supported"
         )
     arrays = in_one_dtype(numpy_arrays(arrays))
-    config, table, unused = family.convert(fields, arrays, _special_tokens(generation))
+    config, table, unused, made = family.convert(fields, arrays, _special_tokens(generation))
+    arrays = {**arrays, **made}
     check_layers(config, arrays)
     rows = numbered(config, table)
     params = convert_params(config, rows, arrays, unused, take)
@@ -237,7 +250,10 @@ def _family(c: Fields) -> Any:
             "quantization_config: the arrays are not the model's parameters; convert the model "
             "that was quantised"
         )
-    return FAMILIES[c["model_type"]]
+    if c["model_type"] == vision.MODEL:
+        vision.check(c)
+    alone = c.get("is_decoder") and c.get("is_encoder_decoder") is False
+    return vision if alone and c["model_type"] in vision.DECODERS else FAMILIES[c["model_type"]]
 
 
 def _special_tokens(generation: Fields) -> SpecialTokens:

@@ -111,7 +111,7 @@ def completed(json_fields: dict[str, Any]) -> Fields:
 def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
     """The configuration and the table of arrays for a model of one of the `FAMILIES`."""
     family = FAMILIES[c["model_type"]]
-    _check_consistent(c, family)
+    check_consistent(c, family)
     shared = c["model_type"] != "marian" or c["share_encoder_decoder_embeddings"]
     tied = (SHARED, ENCODER, DECODER, HEAD) if shared else (DECODER, HEAD)
     tables, ties = token_tables(
@@ -191,7 +191,7 @@ def _positions(c: Fields, family: Family) -> LearnedPositions | SinusoidalPositi
     return SinusoidalPositions(layout=family.positions, offset=offset, scale=1.0)
 
 
-def _check_consistent(c: Fields, family: Family) -> None:
+def check_consistent(c: Fields, family: Family) -> None:
     """Raise if a field contradicts what is implemented for the model's class."""
     implemented = {
         "normalize_before": family.norm == "before",

@@ -18,6 +18,7 @@ TYPES: dict[str, Any] = {
     "model_type": str,
     "tokenizer_class": str | None,
     "is_encoder_decoder": bool,
+    "is_decoder": bool,
     "vocab_size": int,
     "d_model": int,
     # T5
@@ -73,6 +74,16 @@ TYPES: dict[str, Any] = {
     "final_logit_softcapping": float | None,
     "attn_logit_softcapping": float | None,
     "is_causal": bool,
+    # Vision
+    "hidden_act": str,
+    "layer_norm_eps": float,
+    "image_size": tuple[int, ...],
+    "patch_size": tuple[int, ...],
+    "num_channels": int,
+    "qkv_bias": bool,
+    "use_learned_position_embeddings": bool,
+    "layernorm_embedding": bool,
+    "cross_attention_hidden_size": int | None,
     # Whisper
     "num_mel_bins": int,
     "max_source_positions": int,
@@ -163,6 +174,7 @@ class Conversion(NamedTuple):
     config: ModelConfig
     table: Table  # with * for a layer's number
     unused: set[str]  # arrays that the model has but generation does not need
+    made: Arrays = {}  # noqa: RUF012 - arrays that replace others of the same name
 
 
 class Ties(TypedDict):

@@ -38,14 +38,17 @@ def from_x_transformers(
 
     Parameters
     ----------
-    module : XTransformer, pair of TransformerWrapper, or mapping of names to arrays
-        The pair is (encoder, decoder); its decoder may be in an AutoregressiveWrapper.
+    module : XTransformer, pair of wrappers, or mapping of names to arrays
+        The pair is (encoder, decoder). The encoder is a TransformerWrapper, or reads frames: a
+        ContinuousTransformerWrapper, or a ViTransformerWrapper, whose frames are
+        `refseq2seq.patches`. The decoder is a TransformerWrapper with ``cross_attend=True``, which
+        may be in an AutoregressiveWrapper.
         The mapping has the names of ``XTransformer.state_dict()``, and arrays of NumPy or
         PyTorch. Modules, and mappings of arrays, may come from ``torch.compile``.
     options : mapping, only if ``module`` is a mapping
-        The keyword arguments given to XTransformer. Options of TransformerWrapper that
-        XTransformer lacks, such as ``tie_embedding``, also have the prefix ``enc_`` or
-        ``dec_``, and so has ``dim`` if encoder and decoder differ.
+        The keyword arguments given to XTransformer. Options of a wrapper that XTransformer
+        lacks, such as ``tie_embedding``, ``dim_in`` and ``image_size``, also have the prefix
+        ``enc_`` or ``dec_``, and so has ``dim`` if encoder and decoder differ.
     decoder_start_id : int
         Begins every target; in x-transformers the caller of ``generate`` supplies it.
     eos_ids : sequence of int

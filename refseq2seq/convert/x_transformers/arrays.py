@@ -10,6 +10,9 @@ from ...ops import l2_norm
 from ..table import Table, Transform, same, transposed
 from .options import Side, default
 
+# What makes the wrappers' outputs of the encoder's memory.
+AFTER_ENCODER = ("encoder.to_logits.", "encoder.mlp_head.", "encoder.project_out.")
+
 
 def stack_table(o: Side, arrays: Mapping[str, np.ndarray]) -> Table:
     """The table of an encoder or decoder: for each parameter, the array and its transform."""
@@ -25,6 +28,8 @@ def stack_table(o: Side, arrays: Mapping[str, np.ndarray]) -> Table:
         ),
         f"{ours}final_norm.gain": _gain(o, f"{theirs}attn_layers.final_norm."),
     }
+    if o.reads != "tokens":
+        table |= _frames_table(o)
     for place, index in enumerate(o.order):
         layer, sublayer = divmod(place, len(o.block))
         name, at = o.block[sublayer], f"{theirs}attn_layers.layers.{index}."
@@ -37,6 +42,29 @@ def stack_table(o: Side, arrays: Mapping[str, np.ndarray]) -> Table:
         for i, position in enumerate(("before", "branch", "after")):
             table[f"{inside}_norms.{position}.gain"] = _gain(o, f"{at}0.{i}.")
     return table
+
+
+def _frames_table(o: Side) -> dict[str, tuple[str, Transform]]:
+    """The table of what reads frames; the norms of patches store the gain itself."""
+    ours, theirs = f"{o.ours}frame_layers.0.", o.theirs
+    if o.reads == "frames":
+        return {f"{ours}w_in": (f"{theirs}project_in.weight", transposed)}
+    p, channels = o["patch_size"], o["channels"]
+
+    def rearranged(x: Array) -> Array:
+        """The last axis from rows, columns, channels to channels, rows, columns."""
+        axes = x.reshape(*x.shape[:-1], p, p, channels)
+        return np.moveaxis(axes, -1, -3).reshape(x.shape)
+
+    patch = f"{theirs}patch_to_embedding."
+    return {
+        f"{ours}norm_before.gain": (f"{patch}0.gamma", rearranged),
+        f"{ours}w_in": (f"{patch}1.weight", lambda w: rearranged(w).T),
+        f"{ours}b_in": (f"{patch}1.bias", same),
+        f"{ours}norm_after.gain": (f"{patch}2.gamma", same),
+        f"{o.ours}positions": (f"{theirs}pos_embedding", lambda x: x[0]),
+        f"{o.ours}register_tokens": (f"{theirs}register_tokens", same),
+    }
 
 
 def _gain(o: Side, theirs: str) -> tuple[str, Transform]:
@@ -105,7 +133,7 @@ def _feed_forward_table(o: Side, ours: str, theirs: str) -> dict[str, tuple[str,
 
 def read_otherwise(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> set[str]:
     """Names of arrays that do not become parameters: checked, in the config, or not needed."""
-    names = {name for name in arrays if name.startswith("encoder.to_logits.")}  # not used
+    names = {name for name in arrays if name.startswith(AFTER_ENCODER)}  # not used
     for theirs, stack in (("encoder.", config.encoder), ("decoder.net.", config.decoder)):
         if isinstance(stack.positions, SinusoidalPositions):
             names.add(f"{theirs}pos_emb.scale")

@@ -10,6 +10,8 @@ from ...config import (
     AttentionConfig,
     BucketedPositions,
     FeedForwardConfig,
+    FrameInput,
+    FrameLayerConfig,
     LearnedPositions,
     NormConfig,
     RotaryPositions,
@@ -38,14 +40,14 @@ def stack_config(o: Side, arrays: Mapping[str, np.ndarray]) -> StackConfig:
         "after": after,
     }
     return StackConfig(
-        input=TokenInput(vocab_size=o["num_tokens"]),
+        input=_input(o),
         d_model=o["dim"],
         n_layers=len(o.order) // len(o.block),
         embedding_scale=1.0,
         embedding_norm="after_positions" if o["post_emb_norm"] else "none",
         positions=_positions(o, arrays),
         relative_positions=_relative_positions(o),
-        n_register_tokens=o["num_memory_tokens"] or 0,
+        n_register_tokens=o["num_memory_tokens"] or o["num_register_tokens"],
         windows=(),
         norm=norm,
         norm_positions=tuple(place for place, has_norm in places.items() if has_norm),
@@ -53,6 +55,29 @@ def stack_config(o: Side, arrays: Mapping[str, np.ndarray]) -> StackConfig:
         self_attention=_attention(o, "attn_"),
         cross_attention=_attention(o, "cross_attn_") if o.is_decoder else None,
         feed_forward=_feed_forward(o),
+    )
+
+
+def _input(o: Side) -> TokenInput | FrameInput:
+    if o.reads == "tokens":
+        return TokenInput(vocab_size=o["num_tokens"])
+    is_vit = o.reads == "images"
+    projection = FrameLayerConfig(
+        d_out=o["dim"],
+        window=1,
+        stride=1,
+        padding=0,
+        bias=is_vit,
+        activation="none",
+        norm_before=LAYER_NORM if is_vit else None,
+        norm_after=LAYER_NORM if is_vit else None,
+    )
+    n_features = o["channels"] * o["patch_size"] ** 2 if is_vit else o["dim_in"]
+    is_identity = o["use_identity_if_same_dim"] and n_features == o["dim"]
+    return FrameInput(
+        n_features=n_features,
+        layers=() if is_identity and not is_vit else (projection,),
+        n_class_tokens=0,
     )
 
 
@@ -71,10 +96,13 @@ def _norm(o: Side) -> NormConfig:
 def _positions(
     o: Side, arrays: Mapping[str, np.ndarray]
 ) -> LearnedPositions | SinusoidalPositions | None:
+    if o.reads == "images":
+        n_patches = (o["image_size"] // o["patch_size"]) ** 2
+        return LearnedPositions(n_positions=n_patches, offset=0, scale=1.0)
     disabled = o["disable_abs_pos_emb"]
     if disabled is None:
         disabled = o["rel_pos_bias"] or o["rotary_pos_emb"]
-    if disabled or not o["use_abs_pos_emb"] or o["max_seq_len"] == 0:
+    if disabled or not o["use_abs_pos_emb"] or not o["max_seq_len"]:
         return None
     if not o["scaled_sinu_pos_emb"]:
         return LearnedPositions(n_positions=o["max_seq_len"], offset=0, scale=o["dim"] ** -0.5)
@@ -88,6 +116,8 @@ def _relative_positions(
     o: Side,
 ) -> RotaryPositions | AlibiPositions | BucketedPositions | None:
     chosen = [n for n in ("rotary_pos_emb", "alibi_pos_bias", "rel_pos_bias") if o[n]]
+    if chosen and o["num_register_tokens"]:
+        raise o.refusal("num_register_tokens", f"together with {chosen[0]} is not implemented")
     if len(chosen) > 1:
         raise o.refusal(chosen[1], f"together with {chosen[0]} is not implemented")
     if o["rotary_pos_emb"]:
@@ -139,7 +169,7 @@ def _attention(o: Side, kind: str) -> AttentionConfig:
         n_learned_kv=o[f"{kind}num_mem_kv"],
         gate=gate,
         head_scale=o[f"{kind}head_scale"],
-        softcap=None,
+        softcap=float(o[f"{kind}logit_softclamp_value"]) if o[f"{kind}softclamp_logits"] else None,
     )
 
 

@@ -7,7 +7,8 @@ difference means that the module has an option that is not implemented, or was a
 """
 
 import inspect
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 from x_transformers import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, XTransformer
 from x_transformers import x_transformers as xt
+from x_transformers.continuous import ContinuousTransformerWrapper
 
 from ...checks import UnsupportedFeature
 from ..given import numpy_arrays, plain_module, plain_name, wrong_module
@@ -38,6 +40,10 @@ WITHOUT_EFFECT = {
 }
 
 
+# What an encoder computes with its memory, which is not used.
+AFTER_ENCODER = ("to_logits", "mlp_head", "project_out", "probabilistic")
+
+
 def read_module(module: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and options of a module that `from_x_transformers` accepts.
 
@@ -50,15 +56,17 @@ def read_module(module: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays: dict[str, np.ndarray] = {}
     for prefix, name, part in (("enc_", "encoder", encoder), ("dec_", "decoder.net", decoder)):
         wrapper = plain_module(part)
-        if type(wrapper) is not TransformerWrapper:
+        classes = list(READERS) if name == "encoder" else [TransformerWrapper]
+        if type(wrapper) not in classes:
             raise UnsupportedFeature(
-                f"{name} is a {type(wrapper).__qualname__}; only TransformerWrapper is implemented"
+                f"{name} is a {type(wrapper).__qualname__}; implemented are "
+                f"{', '.join(c.__name__ for c in classes)}"
             )
         arrays |= numpy_arrays({f"{name}.{key}": x for key, x in wrapper.state_dict().items()})
-        of_wrapper, of_layers = _read_wrapper(wrapper, name), _read_layers(wrapper, name)
-        _check_same(name, part, _build(prefix, of_wrapper, of_layers))
+        of_wrapper, of_layers = READERS[type(wrapper)](wrapper, name), _read_layers(wrapper, name)
+        _check_same(name, part, _build(prefix, type(wrapper), of_wrapper, of_layers))
         options |= {prefix + option: value for option, value in (of_wrapper | of_layers).items()}
-    options["tie_token_emb"] = decoder.token_emb is encoder.token_emb
+    options["tie_token_emb"] = decoder.token_emb is getattr(encoder, "token_emb", None)
     return arrays, options
 
 
@@ -67,19 +75,12 @@ def _pair(module: Any) -> tuple[Any, Any]:
         return module.encoder, module.decoder
     if isinstance(module, tuple) and len(module) == 2:
         return module
-    kinds = "an XTransformer, a pair (encoder, decoder) of TransformerWrapper"
+    kinds = "an XTransformer, a pair (encoder, decoder) of wrappers"
     raise wrong_module("module", kinds, module)
 
 
 def _read_wrapper(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
-    options = {
-        "num_tokens": wrapper.num_tokens,
-        "max_seq_len": wrapper.max_seq_len,
-        "num_memory_tokens": wrapper.num_memory_tokens,
-        "use_abs_pos_emb": type(wrapper.pos_emb) is not xt.always,
-        "scaled_sinu_pos_emb": type(wrapper.pos_emb) is xt.ScaledSinusoidalEmbedding,
-        "post_emb_norm": type(wrapper.post_emb_norm) is xt.LayerNorm,
-    }
+    options = {"num_tokens": wrapper.num_tokens} | _read_embeddings(wrapper)
     if name != "encoder" and type(wrapper.to_logits) is FunctionType:
         if inspect.getclosurevars(wrapper.to_logits).nonlocals["self"] is not wrapper:
             raise UnsupportedFeature(
@@ -89,7 +90,44 @@ def _read_wrapper(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
     return options
 
 
-def _read_layers(wrapper: TransformerWrapper, name: str) -> dict[str, Any]:
+def _read_continuous(wrapper: ContinuousTransformerWrapper, name: str) -> dict[str, Any]:
+    dim = wrapper.attn_layers.dim
+    return {
+        "dim_in": getattr(wrapper.project_in, "in_features", dim),
+        "use_identity_if_same_dim": type(wrapper.project_in) is nn.Identity,
+        **_read_embeddings(wrapper),
+    }
+
+
+def _read_embeddings(wrapper: Any) -> dict[str, Any]:
+    return {
+        "max_seq_len": wrapper.max_seq_len,
+        "num_memory_tokens": len(getattr(wrapper, "memory_tokens", ())),
+        "use_abs_pos_emb": type(wrapper.pos_emb) is not xt.always,
+        "scaled_sinu_pos_emb": type(wrapper.pos_emb) is xt.ScaledSinusoidalEmbedding,
+        "post_emb_norm": type(wrapper.post_emb_norm) is xt.LayerNorm,
+    }
+
+
+def _read_vit(wrapper: xt.ViTransformerWrapper, name: str) -> dict[str, Any]:
+    p, n_features = wrapper.patch_size, len(wrapper.patch_to_embedding[0].gamma)
+    return {
+        "image_size": math.isqrt(wrapper.pos_embedding.shape[1]) * p,
+        "patch_size": p,
+        "channels": n_features // p**2,
+        "num_register_tokens": len(getattr(wrapper, "register_tokens", ())),
+        "post_emb_norm": type(wrapper.post_emb_norm) is xt.LayerNorm,
+    }
+
+
+READERS: dict[type, Callable[[Any, str], dict[str, Any]]] = {
+    TransformerWrapper: _read_wrapper,
+    ContinuousTransformerWrapper: _read_continuous,
+    xt.ViTransformerWrapper: _read_vit,
+}
+
+
+def _read_layers(wrapper: Any, name: str) -> dict[str, Any]:
     layers = wrapper.attn_layers
     block = ("a", "f") if name == "encoder" else ("a", "c", "f")
     depth = len(layers.layer_types) // len(block)
@@ -171,6 +209,8 @@ def _read_attention(attention: xt.Attention, prefix: str) -> dict[str, Any]:
         "gate_values_headwise": attention.gate_values_headwise,
         "gate_value_heads": attention.to_v_head_gate is not None,
         "head_scale": attention.head_scale,
+        "softclamp_logits": attention.attend.softclamp_logits,
+        "logit_softclamp_value": attention.attend.logit_softclamp_value,
         "flash": attention.attend.flash,
     }
     return {prefix + option: value for option, value in options.items()}
@@ -191,22 +231,25 @@ def _read_feed_forward(feed_forward: xt.FeedForward, dim: int) -> dict[str, Any]
     }
 
 
-def _build(prefix: str, of_wrapper: dict[str, Any], of_layers: dict[str, Any]) -> nn.Module:
+def _build(
+    prefix: str, kind: type, of_wrapper: dict[str, Any], of_layers: dict[str, Any]
+) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
         if prefix == "enc_":
             layers = Encoder(verbose=False, **of_layers)
         else:
             layers = Decoder(verbose=False, cross_attend=True, **of_layers)
-        return TransformerWrapper(
-            attn_layers=layers, return_only_embed=prefix == "enc_", **of_wrapper
-        )
+        if kind is TransformerWrapper:
+            of_wrapper = {"return_only_embed": prefix == "enc_"} | of_wrapper
+        module: nn.Module = kind(attn_layers=layers, **of_wrapper)
+        return module
 
 
 def _check_same(name: str, module: nn.Module, implemented: nn.Module) -> None:
     found, expected = dict(_traits(module)), dict(_traits(implemented))
     for path in found | expected:
-        if name == "encoder" and path.startswith("to_logits"):
-            continue  # an encoder's logits are not used
+        if name == "encoder" and path.startswith(AFTER_ENCODER):
+            continue
         a, b = found.get(path), expected.get(path)
         if not _equal(a, b):
             raise UnsupportedFeature(

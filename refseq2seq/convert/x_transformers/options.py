@@ -5,22 +5,36 @@ Any other option, such as one of a later release, raises an error that names it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from ...checks import UnsupportedFeature
 
-# The options of an encoder (enc_) or decoder (dec_) that are implemented, with their
-# defaults. Each attn_ option also exists as a cross_attn_ one, which defaults to it.
-DEFAULTS = {
-    # TransformerWrapper
-    "num_tokens": None,
+# The options of each kind of wrapper that are implemented, with their defaults.
+EMBEDDINGS = {
     "max_seq_len": None,
     "num_memory_tokens": None,
     "use_abs_pos_emb": True,
     "scaled_sinu_pos_emb": False,
     "post_emb_norm": False,
+}
+TOKENS = EMBEDDINGS | {  # TransformerWrapper
+    "num_tokens": None,
     "tie_embedding": False,
     "tie_embedding_scale": None,
+}
+FRAMES = EMBEDDINGS | {  # ContinuousTransformerWrapper
+    "dim_in": None,
+    "use_identity_if_same_dim": False,
+}
+IMAGES = {  # ViTransformerWrapper
+    "image_size": None,
+    "patch_size": None,
+    "channels": 3,
+    "num_register_tokens": 0,
+    "post_emb_norm": False,
+}
+# Those of its layers. Each attn_ option also exists as a cross_attn_ one, which defaults to it.
+LAYERS = {
     # AttentionLayers
     "dim": None,
     "depth": None,
@@ -59,6 +73,8 @@ DEFAULTS = {
     "attn_gate_values_headwise": False,
     "attn_gate_value_heads": False,
     "attn_head_scale": False,
+    "attn_softclamp_logits": False,
+    "attn_logit_softclamp_value": 50.0,
     # FeedForward
     "ff_mult": 4,
     "ff_glu": False,
@@ -66,6 +82,13 @@ DEFAULTS = {
     "ff_relu_squared": False,
     "ff_post_act_ln": False,
     "ff_no_bias": False,
+}
+DEFAULTS = TOKENS | LAYERS
+WRAPPERS: dict[str, dict[str, Any]] = {"tokens": TOKENS, "frames": FRAMES, "images": IMAGES}
+REQUIRED = {
+    "tokens": ("num_tokens", "max_seq_len"),
+    "frames": ("dim_in",),
+    "images": ("image_size", "patch_size"),
 }
 
 # Options that change training, initialisation or speed, but not what the model computes.
@@ -130,11 +153,11 @@ class Side:
         for name, value in given.items():
             if name in WITHOUT_EFFECT or _without_cross(name) in WITHOUT_EFFECT:
                 continue
-            if _without_cross(name) not in DEFAULTS:
+            if _without_cross(name) not in WRAPPERS[side.reads] | LAYERS:
                 raise side.refusal(name, "is not implemented (leave out options at their default)")
             if isinstance(value, tuple) and name != "layers_execute_order":
                 raise side.refusal(name, "differs between layers, which is not implemented")
-        for name in ("dim", "depth", "num_tokens", "max_seq_len"):
+        for name in ("dim", "depth", *REQUIRED[side.reads]):
             if side[name] is None:
                 raise ValueError(f"the options lack {prefix}{name}")
         return side
@@ -143,7 +166,8 @@ class Side:
         """An option's value, or its default."""
         if name in self.given:
             return self.given[name]
-        return DEFAULTS[name] if name in DEFAULTS else self[_without_cross(name)]
+        defaults = FRAMES | IMAGES | DEFAULTS
+        return defaults[name] if name in defaults else self[_without_cross(name)]
 
     def refusal(self, name: str, why: str) -> UnsupportedFeature:
         """The error for an option; it names the option and its value."""
@@ -153,6 +177,15 @@ class Side:
     def is_decoder(self) -> bool:
         """Whether these are the decoder's options."""
         return self.prefix == "dec_"
+
+    @property
+    def reads(self) -> Literal["tokens", "frames", "images"]:
+        """What the wrapper reads; a decoder reads tokens."""
+        if self.is_decoder:
+            return "tokens"
+        if "image_size" in self.given:
+            return "images"
+        return "frames" if "dim_in" in self.given else "tokens"
 
     @property
     def order(self) -> tuple[int, ...]:

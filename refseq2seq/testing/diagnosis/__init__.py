@@ -31,6 +31,7 @@ from ...config import ModelConfig
 from ...convert import UnsupportedFeature
 from ...model import Model, check_model
 from ..compare import as_float64
+from ..simulation import mask_at
 from ..tolerance import refuse_memory
 from .explain import Cause
 from .hooks import Catch
@@ -246,7 +247,7 @@ def diagnose_arrays(
         is_exact=dtype not in ("float16", "bfloat16"),
     )
     caught = read_arrays(arrays)
-    pads = np.zeros(real.shape, bool)
+    pads = np.zeros_like(mask_at("encoder.embed", c.encoder, real))
     if ids.ndim == 2:
         given = ids if isinstance(source, Sequence) else on_host("source", source)
         pads = np.where(real, ids, given if given.shape == ids.shape else 0) == c.pad_id

@@ -35,7 +35,7 @@ class Seen:
     arrays: dict[str, np.ndarray]  # float64, by name; in a loop with the step
     ids: tuple[np.ndarray, np.ndarray]  # of source and target: token ids, or vectors of a source
     masks: tuple[np.ndarray, np.ndarray]  # of both, True = real token
-    pads: np.ndarray  # (batch, n_source) True = the source has pad_id there, masked or not
+    pads: np.ndarray  # (batch, n_encoded) True = the source has pad_id there, masked or not
     lengths: list[int] | None  # number of tokens that each step of a loop reads
     unhooked: tuple[np.ndarray, np.ndarray] | None  # tokens and logits of a run without hooks
 

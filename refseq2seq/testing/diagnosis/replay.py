@@ -50,7 +50,7 @@ class Scene:
     passed: Mapping[str, np.ndarray]
     seen: frozenset[str]  # names of the arrays in ``passed`` that are the other implementation's
     misfits: Mapping[str, tuple[int, ...]]  # the shapes of its arrays that the model has otherwise
-    pads: np.ndarray  # (batch, n_source) True = the source has pad_id there, masked or not
+    pads: np.ndarray  # (batch, n_encoded) True = the source has pad_id there, masked or not
     first: int  # number of tokens that the first step of a loop reads; all without a loop
     changes: Mapping[str, Change] = field(default_factory=dict)
 

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...config import ModelConfig
+from ...files.checkpoint import completed
+from ...files.reading import read_json
 from ...generation.beam import beam_search
 from ...generation.filters import temperature, top_k, top_p
 from ...generation.loop import Generation, Step, decode_steps
@@ -20,6 +24,13 @@ FILTERS: dict[str, Callable[[Any], Processor]] = {
 }
 
 
+def read_config(path: Path) -> ModelConfig:
+    """The configuration in a file ``config.json``, of this version or of the first."""
+    fields = read_json(path)
+    is_new = isinstance(fields.get("encoder"), dict) and "input" in fields["encoder"]
+    return ModelConfig.from_dict(fields if is_new else completed(fields))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A model with its inputs and generation options. Arrays are on the host."""
@@ -28,8 +39,8 @@ class Case:
     flags: tuple[str, ...]  # names in `MISTAKES` of the mistakes that the case reveals
     comment: str
     model: Model
-    source: np.ndarray  # (batch, n_source) integer token ids
-    source_mask: np.ndarray  # (batch, n_source) boolean, True = real token
+    source: np.ndarray  # (batch, n_source) or (batch, n_source, n_features): token ids or frames
+    source_mask: np.ndarray  # (batch, n_source) boolean, True = real token or frame
     target: np.ndarray  # (batch, n_target) integer token ids, the input of `forward`
     prefix: np.ndarray  # (batch, n) first tokens of the generated targets, right-padded
     prefix_lengths: np.ndarray  # (batch,)

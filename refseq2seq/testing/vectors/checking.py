@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from ...checks import check_number
-from ...config import ModelConfig
 from ...files import safetensors
 from ...files.reading import FileError, file_errors, read_bytes, read_json
 from ...model import Model
@@ -20,7 +19,8 @@ from ..compare import Difference, coarser, first_difference
 from ..diagnosis import Diagnosis, diagnose_arrays
 from ..mistakes import MISTAKES
 from ..rounding import round_to
-from ..simulation import meaningful
+from ..simulation import mask_at, meaningful
+from .cases import read_config
 from .making import CHECKSUMS, FORMAT, MANIFEST, VERSION, checksums
 
 FILES = ("forward", "generation", "outputs")
@@ -127,8 +127,8 @@ def _check_whole(root: Path) -> None:
                 "removed or added after the vectors were written"
             )
     manifest = read_json(root / MANIFEST)
-    if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        raise FileError(f"{root / MANIFEST}: expected {FORMAT!r} of version {VERSION}")
+    if manifest.get("format") != FORMAT or manifest.get("version") not in range(1, VERSION + 1):
+        raise FileError(f"{root / MANIFEST}: expected {FORMAT!r} of version 1 to {VERSION}")
 
 
 class _Skipped:
@@ -196,7 +196,7 @@ def _checked(ours: Path, theirs: Path, file: str, rtol: float | None, skipped: _
 
 def _diagnosis(case: Path, actual: Mapping[str, np.ndarray]) -> Diagnosis:
     """All faults of a forward pass, in the coarsest dtype that has all numbers of its arrays."""
-    config = ModelConfig.from_dict(read_json(case / "config.json"))
+    config = read_config(case / "config.json")
     arrays = safetensors.read(case / "weights.safetensors")
     model = Model(config=config, params=build_params(config, lambda name, shape: arrays[name]))
     inputs = safetensors.read(case / "inputs.safetensors")
@@ -232,7 +232,10 @@ class Meaning:
         inputs = safetensors.read(case / "inputs.safetensors")
         outputs = safetensors.read(case / "outputs.safetensors")
         about = read_json(case / "case.json")
-        self._source = _of_kind("b", inputs, "source_mask")  # (batch, n_source)
+        self._encoder = read_config(case / "config.json").encoder
+        self._source = _of_kind(
+            "b", inputs, "source_mask"
+        )  # (batch, n_source) or (batch, n_frames)
         self._lengths = _of_kind("i", outputs, "lengths")  # (batch,) or (batch, n_best)
         prefix_lengths = _of_kind("i", inputs, "prefix_lengths")
         self._n_forced = prefix_lengths - prefix_lengths.min()  # (batch,)
@@ -248,7 +251,8 @@ class Meaning:
 
     def of_quantity(self, name: str, x: np.ndarray) -> np.ndarray:
         """For a quantity that passes a tap: boolean, the shape of ``x``."""
-        source, has_source = self._source, "n_source" in quantity(name).shape
+        source = mask_at(name, self._encoder, self._source)
+        has_source = re.search("n_source|n_frames|n_windows", quantity(name).shape)
         if has_source and x.size < x.shape[0] * source.shape[1]:
             raise ValueError(f"{name} has shape {x.shape}, but source_mask {source.shape}")
         per_row = x.shape[0] // len(source)  # beam search has several beams per row

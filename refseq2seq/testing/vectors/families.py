@@ -1,4 +1,4 @@
-"""Four configurations that together cover every convention on which libraries disagree."""
+"""Configurations that together cover every convention on which libraries disagree."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -7,6 +7,8 @@ from ...config import (
     AttentionConfig,
     BucketedPositions,
     FeedForwardConfig,
+    FrameInput,
+    FrameLayerConfig,
     LearnedPositions,
     ModelConfig,
     NormConfig,
@@ -14,6 +16,7 @@ from ...config import (
     SinusoidalPositions,
     StackConfig,
     TokenInput,
+    WindowConfig,
 )
 from ...presets import plain_attention, plain_model, plain_stack, vaswani, x_transformers
 
@@ -49,6 +52,66 @@ def _t5() -> ModelConfig:
         logits_scale=11**-0.5,
         **_TOKENS | {"decoder_start_id": 0},
     )
+
+
+def _t5gemma() -> ModelConfig:
+    """T5Gemma: T5 with rotations, windows in every second layer, and capped scores and logits."""
+    c, rotary = _t5(), RotaryPositions(d_rotary=4, base=100.0, pairing="halves")
+    attention = replace(plain_attention(n_heads=3, d_k=5), softcap=2.0)
+    new: dict[str, Any] = {
+        "self_attention": attention,
+        "relative_positions": rotary,
+        "norm_positions": ("before", "branch"),
+    }
+    near, before = WindowConfig(back=1, ahead=1), WindowConfig(back=1, ahead=0)
+    encoder = replace(c.encoder, windows=(near, None), **new)
+    decoder = replace(c.decoder, windows=(before, None), cross_attention=attention, **new)
+    return replace(c, encoder=encoder, decoder=decoder, logits_scale=1.0, logits_softcap=3.0)
+
+
+def _frame_layer(d_out: int, window: int, stride: int, **norms: NormConfig) -> FrameLayerConfig:
+    plain: dict[str, Any] = {"norm_before": None, "norm_after": None}
+    return FrameLayerConfig(
+        d_out=d_out,
+        window=window,
+        stride=stride,
+        padding=window // 2,
+        bias=True,
+        activation="gelu_erf",
+        **plain | norms,
+    )
+
+
+def _whisper() -> ModelConfig:
+    """Whisper: two convolutions of frames, pre-norm, keys without bias, and a tied head."""
+    c = vaswani(d_model=14, vocab_size=19, n_layers=2, n_heads=2, d_ff=23, **_TOKENS)
+    attention = plain_attention(n_heads=2, d_k=7, biases=("q", "v", "o"))
+    new: dict[str, Any] = {
+        "embedding_scale": 1.0,
+        "norm_positions": ("before",),
+        "final_norm": True,
+        "self_attention": attention,
+        "feed_forward": replace(c.encoder.feed_forward, activation="gelu_erf"),
+    }
+    layers = (_frame_layer(14, window=3, stride=1), _frame_layer(14, window=3, stride=2))
+    frames = FrameInput(n_features=5, layers=layers, n_class_tokens=0)
+    waves = SinusoidalPositions(layout="tensor2tensor", offset=0, scale=1.0)
+    table = LearnedPositions(n_positions=11, offset=0, scale=1.0)
+    encoder = replace(c.encoder, input=frames, positions=waves, **new)
+    decoder = replace(c.decoder, positions=table, cross_attention=attention, **new)
+    return replace(c, encoder=encoder, decoder=decoder, tied_embeddings=False)
+
+
+def _captions() -> ModelConfig:
+    """An encoder of images: projected and normalised patches after two class tokens."""
+    c = vaswani(d_model=14, vocab_size=19, n_layers=2, n_heads=2, d_ff=23, **_TOKENS)
+    norms = dict.fromkeys(("norm_before", "norm_after"), c.encoder.norm)
+    patches = FrameInput(
+        n_features=6, layers=(_frame_layer(14, window=1, stride=1, **norms),), n_class_tokens=2
+    )
+    positions = LearnedPositions(n_positions=11, offset=0, scale=1.0)
+    encoder = replace(c.encoder, input=patches, positions=positions, embedding_scale=1.0)
+    return replace(c, encoder=encoder, tied_embeddings=False)
 
 
 def _everything() -> ModelConfig:
@@ -144,4 +207,7 @@ FAMILIES = {
     ),
     "t5": _t5(),
     "everything": _everything(),
+    "whisper": _whisper(),
+    "captions": _captions(),
+    "t5gemma": _t5gemma(),
 }

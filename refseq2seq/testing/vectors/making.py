@@ -12,7 +12,7 @@ import numpy as np
 
 from ... import __version__
 from ...checks import check_int
-from ...config import ModelConfig
+from ...config import FrameInput, ModelConfig
 from ...files import safetensors
 from ...files.reading import opened
 from ...files.writing import new_directory
@@ -23,8 +23,9 @@ from ..mistakes import MISTAKES
 from .cases import Case, outputs_of
 from .drawing import draw_cases
 from .families import FAMILIES
+from .situations import MOST_FRAMES, N_SOURCE
 
-FORMAT, VERSION = "refseq2seq vectors", 1
+FORMAT, VERSION = "refseq2seq vectors", 2
 MANIFEST, CHECKSUMS = "manifest.json", "SHA256SUMS"
 
 
@@ -114,7 +115,15 @@ def _check_family(name: str, of: Any) -> None:
     c = of.config if isinstance(of, Model) else of
     for side in ("encoder", "decoder"):
         stack = getattr(c, side)
-        if stack.vocab_size < 8 or (stack.max_length or 7) < 7:
+        frames = stack.input
+        if isinstance(frames, FrameInput):
+            n = N_SOURCE + frames.n_class_tokens
+            if frames.length(MOST_FRAMES) <= n or stack.max_length in range(n):
+                raise ValueError(
+                    f"families[{name!r}] must have at least {n} positions, and {n} embeddings of "
+                    f"{MOST_FRAMES} frames, got {stack.max_length} and {frames.length(MOST_FRAMES)}"
+                )
+        elif stack.vocab_size < 8 or (stack.max_length or 7) < 7:
             raise ValueError(
                 f"families[{name!r}] must have at least 8 tokens and 7 positions, got "
                 f"vocab_size = {stack.vocab_size} and max_length = {stack.max_length} in {side}"
@@ -144,6 +153,8 @@ def _write(folder: Path, case: Case) -> None:
     inputs = {name: getattr(case, name) for name in (*names, "source_mask")}  # bytes last: aligned
     if case.uniforms is None:
         del inputs["uniforms"]
+    if case.source.ndim == 3:
+        inputs["source"] = case.source.astype(case.model.dtype)
     safetensors.write(folder / "inputs.safetensors", inputs)
     trace = Trace()
     forward(case.model, case.source, case.target, case.source_mask, tap=trace)

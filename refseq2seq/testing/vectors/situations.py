@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ...backend import Array
-from ...config import ModelConfig
+from ...config import FrameInput, ModelConfig
 from ...model import Model
 from ...params import build_params, named_arrays
 from ..rounding import rounded
 from .cases import Case, outputs_of
 
 N_SOURCE, N_TARGET, N_NEW = 5, 4, 4
+MOST_FRAMES = 4096
 Rng = np.random.Generator
 Fields = dict[str, Any]  # of a `Case`
 Change = Callable[[Case, Rng], Fields]
@@ -23,6 +25,9 @@ OF_FAMILY = {
     "x_transformers": ("GeluForm", "PositionScale"),
     "t5": ("GeluForm", "RelativeBuckets", "AttentionScale", "LogitsScale"),
     "everything": ("RotaryPairing", "KeyValueHeads", "BiasedDeviation"),
+    "whisper": ("FrameMask", "FramePadding", "FrameKernel"),
+    "captions": ("FrameNorm", "ClassTokens"),
+    "t5gemma": ("WindowEdge", "CapOrder", "LogitsCap"),
 }
 """Flags of the conventions of each family that its first case already reveals."""
 
@@ -41,8 +46,14 @@ def ordinary(family: str, of: ModelConfig | Model, rng: Rng) -> Case:
         config = of
         model = Model.random(config, int(rng.integers(2**32)), "float64")
         model = rounded(rounded(model, "bfloat16"), "float16")
-    mask = np.arange(N_SOURCE) < np.array([[N_SOURCE], [3], [2]])
-    source = np.where(mask, rng.integers(3, config.encoder.vocab_size, mask.shape), config.pad_id)
+    frames = config.encoder.input if isinstance(config.encoder.input, FrameInput) else None
+    lengths = [_n_frames(frames, n) for n in (N_SOURCE, 3, 2)] if frames else [N_SOURCE, 3, 2]
+    mask = np.arange(lengths[0]) < np.array(lengths)[:, None]
+    if frames:  # exact in every format; the padding is not zero
+        source = rng.integers(-64, 65, (*mask.shape, frames.n_features)) / 32
+    else:
+        ids = rng.integers(3, config.encoder.vocab_size, mask.shape)
+        source = np.where(mask, ids, config.pad_id)
     target = rng.integers(3, config.decoder.vocab_size, (3, N_TARGET))
     target[:, 0] = config.decoder_start_id
     absolute = config.decoder.positions is not None
@@ -65,6 +76,13 @@ def ordinary(family: str, of: ModelConfig | Model, rng: Rng) -> Case:
         max_new_tokens=N_NEW,
         method={"name": "greedy"},
     )
+
+
+@cache
+def _n_frames(c: FrameInput, n: int) -> int:
+    """The number of frames of n embeddings, besides class tokens: the largest one if n is 3."""
+    found = [k for k in range(1, MOST_FRAMES) if c.length(k) == n + c.n_class_tokens]
+    return found[-1 if n == 3 else 0]
 
 
 SITUATIONS: dict[str, Callable[[Case, Rng], Case]] = {"ordinary": lambda case, rng: case}
@@ -128,16 +146,21 @@ def _ending(case: Case, rng: Rng) -> Fields:
     return {"eos_ids": (int(outputs_of(case)["tokens"][0, 1]),)}
 
 
-@_situation("source and target fill their position tables", "LastPosition")
+@_situation("target and source, if of tokens, fill their position tables", "LastPosition")
 def _table_end(case: Case, rng: Rng) -> Fields:
     c = case.model.config
-    n_source, n_target = c.encoder.max_length or 0, c.decoder.max_length or 0
+    n_source, n_target = c.encoder.max_length or N_SOURCE, c.decoder.max_length or 0
     mask = np.ones((2, n_source), dtype=bool)
     mask[1, 0] = False
+    source, vocab_size = case.source[:2], c.encoder.vocab_size
+    if vocab_size:
+        source = rng.integers(3, vocab_size, mask.shape)
+    else:
+        mask = case.source_mask[:2]
     target = rng.integers(3, c.decoder.vocab_size, (2, n_target))
     target[:, 0] = c.decoder_start_id
     return {
-        "source": rng.integers(3, c.encoder.vocab_size, mask.shape),
+        "source": source,
         "source_mask": mask,
         "target": target,
         "prefix": target[:, :1],
@@ -229,6 +252,8 @@ def situations_of(of: ModelConfig | Model) -> list[str]:
     else:  # in others the input of the first norm contains larger terms than the embeddings
         small = c.encoder.embedding_norm == "none" and "before" in c.encoder.norm_positions
         apply = {"small": small}
+    if isinstance(c.encoder.input, FrameInput):  # real frames come first, and there are some
+        apply |= dict.fromkeys(("left_padding", "scattered", "empty_source"), False)
     lengths = [length for s in (c.encoder, c.decoder) if (length := s.max_length) is not None]
     apply["table_end"] = c.decoder.max_length is not None and max(lengths) <= LONGEST
     return [name for name in SITUATIONS if apply.get(name, True)]
