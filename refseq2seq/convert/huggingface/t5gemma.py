@@ -26,12 +26,9 @@ from .common import Arrays, Conversion, Fields, activation, token_tables
 
 # The values of the config class for fields that a file omits.
 DEFAULTS: dict[str, Any] = {
-    "is_encoder_decoder": True,
-    "tie_word_embeddings": True,
-    "decoder_start_token_id": None,
-    "encoder": {},
-    "decoder": {},
-}
+    "is_encoder_decoder": True, "tie_word_embeddings": True, "decoder_start_token_id": None,
+    "encoder": {}, "decoder": {},
+}  # fmt: skip
 STACK_DEFAULTS: dict[str, Any] = {
     "model_type": "t5_gemma_module",
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216,
