@@ -145,8 +145,8 @@ def as_vectors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Vectors (batch, n, width), 0 where masked, and their mask (batch, n), on the host.
 
-    Raise unless they are finite floats, also in ``dtype``. Errors call the mask ``of_mask``,
-    by default that of the vectors with ``_mask``.
+    Raise unless they are floats and finite in ``dtype``. Errors call the mask ``of_mask``, by
+    default ``name`` and ``_mask``.
     """
     x, mask = _as_rows(name, vectors, mask, f"(batch, n, {width})", of_mask or f"{name}_mask")
     if x.dtype.kind != "f":
