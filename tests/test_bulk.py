@@ -255,7 +255,7 @@ def interrupt(*_arguments):
         (["--temperature", "1.3"], ["--temperature", "was 1.2, now it is 1.3"]),
         (["--seed", "8"], ["--seed"]),
         (["--batch-size", "31"], ["--batch-size"]),
-        (["--dtype", "float32"], ["the model"]),
+        (["--dtype", "float32"], ["--dtype"]),
         (["--no-repeat-ngram", "2"], ["--no-repeat-ngram", "was null, now it is 2"]),
         (["--threads", "1"], ["--threads"]),
     ],
