@@ -218,8 +218,8 @@ class TokenInput(Config):
 class FrameLayerConfig(Config):
     """norm_after(activation(windows(norm_before(x)) W_in + b_in)), a convolution over time.
 
-    The windows are ``window`` successive vectors each, ``stride`` apart, of the frames with
-    ``padding`` zeros before and after: see `refseq2seq.frames.windows`.
+    Each window has ``window`` successive vectors, and windows are ``stride`` apart. There are
+    ``padding`` zeros before and after the frames: see `refseq2seq.frames.windows`.
     """
 
     d_out: int
@@ -244,8 +244,8 @@ class FrameLayerConfig(Config):
 @dataclass(frozen=True, kw_only=True)
 class FrameInput(Config):
     """Vectors (batch, n_frames, n_features): the frames of speech, the patches of an image, or the
-    output of another encoder. ``layers`` map them to embeddings, before which
-    ``n_class_tokens`` learned vectors are prepended.
+    output of another encoder. ``layers`` map them to embeddings, and ``n_class_tokens`` learned
+    vectors are prepended.
     """
 
     TYPE: ClassVar = "frames"
@@ -282,10 +282,9 @@ class StackConfig(Config):
 
     ``input`` is what it reads; a decoder reads tokens. ``embedding_scale`` multiplies the
     embeddings, ``positions`` are added to them, and ``embedding_norm`` is a norm before or after
-    that; ``final_norm`` is one after the last layer.
-    ``relative_positions`` act inside self-attention, and so do ``windows``: one, or None, for each
-    layer, or none at all. An encoder of 0 layers passes its embeddings on.
-    ``norm_positions`` lists the norms of each sublayer:
+    that; ``final_norm`` is one after the last layer. An encoder may have 0 layers.
+    ``relative_positions`` act inside self-attention, and ``windows`` limit it: a window or None for
+    each layer, or () for no windows. ``norm_positions`` lists the norms of each sublayer:
 
         x = after(x + branch(sublayer(before(x))))
 

@@ -1,7 +1,7 @@
-"""Frames: a source of vectors, such as those of speech or of the patches of an image.
+"""Frames: a source of vectors, such as features of speech or patches of an image.
 
-A convolution over time is a product of windows: `windows` puts the vectors of each window side by
-side, and `refseq2seq.ops.linear` multiplies them by one matrix.
+A convolution over time is a product of windows and a matrix: `windows` puts the vectors of each
+window side by side, and `refseq2seq.ops.linear` multiplies them.
 """
 
 import numpy as np
@@ -17,21 +17,20 @@ from .taps import Tap, no_tap
 def patches(images: Array, size: int | tuple[int, int]) -> np.ndarray:
     """Images (batch, channels, height, width) -> frames (batch, n_patches, n_features).
 
-    The patches are in rows from the top, each from the left, and the numbers of a patch in the
-    order of the axes: the rows of the first channel, then those of the next. Models of every
-    library take them in this order here, because the converters rearrange the weights.
+    Patches are in rows from the top, and each row is from the left. The order of the numbers of a
+    patch is channel, row, column. It is the same for all models: converters rearrange the weights.
 
     Parameters
     ----------
     images : array, shape (batch, channels, height, width)
-        Resized and normalised as the model needs it. The dtype is kept; models take floats.
+        Resized and normalised as the model needs. The dtype is kept; models take floats.
     size : int, or pair of int
         The height and width of a patch, which must divide those of the images.
 
     Returns
     -------
     array, shape (batch, n_patches, n_features)
-        n_features = channels * the size of a patch.
+        n_features = channels * height of a patch * width of a patch.
 
     Raises
     ------
@@ -66,8 +65,8 @@ def embed_frames(
 ) -> tuple[Array, Array | None]:
     """Frames (batch, n_frames, n_features) -> embeddings (batch, n_source, d_model) and their mask.
 
-    The masks, (batch, n_frames) and (batch, n_source), are True for real frames, which come first,
-    and for embeddings of their windows; None = all.
+    The masks are (batch, n_frames) and (batch, n_source), True = real; None = all are real. Real
+    frames come first in a row.
     """
     x = tap("frames", frames)
     for i, layer in enumerate(c.layers):
@@ -80,8 +79,8 @@ def frame_layer(
 ) -> tuple[Array, Array | None]:
     """norm_after(activation(windows(norm_before(x)) W_in + b_in)) and the mask of its windows.
 
-    Shapes: (batch, n_frames, d_in) -> (batch, n_windows, d_out). Padding is replaced by zeros, as
-    there are around the frames, so that a window of a row does not depend on its padding.
+    Shapes: (batch, n_frames, d_in) -> (batch, n_windows, d_out). Masked frames are replaced by
+    zeros, like those around the row, so that windows do not depend on them.
     """
     x = normalize(p.norm_before, c.norm_before, x)
     if mask is not None:
@@ -94,7 +93,7 @@ def frame_layer(
 
 
 def mask_of_windows(mask: Array, c: FrameLayerConfig) -> Array:
-    """Which windows are there without padding: (batch, n) -> (batch, n_windows)."""
+    """The windows that a row has without its padding: (batch, n) -> (batch, n_windows)."""
     return mask[:, c.window - 1 - 2 * c.padding :: c.stride]
 
 
@@ -102,9 +101,9 @@ def windows(x: Array, c: FrameLayerConfig) -> Array:
     """The windows of each row: (batch, n, d) -> (batch, n_windows, window * d).
 
     Window i has the vectors i * stride to i * stride + window - 1, side by side, of the row with
-    ``padding`` zeros at both ends; n_windows = (n + 2 padding - window) // stride + 1. A kernel of
-    ``torch.nn.Conv1d``, (d_out, d, window), is the matrix ``kernel.transpose(2, 1, 0)`` of shape
-    (window * d, d_out) here.
+    ``padding`` zeros at both ends; n_windows = (n + 2 padding - window) // stride + 1. A kernel
+    (d_out, d, window) of ``torch.nn.Conv1d`` corresponds to the matrix
+    ``kernel.transpose(2, 1, 0).reshape(window * d, d_out)``.
 
     Examples
     --------
@@ -123,9 +122,9 @@ def windows(x: Array, c: FrameLayerConfig) -> Array:
 
 
 def prepend(learned: Array, x: Array, mask: Array | None) -> tuple[Array, Array | None]:
-    """Learned vectors (n, d) before each row of x (batch, n_x, d), and the mask (..., n + n_x).
+    """Learned vectors (n, d) before each row of x (batch, n_x, d), with a mask (..., n + n_x).
 
-    The mask (..., n_x) of x is widened by True.
+    The given mask is (..., n_x). Learned vectors are never masked.
     """
     xp, n = array_namespace(x), learned.shape[0]
     x = xp.concat([xp.broadcast_to(learned, (x.shape[0], *learned.shape)), x], axis=1)

@@ -28,7 +28,7 @@ from .attention import (
     self_attention,
 )
 from .backend import Array, array_namespace, asarray_like, at_least_float32, to_cupy, to_numpy
-from .checks import Source, Tokens, as_mask, as_source, as_tokens
+from .checks import Source, Tokens, as_source, as_tokens, as_vectors
 from .config import FeedForwardConfig, FrameInput, ModelConfig, RotaryPositions, StackConfig
 from .exact import as_exact
 from .frames import embed_frames, prepend
@@ -174,8 +174,7 @@ def forward(
     ----------
     model : Model
     source : array (batch, n_source) or (batch, n_source, d), or list of rows
-        Token ids: integers, or lists of lists of them.
-        Or frames, embeddings or a `Memory`: see `encode`.
+        Token ids, frames, embeddings or a `Memory`: see `encode`.
     target : integer array (batch, n_target), or list of lists of token ids
         It begins with the start token.
     source_mask : boolean array, shape (batch, n_source), optional
@@ -199,15 +198,14 @@ def encode(
     ----------
     model : Model
     source : array (batch, n_source) or (batch, n_source, d), or list of rows
-        Token ids: integers, or lists of lists of them.
-        If the model reads frames: float array (batch, n_frames, n_features), or a list of arrays
-        (n_frames, n_features). A model that reads tokens also takes embeddings (batch, n_source,
-        d_model), in the place of ``encoder.tokens``, so they are not scaled. Vectors are
-        rounded to the model's dtype. A `Memory`, which may come from `project_memory`, is
-        returned as it is.
+        Token ids: integers, or lists of lists of them. Frames, if the model reads them: a float
+        array (batch, n_frames, n_features), or a list of arrays (n_frames, n_features).
+        Embeddings, if it reads tokens: a float array (batch, n_source, d_model), or a list, which
+        replaces ``encoder.tokens`` and is not scaled. Vectors are rounded to the model's dtype. A
+        `Memory`, such as that of `project_memory`, is returned unchanged.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token. Positions count real tokens only, so padding on either side
-        changes nothing. Real frames come first in their row if a layer joins several.
+        changes nothing. If a layer joins several frames, the real ones come first in a row.
     tap : Tap
 
     Returns
@@ -232,8 +230,10 @@ def checked_source(
     if isinstance(source, Memory):
         return check_memory(model, source, source_mask), None
     c = model.config.encoder
-    source, mask = as_source(c, source, source_mask)
-    check_fits("source", c.input.length(int(mask.sum(axis=1).max())), c)
+    source, mask = as_source(c, source, source_mask, model.dtype)
+    n = int(mask.sum(axis=1).max())
+    what = f"embeddings, of {n} frames" if isinstance(c.input, FrameInput) else "tokens"
+    check_fits("source", c.input.length(n), c, what)
     return source, mask
 
 
@@ -264,14 +264,14 @@ def encode_checked(
 def project_memory(
     model: Model, hidden: Array, mask: Array | None = None, *, tap: Tap = no_tap
 ) -> Memory:
-    """The memory of a source that any encoder has encoded, for `generate` and the other loops.
+    """The memory of the output of any encoder, for `generate` and the other loops.
 
     Parameters
     ----------
     model : Model
     hidden : float array, shape (batch, n_source, d_memory)
-        The output of an encoder, of the width d_memory of the model's own. Rounded to the model's
-        dtype, and 0 where masked.
+        The output of an encoder, or a list of arrays (n, d_memory); d_memory is the width of the
+        model's own encoder. It is rounded to the model's dtype.
     mask : boolean array, shape (batch, n_source), optional
         True = real.
     tap : Tap
@@ -284,22 +284,10 @@ def project_memory(
     """
     check_model(model)
     check_tap(tap)
-    shape, width = tuple(getattr(hidden, "shape", ())), model.config.encoder.d_model
-    kind = getattr(getattr(hidden, "dtype", None), "kind", type(hidden).__name__)
-    if kind != "f" or len(shape) != 3 or width not in shape[2:] or 0 in shape:
-        raise ValueError(
-            f"hidden must be a float array (batch, n_source, {width}), got {kind} {shape}"
-        )
-    xp = model.xp
-    with np.errstate(over="ignore"):  # what overflows the dtype is refused below
-        hidden = asarray_like(hidden, model.params.decoder.embedding)
-    if mask is not None:
-        mask = xp.asarray(as_mask("mask", mask, shape[:2]))
-        hidden = xp.where(mask[:, :, None], hidden, 0.0)
-    if not xp.isfinite(hidden).all():
-        row, position, _ = np.argwhere(~np.isfinite(to_numpy(hidden)))[0]
-        raise ValueError(f"hidden is not finite in {model.dtype} at row {row}, position {position}")
-    return _project(model, hidden, mask, tap)
+    width = model.config.encoder.d_model
+    vectors, real = as_vectors("hidden", hidden, width, mask, dtype=model.dtype, of_mask="mask")
+    mask = None if real.all() else model.xp.asarray(real)
+    return _project(model, _as_array(model, vectors), mask, tap)
 
 
 def _project(model: Model, hidden: Array, mask: Array | None, tap: Tap) -> Memory:
@@ -543,9 +531,9 @@ def check_memory(model: Model, memory: Memory, source_mask: Array | None = None)
     return memory
 
 
-def check_fits(name: str, n: int, c: StackConfig) -> None:
+def check_fits(name: str, n: int, c: StackConfig, what: str = "tokens") -> None:
     """Raise if ``n`` tokens, called ``name`` in the error, exceed the position table."""
     if c.max_length is not None and n > c.max_length:
         raise ValueError(
-            f"{name} has {n} tokens; the model's position table serves at most {c.max_length}"
+            f"{name} has {n} {what}; the model's position table serves at most {c.max_length}"
         )

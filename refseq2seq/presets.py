@@ -4,8 +4,10 @@ import math
 from typing import Any, Literal
 
 from .config import (
+    Activation,
     AttentionConfig,
     FeedForwardConfig,
+    FrameLayerConfig,
     LearnedPositions,
     ModelConfig,
     NormConfig,
@@ -33,6 +35,21 @@ def plain_attention(n_heads: int, d_k: int, biases: tuple[Projection, ...] = ())
         head_scale=False,
         softcap=None,
     )
+
+
+def plain_feed_forward(d_ff: int, activation: Activation, **fields: Any) -> FeedForwardConfig:
+    """Two linear maps with biases, without a gate or a norm; ``fields`` replace other values."""
+    plain: dict[str, Any] = {"gated": False, "biases": ("in", "out"), "hidden_norm": None}
+    return FeedForwardConfig(d_ff=d_ff, activation=activation, **plain | fields)
+
+
+def plain_frame_layer(d_out: int, **fields: Any) -> FrameLayerConfig:
+    """A projection of each vector, with a bias; ``fields`` replace other values."""
+    plain: dict[str, Any] = {
+        "window": 1, "stride": 1, "padding": 0, "bias": True, "activation": "none",
+        "norm_before": None, "norm_after": None,
+    }  # fmt: skip
+    return FrameLayerConfig(d_out=d_out, **plain | fields)
 
 
 def plain_stack(attention: AttentionConfig, *, cross: bool, **fields: Any) -> StackConfig:
@@ -109,13 +126,7 @@ def x_transformers(
             norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=False),
             norm_positions=("before",),
             final_norm=True,
-            feed_forward=FeedForwardConfig(
-                d_ff=4 * d_model,
-                activation="gelu_erf",
-                gated=False,
-                biases=("in", "out"),
-                hidden_norm=None,
-            ),
+            feed_forward=plain_feed_forward(4 * d_model, "gelu_erf"),
         )
 
     return plain_model(
@@ -163,13 +174,7 @@ def vaswani(
             norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=True),
             norm_positions=("after",),
             final_norm=False,
-            feed_forward=FeedForwardConfig(
-                d_ff=d_ff,
-                activation="relu",
-                gated=False,
-                biases=("in", "out"),
-                hidden_norm=None,
-            ),
+            feed_forward=plain_feed_forward(d_ff, "relu"),
         )
 
     return plain_model(

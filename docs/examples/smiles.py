@@ -12,13 +12,11 @@ import refseq2seq as rs
 from refseq2seq import config, presets
 from refseq2seq.convert import convert_params, numbered, same, transposed
 
-STACK = {"vocab_size": 59, "d_model": 256, "n_layers": 3, "embedding_scale": 256**0.5}
-STACK |= {"norm_positions": ("after",), "final_norm": False}
+STACK = {"input": config.TokenInput(vocab_size=59), "d_model": 256, "n_layers": 3}
+STACK |= {"embedding_scale": 256**0.5, "norm_positions": ("after",), "final_norm": False}
 STACK["norm"] = config.NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=True)
 STACK["positions"] = config.LearnedPositions(n_positions=102, offset=0, scale=1.0)
-STACK["feed_forward"] = config.FeedForwardConfig(
-    d_ff=512, activation="relu", gated=False, biases=("in", "out"), hidden_norm=None
-)
+STACK["feed_forward"] = presets.plain_feed_forward(512, "relu")
 HEADS = presets.plain_attention(n_heads=8, d_k=256 // 8, biases=("q", "k", "v", "o"))
 STACKS = [presets.plain_stack(HEADS, cross=cross, **STACK) for cross in (False, True)]
 TOKENS = {"pad_id": 1, "decoder_start_id": 2, "eos_ids": (3,)}

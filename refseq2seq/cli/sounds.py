@@ -1,4 +1,4 @@
-"""Sounds in place of texts: for Whisper, a line is the path of a WAV file."""
+"""Sounds instead of texts: for Whisper, a line is the path of a WAV file."""
 
 import argparse
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from ..speech.whisper import NO_TIMESTAMPS
 
 
 def reads_frames(model: Model) -> bool:
-    """Whether the source of the model is frames, not tokens."""
+    """Whether the model reads frames, not tokens."""
     return isinstance(model.config.encoder.input, FrameInput)
 
 
@@ -34,21 +34,21 @@ def read_frames(model: Model, path: str) -> tuple[np.ndarray, float]:
             seconds = len(waveform) / RATE
             if len(waveform) > WINDOW:
                 raise ValueError(
-                    f"it has {seconds:.2f} s of sound, and Whisper reads at most 30 s: run "
-                    "docs/examples/transcribe.py, which divides it (docs/speech.md)"
+                    f"it has {seconds:.2f} s of sound, and Whisper reads at most 30 s: see "
+                    "docs/examples/transcribe.py for longer ones (docs/speech.md)"
                 )
             return log_mel(waveform, model.config.encoder.input.n_features), seconds  # type: ignore[union-attr]
     except OSError as error:
         raise ValueError(
-            f"{path}: {error.strerror}; the model reads sounds: give paths of WAV files"
+            f"{path}: {error.strerror}; the model reads speech: give paths of WAV files"
         ) from error
 
 
 def with_prompt(model: Model, options: argparse.Namespace) -> Model:
-    """The model with the prompt of the options, or with its own, as ``settings.prefix``.
+    """The model, with the prompt of the options or its own as ``settings.prefix``.
 
-    A Whisper without settings, as of CTranslate2, decodes greedily and at most half as many tokens
-    as it has positions for.
+    Without settings, as from CTranslate2, it decodes greedily, up to half as many tokens as it has
+    positions for.
     """
     tokenizer: Any = model.target_vocabulary
     language, target = options.source_language, options.target_language
@@ -89,7 +89,7 @@ def add_segments(model: Model, answers: Iterable[dict[str, Any]]) -> None:
 
 
 def segment_lines(samples: Iterable[dict[str, Any]]) -> Iterable[str]:
-    """A line for each segment: start, end, which is - if it is unfinished, and text."""
+    """A line for each segment: its start, its end (- if it is unfinished) and its text."""
     for part in (part for sample in samples for part in sample["segments"]):
         end = "-" if part["end"] is None else f"{part['end']:.2f}"
         yield f"{part['start']:.2f} {end} {part['text'].strip()}"

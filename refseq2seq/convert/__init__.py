@@ -13,14 +13,6 @@ from .table import convert_params, numbered, same, transposed
 from .x_transformers import from_x_transformers
 
 __all__ = [
-    "UnsupportedFeature",
-    "convert_params",
-    "from_ctranslate2",
-    "from_huggingface",
-    "from_pytorch",
-    "from_whisper",
-    "from_x_transformers",
-    "numbered",
-    "same",
-    "transposed",
-]
+    "UnsupportedFeature", "convert_params", "from_ctranslate2", "from_huggingface", "from_pytorch",
+    "from_whisper", "from_x_transformers", "numbered", "same", "transposed",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Converter for models with the names of OpenAI's package ``whisper``."""
+"""Converter for Whisper with the names of OpenAI's package ``whisper``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,11 @@ from .table import convert_params, module_rows, numbered, same, special_tokens, 
 
 # Their sizes -> those of a config of transformers.
 DIMS = {
-    "n_mels": "num_mel_bins",
-    "n_audio_ctx": "max_source_positions",
-    "n_audio_state": "d_model",
-    "n_audio_head": "encoder_attention_heads",
-    "n_audio_layer": "encoder_layers",
-    "n_vocab": "vocab_size",
-    "n_text_ctx": "max_target_positions",
-    "n_text_state": "d_model",
-    "n_text_head": "decoder_attention_heads",
-    "n_text_layer": "decoder_layers",
-}
+    "n_mels": "num_mel_bins", "n_audio_ctx": "max_source_positions", "n_audio_state": "d_model",
+    "n_audio_head": "encoder_attention_heads", "n_audio_layer": "encoder_layers",
+    "n_vocab": "vocab_size", "n_text_ctx": "max_target_positions", "n_text_state": "d_model",
+    "n_text_head": "decoder_attention_heads", "n_text_layer": "decoder_layers",
+}  # fmt: skip
 # Our names -> theirs. {end} differs between the encoder and the decoder.
 STACK = {
     "layers.*.self_norms.before": "blocks.*.attn_ln",
@@ -51,32 +45,31 @@ def from_whisper(model: Any) -> Model:
     ----------
     model : mapping or module
         A ``whisper.model.Whisper``; or a mapping of ``"dims"`` to the sizes, such as ``n_mels``,
-        and of ``"model_state_dict"`` to the arrays, of NumPy or PyTorch. OpenAI's ``.pt`` files
-        have this mapping: ``torch.load(path, weights_only=True)`` reads it. Pickles are never
-        read here.
+        and of ``"model_state_dict"`` to arrays of NumPy or PyTorch. This is the content of
+        OpenAI's ``.pt`` files, which ``torch.load(path, weights_only=True)`` reads. refseq2seq
+        never reads pickles.
 
     Returns
     -------
     Model
         In float64 if any array is float64, otherwise in float32, which represents float16 exactly.
-        It has no vocabularies: those of the package are files of its own.
+        It has no vocabularies, which are other files of the package.
 
     Raises
     ------
     TypeError, ValueError
-        If the argument is neither, or a size or an array is missing, left over or does not fit. The
-        message names it.
+        If the argument is neither, or if a size or an array is missing, not used, or does not fit.
+        The message names it.
     UnsupportedFeature
         If the encoder and the decoder differ in width.
 
     Notes
     -----
-    The start and end tokens are those of the package: a model of 51865 tokens or more is
-    multilingual. A file has no settings. ``whisper.decode`` suppresses tokens by default, which
-    are ``processors=[rs.suppress(...), rs.begin_suppress(...)]`` here, and its prefix is that in
-    `from_ctranslate2`.
-
-    Frames are (batch, n_frames, n_mels), of which the package swaps the last two axes.
+    The start and end tokens are those of the package, where a model of 51865 tokens or more is
+    multilingual. The model has no settings. ``whisper.decode`` suppresses tokens by default: pass
+    ``processors=[rs.suppress(...), rs.begin_suppress(...)]``. It also begins with a prefix: see
+    `refseq2seq.speech.prompt`. Frames are (batch, n_frames, n_mels); the package swaps the last
+    two axes.
     """
     dims, arrays = _parts(model)
     fields = _fields(dims)
@@ -103,8 +96,7 @@ def _parts(model: Any) -> tuple[Any, Mapping[str, Any]]:
     if isinstance(model, Mapping):
         if missing := sorted({"dims", "model_state_dict"} - model.keys()):
             raise ValueError(
-                f"model must map 'dims' to the sizes and 'model_state_dict' to the arrays; it has "
-                f"no {missing[0]!r}"
+                f"model must have the keys 'dims' and 'model_state_dict', got no {missing[0]!r}"
             )
         return model["dims"], model["model_state_dict"]
     module = plain_module(model)

@@ -14,7 +14,6 @@ import numpy as np
 from ..checks import UnsupportedFeature
 from ..config import (
     Activation,
-    FeedForwardConfig,
     LearnedPositions,
     ModelConfig,
     NormConfig,
@@ -23,7 +22,7 @@ from ..config import (
     TokenInput,
 )
 from ..model import Model
-from ..presets import plain_attention
+from ..presets import plain_attention, plain_feed_forward, plain_stack
 from .given import (
     arrays_and_options,
     numpy_array,
@@ -47,19 +46,10 @@ STACK_OPTIONS = (*SHARED, "num_layers", "final_norm")
 
 # The classes that an unmodified nn.Transformer, or a pair of its stacks, consists of.
 PARTS = {
-    "ModuleDict",
-    "Transformer",
-    "TransformerEncoder",
-    "TransformerDecoder",
-    "TransformerEncoderLayer",
-    "TransformerDecoderLayer",
-    "ModuleList",
-    "MultiheadAttention",
-    "NonDynamicallyQuantizableLinear",
-    "Linear",
-    "LayerNorm",
-    "Dropout",
-}
+    "ModuleDict", "Transformer", "TransformerEncoder", "TransformerDecoder",
+    "TransformerEncoderLayer", "TransformerDecoderLayer", "ModuleList", "MultiheadAttention",
+    "NonDynamicallyQuantizableLinear", "Linear", "LayerNorm", "Dropout",
+}  # fmt: skip
 
 
 # Our names of modules -> theirs. {norm} is the place of the norms, {last} the last norm's number.
@@ -213,27 +203,21 @@ def _stack(
     attention = plain_attention(
         n_heads, d_model // n_heads, biases=("q", "k", "v", "o") if bias else ()
     )
-    return StackConfig(
+    return plain_stack(
+        attention,
+        cross=side == "decoder",
         input=TokenInput(vocab_size=vocab_size),
         d_model=d_model,
         n_layers=options["num_layers"],
         embedding_scale=embedding_scale,
-        embedding_norm="none",
         positions=positions,
-        relative_positions=None,
-        n_register_tokens=0,
-        windows=(),
         norm=NormConfig(kind="layer_norm", eps=options["layer_norm_eps"], gain="vector", bias=bias),
         norm_positions=("before",) if options["norm_first"] else ("after",),
         final_norm=options["final_norm"],
-        self_attention=attention,
-        cross_attention=attention if side == "decoder" else None,
-        feed_forward=FeedForwardConfig(
-            d_ff=options["dim_feedforward"],
-            activation=ACTIVATIONS[options["activation"]],
-            gated=False,
+        feed_forward=plain_feed_forward(
+            options["dim_feedforward"],
+            ACTIVATIONS[options["activation"]],
             biases=("in", "out") if bias else (),
-            hidden_norm=None,
         ),
     )
 

@@ -58,7 +58,7 @@ def generate_as_configured(
     model : Model
         With ``settings``, such as a converted model of transformers.
     source : array (batch, n_source) or (batch, n_source, d), or list of rows
-        Token ids, or another source, as for `refseq2seq.generate`.
+        Token ids, frames, embeddings or a `Memory`: see `refseq2seq.encode`.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token.
     **overrides
@@ -114,8 +114,8 @@ def as_configured(
         As in `decode_steps`. By default the start token and the settings' ``prefix``. For Whisper,
         `refseq2seq.speech.prompt` makes it, and the language of the settings has no effect.
     processors : sequence of Processor
-        Further ones, such as `timestamp_rules`, after those of the settings and before the filters
-        of sampling, as the ``logits_processor`` of transformers. Settings of Whisper with
+        Further ones, such as `timestamp_rules`. They apply after those of the settings and before
+        the filters of sampling, like ``logits_processor`` in transformers. Settings of Whisper with
         ``return_timestamps`` need `timestamp_rules`.
     pick : function of processors
         Draws the samples: `sample`, or ``partial(exponential_race, noise)``.

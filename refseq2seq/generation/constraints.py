@@ -71,8 +71,8 @@ def _source_of(state: State, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The source's token ids and their mask. Raise if the source has none."""
     if state.source is None or state.source_mask is None:
         raise UnsupportedFeature(
-            f"{name} needs the token ids of the source, which is frames, embeddings or a Memory "
-            "here: leave it out"
+            f"{name} needs the token ids of the source, got frames, embeddings or a Memory: leave "
+            "it out"
         )
     return state.source, state.source_mask
 

@@ -90,9 +90,8 @@ def decode_steps(
     ----------
     model : Model
     source : array (batch, n_source) or (batch, n_source, d), or list of rows
-        Token ids: integers, or lists of lists of them.
-        Or frames, or embeddings, as for `refseq2seq.encode`; or a `Memory`: the result of
-        `encode`, or of `project_memory` for the output of any other encoder.
+        Token ids, frames or embeddings: see `refseq2seq.encode`. Or a `Memory` from `encode`, or
+        from `project_memory` for the output of another encoder.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token.
     prefix : integer array (batch, n), or list of lists of token ids, optional
@@ -432,8 +431,8 @@ def generate_text(
     check_model(model)
     if isinstance(model.config.encoder.input, FrameInput):
         raise ValueError(
-            "the model reads frames, not texts: call rs.generate(model, frames), and "
-            "model.target_vocabulary.decode for each row of its tokens"
+            "the model reads frames, not texts: call rs.generate(model, frames), and decode each "
+            "row of its tokens with model.target_vocabulary"
         )
     if model.source_vocabulary is None or model.target_vocabulary is None:
         raise ValueError("the model has no vocabularies: give token ids to rs.generate instead")

@@ -164,7 +164,7 @@ def as_request(
 def token_source(
     source: np.ndarray | Memory, mask: np.ndarray | None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The token ids of a source and their mask, for processors; None and None if it has none."""
+    """The token ids of a source and their mask, for processors; both None if it has no ids."""
     is_tokens = not isinstance(source, Memory) and source.ndim == 2
     return (source, mask) if is_tokens else (None, None)  # type: ignore[return-value]
 

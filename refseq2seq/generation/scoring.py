@@ -41,8 +41,7 @@ def score(
     ----------
     model : Model
     source : array (batch, n_source) or (batch, n_source, d), or list of rows
-        Token ids: integers, or lists of lists of them.
-        Or frames, embeddings or a `Memory`, as for `refseq2seq.encode`.
+        Token ids, frames, embeddings or a `Memory`: see `refseq2seq.encode`.
     target : integer array (batch, n_target), or list of lists of token ids
         Each row begins with its prefix, which is not scored, followed by at least one token.
     source_mask : boolean array, shape (batch, n_source), optional

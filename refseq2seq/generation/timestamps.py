@@ -12,38 +12,38 @@ from .sampling import Processor, State, makes_processor
 
 @makes_processor
 def timestamp_rules(no_timestamps: int, eos: int, *, max_initial: int | None = 50) -> Processor:
-    """Let timestamps come in order and in pairs, and where they are likely (Whisper).
+    """Constrain Whisper's timestamps to be in order, in pairs, and wherever they are likely.
 
     The ids above ``no_timestamps`` are timestamps. They mark the start and the end of each
     segment of text. The rules apply to new tokens; the prefix does not count.
 
-    - The first token is a timestamp, the start, of at most ``max_initial`` steps.
-    - After a text and a timestamp, its end, comes another timestamp, which starts the next
-      segment, or a special token, such as the end of the row.
-    - After two timestamps, or the first one, comes no timestamp.
+    - The first token is a timestamp of at most ``max_initial`` steps.
+    - Text and a timestamp are followed by another timestamp, the start of the next segment, or by
+      a special token such as ``eos``.
+    - Two timestamps, or the first one, are not followed by a timestamp.
     - Timestamps do not decrease, and a segment does not end where it starts.
     - ``<|notimestamps|>`` is banned.
-    - If the probabilities of all timestamps left add up to more than that of each other token
-      left, the token is a timestamp.
+    - If the remaining timestamps together are more probable than every other remaining token, the
+      token is a timestamp.
 
     Parameters
     ----------
     no_timestamps : int
-        The id of ``<|notimestamps|>``, the last before the timestamps.
+        The id of ``<|notimestamps|>``, just below the timestamps.
     eos : int
-        The id of ``<|endoftext|>``: smaller ids are text.
+        The id of ``<|endoftext|>``. Smaller ids are text.
     max_initial : int, optional
-        The largest first timestamp, in steps of 0.02 s: by default 1 s, as in openai/whisper.
-        None for no limit.
+        The largest first timestamp, in steps of 0.02 s; None = no limit. The default is 1 s, as
+        in openai/whisper.
 
     Notes
     -----
     The rules are those of ``ApplyTimestampRules`` in openai/whisper and of
-    ``WhisperTimeStampLogitsProcessor`` in transformers, whose ``max_initial`` is that of
-    the model's settings, and None without them. Both apply them last, after `suppress` and
-    `begin_suppress`: the last rule compares what is left. In beam search, processors act on
-    log-probabilities, as in transformers; among ``logits_processors`` the rules act on logits, and
-    the probabilities of allowed tokens then add up to 1, as in openai/whisper.
+    ``WhisperTimeStampLogitsProcessor`` in transformers, which takes ``max_initial`` from the
+    generation config, None if it is missing. Apply them after `suppress` and `begin_suppress`, as
+    both libraries do: the last rule compares the remaining tokens. In beam search, ``processors``
+    act on log-probabilities, as in transformers; ``logits_processors`` act on logits, so that the
+    probabilities of allowed tokens sum to 1, as in openai/whisper.
 
     Examples
     --------
@@ -75,14 +75,14 @@ def timestamp_rules(no_timestamps: int, eos: int, *, max_initial: int | None = 5
 
 
 def _allowed(state: State, vocab_size: int, first: int, eos: int, max_initial: float) -> np.ndarray:
-    """Where the tokens so far allow each token: boolean (batch, vocab_size)."""
+    """The tokens that may follow the tokens so far: boolean (batch, vocab_size)."""
     before, last = _kinds(state, first)
     latest = _latest(state, first)
     ids = np.arange(vocab_size)
     is_time, is_text = ids >= first, ids < eos
 
-    ends = (last & ~before)[:, None]  # the last token ends a segment
-    starts = (last & before)[:, None]  # it starts one
+    ends = (last & ~before)[:, None]  # the last token is the end of a segment
+    starts = (last & before)[:, None]  # or the start of one
     is_first = (state.n_new == 0)[:, None]
 
     banned = (starts & is_time) | (ends & is_text) | (ids == first - 1)
@@ -92,7 +92,7 @@ def _allowed(state: State, vocab_size: int, first: int, eos: int, max_initial: f
 
 
 def _kinds(state: State, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the last token but one, or nothing, and the last are timestamps: both (batch,)."""
+    """Whether the last token but one, or none, and the last are timestamps: both (batch,)."""
     padded = np.pad(state.tokens, ((0, 0), (2, 0)))
     before = (state.n_new < 2) | (padded[:, -2] >= first)
     last = (state.n_new > 0) & (padded[:, -1] >= first)
@@ -103,6 +103,6 @@ def _latest(state: State, first: int) -> np.ndarray:
     """The last new timestamp of each row, or -1: (batch, 1)."""
     n = state.tokens.shape[1]
     is_new = np.arange(n) >= n - state.n_new[:, None]
-    place = np.where(is_new & (state.tokens >= first), np.arange(n), -1).max(axis=1, initial=-1)
-    found = np.take_along_axis(state.tokens, np.maximum(place, 0)[:, None], axis=1)
-    return np.where(place[:, None] < 0, -1, found)
+    is_time = is_new & (state.tokens >= first)
+    last = np.where(is_time, np.arange(n), -1).max(axis=1, keepdims=True)
+    return np.where(last < 0, -1, np.take_along_axis(state.tokens, np.maximum(last, 0), axis=1))

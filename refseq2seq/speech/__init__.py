@@ -1,4 +1,4 @@
-"""Speech for Whisper: from a sound to features, from a prompt and tokens to timed text."""
+"""Speech for Whisper: features of a sound, prompts, and timed segments of text."""
 
 from .mel import log_mel
 from .sound import read_wav

@@ -1,4 +1,4 @@
-"""Whisper's features of a waveform: the logarithm of its energy in bands of frequency over time."""
+"""Whisper's features of a waveform: the logarithm of its energy by time and frequency band."""
 
 import math
 from functools import cache
@@ -9,46 +9,45 @@ from ..checks import check_int, on_host
 from .sound import RATE
 
 WINDOW = 30 * RATE
-"""The samples of every window of sound, which has 3,000 frames."""
+"""The samples of a window of sound, which has 3,000 frames."""
 
-N_FFT, HOP = 400, 160  # samples: a frame sees 25 ms, and the next is 10 ms later
+N_FFT, HOP = 400, 160  # samples: a frame covers 25 ms, and the next starts 10 ms later
 
 
 def log_mel(waveform: np.ndarray, n_mels: int = 80) -> np.ndarray:
-    r"""The features of Whisper (Radford et al. 2022, section 2.2): a log-mel spectrogram.
+    r"""The log-mel spectrogram that Whisper reads (Radford et al. 2022, section 2.2).
 
     .. math::
         L_{tm} = \log_{10} \max\Big(10^{-10}, \sum_k |X_{tk}|^2 F_{km}\Big), \qquad
         \frac{\max(L_{tm}, \max L - 8) + 4}{4}
 
-    X is the ``spectrum`` of the waveform, and F is ``mel_filters``, both in ``speech/mel.py``.
+    X is the short-time Fourier transform of the waveform, and F are triangular filters:
+    ``spectrum`` and ``mel_filters`` in ``speech/mel.py``.
 
     Parameters
     ----------
     waveform : array, shape (n_samples,)
-        16,000 samples per second in float32 or float64, within [-1, 1] but for overshoot. Zeros
-        follow it up to 30 s.
+        16,000 samples per second in float32 or float64, full scale 1. Padded with zeros to 30 s.
     n_mels : int
-        80 for most models; 128 for large-v3 and turbo. At most 149, so that each has a frequency.
+        80, or 128 for large-v3 and turbo. At most 149, so that each band has a frequency.
 
     Returns
     -------
     array, shape (n_frames, n_mels)
-        Of the waveform's dtype, computed in float64. There are 3,000 frames, one every 10 ms.
+        3,000 frames, one every 10 ms. Computed in float64; the dtype is the waveform's.
 
     Raises
     ------
     TypeError
-        If the waveform is of integers.
+        If the waveform is not float32 or float64.
     ValueError
-        If it is empty, longer than 30 s, of several channels, not finite, or above 100, as
-        integers are that were made floats and not divided.
+        If it is empty or longer than 30 s, has several channels, is not finite, or exceeds 100,
+        as integers do that were not divided.
 
     Notes
     -----
-    openai/whisper takes the maximum of a whole recording, transformers that of each window.
-    Both compute in float32, where bands much quieter than others are inaccurate: by up to 4e-5
-    in speech.
+    Of a recording longer than 30 s, openai/whisper and transformers take max L over all of it.
+    They compute in float32, with errors of up to 4e-5 in quiet bands of speech.
 
     Examples
     --------
@@ -68,13 +67,13 @@ def log_mel(waveform: np.ndarray, n_mels: int = 80) -> np.ndarray:
 
 
 def spectrum(waveform: np.ndarray) -> np.ndarray:
-    r"""The short-time Fourier transform of a waveform, whose ends are reflected.
+    r"""The short-time Fourier transform of a waveform that is reflected at its ends.
 
     .. math:: X_{tk} = \sum_{n=0}^{399} \sin^2\!\Big(\frac{\pi n}{400}\Big)\, x_{160 t + n - 200}
         \, e^{-2 \pi i k n / 400}
 
-    (n_samples,) -> (n_frames, 201), complex: 201 frequencies from 0 to 8,000 Hz, and a frame for
-    every 160 samples.
+    (n_samples,) -> complex (n_frames, 201): a frame for every 160 samples, and 201 frequencies
+    from 0 to 8,000 Hz.
     """
     hann = np.sin(np.pi * np.arange(N_FFT) / N_FFT) ** 2
     reflected = np.pad(waveform, N_FFT // 2, mode="reflect")
@@ -86,9 +85,8 @@ def spectrum(waveform: np.ndarray) -> np.ndarray:
 def mel_filters(n_mels: int) -> np.ndarray:
     """The weight of each frequency in each band: triangles of area 1 (Slaney 1998).
 
-    Edges divide 0 to 8,000 Hz evenly on the mel scale. A band rises from an edge to the next and
-    falls to the one after. A read-only array (201, n_mels); the filters of librosa and
-    openai/whisper are its transpose in float32.
+    Their edges are evenly spaced on the mel scale from 0 to 8,000 Hz. A read-only array
+    (201, n_mels); librosa and openai/whisper have its transpose in float32.
     """
     if n_mels > 149:  # some band would have no frequency
         raise ValueError(f"n_mels must be at most 149, got {n_mels}")
@@ -105,7 +103,7 @@ def mel_filters(n_mels: int) -> np.ndarray:
 
 
 def _hertz(mels: np.ndarray) -> np.ndarray:
-    """Slaney's scale: 3 mels are 200 Hz; above 1,000 Hz, 27 mels are a factor of 6.4."""
+    """Slaney's mel scale: linear up to 15 mels, 1,000 Hz; then 27 mels are a factor of 6.4."""
     return np.where(mels < 15, 200 * mels / 3, 1000 * 6.4 ** ((mels - 15) / 27))
 
 

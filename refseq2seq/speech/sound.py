@@ -1,4 +1,4 @@
-"""Waveforms from WAV files: one channel of 16 kHz integers, as Whisper's features need them."""
+"""Reading WAV files of one channel and 16,000 samples per second, as Whisper needs them."""
 
 import os
 import shlex
@@ -11,17 +11,17 @@ from ..files.reading import FileError, file_errors, read_bytes
 RATE = 16_000
 """The samples per second of every waveform."""
 
-PCM, EXTENSIBLE = 1, 0xFFFE  # formats; the second states the actual one later in the header
+PCM, EXTENSIBLE = 1, 0xFFFE  # formats; with the second, the actual one is later in the header
 MAX_CHUNKS = 1000  # before the samples
 
 
 def read_wav(path: str | os.PathLike[str]) -> np.ndarray:
-    """The waveform in a WAV file of one channel, 16,000 samples per second, 8, 16 or 24 bits.
+    """Read a WAV file of one channel, 16,000 samples per second, and 8, 16 or 24 bits.
 
     Parameters
     ----------
     path : path-like
-        A regular file of at most 64 MiB, of integers (PCM).
+        A regular file of integers (PCM), at most 64 MiB.
 
     Returns
     -------
@@ -31,12 +31,12 @@ def read_wav(path: str | os.PathLike[str]) -> np.ndarray:
     Raises
     ------
     FileError
-        If the file is truncated, or has another rate, number of channels or format: the message
-        has a command that converts it. Nothing is resampled or mixed here.
+        If the file is truncated, or has another rate, number of channels or format. The message
+        has a command that converts it; nothing is resampled or mixed here.
 
     Notes
     -----
-    The module ``wave`` of Python does not raise for a truncated file, and some versions return
+    Python's ``wave`` does not raise for truncated files, and some of its versions return
     floating-point samples as integers.
     """
     with file_errors(path):
@@ -72,7 +72,7 @@ def _parse(content: bytes) -> tuple[bytes, bytes]:
 
 
 def _width(header: bytes) -> int:
-    """The bytes of a sample. Raise unless samples are integers, one channel, 16,000 a second."""
+    """Bytes per sample. Raise unless there are 16,000 integers per second, of one channel."""
     if len(header) < 16:
         raise FileError(f"its header has {len(header)} bytes, expected at least 16")
     kind, channels, rate, _, width, bits = struct.unpack_from("<HHIIHH", header)
@@ -91,7 +91,7 @@ def _width(header: bytes) -> int:
 
 
 def _as_floats(samples: bytes, width: int) -> np.ndarray:
-    """Integers of 1 to 3 bytes as fractions of full scale, which float32 holds exactly."""
+    """Integers of 1 to 3 bytes as fractions of full scale, which float32 represents exactly."""
     if not samples or len(samples) % width:
         raise FileError(f"expected samples of {width} bytes, got {len(samples)} bytes in all")
     given = np.frombuffer(samples, dtype=np.uint8).reshape(-1, width)

@@ -1,4 +1,4 @@
-"""The tokens around Whisper's text: its prompt, and timestamps that divide the text."""
+"""The tokens around Whisper's text: the prompt before it, and the timestamps in it."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ STEP = 0.02  # seconds between successive timestamps, and between outputs of the
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of what was said. Times are in seconds."""
+    """A segment of speech. Times are in seconds."""
 
     start: float
     end: float | None  # None: unfinished
@@ -30,8 +30,8 @@ class Segment:
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """The id of each token ``<|...|>`` of a Whisper tokenizer, such as ``<|endoftext|>``.
 
-    Timestamps, which many tokenizers lack, have the ids above that of ``<|notimestamps|>``.
-    Raises ValueError for a tokenizer without Whisper's tokens, and TypeError for none.
+    Many tokenizers lack timestamps, whose ids are those above ``<|notimestamps|>``. Raises
+    ValueError for a tokenizer of another model, and TypeError for another object.
     """
     if not hasattr(tokenizer, "symbols"):
         raise TypeError(
@@ -53,23 +53,28 @@ def prompt(
 ) -> list[int]:
     """The prefix for Whisper: ``<|startoftranscript|><|de|><|transcribe|><|notimestamps|>``.
 
-    Models of English only, whose ``<|endoftext|>`` is that of GPT-2, have no language and task.
+    That of an English-only model, recognised by GPT-2's id of ``<|endoftext|>``, has no language
+    and no task.
 
     Parameters
     ----------
     tokenizer : Tokenizer
         That of the model.
     language : str, optional
-        The code of the spoken language, such as ``"de"``, which a multilingual model needs.
+        The code of the spoken language, such as ``"de"``. Required for a multilingual model.
     task : {"transcribe", "translate"}
-        Write what is said, or its translation into English.
+        Transcribe, or translate into English.
     timestamps : bool
-        True leaves out ``<|notimestamps|>``; `refseq2seq.timestamp_rules` keeps the text in order.
+        True leaves out ``<|notimestamps|>``. See also `refseq2seq.timestamp_rules`.
 
     Returns
     -------
     list of int
-        A language or a task that the tokenizer does not have raises ValueError.
+
+    Raises
+    ------
+    ValueError
+        If the tokenizer does not have the language or the task.
 
     Examples
     --------
@@ -91,8 +96,8 @@ def prompt(
     if is_english:
         if language not in (None, "en") or task != "transcribe":
             raise ValueError(
-                f"language = {language!r:.99} and task = {task!r:.99} need a multilingual model: "
-                "leave them out for this one of English only"
+                f"language = {language!r:.99} and task = {task!r:.99} need a multilingual model, "
+                "but this one is English-only: leave them out"
             )
         return [ids[START], *end]
     if language is None or language not in tuple(spoken):
@@ -103,7 +108,7 @@ def prompt(
 def segments(
     tokens: Sequence[int] | np.ndarray, tokenizer: Tokenizer, *, duration: float = 30.0
 ) -> list[Segment]:
-    """The timed segments of Whisper's text: two timestamps in a row end one and start the next.
+    """Split Whisper's tokens into timed segments, between two successive timestamps.
 
     Parameters
     ----------
@@ -112,14 +117,14 @@ def segments(
     tokenizer : Tokenizer
         That of the model.
     duration : float
-        The length of the sound in seconds, at which a text without timestamps ends.
+        The length of the sound in seconds: the end of a text without timestamps.
 
     Returns
     -------
     list of Segment
-        At least one. If the last of several has no end, the text was cut off in it, and it may
-        be empty: the next window of a longer sound then begins at the end of the one before it,
-        and otherwise where this window ends.
+        At least one. Only the last of several may have no end, if the text is cut off; it may be
+        empty. Continue a longer sound where the segment before it ends, otherwise where this
+        window ends.
 
     Raises
     ------
@@ -128,8 +133,8 @@ def segments(
 
     Notes
     -----
-    openai/whisper's ``transcribe`` has the same rules, but drops an unfinished segment. A text
-    that nothing divides starts there at 0 and ends at its last timestamp, be it the only one.
+    openai/whisper's ``transcribe`` has the same rules but drops an unfinished segment. There, a
+    single segment always starts at 0, and ends at its last timestamp even if it begins with it.
 
     Examples
     --------

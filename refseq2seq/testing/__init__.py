@@ -19,23 +19,8 @@ from .rounding import rounded
 from .tolerance import Spread, spread
 
 __all__ = [
-    "Cause",
-    "Diagnosis",
-    "Difference",
-    "Divergence",
-    "Expected",
-    "Fault",
-    "Spread",
-    "TokenAgreement",
-    "assert_agrees",
-    "assert_generation_agrees",
-    "assert_tokens_agree",
-    "diagnose",
-    "diagnose_arrays",
-    "first_difference",
-    "properties",
-    "rounded",
-    "row_ulp",
-    "spread",
+    "Cause", "Diagnosis", "Difference", "Divergence", "Expected", "Fault", "Spread",
+    "TokenAgreement", "assert_agrees", "assert_generation_agrees", "assert_tokens_agree",
+    "diagnose", "diagnose_arrays", "first_difference", "properties", "rounded", "row_ulp", "spread",
     "vectors",
-]
+]  # fmt: skip

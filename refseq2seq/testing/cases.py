@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array
-from ..config import FeedForwardConfig, ModelConfig, NormConfig, TokenInput
+from ..config import ModelConfig, NormConfig, TokenInput
 from ..generation.loop import Generation, generate
 from ..generation.sampling import greedy, sample
 from ..model import Model, forward
 from ..params import Params, build_params, named_arrays, random_params
-from ..presets import plain_attention, plain_model, plain_stack
+from ..presets import plain_attention, plain_feed_forward, plain_model, plain_stack
 
 PARAMETERS = ("well_scaled", "large", "tiny_variances", "outliers", "near_ties")
 
@@ -44,9 +44,7 @@ PLAIN = plain_model(
             norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=False),
             norm_positions=("before",),
             final_norm=False,
-            feed_forward=FeedForwardConfig(
-                d_ff=2, activation="relu", gated=False, biases=(), hidden_norm=None
-            ),
+            feed_forward=plain_feed_forward(2, "relu", biases=()),
         )
         for cross in (False, True)
     ),

@@ -25,10 +25,12 @@ OtherMask (mask): Another mask: causal in an encoder, one token longer or shorte
     -> Some keys are lost, or some that are masked take part.
 FrameMask (mask): The mask of windows is not that of their frames: one window longer or shorter.
     -> The last sound is lost, or silence after it is heard.
-WindowEdge (mask): The window of a layer's attention is another one, or that of another layer.
+WindowEdge (mask): The window of a layer's attention is off by one, or is that of another layer.
     -> Right for short texts, wrong for longer ones.
 CapOrder (attention): Scores are capped after the mask: the cap makes -inf a finite score.
     -> Padding and later tokens take part in attention.
+ScoreCap (attention): Scores are not capped, or by another number.
+    -> The largest scores count too much or too little.
 SoftmaxForm (attention): The softmax runs over another axis, or the weights are another function.
     -> The weights of a query do not sum to 1.
 HeadOrder (attention): Heads are split or joined in another order.
@@ -80,8 +82,13 @@ OtherWeights (weights): An array is that of another layer, or is transposed, or 
     -> Right shapes, other numbers.
 FrameKernel (weights): The frames of a window are in another order, or a kernel's axes exchanged.
     -> Right shapes, other numbers.
+FramePadding (convention): The zeros around the frames all stand after them, are left out, or are
+    other vectors.
+    -> Every window is a frame too late.
 FrameNorm (convention): The norm of a layer of frames stands before the activation and not after it.
     -> Embeddings of another scale.
+LogitsCap (convention): Logits are not capped, or by another number.
+    -> The same best token, and log-probabilities that are too sure of it.
 NormPlace (convention): Norms stand before the sublayers and not after the sum.
     -> Another model with the same weights.
 EmbeddingScale (convention): Embeddings are not multiplied by sqrt(d_model).
@@ -112,11 +119,6 @@ AlibiSlopes (convention): ALiBi has other slopes.
     -> Attention decays with distance at another rate.
 RelativeScale (convention): The bias of relative positions has another scale, or is left out.
     -> Distance counts too little or too much.
-SoftCap (convention): Scores or logits are not capped, or by another number.
-    -> The largest scores count too much or too little.
-FrameWindows (convention): The windows of a convolution begin elsewhere, or other vectors than zeros
-    stand around the frames.
-    -> Each embedding is made of other frames, or those at the edges are.
 Activation (convention): The activation function is another one.
     -> Wrong from the first feed-forward layer on.
 NormKind (convention): The norm is another one.

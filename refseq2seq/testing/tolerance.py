@@ -134,12 +134,12 @@ def spread(
 
 
 def refuse_memory(source: Any) -> None:
-    """Raise if the source is a Memory, of which it is unknown how it was rounded."""
+    """Raise if the source is a Memory, whose rounding is unknown."""
     if isinstance(source, Memory):
         raise UnsupportedFeature(
-            "source must be tokens, frames or embeddings, not a Memory, whose rounding is unknown: "
-            "pass what was encoded; what another encoder computed is the frames of a model whose "
-            "own encoder has no layers"
+            "source must be tokens, frames or embeddings, got a Memory, whose rounding is unknown: "
+            "pass the source itself, or another encoder's output as the frames of an encoder of 0 "
+            "layers"
         )
 
 

@@ -16,6 +16,7 @@ from refseq2seq import attention, frames, masks, model, ops
 from refseq2seq.attention import KeyValueCache
 from refseq2seq.generation.filters import keep, probability_before, ranks
 from refseq2seq.params import build_params, named_arrays
+from refseq2seq.taps import FunctionTap
 from refseq2seq.testing.vectors import cases
 
 FRAMES = "encoder.frame_layers.0."
@@ -161,7 +162,8 @@ def reversed_taps(x, c):
 
 def norm_first(p, c, x, mask, tap):
     """activation(norm(...)): the norm that stands after the activation stands before it."""
-    x, mask = RIGHT["frame_layer"](p, dataclasses.replace(c, activation="none"), x, mask, tap)
+    inner = FunctionTap(lambda name, x: x if name == "out" else tap(name, x))
+    x, mask = RIGHT["frame_layer"](p, dataclasses.replace(c, activation="none"), x, mask, inner)
     return tap("out", ops.ACTIVATIONS[c.activation](x)), mask
 
 
@@ -267,12 +269,12 @@ MISTAKES = {
         f"encoder{SELF}scores",
     ),
     "FrameMask": (replaced(frames, "mask_of_windows", halved_lengths), "encoder.positions"),
-    "FrameWindows": (replaced(frames, "windows", zeros_at_the_end), f"{FRAMES}projected"),
+    "FramePadding": (replaced(frames, "windows", zeros_at_the_end), f"{FRAMES}projected"),
     "FrameKernel": (replaced(frames, "windows", reversed_taps), f"{FRAMES}projected"),
     "FrameNorm": (replaced(frames, "frame_layer", norm_first), f"{FRAMES}out"),
     "ClassTokens": (replaced(frames, "prepend", appended), "encoder.tokens"),
     "WindowEdge": (replaced(model, "window_mask", wider), f"encoder{SELF}weights"),
     "CapOrder": (replaced(attention, "softmax", capped_after_the_mask), f"encoder{SELF}weights"),
-    "SoftCap": (of_config(of_stack(), logits_softcap=None), "logits"),
+    "LogitsCap": (of_config(of_stack(), logits_softcap=None), "logits"),
     "BiasedDeviation": (replaced(ops.NORMS, "std_norm", biased), "decoder.embed"),
 }

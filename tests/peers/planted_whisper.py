@@ -94,17 +94,17 @@ whisper("features not normalised", "encoder.frames", "OtherFrames")(features(lam
 whisper("features one hop late", "encoder.frames", "ShiftedInput")(
     features(lambda x: pad(x, (1, 0))[..., :-1])
 )
-whisper("padding at the end only", PROJECTED(0), "FrameWindows")(convolved(1, (0, 2)))
-whisper("causal padding", PROJECTED(1), "FrameWindows")(convolved(2, (2, 0)))
-whisper("stride begins at 1", PROJECTED(1), "FrameWindows")(convolved(2, (0, 1)))
-whisper("padding repeats the edge", PROJECTED(0), "FrameWindows")(
+whisper("padding at the end only", PROJECTED(0), "FramePadding")(convolved(1, (0, 2)))
+whisper("causal padding", PROJECTED(1), "FramePadding")(convolved(2, (2, 0)))
+whisper("stride begins at 1", PROJECTED(1), "FramePadding")(convolved(2, (0, 1)))
+whisper("padding repeats the edge", PROJECTED(0), "FramePadding")(
     lambda s: assign(encoder(s).conv1, padding_mode="replicate")
 )
-whisper("kernel reversed in time", PROJECTED(0), "OtherWeights")(kernel(1, lambda w: w.flip(2)))
-whisper("kernel with input and output exchanged", PROJECTED(1), "OtherWeights")(
+whisper("kernel reversed in time", PROJECTED(0), "FrameKernel")(kernel(1, lambda w: w.flip(2)))
+whisper("kernel with input and output exchanged", PROJECTED(1), "FrameKernel")(
     kernel(2, lambda w: w.transpose(0, 1))
 )
-whisper("kernel stored as (window, d_in), read as (d_in, window)", PROJECTED(0), "OtherWeights")(
+whisper("kernel stored as (window, d_in), read as (d_in, window)", PROJECTED(0), "FrameKernel")(
     kernel(1, lambda w: w.transpose(1, 2))
 )
 whisper("no bias in a convolution", PROJECTED(1), "BiasMissing")(

@@ -14,6 +14,7 @@ from ...checks import UnsupportedFeature
 from ...config import check_type, from_json
 from ...files.reading import FileError, file_errors, read_json
 from ...model import Model
+from ...speech.whisper import END, START
 from ..huggingface.files import INDEX, WEIGHTS
 from ..table import special_tokens
 from . import files, spec, vocabulary
@@ -27,7 +28,6 @@ Ids = tuple[int, ...]
 FIELDS_OF_SPEECH = {
     "suppress_ids": Ids, "suppress_ids_begin": Ids, "layer_norm_epsilon": float | None,
 }  # fmt: skip
-START_OF_SPEECH, END_OF_SPEECH = "<|startoftranscript|>", "<|endoftext|>"
 
 
 def is_ctranslate2(directory: Path) -> bool:
@@ -83,10 +83,10 @@ def from_ctranslate2(
     two beams, a minimum of 1 and a maximum of 256 tokens, and a stop as in `beam_search` with
     ``early_stopping=True``. ``vmap.txt`` is ignored, as with ``use_vmap=False``.
 
-    Whisper takes frames (batch, n_frames, n_mels); CTranslate2 swaps the last two axes. The tokens
-    in ``suppress_ids`` and ``suppress_ids_begin`` are suppressed, as by default there. A prefix has
-    the start token, then the language and the task of a multilingual model, then
-    ``<|notimestamps|>``. The defaults of its ``generate`` are five beams and 224 new tokens.
+    Whisper takes frames (batch, n_frames, n_mels); CTranslate2 swaps the last two axes. Tokens of
+    ``suppress_ids`` and ``suppress_ids_begin`` are suppressed, as is the default there. For its
+    prefix, see `refseq2seq.speech.prompt`. The defaults of CTranslate2's ``generate`` are five
+    beams and 224 new tokens.
     """
     directory = Path(directory)
     if directory.is_file():
@@ -147,11 +147,11 @@ def _speech(directory: Path, read: spec.Spec, start: str | None) -> Model:
             symbols=symbols,
             first=(),
             last=(),
-            unknown=END_OF_SPEECH,
+            unknown=END,
             special=tuple(token for token in symbols if re.fullmatch(r"<\|.+\|>", token)),
         )
-        end = target.id(END_OF_SPEECH)
-        tokens = special_tokens(target.id(start or START_OF_SPEECH), (end,), pad_id=end)
+        end = target.id(END)
+        tokens = special_tokens(target.id(start or START), (end,), pad_id=end)
         tokens["suppressed_ids"] = config["suppress_ids"]
         tokens["begin_suppressed_ids"] = config["suppress_ids_begin"]
         model = spec.convert(read, config["layer_norm_epsilon"], tokens)

@@ -86,20 +86,20 @@ def from_huggingface(model: Any, config: Any = None, generation_config: Any = No
     one token) are fields of the model's config and hold in every decoding. All other fields are in
     the model's ``settings``, which `refseq2seq.generate_as_configured` applies.
 
-    Whisper takes frames (batch, n_frames, num_mel_bins), of which transformers swaps the last two
-    axes. It takes any number of them up to ``2 * max_source_positions``; transformers takes exactly
-    that number. The language, the task and ``<|notimestamps|>`` are ``settings.prefix``. A language
-    of the generation config is a code such as ``de``; transformers also takes names.
+    Whisper takes frames (batch, n_frames, num_mel_bins); transformers swaps the last two axes. It
+    takes at most ``2 * max_source_positions`` frames; transformers takes exactly that number. The
+    language, the task and ``<|notimestamps|>`` are ``settings.prefix``. The language must
+    be a code such as ``de``; transformers also takes names.
 
     For every dtype of the model, transformers computes in float32: the norms of T5 and T5Gemma,
     T5Gemma's rotations and softmax, the sinusoids of Marian, Pegasus and M2M100, and the logits
     that it chooses from. It rounds T5Gemma's embedding scale to the model's dtype. Here everything
     has the dtype of the converted model. Here sinusoids do not limit the number of positions.
 
-    A VisionEncoderDecoderModel has the encoder of ViT or DeiT. Its source is the patches of images
-    of the config's ``image_size``, see `refseq2seq.patches`. If it has a projection
-    ``enc_to_dec_proj`` of the encoder's output, the projections of keys and values of the decoder
-    contain it here, which changes the rounding. A decoder alone, such as TrOCRForCausalLM or
+    A VisionEncoderDecoderModel must have the encoder of ViT or DeiT. Its source is the patches of
+    images of the config's ``image_size``: see `refseq2seq.patches`. A projection
+    ``enc_to_dec_proj`` of the encoder's output becomes part of the decoder's projections of keys
+    and values, which changes the rounding. A decoder alone, such as TrOCRForCausalLM or
     MBartForCausalLM, has an encoder of 0 layers: its source is the output of any encoder. Its
     tokens and settings are its own, unless ``generation_config`` is that of the pair.
     """

@@ -12,7 +12,6 @@ import numpy as np
 
 from ...checks import UnsupportedFeature
 from ...config import (
-    FeedForwardConfig,
     LearnedPositions,
     ModelConfig,
     NormConfig,
@@ -22,7 +21,7 @@ from ...config import (
     TokenInput,
 )
 from ...positions import sinusoids
-from ...presets import plain_attention
+from ...presets import plain_attention, plain_feed_forward, plain_stack
 from ..table import SpecialTokens, module_rows
 from .common import Arrays, Conversion, Fields, activation, token_tables
 
@@ -153,28 +152,19 @@ def stack(
     embedding_norm = family.embedding_norm[side]
     # Blenderbot-small's decoder normalises token vectors before positions, and does not scale them.
     scaled = c["scale_embedding"] and embedding_norm != "before_positions"
-    return StackConfig(
+    return plain_stack(
+        attention,
+        cross=side == "decoder",
         input=TokenInput(vocab_size=vocab_size),
         d_model=d_model,
         n_layers=c[f"{side}_layers"],
         embedding_scale=math.sqrt(d_model) if scaled else 1.0,
         embedding_norm=embedding_norm,
         positions=positions,
-        relative_positions=None,
-        n_register_tokens=0,
-        windows=(),
         norm=NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=True),
         norm_positions=(family.norm,),
         final_norm=family.norm == "before",
-        self_attention=attention,
-        cross_attention=attention if side == "decoder" else None,
-        feed_forward=FeedForwardConfig(
-            d_ff=c[f"{side}_ffn_dim"],
-            activation=activation(c, "activation_function"),
-            gated=False,
-            biases=("in", "out"),
-            hidden_norm=None,
-        ),
+        feed_forward=plain_feed_forward(c[f"{side}_ffn_dim"], activation(c, "activation_function")),
     )
 
 

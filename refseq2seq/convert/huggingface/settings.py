@@ -13,36 +13,20 @@ from ...settings import Settings
 # Fields that become tokens of our config.
 SPECIAL_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
 TOKENS = {
-    *SPECIAL_TOKENS,
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "suppress_tokens",
+    *SPECIAL_TOKENS, "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
     "begin_suppress_tokens",
-}
+}  # fmt: skip
 
 # Fields that are not implemented, and the values, besides None, that have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "max_time": (),
-    "stop_strings": (),
-    "top_h": (),
-    "remove_invalid_values": (False,),
-    "token_healing": (False,),
-    "guidance_scale": (1,),
-    "watermarking_config": (),
-    "num_beam_groups": (1,),
-    "diversity_penalty": (0,),
-    "penalty_alpha": (0,),
-    "dola_layers": (),
-    "constraints": (),
-    "force_words_ids": (),
-    "use_mtp": (False,),
-    "prompt_lookup_num_tokens": (),
-    "assistant_early_exit": (),
-    "assistant_ensemble_weight": (),
-    "return_timestamps": (False,),
+    "max_time": (), "stop_strings": (), "top_h": (), "remove_invalid_values": (False,),
+    "token_healing": (False,), "guidance_scale": (1,), "watermarking_config": (),
+    "num_beam_groups": (1,), "diversity_penalty": (0,), "penalty_alpha": (0,), "dola_layers": (),
+    "constraints": (), "force_words_ids": (), "use_mtp": (False,), "prompt_lookup_num_tokens": (),
+    "assistant_early_exit": (), "assistant_ensemble_weight": (), "return_timestamps": (False,),
     "condition_on_prev_tokens": (False,),
     "cache_implementation": ("dynamic", "static", "hybrid", "offloaded", "offloaded_static"),
-}
+}  # fmt: skip
 
 # Fields that do not change the generated tokens.
 WITHOUT_EFFECT = {

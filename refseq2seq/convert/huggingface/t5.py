@@ -9,15 +9,13 @@ from typing import Any
 
 from ...checks import UnsupportedFeature
 from ...config import (
-    AttentionConfig,
     BucketedPositions,
-    FeedForwardConfig,
     ModelConfig,
     NormConfig,
     StackConfig,
     TokenInput,
 )
-from ...presets import plain_attention
+from ...presets import plain_attention, plain_feed_forward, plain_stack
 from ..table import SpecialTokens, module_rows
 from .common import Arrays, Conversion, Fields, activation, token_tables
 
@@ -114,12 +112,12 @@ def _scales_logits(c: Fields) -> bool:
 
 
 def _stack(c: Fields, n_layers: int, is_decoder: bool) -> StackConfig:
-    return StackConfig(
+    return plain_stack(
+        replace(plain_attention(c["num_heads"], c["d_kv"]), scale=1.0),
+        cross=is_decoder,
         input=TokenInput(vocab_size=c["vocab_size"]),
         d_model=c["d_model"],
         n_layers=n_layers,
-        embedding_scale=1.0,
-        embedding_norm="none",
         positions=None,
         relative_positions=BucketedPositions(
             n_buckets=c["relative_attention_num_buckets"],
@@ -128,22 +126,10 @@ def _stack(c: Fields, n_layers: int, is_decoder: bool) -> StackConfig:
             per_layer=c["model_type"] == "umt5",
             scale=1.0,
         ),
-        n_register_tokens=0,
-        windows=(),
         norm=NormConfig(kind="rms_norm", eps=c["layer_norm_epsilon"], gain="vector", bias=False),
         norm_positions=("before",),
         final_norm=True,
-        self_attention=_attention(c),
-        cross_attention=_attention(c) if is_decoder else None,
-        feed_forward=FeedForwardConfig(
-            d_ff=c["d_ff"],
-            activation=activation(c, "dense_act_fn"),
-            gated=c["is_gated_act"],
-            biases=(),
-            hidden_norm=None,
+        feed_forward=plain_feed_forward(
+            c["d_ff"], activation(c, "dense_act_fn"), gated=c["is_gated_act"], biases=()
         ),
     )
-
-
-def _attention(c: Fields) -> AttentionConfig:
-    return replace(plain_attention(c["num_heads"], c["d_kv"]), scale=1.0)

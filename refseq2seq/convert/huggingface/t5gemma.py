@@ -1,8 +1,8 @@
-"""T5Gemma: an encoder-decoder in the conventions of Gemma 2, as in transformers 5.24.
+"""T5Gemma: an encoder-decoder with the conventions of Gemma 2, as in transformers 5.24.
 
 It has RMS norms before and after each sublayer, rotary positions, grouped key-value heads, soft
-caps of scores and logits, and windows in every other layer. Its encoder and its decoder have
-their own sizes and vocabularies.
+caps of scores and logits, and windows in every other layer. Its encoder and its decoder may
+differ in sizes and vocabularies.
 """
 
 import math
@@ -13,7 +13,6 @@ import numpy as np
 
 from ...checks import UnsupportedFeature
 from ...config import (
-    FeedForwardConfig,
     ModelConfig,
     NormConfig,
     RotaryPositions,
@@ -21,18 +20,15 @@ from ...config import (
     TokenInput,
     WindowConfig,
 )
-from ...presets import plain_attention, plain_stack
+from ...presets import plain_attention, plain_feed_forward, plain_stack
 from ..table import SpecialTokens, module_rows
 from .common import Arrays, Conversion, Fields, activation, token_tables
 
 # The values of the config class for fields that a file omits.
 DEFAULTS: dict[str, Any] = {
-    "is_encoder_decoder": True,
-    "tie_word_embeddings": True,
-    "decoder_start_token_id": None,
-    "encoder": {},
-    "decoder": {},
-}
+    "is_encoder_decoder": True, "tie_word_embeddings": True, "decoder_start_token_id": None,
+    "encoder": {}, "decoder": {},
+}  # fmt: skip
 STACK_DEFAULTS: dict[str, Any] = {
     "model_type": "t5_gemma_module",
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216,
@@ -76,7 +72,7 @@ def completed(json_fields: dict[str, Any]) -> Fields:
         c[side] = Fields(STACK_DEFAULTS | c[side])
     special = ("pad_token_id", "eos_token_id", "bos_token_id")
     tokens = {name: c["decoder"][name] for name in special}
-    # The model does not read the vocab_size beside its stacks; tokenizers are held to ours.
+    # The model ignores the vocab_size outside its stacks; tokenizers are checked against this one.
     return Fields(tokens | c | {"vocab_size": c["encoder"]["vocab_size"]})
 
 
@@ -131,18 +127,14 @@ def _stack(c: Fields, n_arrays: int, is_decoder: bool) -> StackConfig:
         norm=NormConfig(kind="rms_norm", eps=c["rms_norm_eps"], gain="vector", bias=False),
         norm_positions=("before", "branch"),
         final_norm=True,
-        feed_forward=FeedForwardConfig(
-            d_ff=c["intermediate_size"],
-            activation=activation(c, "hidden_activation"),
-            gated=True,
-            biases=(),
-            hidden_norm=None,
+        feed_forward=plain_feed_forward(
+            c["intermediate_size"], activation(c, "hidden_activation"), gated=True, biases=()
         ),
     )
 
 
 def _rotary(c: Fields) -> RotaryPositions:
-    """Rotations of whole heads, whose first and second halves make pairs."""
+    """Rotations of whole heads, with pairs from their first and second halves."""
     given = c["rope_scaling"] or c["rope_parameters"] or {}
     rope = Fields(
         {"rope_type": given.get("type", "default"), "rope_theta": c["rope_theta"]} | given
@@ -155,7 +147,7 @@ def _rotary(c: Fields) -> RotaryPositions:
 
 
 def _windows(c: Fields, n_arrays: int, is_decoder: bool) -> tuple[WindowConfig | None, ...]:
-    """The window of each layer. A decoder's counts the query itself, an encoder's does not."""
+    """The window of each layer. A decoder's size includes the query, an encoder's does not."""
     n_layers, size = c["num_hidden_layers"], c["sliding_window"]
     if n_layers > n_arrays:
         raise ValueError(

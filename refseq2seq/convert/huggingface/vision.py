@@ -1,7 +1,7 @@
-"""Images to text: a ViT or DeiT with the decoder of TrOCR or of a BART; and such a decoder alone.
+"""Images to text: ViT or DeiT with the decoder of TrOCR or of a BART, or such a decoder alone.
 
-The frames are the patches of an image, see `refseq2seq.patches`. A decoder alone has an encoder of
-0 layers: its source is the output of any other encoder.
+Frames are the patches of an image: see `refseq2seq.patches`. A decoder alone has an encoder of 0
+layers: its source is the output of any other encoder.
 """
 
 import math
@@ -12,15 +12,13 @@ import numpy as np
 
 from ...checks import UnsupportedFeature
 from ...config import (
-    FeedForwardConfig,
     FrameInput,
-    FrameLayerConfig,
     LearnedPositions,
     ModelConfig,
     NormConfig,
     StackConfig,
 )
-from ...presets import plain_attention, plain_stack
+from ...presets import plain_attention, plain_feed_forward, plain_frame_layer, plain_stack
 from ..table import SpecialTokens, Table, module_rows, same, transposed
 from . import bart
 from .common import Arrays, Conversion, Fields, activation, token_tables
@@ -96,7 +94,7 @@ def convert(c: Fields, arrays: Arrays, tokens: SpecialTokens) -> Conversion:
 def _conversion(
     c: Fields, prefix: str, encoder: StackConfig | None, arrays: Arrays, tokens: SpecialTokens
 ) -> Conversion:
-    """For a decoder whose arrays have names with ``prefix``, without the arrays of the encoder."""
+    """The conversion of a decoder, whose arrays have ``prefix``, without arrays of the encoder."""
     family, head = _family(c)
     bart.check_consistent(c, family)
     inside, head = f"{prefix}model.decoder.", f"{prefix}{head}"
@@ -139,7 +137,7 @@ def _family(c: Fields) -> tuple[bart.Family, str]:
 
 
 def _alone(decoder: StackConfig, width: int) -> StackConfig:
-    """An encoder that passes its frames on; the conventions of its layers do not matter."""
+    """An encoder of 0 layers, whose output is its frames: other conventions have no effect."""
     return replace(
         decoder,
         input=FrameInput(n_features=width, layers=(), n_class_tokens=0),
@@ -155,16 +153,6 @@ def _alone(decoder: StackConfig, width: int) -> StackConfig:
 
 def _vit(c: Fields, n_class_tokens: int) -> StackConfig:
     d_model, n_heads = c["hidden_size"], c["num_attention_heads"]
-    patch = FrameLayerConfig(
-        d_out=d_model,
-        window=1,
-        stride=1,
-        padding=0,
-        bias=True,
-        activation="none",
-        norm_before=None,
-        norm_after=None,
-    )
     return plain_stack(
         plain_attention(
             n_heads,
@@ -174,7 +162,7 @@ def _vit(c: Fields, n_class_tokens: int) -> StackConfig:
         cross=False,
         input=FrameInput(
             n_features=c["num_channels"] * math.prod(_pair(c, "patch_size")),
-            layers=(patch,),
+            layers=(plain_frame_layer(d_model),),
             n_class_tokens=n_class_tokens,
         ),
         d_model=d_model,
@@ -183,13 +171,7 @@ def _vit(c: Fields, n_class_tokens: int) -> StackConfig:
         norm=NormConfig(kind="layer_norm", eps=c["layer_norm_eps"], gain="vector", bias=True),
         norm_positions=("before",),
         final_norm=True,
-        feed_forward=FeedForwardConfig(
-            d_ff=c["intermediate_size"],
-            activation=activation(c, "hidden_act"),
-            gated=False,
-            biases=("in", "out"),
-            hidden_norm=None,
-        ),
+        feed_forward=plain_feed_forward(c["intermediate_size"], activation(c, "hidden_act")),
     )
 
 
@@ -220,7 +202,7 @@ def _vit_table(arrays: Arrays) -> Table:
 
 
 def _joined(c: Fields, learned: list[str], arrays: Arrays) -> dict[str, np.ndarray]:
-    """Arrays that have more axes than ours, or of which several make one of ours."""
+    """Arrays of other shapes than ours, and the class tokens, of which DeiT has two arrays."""
     d, kernel = c["hidden_size"], (c["num_channels"], *_pair(c, "patch_size"))
     class_tokens = [_array(arrays, name, (1, 1, d)) for name in learned]
     positions, weight = f"{EMBEDDINGS}position_embeddings", f"{PATCHES}.weight"
@@ -233,10 +215,10 @@ def _joined(c: Fields, learned: list[str], arrays: Arrays) -> dict[str, np.ndarr
 
 
 def _bridged(c: ModelConfig, arrays: Arrays) -> dict[str, np.ndarray]:
-    """The projections of keys and values, with the projection of the memory before them.
+    """The projections of keys and values, multiplied by that of the memory.
 
-    W (P h + p) + b = (W P) h + (W p + b): the memory is the encoder's output h here, and P h + p
-    in transformers. The products are in float64 and then have the model's dtype.
+    W (P h + p) + b = (W P) h + (W p + b), where h is the encoder's output: the memory is h here and
+    P h + p in transformers. Products are in float64 and rounded to the model's dtype.
     """
     d, d_memory = c.decoder.d_model, c.encoder.d_model
     matrix = _array(arrays, f"{BRIDGE}.weight", (d, d_memory)).astype("float64")

@@ -1,14 +1,15 @@
-"""Whisper: the stacks of a pre-norm BART without a bias of k, and an encoder that reads speech.
+"""Whisper: a pre-norm BART without biases of k, whose encoder reads speech.
 
-Two convolutions of width 3 with an exact GELU map the frames, logarithms of ``num_mel_bins``
-energies each, to half as many embeddings. transformers never applies ``scale_embedding``.
+Two convolutions of width 3 with exact GELU map frames of ``num_mel_bins`` features to half as many
+embeddings. transformers never applies ``scale_embedding``.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from ...config import FrameInput, FrameLayerConfig, ModelConfig, StackConfig
+from ...config import FrameInput, ModelConfig, StackConfig
+from ...presets import plain_frame_layer
 from ..table import SpecialTokens, Table, Transform, kernel, module_rows, same
 from . import bart
 from .common import Arrays, Conversion, Fields, Ties, token_tables
@@ -18,7 +19,7 @@ FAMILY = bart.Family(norm="before", embedding_norm=bart.NO_NORM, positions="lear
 POSITIONS = {"encoder": "max_source_positions", "decoder": "max_target_positions"}
 STRIDES = (1, 2)
 
-# Fields of a generation config that determine the tokens after the start token: see `prompt`.
+# Fields of a generation config that determine the tokens after the start token.
 PROMPT = {
     "language", "lang_to_id", "task", "task_to_id", "forced_decoder_ids", "no_timestamps_token_id",
 }  # fmt: skip
@@ -57,7 +58,7 @@ def configured(c: Fields, tokens: SpecialTokens, ties: Ties) -> ModelConfig:
 
 
 def convolutions(theirs: str) -> Table:
-    """The rows of the two convolutions; ``theirs`` is a prefix."""
+    """The rows of the two convolutions; ``theirs`` is the prefix of their names."""
     table: dict[str, tuple[str, Transform]] = {}
     for i in range(len(STRIDES)):
         table[f"encoder.frame_layers.{i}.w_in"] = f"{theirs}conv{i + 1}.weight", kernel
@@ -68,16 +69,7 @@ def convolutions(theirs: str) -> Table:
 def frames(n_features: int, d_model: int) -> FrameInput:
     """The two convolutions of Whisper's encoder."""
     layers = (
-        FrameLayerConfig(
-            d_out=d_model,
-            window=3,
-            stride=stride,
-            padding=1,
-            bias=True,
-            activation="gelu_erf",
-            norm_before=None,
-            norm_after=None,
-        )
+        plain_frame_layer(d_model, window=3, stride=stride, padding=1, activation="gelu_erf")
         for stride in STRIDES
     )
     return FrameInput(n_features=n_features, layers=tuple(layers), n_class_tokens=0)
@@ -94,9 +86,9 @@ def _stack(c: Fields, side: Literal["encoder", "decoder"]) -> StackConfig:
 def prompt(generation: Fields, c: Fields) -> tuple[Fields, tuple[int, ...]]:
     """The generation config without the fields of `PROMPT`, and the tokens that they determine.
 
-    These are the language, the task and ``<|notimestamps|>``, which begin every target after the
-    start token. transformers finds the language in the speech if no field has it; here
-    ``language`` is then a field that is not implemented.
+    These are the language, the task and ``<|notimestamps|>``, which follow the start token. If no
+    field has the language, transformers detects it in the speech; here ``language`` is then a
+    setting that is not implemented.
     """
     rest = {name: value for name, value in generation.items() if name not in PROMPT}
     language, task = (generation.get(name) for name in ("language", "task"))
@@ -116,7 +108,7 @@ def prompt(generation: Fields, c: Fields) -> tuple[Fields, tuple[int, ...]]:
         tokens = [languages[name] for name in names[:1]]
         task = "transcribe" if task is None and tasks else task
     elif languages and tokens[:1] in ([], [None]):
-        rest["language"] = "that of the speech"
+        rest["language"] = "to be detected"
     if task in tasks:
         tokens.append(tasks[task])
     elif task is not None:
@@ -128,7 +120,7 @@ def prompt(generation: Fields, c: Fields) -> tuple[Fields, tuple[int, ...]]:
     elif not has_times and not ends:
         tokens.append(no_times)
     found = tuple(token for token in tokens if token is not None)
-    if type(rest.get("max_length")) is int:  # it does not count the prompt, but the positions do
+    if type(rest.get("max_length")) is int:  # without the prompt, which the positions include
         rest["max_new_tokens"], rest["max_length"] = rest["max_length"], c["max_target_positions"]
     return Fields(rest), found
 

@@ -8,10 +8,7 @@ from ...backend import Array
 from ...config import ModelConfig, RotaryPositions, SinusoidalPositions
 from ...ops import l2_norm
 from ..table import Table, Transform, same, transposed
-from .options import Side, default
-
-# What makes the wrappers' outputs of the encoder's memory.
-AFTER_ENCODER = ("encoder.to_logits.", "encoder.mlp_head.", "encoder.project_out.")
+from .options import AFTER_ENCODER, Side, default
 
 
 def stack_table(o: Side, arrays: Mapping[str, np.ndarray]) -> Table:
@@ -45,7 +42,7 @@ def stack_table(o: Side, arrays: Mapping[str, np.ndarray]) -> Table:
 
 
 def _frames_table(o: Side) -> dict[str, tuple[str, Transform]]:
-    """The table of what reads frames; the norms of patches store the gain itself."""
+    """The table of the frame layer; the norms of patches store the gain itself."""
     ours, theirs = f"{o.ours}frame_layers.0.", o.theirs
     if o.reads == "frames":
         return {f"{ours}w_in": (f"{theirs}project_in.weight", transposed)}
@@ -133,7 +130,8 @@ def _feed_forward_table(o: Side, ours: str, theirs: str) -> dict[str, tuple[str,
 
 def read_otherwise(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> set[str]:
     """Names of arrays that do not become parameters: checked, in the config, or not needed."""
-    names = {name for name in arrays if name.startswith(AFTER_ENCODER)}  # not used
+    unused = tuple(f"encoder.{module}." for module in AFTER_ENCODER)
+    names = {name for name in arrays if name.startswith(unused)}
     for theirs, stack in (("encoder.", config.encoder), ("decoder.net.", config.decoder)):
         if isinstance(stack.positions, SinusoidalPositions):
             names.add(f"{theirs}pos_emb.scale")

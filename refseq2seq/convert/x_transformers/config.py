@@ -11,7 +11,6 @@ from ...config import (
     BucketedPositions,
     FeedForwardConfig,
     FrameInput,
-    FrameLayerConfig,
     LearnedPositions,
     NormConfig,
     RotaryPositions,
@@ -20,6 +19,7 @@ from ...config import (
     TokenInput,
 )
 from ...positions import alibi_slopes
+from ...presets import plain_frame_layer
 from .options import Side, default
 
 LAYER_NORM = NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=False)
@@ -62,23 +62,12 @@ def _input(o: Side) -> TokenInput | FrameInput:
     if o.reads == "tokens":
         return TokenInput(vocab_size=o["num_tokens"])
     is_vit = o.reads == "images"
-    projection = FrameLayerConfig(
-        d_out=o["dim"],
-        window=1,
-        stride=1,
-        padding=0,
-        bias=is_vit,
-        activation="none",
-        norm_before=LAYER_NORM if is_vit else None,
-        norm_after=LAYER_NORM if is_vit else None,
-    )
+    norm = LAYER_NORM if is_vit else None
+    projection = plain_frame_layer(o["dim"], bias=is_vit, norm_before=norm, norm_after=norm)
     n_features = o["channels"] * o["patch_size"] ** 2 if is_vit else o["dim_in"]
     is_identity = o["use_identity_if_same_dim"] and n_features == o["dim"]
-    return FrameInput(
-        n_features=n_features,
-        layers=() if is_identity and not is_vit else (projection,),
-        n_class_tokens=0,
-    )
+    layers = () if is_identity else (projection,)
+    return FrameInput(n_features=n_features, layers=layers, n_class_tokens=0)
 
 
 def _norm(o: Side) -> NormConfig:

@@ -21,27 +21,14 @@ from x_transformers.continuous import ContinuousTransformerWrapper
 
 from ...checks import UnsupportedFeature
 from ..given import numpy_arrays, plain_module, plain_name, wrong_module
+from .options import AFTER_ENCODER
 
 # Attributes that affect only training, speed, or arguments that are not used here.
 WITHOUT_EFFECT = {
-    "training",
-    "dropout",
-    "layer_dropouts",
-    "cross_attn_tokens_dropout",
-    "emb_frac_gradient",
-    "train_max_recycle_steps",
-    "train_max_looped_steps",
-    "max_mem_len",
-    "shift_mem_down",
-    "create_causal_mask",
-    "sdp_context_manager",
-    "_is_torch_compile",
-    "_compiled_call_impl",
-}
-
-
-# What an encoder computes with its memory, which is not used.
-AFTER_ENCODER = ("to_logits", "mlp_head", "project_out", "probabilistic")
+    "training", "dropout", "layer_dropouts", "cross_attn_tokens_dropout", "emb_frac_gradient",
+    "train_max_recycle_steps", "train_max_looped_steps", "max_mem_len", "shift_mem_down",
+    "create_causal_mask", "sdp_context_manager", "_is_torch_compile", "_compiled_call_impl",
+}  # fmt: skip
 
 
 def read_module(module: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

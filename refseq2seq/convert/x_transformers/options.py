@@ -11,12 +11,9 @@ from ...checks import UnsupportedFeature
 
 # The options of each kind of wrapper that are implemented, with their defaults.
 EMBEDDINGS = {
-    "max_seq_len": None,
-    "num_memory_tokens": None,
-    "use_abs_pos_emb": True,
-    "scaled_sinu_pos_emb": False,
-    "post_emb_norm": False,
-}
+    "max_seq_len": None, "num_memory_tokens": None, "use_abs_pos_emb": True,
+    "scaled_sinu_pos_emb": False, "post_emb_norm": False,
+}  # fmt: skip
 TOKENS = EMBEDDINGS | {  # TransformerWrapper
     "num_tokens": None,
     "tie_embedding": False,
@@ -27,62 +24,30 @@ FRAMES = EMBEDDINGS | {  # ContinuousTransformerWrapper
     "use_identity_if_same_dim": False,
 }
 IMAGES = {  # ViTransformerWrapper
-    "image_size": None,
-    "patch_size": None,
-    "channels": 3,
-    "num_register_tokens": 0,
+    "image_size": None, "patch_size": None, "channels": 3, "num_register_tokens": 0,
     "post_emb_norm": False,
-}
+}  # fmt: skip
 # Those of its layers. Each attn_ option also exists as a cross_attn_ one, which defaults to it.
 LAYERS = {
     # AttentionLayers
-    "dim": None,
-    "depth": None,
-    "heads": 8,
-    "use_scalenorm": False,
-    "use_rmsnorm": False,
-    "use_simple_rmsnorm": False,
-    "norm_add_unit_offset": True,
-    "pre_norm": True,
-    "pre_norm_has_final_norm": True,
-    "pre_and_post_norm": False,
-    "sandwich_norm": False,
-    "rotary_pos_emb": False,
-    "rotary_emb_dim": None,
-    "alibi_pos_bias": False,
-    "alibi_num_heads": None,
-    "rel_pos_bias": False,
-    "rel_pos_num_buckets": 32,
-    "rel_pos_max_distance": 128,
-    "disable_abs_pos_emb": None,
-    "weight_tie_layers": False,
+    "dim": None, "depth": None, "heads": 8, "use_scalenorm": False, "use_rmsnorm": False,
+    "use_simple_rmsnorm": False, "norm_add_unit_offset": True, "pre_norm": True,
+    "pre_norm_has_final_norm": True, "pre_and_post_norm": False, "sandwich_norm": False,
+    "rotary_pos_emb": False, "rotary_emb_dim": None, "alibi_pos_bias": False,
+    "alibi_num_heads": None, "rel_pos_bias": False, "rel_pos_num_buckets": 32,
+    "rel_pos_max_distance": 128, "disable_abs_pos_emb": None, "weight_tie_layers": False,
     "layers_execute_order": None,
     # Attention
-    "attn_dim_head": 64,
-    "attn_dim_context": None,
-    "attn_kv_heads": None,
-    "attn_one_kv_head": False,
-    "attn_value_dim_head": None,
-    "attn_project_out": None,
-    "attn_num_mem_kv": 0,
-    "attn_qk_norm": False,
-    "attn_qk_norm_scale": 10,
-    "attn_qk_norm_dim_scale": False,
-    "attn_qk_rmsnorm": False,
-    "attn_gate_values": False,
-    "attn_gate_values_headwise": False,
-    "attn_gate_value_heads": False,
-    "attn_head_scale": False,
-    "attn_softclamp_logits": False,
+    "attn_dim_head": 64, "attn_dim_context": None, "attn_kv_heads": None, "attn_one_kv_head": False,
+    "attn_value_dim_head": None, "attn_project_out": None, "attn_num_mem_kv": 0,
+    "attn_qk_norm": False, "attn_qk_norm_scale": 10, "attn_qk_norm_dim_scale": False,
+    "attn_qk_rmsnorm": False, "attn_gate_values": False, "attn_gate_values_headwise": False,
+    "attn_gate_value_heads": False, "attn_head_scale": False, "attn_softclamp_logits": False,
     "attn_logit_softclamp_value": 50.0,
     # FeedForward
-    "ff_mult": 4,
-    "ff_glu": False,
-    "ff_swish": False,
-    "ff_relu_squared": False,
-    "ff_post_act_ln": False,
-    "ff_no_bias": False,
-}
+    "ff_mult": 4, "ff_glu": False, "ff_swish": False, "ff_relu_squared": False,
+    "ff_post_act_ln": False, "ff_no_bias": False,
+}  # fmt: skip
 DEFAULTS = TOKENS | LAYERS
 WRAPPERS: dict[str, dict[str, Any]] = {"tokens": TOKENS, "frames": FRAMES, "images": IMAGES}
 REQUIRED = {
@@ -91,27 +56,17 @@ REQUIRED = {
     "images": ("image_size", "patch_size"),
 }
 
+# Modules after an encoder of these wrappers, whose results are not used.
+AFTER_ENCODER = ("to_logits", "mlp_head", "project_out", "probabilistic")
+
 # Options that change training, initialisation or speed, but not what the model computes.
 WITHOUT_EFFECT = {
-    "emb_dropout",
-    "emb_frac_gradient",
-    "attn_z_loss_weight",
-    "max_mem_len",
-    "shift_mem_down",
-    "layer_dropout",
-    "cross_attn_tokens_dropout",
-    "zero_init_branch_output",
-    "verbose",
-    "attn_dropout",
-    "attn_sublayer_dropout",
-    "attn_zero_init_output",
-    "attn_flash",
-    "attn_attend_sdp_kwargs",
-    "attn_onnxable",
-    "ff_dropout",
-    "ff_sublayer_dropout",
+    "emb_dropout", "emb_frac_gradient", "attn_z_loss_weight", "max_mem_len", "shift_mem_down",
+    "layer_dropout", "cross_attn_tokens_dropout", "zero_init_branch_output", "verbose",
+    "attn_dropout", "attn_sublayer_dropout", "attn_zero_init_output", "attn_flash",
+    "attn_attend_sdp_kwargs", "attn_onnxable", "ff_dropout", "ff_sublayer_dropout",
     "ff_zero_init_output",
-}
+}  # fmt: skip
 
 # The options of XTransformer itself, other than dim.
 SHARED = {

@@ -22,14 +22,6 @@ from .implementation import Implementation
 from .report import ALL, Outcome, PropertyError, Report, check, default_rtol, examine, table
 
 __all__ = [
-    "ALL",
-    "Implementation",
-    "Outcome",
-    "Property",
-    "PropertyError",
-    "Report",
-    "check",
-    "default_rtol",
-    "examine",
-    "table",
-]
+    "ALL", "Implementation", "Outcome", "Property", "PropertyError", "Report", "check",
+    "default_rtol", "examine", "table",
+]  # fmt: skip

@@ -45,23 +45,7 @@ from .conventions import (
 )
 
 __all__ = [
-    "NORM_POSITIONS",
-    "Source",
-    "absolute_positions",
-    "attentions",
-    "cases",
-    "configs",
-    "feed_forwards",
-    "frame_inputs",
-    "kinds_of_parameters",
-    "memories",
-    "models",
-    "norms",
-    "parameters",
-    "prefixes",
-    "relative_positions",
-    "sources",
-    "stacks",
-    "targets",
-    "uniforms",
-]
+    "NORM_POSITIONS", "Source", "absolute_positions", "attentions", "cases", "configs",
+    "feed_forwards", "frame_inputs", "kinds_of_parameters", "memories", "models", "norms",
+    "parameters", "prefixes", "relative_positions", "sources", "stacks", "targets", "uniforms",
+]  # fmt: skip

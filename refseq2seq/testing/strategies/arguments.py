@@ -66,12 +66,12 @@ def check_sizes(name: str, least: int, most: int, table: int | None = None) -> i
 
 
 def source_sizes(c: StackConfig, least: int, most: int) -> tuple[int, int]:
-    """The fewest and the most tokens or frames, from ``least`` to ``most``, that the encoder reads.
+    """The smallest and largest number of tokens or frames, from ``least`` to ``most``, that fit.
 
     Raises
     ------
     hypothesis.errors.InvalidArgument
-        If there are none: frames must fill a window of each layer.
+        If no number fits. Frames must fill a window of each layer.
     """
     table = c.max_length
     check_sizes("length", least, most, None if isinstance(c.input, FrameInput) else table)
@@ -79,8 +79,7 @@ def source_sizes(c: StackConfig, least: int, most: int) -> tuple[int, int]:
     fit = [n for n, length in lengths.items() if 0 < length <= (table or length)]
     if not fit:
         raise InvalidArgument(
-            f"min_length and max_length must allow what the encoder reads: {least} to {most} "
-            f"frames give {lengths[least]} to {lengths[most]} embeddings, of which it needs at "
-            f"least 1 and serves at most {table}"
+            f"min_length and max_length must fit the encoder: {least} to {most} frames give "
+            f"{lengths[least]} to {lengths[most]} embeddings, expected 1 to {table}"
         )
     return fit[0], fit[-1]

@@ -49,9 +49,9 @@ def sources(
 ) -> Source:
     """Sources to encode: ragged lists, or arrays with padding left, right and between tokens.
 
-    Masked positions may contain any id. Each row has at least one real token. A model that reads
-    frames gets frames: multiples of 1/8 from -2 to 2. Their padding is on the right, and the real
-    ones of each row fill a window of each layer.
+    Masked positions may contain any id. Each row has at least one real token. For a model that
+    reads frames, the source is frames, multiples of 1/8 from -2 to 2, with padding on the right
+    only. The real frames of a row fill a window of each layer.
 
     Parameters
     ----------
@@ -61,22 +61,22 @@ def sources(
     min_length, max_length : int
         Length of a row, including its padding. Lengths never exceed the position table.
     embedded : bool
-        Whether a model that reads tokens gets embeddings (n, d_model) in the place of ids.
+        Draw embeddings (n, d_model) instead of ids for a model that reads tokens.
     """
     c = config_of(model).encoder
     check_sizes("batch", min_batch, max_batch)
     least, most = source_sizes(c, min_length, max_length)
-    is_frames = isinstance(c.input, FrameInput)
-    of_vectors = is_frames or embedded
-    width = c.input.widths[0] if isinstance(c.input, FrameInput) else c.d_model
+    frames = c.input if isinstance(c.input, FrameInput) else None
+    width = frames.n_features if frames else c.d_model if embedded else None
     if draw(st.booleans()):
-        ids = st.lists(st.integers(0, c.vocab_size - 1), min_size=least, max_size=most)
-        vectors = st.integers(least, most).flatmap(lambda n: _vectors(n, width))
-        row = vectors if of_vectors else ids
+        ids = st.integers(0, c.vocab_size - 1)
+        row: st.SearchStrategy[Any] = st.lists(ids, min_size=least, max_size=most)
+        if width:
+            row = st.integers(least, most).flatmap(lambda n: _vectors(n, width))
         return Source(draw(st.lists(row, min_size=min_batch, max_size=max_batch)), None)
     batch, n = draw(st.integers(min_batch, max_batch)), draw(st.integers(least, most))
-    tokens = draw(_vectors(batch, n, width) if of_vectors else _tokens(c.vocab_size, batch, n))
-    if is_frames:
+    tokens = draw(_vectors(batch, n, width) if width else _tokens(c.vocab_size, batch, n))
+    if frames:
         lengths = draw(st.lists(st.integers(least, n), min_size=batch, max_size=batch))
         mask = np.arange(n) < np.array(lengths)[:, None]
     else:
@@ -88,7 +88,7 @@ def sources(
 def memories(
     draw: st.DrawFn, model: Model, batch: int, *, min_length: int = 1, max_length: int = 7
 ) -> Memory:
-    """Memories of what another encoder encoded: `project_memory` of (batch, n, d_model) vectors."""
+    """Memories of another encoder's output: `project_memory` of (batch, n, d_model) vectors."""
     if not isinstance(model, Model):
         raise InvalidArgument(f"model must be a Model, got {type(model).__name__}")
     n = draw(st.integers(min_length, check_sizes("length", min_length, max_length)))

@@ -25,9 +25,9 @@ OF_FAMILY = {
     "x_transformers": ("GeluForm", "PositionScale"),
     "t5": ("GeluForm", "RelativeBuckets", "AttentionScale", "LogitsScale"),
     "everything": ("RotaryPairing", "KeyValueHeads", "BiasedDeviation"),
-    "whisper": ("FrameMask", "FrameWindows", "FrameKernel"),
+    "whisper": ("FrameMask", "FramePadding", "FrameKernel"),
     "captions": ("FrameNorm", "ClassTokens"),
-    "t5gemma": ("WindowEdge", "CapOrder", "SoftCap"),
+    "t5gemma": ("WindowEdge", "CapOrder", "LogitsCap"),
 }
 """Flags of the conventions of each family that its first case already reveals."""
 

@@ -26,7 +26,7 @@ FLAGS = {
     "pairing": "RotaryPairing", "embedding_norm": "NormPlace", "bidirectional": "RelativeBuckets",
     "eps": "NormEps", "base": "RotaryBase", "embedding_scale": "EmbeddingScale",
     "logits_scale": "LogitsScale",
-    "max_distance": "RelativeBuckets", "softcap": "SoftCap", "logits_softcap": "SoftCap",
+    "max_distance": "RelativeBuckets", "softcap": "ScoreCap", "logits_softcap": "LogitsCap",
 }  # fmt: skip
 """The flag of another value of a field."""
 
@@ -93,12 +93,12 @@ def _flag_of_scale(owner: Any) -> str:
 
 def _caps(path: str, cap: float | None) -> Iterator[Trial | Knob]:
     """No soft cap, or another."""
-    caps = {shown(x): x for x in USUAL["softcap"]}
+    caps, flag = {shown(x): x for x in USUAL["softcap"]}, FLAGS[path.rpartition(".")[2]]
     if cap is None:
-        yield from (of_field(path, cap, x, "SoftCap") for x in caps.values())
+        yield from (of_field(path, cap, x, flag) for x in caps.values())
         return
-    yield of_field(path, cap, None, "SoftCap")
-    yield Knob(cap, caps, lambda v, called: of_field(path, cap, v, "SoftCap", called))
+    yield of_field(path, cap, None, flag)
+    yield Knob(cap, caps, lambda v, called: of_field(path, cap, v, flag, called))
 
 
 def _windows(path: str, windows: tuple[WindowConfig | None, ...]) -> Iterator[Trial]:

@@ -32,6 +32,10 @@ def other_functions(scene: Scene, name: str) -> Iterator[Trial]:
             yield of_quantity(
                 "SoftmaxForm", f"{text} ({here.c})", name, computed(f, f"{here.p}.scores")
             )
+        if (cap := member(scene.config, here.c).softcap) is not None:
+            change = computed(lambda x: softmax(np.where(mask, x, -cap)), f"{here.p}.scores")
+            text = f"scores are capped after the mask ({here.c}.softcap)"
+            yield of_quantity("CapOrder", text, name, change)
     elif here.kind == "hidden" and (c := member(scene.config, here.c)).hidden_norm is None:
         inputs = [f"{here.p}.gate", f"{here.p}.projected"] if c.gated else [f"{here.p}.projected"]
         for called, f in ACTIVATIONS_OF_OTHERS.items():

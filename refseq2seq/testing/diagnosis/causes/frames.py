@@ -27,11 +27,13 @@ ORDERS: dict[str, Function] = {
 
 
 def other_frames(scene: Scene, names: list[str]) -> Iterator[Trial]:
-    """Frames whose features or axes are exchanged, where they enter one of the quantities."""
+    """Class tokens and frames in another order, where they enter one of the quantities."""
+    n = getattr(scene.config.encoder.input, "n_class_tokens", 0)
+    if n and "encoder.tokens" in names:
+        text, change = "the class tokens stand last", applied(partial(np.roll, shift=-n, axis=1))
+        yield of_quantity("ClassTokens", text, "encoder.tokens", change)
     inputs = (source for name in names for source in inputs_of(name, list(scene.passed)))
-    if FRAMES not in (*names, *inputs):
-        return
-    for text, order in ORDERS.items():
+    for text, order in ORDERS.items() if FRAMES in (*names, *inputs) else ():
         yield of_quantity("OtherFrames", f"the frames {text}", FRAMES, applied(order))
 
 
@@ -55,7 +57,7 @@ def other_windows(scene: Scene, name: str) -> Iterator[Trial]:
     if p.norm_after is not None:
         others["the norm is applied before the activation"] = _then(norm, f)
     for text, g in others.items():
-        flag = "NormPlace" if "norm" in text else "Activation"
+        flag = "FrameNorm" if "norm" in text else "Activation"
         change = computed(g, f"{here.p}.projected")
         yield of_quantity(flag, f"{text} ({here.c})", name, change)
 
@@ -82,7 +84,7 @@ def _places(scene: Scene, name: str, c: FrameLayerConfig, p: FrameLayerParams) -
         others["the padding continues the vectors cyclically"] = at % n
     for text, places in others.items():
         change = computed(partial(_projected, c, p, places, mask), source)
-        yield of_quantity("FrameWindows", f"{text} ({parsed(name).c})", name, change)
+        yield of_quantity("FramePadding", f"{text} ({parsed(name).c})", name, change)
 
 
 def _projected(
@@ -108,4 +110,4 @@ def _kernels(place: str, c: FrameLayerConfig, w: np.ndarray) -> Iterator[Trial]:
         others["has the axes of input and output exchanged"] = kernel.swapaxes(1, 2)
     for text, other in others.items():
         path = f"{place}.w_in"
-        yield Trial("OtherWeights", f"{path} {text}", with_param(path, other.reshape(w.shape)))
+        yield Trial("FrameKernel", f"{path} {text}", with_param(path, other.reshape(w.shape)))

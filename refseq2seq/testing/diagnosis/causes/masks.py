@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ....config import FrameInput
 from ....ops import softmax
 from ..entering import parsed
 from ..replay import Change, Scene, mask_of
@@ -87,6 +88,12 @@ def _masks(scene: Scene, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
         }
     for text, mask in others.items():
         yield "OtherMask", text, mask
+    if scene.source_mask is not None and isinstance(scene.config.encoder.input, FrameInput):
+        strides = math.prod(layer.stride for layer in scene.config.encoder.input.layers)
+        lengths = scene.source_mask.sum(axis=1)[:, None, None, None]
+        for told, ends in {"down": lengths // strides, "up": -(-lengths // strides)}.items():
+            text = f"the mask has the lengths of frames over the strides, rounded {told}"
+            yield "FrameMask", text, np.arange(n) < ends
     yield "PadIdInferred", "the mask is guessed from pad_id", ~scene.pads[:, None, None, :]
 
 
