@@ -264,6 +264,7 @@ OF_OTHERS = {
     "docs/conventions.md": {"encoder_hidden_states", "seq_len"},  # Hugging Face's, x-transformers'
     "docs/performance.md": {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"},  # of the C library
     "docs/speech.md": {"condition_on_previous_text"},  # openai/whisper's
+    "docs/sources.md": {"inputs_embeds"},  # Hugging Face's
     "docs/scale.md": {"map_batches", "preserve_order"},  # Ray's
 }
 
