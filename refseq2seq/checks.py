@@ -122,7 +122,7 @@ def as_source(c: StackConfig, source: Source, mask: Any = None) -> tuple[np.ndar
     width = frames.n_features if frames else c.d_model
     vectors, mask = _as_vectors("source", source, width, mask)
     lengths = mask.sum(axis=1)
-    joins = frames is not None and any(layer.window > 1 for layer in frames.layers)
+    joins = frames is not None and any(c.window > 1 or c.stride > 1 for c in frames.layers)
     if joins and (mask != (np.arange(mask.shape[1]) < lengths[:, None])).any():
         raise ValueError("source_mask must have the real frames first: True, then False")
     for row, n in enumerate(lengths.tolist()):
