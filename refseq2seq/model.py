@@ -28,7 +28,7 @@ from .attention import (
     self_attention,
 )
 from .backend import Array, array_namespace, asarray_like, at_least_float32, to_cupy, to_numpy
-from .checks import Source, Tokens, as_mask, as_source, as_tokens
+from .checks import Source, Tokens, as_mask, as_source, as_tokens, on_host
 from .config import FeedForwardConfig, FrameInput, ModelConfig, RotaryPositions, StackConfig
 from .exact import as_exact
 from .frames import embed_frames, prepend
@@ -207,7 +207,8 @@ def encode(
         returned as it is.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token. Positions count real tokens only, so padding on either side
-        changes nothing. Real frames come first in their row if a layer joins several.
+        changes nothing. Real frames come first in their row if a layer joins or skips
+        some.
     tap : Tap
 
     Returns
@@ -234,6 +235,8 @@ def checked_source(
     c = model.config.encoder
     source, mask = as_source(c, source, source_mask)
     check_fits("source", c.input.length(int(mask.sum(axis=1).max())), c)
+    if source.ndim == 3:
+        _check_finite("source", _rounded(model, source))
     return source, mask
 
 
@@ -290,15 +293,13 @@ def project_memory(
         raise ValueError(
             f"hidden must be a float array (batch, n_source, {width}), got {kind} {shape}"
         )
-    xp = model.xp
-    with np.errstate(over="ignore"):  # what overflows the dtype is refused below
-        hidden = asarray_like(hidden, model.params.decoder.embedding)
+    if isinstance(hidden, np.ndarray):
+        hidden = on_host("hidden", hidden)  # a masked array is refused
+    hidden = _rounded(model, hidden)
     if mask is not None:
-        mask = xp.asarray(as_mask("mask", mask, shape[:2]))
-        hidden = xp.where(mask[:, :, None], hidden, 0.0)
-    if not xp.isfinite(hidden).all():
-        row, position, _ = np.argwhere(~np.isfinite(to_numpy(hidden)))[0]
-        raise ValueError(f"hidden is not finite in {model.dtype} at row {row}, position {position}")
+        mask = model.xp.asarray(as_mask("mask", mask, shape[:2]))
+        hidden = model.xp.where(mask[:, :, None], hidden, 0.0)
+    _check_finite("hidden", hidden)
     return _project(model, hidden, mask, tap)
 
 
@@ -344,6 +345,7 @@ def decode(
     check_tap(tap)
     if not isinstance(memory, Memory):
         raise TypeError(f"memory must be a Memory from rs.encode, got {type(memory).__name__}")
+    check_memory(model, memory)
     c = model.config.decoder
     ids, _ = as_tokens("target", tokens, c.vocab_size)
     if ids.shape[0] != memory.batch:
@@ -380,7 +382,21 @@ def _as_array(model: Model, source: np.ndarray) -> Array:
     """A source on the model's backend; vectors in the dtype and arithmetic of the model."""
     if source.ndim == 2:
         return model.xp.asarray(source)
-    return at_least_float32(asarray_like(source, model.params.decoder.embedding))
+    return at_least_float32(_rounded(model, source))
+
+
+def _rounded(model: Model, vectors: Array) -> Array:
+    """Vectors in the dtype and arithmetic of the model."""
+    with np.errstate(over="ignore"):  # `_check_finite` refuses what overflows the dtype
+        return asarray_like(vectors, model.params.decoder.embedding)
+
+
+def _check_finite(name: str, vectors: Array) -> None:
+    """Raise unless vectors (batch, n, d) are finite in their dtype."""
+    if not array_namespace(vectors).isfinite(vectors).all():
+        row, position, _ = np.argwhere(~np.isfinite(to_numpy(vectors)))[0]
+        dtype = vectors.dtype
+        raise ValueError(f"{name} is not finite in {dtype} at row {row}, position {position}")
 
 
 def _rounding(model: Model, tap: Tap) -> Tap:
@@ -525,21 +541,29 @@ def check_memory(model: Model, memory: Memory, source_mask: Array | None = None)
     """``memory``. Raise unless it fits the model's decoder, and no other mask is given."""
     if source_mask is not None:
         raise ValueError("source_mask cannot be given with a Memory, which has a mask of its own")
-    c, dtype = model.config.decoder.cross_attention, model.dtype
-    expected = [(memory.batch, c.n_kv_heads, memory.hidden.shape[1], d) for d in (c.d_k, c.d_v)]  # type: ignore[union-attr]
-    found = [*zip(memory.keys, memory.values, strict=True)]
-    if len(found) != model.config.decoder.n_layers or any(
-        [x.shape for x in pair] != expected or {x.dtype for x in pair} != {dtype} for pair in found
-    ):
-        shapes = sorted({(*x.shape, str(x.dtype)) for pair in found for x in pair})
-        raise ValueError(
-            f"a Memory must have keys and values {expected} {dtype} of "
-            f"{model.config.decoder.n_layers} layers, got {shapes} of {len(found)}: make it with "
-            "rs.encode or rs.project_memory and this model"
-        )
-    if array_namespace(memory.hidden) is not model.xp:
-        of, own = (type(x).__module__ for x in (memory.hidden, model.params.decoder.embedding))
-        raise TypeError(f"a Memory must be on the model's backend, {own}, got arrays of {of}")
+    config, c = model.config, model.config.decoder.cross_attention
+    batch, n = (*getattr(memory.hidden, "shape", ()), 0, 0)[:2]
+    keys, values = ((batch, c.n_kv_heads, n, d) for d in (c.d_k, c.d_v))  # type: ignore[union-attr]
+    expected: dict[str, list[tuple[int, ...]]] = {
+        "hidden": [(batch, n, config.encoder.d_model)],
+        "mask": [] if memory.mask is None else [(batch, n)],
+        "keys": [keys] * config.decoder.n_layers,
+        "values": [values] * config.decoder.n_layers,
+    }
+    for name, shapes in expected.items():
+        given, dtype = getattr(memory, name), "bool" if name == "mask" else str(model.dtype)
+        arrays = given if isinstance(given, tuple) else () if given is None else (given,)
+        found = [(getattr(x, "shape", ()), str(getattr(x, "dtype", type(x)))) for x in arrays]
+        fit = [(shape, dtype) for shape in shapes]
+        if found != fit or 0 in (batch, n):
+            raise ValueError(
+                f"a Memory's {name} must be {len(fit)} arrays {fit!r:.99}, none empty, got "
+                f"{len(found)}, {found!r:.99}: make it with rs.encode or rs.project_memory and "
+                "this model"
+            )
+        if any(array_namespace(x) is not model.xp for x in arrays):
+            of, own = (type(x).__module__ for x in (arrays[0], model.params.decoder.embedding))
+            raise TypeError(f"a Memory must be on the model's backend, {own}, got arrays of {of}")
     return memory
 
 
