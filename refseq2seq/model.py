@@ -236,7 +236,8 @@ def checked_source(
     source, mask = as_source(c, source, source_mask)
     check_fits("source", c.input.length(int(mask.sum(axis=1).max())), c)
     if source.ndim == 3:
-        _check_finite("source", _rounded(model, source))
+        with np.errstate(over="ignore"):  # what overflows the dtype is refused
+            _check_finite("source", source.astype(model.dtype))
     return source, mask
 
 
@@ -295,7 +296,8 @@ def project_memory(
         )
     if isinstance(hidden, np.ndarray):
         hidden = on_host("hidden", hidden)  # a masked array is refused
-    hidden = _rounded(model, hidden)
+    with np.errstate(over="ignore"):  # what overflows the dtype is refused below
+        hidden = asarray_like(hidden, model.params.decoder.embedding)
     if mask is not None:
         mask = model.xp.asarray(as_mask("mask", mask, shape[:2]))
         hidden = model.xp.where(mask[:, :, None], hidden, 0.0)
@@ -382,13 +384,7 @@ def _as_array(model: Model, source: np.ndarray) -> Array:
     """A source on the model's backend; vectors in the dtype and arithmetic of the model."""
     if source.ndim == 2:
         return model.xp.asarray(source)
-    return at_least_float32(_rounded(model, source))
-
-
-def _rounded(model: Model, vectors: Array) -> Array:
-    """Vectors in the dtype and arithmetic of the model."""
-    with np.errstate(over="ignore"):  # `_check_finite` refuses what overflows the dtype
-        return asarray_like(vectors, model.params.decoder.embedding)
+    return at_least_float32(asarray_like(source, model.params.decoder.embedding))
 
 
 def _check_finite(name: str, vectors: Array) -> None:
