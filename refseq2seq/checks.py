@@ -88,7 +88,7 @@ def as_tokens(
     """
     if isinstance(tokens, str):
         raise TypeError(f"{name} must hold token ids, got a str: rs.generate_text takes texts")
-    ids, mask = _as_rows(name, tokens, mask, "(batch, n)")
+    ids, mask = _as_rows(name, tokens, mask, "(batch, n)", f"{name}_mask")
     if not np.issubdtype(ids.dtype, np.integer):
         raise TypeError(f"{name} must hold integer token ids, got dtype {ids.dtype}")
     ids = np.where(mask, ids, 0)
@@ -101,13 +101,15 @@ def as_tokens(
     return ids.astype(np.int64), mask
 
 
-def as_source(c: StackConfig, source: Source, mask: Any = None) -> tuple[np.ndarray, np.ndarray]:
+def as_source(
+    c: StackConfig, source: Source, mask: Any = None, dtype: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
     """A source that the encoder ``c`` reads, and its mask (batch, n), on the host.
 
     Returns
     -------
     source : array, shape (batch, n) or (batch, n, d)
-        Token ids in int64, or floats; 0 where masked.
+        Token ids in int64, or vectors, in ``dtype`` if it is given; 0 where masked.
     mask : boolean array, shape (batch, n)
 
     Raises
@@ -120,7 +122,7 @@ def as_source(c: StackConfig, source: Source, mask: Any = None) -> tuple[np.ndar
     if frames is None and not _holds_vectors(source):
         return as_tokens("source", source, c.vocab_size, mask)
     width = frames.n_features if frames else c.d_model
-    vectors, mask = _as_vectors("source", source, width, mask)
+    vectors, mask = as_vectors("source", source, width, mask, dtype=dtype)
     lengths = mask.sum(axis=1)
     joins = frames is not None and any(c.window > 1 or c.stride > 1 for c in frames.layers)
     if joins and (mask != (np.arange(mask.shape[1]) < lengths[:, None])).any():
@@ -138,28 +140,38 @@ def _holds_vectors(source: Any) -> bool:
     return getattr(source, "ndim", 0) == 3
 
 
-def _as_vectors(name: str, vectors: Any, width: int, mask: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Finite vectors (batch, n, width), 0 where masked, and their mask (batch, n)."""
-    x, mask = _as_rows(name, vectors, mask, f"(batch, n, {width})")
+def as_vectors(
+    name: str, vectors: Any, width: int, mask: Any = None, *, dtype: Any = None, of_mask: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (batch, n, width), 0 where masked, and their mask (batch, n), on the host.
+
+    Raise unless they are finite floats, also in ``dtype``. Errors call the mask ``of_mask``,
+    by default that of the vectors with ``_mask``.
+    """
+    x, mask = _as_rows(name, vectors, mask, f"(batch, n, {width})", of_mask or f"{name}_mask")
     if x.dtype.kind != "f":
         raise TypeError(f"{name} must hold floats, vectors of width {width}, got dtype {x.dtype}")
     if x.shape[-1] != width:
-        raise ValueError(f"{name} must hold vectors of width {width}, got {x.shape[-1]}")
-    x = np.where(mask[:, :, None], x, 0)
+        swapped = ": swap its last two axes" if x.shape[1] == width else ""
+        raise ValueError(f"{name} must have shape (batch, n, {width}), got {x.shape}{swapped}")
+    with np.errstate(over="ignore"):  # what overflows the dtype is refused below
+        x = np.where(mask[:, :, None], x, 0).astype(dtype or x.dtype, copy=False)
     if not np.isfinite(x).all():
         row, position, _ = np.argwhere(~np.isfinite(x))[0]
-        raise ValueError(f"{name} is not finite at row {row}, position {position}")
+        raise ValueError(f"{name} is not finite in {x.dtype} at row {row}, position {position}")
     return x, mask
 
 
-def _as_rows(name: str, rows: Any, mask: Any, shape: str) -> tuple[np.ndarray, np.ndarray]:
+def _as_rows(
+    name: str, rows: Any, mask: Any, shape: str, of_mask: str
+) -> tuple[np.ndarray, np.ndarray]:
     """An array of a shape such as (batch, n), or lists that are padded to one, and its mask."""
     ndim = shape.count(",") + 1
     if isinstance(rows, Sequence):
-        x, lengths_mask = _from_lists(name, rows, ndim - 1)
+        x, lengths_mask = _from_lists(name, rows, shape)
         if mask is not None and lengths_mask is not None:
             raise ValueError(
-                f"{name}_mask cannot be given with lists of different lengths, "
+                f"{of_mask} cannot be given with lists of different lengths, "
                 f"which are masked by their lengths; pad {name} yourself, or leave the mask out"
             )
         mask = lengths_mask if mask is None else mask
@@ -168,9 +180,22 @@ def _as_rows(name: str, rows: Any, mask: Any, shape: str) -> tuple[np.ndarray, n
     if 0 in x.shape:
         raise ValueError(f"{name} is empty: its shape is {x.shape}")
     if x.ndim != ndim:
-        raise ValueError(f"{name} must have shape {shape}, got {x.shape}")
-    given = mask is not None
-    return x, as_mask(f"{name}_mask", mask, x.shape[:2]) if given else np.ones(x.shape[:2], bool)
+        raise ValueError(f"{name} must have shape {shape}, got {x.shape}{_cure(x, shape)}")
+    return x, np.ones(x.shape[:2], bool) if mask is None else as_mask(of_mask, mask, x.shape[:2])
+
+
+def _cure(x: np.ndarray, shape: str) -> str:
+    """The rest of an error about an array that has another number of axes than a source."""
+    if shape == "(batch, n)" or x.ndim >= 3:
+        return ""
+    one = x.ndim == 2 and shape.endswith(f" {x.shape[1]})") and x.dtype.kind == "f"
+    return (
+        ": write source[None] for one source"
+        if one
+        else (
+            ": the model reads frames, of rs.speech.log_mel for sounds and of rs.patches for images"
+        )
+    )
 
 
 def on_host(name: str, x: Any) -> np.ndarray:
@@ -188,14 +213,19 @@ def on_host(name: str, x: Any) -> np.ndarray:
         ) from error
 
 
-def _from_lists(name: str, rows: Sequence[Any], ndim: int) -> tuple[np.ndarray, np.ndarray | None]:
+def _from_lists(name: str, rows: Sequence[Any], shape: str) -> tuple[np.ndarray, np.ndarray | None]:
     arrays = [on_host(name, row) for row in rows]
-    if any(row.ndim != ndim for row in arrays) or len({row.shape[1:] for row in arrays}) > 1:
-        one = "list of token ids per row, such as [[4, 9], [7]]"
-        raise ValueError(
-            f"{name} must have one {one if ndim == 1 else 'array (n, d) per row'}; "
-            f"got {_short(rows)}"
-        )
+    if shape == "(batch, n)":
+        if any(row.ndim != 1 for row in arrays):
+            raise ValueError(
+                f"{name} must have one list of token ids per row, such as [[4, 9], [7]]; "
+                f"got {_short(rows)}"
+            )
+    elif any(row.ndim != 2 for row in arrays) or len({row.shape[1:] for row in arrays}) > 1:
+        shapes = _short([row.shape for row in arrays])
+        cure = _cure(arrays[0], shape) if arrays[0].ndim < 2 else ""
+        of_row = shape.replace("batch, ", "")
+        raise ValueError(f"{name} must have one array {of_row} per row, got shapes {shapes}{cure}")
     lengths = [len(row) for row in arrays]
     if 0 in lengths:
         raise ValueError(f"{name} row {lengths.index(0)} is empty")

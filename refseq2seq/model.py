@@ -28,7 +28,7 @@ from .attention import (
     self_attention,
 )
 from .backend import Array, array_namespace, asarray_like, at_least_float32, to_cupy, to_numpy
-from .checks import Source, Tokens, as_mask, as_source, as_tokens, on_host
+from .checks import Source, Tokens, as_source, as_tokens, as_vectors
 from .config import FeedForwardConfig, FrameInput, ModelConfig, RotaryPositions, StackConfig
 from .exact import as_exact
 from .frames import embed_frames, prepend
@@ -233,11 +233,10 @@ def checked_source(
     if isinstance(source, Memory):
         return check_memory(model, source, source_mask), None
     c = model.config.encoder
-    source, mask = as_source(c, source, source_mask)
-    check_fits("source", c.input.length(int(mask.sum(axis=1).max())), c)
-    if source.ndim == 3:
-        with np.errstate(over="ignore"):  # what overflows the dtype is refused
-            _check_finite("source", source.astype(model.dtype))
+    source, mask = as_source(c, source, source_mask, model.dtype)
+    n = int(mask.sum(axis=1).max())
+    what = f"embeddings, of {n} frames" if isinstance(c.input, FrameInput) else "tokens"
+    check_fits("source", c.input.length(n), c, what)
     return source, mask
 
 
@@ -274,8 +273,8 @@ def project_memory(
     ----------
     model : Model
     hidden : float array, shape (batch, n_source, d_memory)
-        The output of an encoder, of the width d_memory of the model's own. Rounded to the model's
-        dtype, and 0 where masked.
+        The output of an encoder, of the width d_memory of the model's own; or a list of arrays
+        (n, d_memory). Rounded to the model's dtype, and 0 where masked.
     mask : boolean array, shape (batch, n_source), optional
         True = real.
     tap : Tap
@@ -288,21 +287,10 @@ def project_memory(
     """
     check_model(model)
     check_tap(tap)
-    shape, width = tuple(getattr(hidden, "shape", ())), model.config.encoder.d_model
-    kind = getattr(getattr(hidden, "dtype", None), "kind", type(hidden).__name__)
-    if kind != "f" or len(shape) != 3 or width not in shape[2:] or 0 in shape:
-        raise ValueError(
-            f"hidden must be a float array (batch, n_source, {width}), got {kind} {shape}"
-        )
-    if isinstance(hidden, np.ndarray):
-        hidden = on_host("hidden", hidden)  # a masked array is refused
-    with np.errstate(over="ignore"):  # what overflows the dtype is refused below
-        hidden = asarray_like(hidden, model.params.decoder.embedding)
-    if mask is not None:
-        mask = model.xp.asarray(as_mask("mask", mask, shape[:2]))
-        hidden = model.xp.where(mask[:, :, None], hidden, 0.0)
-    _check_finite("hidden", hidden)
-    return _project(model, hidden, mask, tap)
+    width = model.config.encoder.d_model
+    vectors, real = as_vectors("hidden", hidden, width, mask, dtype=model.dtype, of_mask="mask")
+    mask = None if real.all() else model.xp.asarray(real)
+    return _project(model, _as_array(model, vectors), mask, tap)
 
 
 def _project(model: Model, hidden: Array, mask: Array | None, tap: Tap) -> Memory:
@@ -385,14 +373,6 @@ def _as_array(model: Model, source: np.ndarray) -> Array:
     if source.ndim == 2:
         return model.xp.asarray(source)
     return at_least_float32(asarray_like(source, model.params.decoder.embedding))
-
-
-def _check_finite(name: str, vectors: Array) -> None:
-    """Raise unless vectors (batch, n, d) are finite in their dtype."""
-    if not array_namespace(vectors).isfinite(vectors).all():
-        row, position, _ = np.argwhere(~np.isfinite(to_numpy(vectors)))[0]
-        dtype = vectors.dtype
-        raise ValueError(f"{name} is not finite in {dtype} at row {row}, position {position}")
 
 
 def _rounding(model: Model, tap: Tap) -> Tap:
@@ -563,9 +543,9 @@ def check_memory(model: Model, memory: Memory, source_mask: Array | None = None)
     return memory
 
 
-def check_fits(name: str, n: int, c: StackConfig) -> None:
+def check_fits(name: str, n: int, c: StackConfig, what: str = "tokens") -> None:
     """Raise if ``n`` tokens, called ``name`` in the error, exceed the position table."""
     if c.max_length is not None and n > c.max_length:
         raise ValueError(
-            f"{name} has {n} tokens; the model's position table serves at most {c.max_length}"
+            f"{name} has {n} {what}; the model's position table serves at most {c.max_length}"
         )

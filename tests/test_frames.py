@@ -292,11 +292,13 @@ SOURCES = {
     "objects": (np.full((1, 4, 5), None), TypeError, "object"),
     "texts": ("hello", (TypeError, ValueError), "source"),
     "masked": (np.ma.masked_array(GOOD, GOOD > 2), TypeError, "source"),
-    "2-D": (GOOD[0], ValueError, "(7, 5)"),
+    "2-D": (GOOD[0], ValueError, "source[None]"),
+    "a sound": (np.ones((1, 9)), ValueError, "log_mel"),
     "4-D": (GOOD[None], ValueError, "(1, 2, 7, 5)"),
     "one frame": (GOOD[0, 0], ValueError, "source"),
     "a number": (3.0, (TypeError, ValueError), "source"),
-    "another width": (GOOD[:, :, :3], ValueError, "width 5"),
+    "another width": (GOOD[:, :, :3], ValueError, "(batch, n, 5)"),
+    "swapped axes": (GOOD.swapaxes(1, 2), ValueError, "swap"),
     "widths that differ": ([np.ones((7, 5)), np.ones((7, 3))], ValueError, "source"),
     "a list of vectors": ([np.ones(5), np.ones(5)], ValueError, "source"),
     "no rows": ([], ValueError, "source"),
@@ -365,7 +367,7 @@ def test_a_tensor_is_read_as_its_array():
 @pytest.mark.parametrize(
     ("vectors", "kind", "name"),
     [
-        (np.ones((2, 3, 13)), ValueError, "width 14"),
+        (np.ones((2, 3, 13)), ValueError, "(batch, n, 14)"),
         (np.ones((2, 3, 14), int), TypeError, "int64"),
         (np.full((2, 3, 14), np.inf), ValueError, "row 0, position 0"),
     ],
@@ -392,8 +394,7 @@ def test_more_embeddings_than_positions_raise():
 
 MEMORIES = {
     "masked": ({"hidden": np.ma.masked_array(np.ones((2, 3, 14)))}, TypeError, "hidden"),
-    "integers": ({"hidden": np.ones((2, 3, 14), int)}, ValueError, "hidden"),
-    "a list": ({"hidden": [[[1.0] * 14]]}, ValueError, "hidden"),
+    "integers": ({"hidden": np.ones((2, 3, 14), int)}, TypeError, "hidden"),
     "2-D": ({"hidden": np.ones((3, 14))}, ValueError, "(3, 14)"),
     "another width": ({"hidden": np.ones((2, 3, 13))}, ValueError, "(2, 3, 13)"),
     "empty": ({"hidden": np.ones((2, 0, 14))}, ValueError, "(2, 0, 14)"),

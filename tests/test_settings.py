@@ -123,6 +123,16 @@ def test_what_cannot_be_applied_raises(fields, overrides, error, message):
         rs.generate_as_configured(with_settings(**fields), SOURCE, **overrides)
 
 
+def test_further_processors_come_before_the_filters():
+    model = with_settings(repetition_penalty=2.0, temperature=0.5, do_sample=True, top_k=0)
+    how = rs.as_configured(model, processors=[rs.suppress((3, 4))])
+    told = repr(how["choose"])
+    places = [told.index(name) for name in ("repetition_penalty", "suppress", "temperature")]
+    assert places == sorted(places)
+    how = rs.as_configured(model, processors=[rs.suppress((3, 4))], beams=2, do_sample=False)
+    assert [repr(process)[:8] for process in how["processors"]] == ["repetiti", "suppress"]
+
+
 def test_a_model_without_settings_raises():
     with pytest.raises(ValueError, match="no settings"):
         rs.generate_as_configured(MODEL, SOURCE)

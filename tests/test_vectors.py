@@ -31,8 +31,8 @@ def converted(about, arrays):
     if about["peer"] == "x-transformers":
         return rs.convert.from_x_transformers(arrays, options, decoder_start_id=1, eos_ids=(2,))
     if about["peer"] == "transformers":
-        model = rs.convert.from_huggingface(arrays, options)
-        return dataclasses.replace(model, settings=None)  # Blenderbot's class has some
+        model = rs.convert.from_huggingface(arrays, options, about.get("generation"))
+        return dataclasses.replace(model, settings=None)  # Blenderbot's class and Whisper have some
     names = ("source", "target", "positions")
     around = {name: arrays.pop(f"around.{name}", None) for name in names}
     unembedding, bias = arrays.pop("around.unembedding"), arrays.pop("around.bias", None)

@@ -1,6 +1,6 @@
 """Programs that models are written out as: they compute what the models compute, bit for bit.
 
-``python tests/test_written.py`` renews the programs in tests/written/.
+``PYTHONPATH=tests/helpers python tests/test_written.py`` renews the programs in tests/written/.
 """
 
 import ast
@@ -36,6 +36,9 @@ KEPT = {
     "umt5": "transformers-umt5",
     "marian": "transformers-marian",
     "x_transformers": "x-transformers-defaults",
+    "whisper": "transformers-whisper",
+    "t5gemma": "transformers-t5gemma",
+    "trocr": "transformers-trocr",
 }
 """Programs that are kept, and the recorded model of the peer that each is of."""
 

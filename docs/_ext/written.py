@@ -31,6 +31,7 @@ FAMILIES = {
     "t5_1_1": ("T5 1.1", "transformers-t5-1-1"),
     "marian": ("Marian", "transformers-marian"),
     "x_transformers": ("x-transformers", "x-transformers-defaults"),
+    "whisper": ("Whisper", "transformers-whisper"),
 }
 
 
@@ -44,7 +45,7 @@ def source(family: str) -> str:
         names = [name for name in file.files if name.startswith("array.")]
         arrays = {name.removeprefix("array."): file[name].astype("float32") for name in names}
     if about["peer"] == "transformers":
-        model = rs.convert.from_huggingface(arrays, about["options"])
+        model = rs.convert.from_huggingface(arrays, about["options"], about.get("generation"))
     else:
         special = {"decoder_start_id": 1, "eos_ids": (2,)}
         model = rs.convert.from_x_transformers(arrays, about["options"], **special)

@@ -12,8 +12,8 @@ import refseq2seq as rs
 from refseq2seq import config, presets
 from refseq2seq.convert import convert_params, numbered, same, transposed
 
-STACK = {"vocab_size": 59, "d_model": 256, "n_layers": 3, "embedding_scale": 256**0.5}
-STACK |= {"norm_positions": ("after",), "final_norm": False}
+STACK = {"input": config.TokenInput(vocab_size=59), "d_model": 256, "n_layers": 3}
+STACK |= {"embedding_scale": 256**0.5, "norm_positions": ("after",), "final_norm": False}
 STACK["norm"] = config.NormConfig(kind="layer_norm", eps=1e-5, gain="vector", bias=True)
 STACK["positions"] = config.LearnedPositions(n_positions=102, offset=0, scale=1.0)
 STACK["feed_forward"] = config.FeedForwardConfig(

@@ -29,6 +29,8 @@ WindowEdge (mask): The window of a layer's attention is off by one, or is that o
     -> Right for short texts, wrong for longer ones.
 CapOrder (attention): Scores are capped after the mask: the cap makes -inf a finite score.
     -> Padding and later tokens take part in attention.
+ScoreCap (attention): Scores are not capped, or by another number.
+    -> The largest scores count too much or too little.
 SoftmaxForm (attention): The softmax runs over another axis, or the weights are another function.
     -> The weights of a query do not sum to 1.
 HeadOrder (attention): Heads are split or joined in another order.
@@ -57,6 +59,9 @@ OtherTokens (inputs): Other token ids are read.
     -> The model reads another text.
 OtherInput (inputs): The quantity is computed from another quantity, or is another quantity.
     -> A residual, a norm or a memory is taken at the wrong place.
+OtherFrames (inputs): The features of frames are in another order or on another scale, or the axes
+    of frames and features are exchanged.
+    -> The encoder hears something else.
 OtherRow (inputs): The rows of the batch are exchanged.
     -> A row gets the numbers of its neighbour.
 ShiftedInput (inputs): Positions are exchanged: shifted or reversed.
@@ -69,17 +74,20 @@ GainMinusOne (weights): The gain is stored as gain - 1, and 1 is not added; or t
     -> The norm's output is far too small, or too large.
 BiasMissing (weights): A bias is left out.
     -> A constant is missing from each row.
+BiasAdded (weights): A bias is added that the model does not have.
+    -> A constant is added to each row.
 SwappedWeights (weights): Two arrays are exchanged.
     -> Right shapes, other numbers.
 OtherWeights (weights): An array is that of another layer, or is transposed, or is permuted.
     -> Right shapes, other numbers.
 FrameKernel (weights): The frames of a window are in another order, or a kernel's axes exchanged.
     -> Right shapes, other numbers.
-FramePadding (convention): The zeros around the frames all stand after them, or are left out.
+FramePadding (convention): The zeros around the frames all stand after them, are left out, or are
+    other vectors.
     -> Every window is a frame too late.
 FrameNorm (convention): The norm of a layer of frames stands before the activation and not after it.
     -> Embeddings of another scale.
-LogitsCap (convention): Logits are not capped.
+LogitsCap (convention): Logits are not capped, or by another number.
     -> The same best token, and log-probabilities that are too sure of it.
 NormPlace (convention): Norms stand before the sublayers and not after the sum.
     -> Another model with the same weights.

@@ -103,13 +103,9 @@ class Rounding:
         if name.endswith((".projected", ".gate")):
             self._given = {**self._given, name: x}
             # The steps inside our erfc are not those of other implementations: they do not round.
-            if self._is_gelu(name):
+            if enters_gelu(self._config, name):
                 return x
         return low_precision(x, by)
-
-    def _is_gelu(self, name: str) -> bool:
-        c = _sublayer(self._config, name)
-        return c is not None and c.activation == "gelu_erf" and bool(_activated(c))
 
     def _with_rounded_activation(self, name: str, x: np.ndarray) -> np.ndarray:
         """The result of an activation f(a), or of f(a) b, with the errors of the steps inside.
@@ -180,6 +176,13 @@ def _sublayer(config: ModelConfig, name: str) -> FeedForwardConfig | FrameLayerC
         return _side(config, name).feed_forward
     layer = re.search(r"frame_layers\.(\d+)", name)
     return config.encoder.input.layers[int(layer[1])] if layer else None  # type: ignore[union-attr]
+
+
+def enters_gelu(config: ModelConfig, name: str) -> bool:
+    """Whether a quantity is an input of the erf form of GELU."""
+    c = _sublayer(config, name)
+    is_gelu = c is not None and c.activation == "gelu_erf" and bool(_activated(c))
+    return is_gelu and name.endswith((".projected", ".gate"))
 
 
 def _activated(c: FeedForwardConfig | FrameLayerConfig) -> str:

@@ -16,6 +16,7 @@ from refseq2seq import attention, frames, masks, model, ops
 from refseq2seq.attention import KeyValueCache
 from refseq2seq.generation.filters import keep, probability_before, ranks
 from refseq2seq.params import build_params, named_arrays
+from refseq2seq.taps import FunctionTap
 from refseq2seq.testing.vectors import cases
 
 FRAMES = "encoder.frame_layers.0."
@@ -161,7 +162,8 @@ def reversed_taps(x, c):
 
 def norm_first(p, c, x, mask, tap):
     """activation(norm(...)): the norm that stands after the activation stands before it."""
-    x, mask = RIGHT["frame_layer"](p, dataclasses.replace(c, activation="none"), x, mask, tap)
+    inner = FunctionTap(lambda name, x: x if name == "out" else tap(name, x))
+    x, mask = RIGHT["frame_layer"](p, dataclasses.replace(c, activation="none"), x, mask, inner)
     return tap("out", ops.ACTIVATIONS[c.activation](x)), mask
 
 

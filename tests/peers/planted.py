@@ -7,7 +7,7 @@ names at which `diagnose` must find it. The faults are in `planted_x_transformer
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -42,18 +42,20 @@ class Subject:
 
     module: Any  # as diagnose takes it
     model: rs.Model  # converted before anything was planted
-    implementation: properties.Implementation  # the same module, for the properties
+    implementation: properties.Implementation | None  # the same module, for the properties
     run: Callable[..., Any] | None = None  # for nn.Transformer
     net: Any = None  # what the user of an nn.Transformer puts around it
     patch: pytest.MonkeyPatch | None = None  # for faults in functions of a library
+    source: np.ndarray = field(default_factory=SOURCE.copy)
+    source_mask: np.ndarray | None = field(default_factory=MASK.copy)
 
     def diagnose(self, max_new_tokens: int | None = None, runs: int = 16) -> Diagnosis:
         """All that deviates, forced to the target or generating."""
         return diagnose(
             self.module,
-            SOURCE,
+            self.source,
             TARGET if max_new_tokens is None else TARGET[:, :1],
-            MASK,
+            self.source_mask,
             model=self.model,
             run=self.run,
             max_new_tokens=max_new_tokens,

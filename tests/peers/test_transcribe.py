@@ -4,6 +4,7 @@ The packages are those of test_speech.py: tiny.en, and four recordings that make
 """
 
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -18,7 +19,7 @@ pytest.importorskip("transformers", reason="needs transformers: pip install '.[p
 
 import torch
 import transformers
-from command_line import process
+from command_line import in_process, process
 
 import refseq2seq as rs
 from refseq2seq.convert.huggingface import whisper
@@ -178,3 +179,23 @@ def test_the_page(folder):
         assert printed.startswith(first)
         assert printed.endswith(last)
         assert last or printed == first
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("timestamps", [False, True])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_command_line_prints_what_transformers_generates(
+    timestamps, beams, theirs, folder, directory, tmp_path, capsys
+):
+    theirs.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "tokenizer.json").symlink_to(directory / "tokenizer.json")
+    asked = ["--json", "--beams", beams] + ["--timestamps"] * timestamps
+    status, out, _ = in_process(capsys)("generate", "--model", "saved", "beckett.wav", *asked)
+    waveform = rs.speech.read_wav("beckett.wav")
+    extract = transformers.WhisperFeatureExtractor()
+    frames = extract(waveform, sampling_rate=16000, return_tensors="pt").input_features
+    found = theirs.generate(frames, return_timestamps=timestamps, num_beams=beams)[0].tolist()
+    tokens = json.loads(out)["samples"][0]["tokens"]
+    assert status == 0
+    assert [t for t in tokens if t != 50256] == [t for t in found if t != 50256]
+    assert len(found) > 15

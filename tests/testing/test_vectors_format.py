@@ -128,13 +128,19 @@ def test_bfloat16_widened_to_float32_agrees_within_rtol(made, tmp_path):
     """Every quantity rounded to bfloat16 on its way, as a program in it computes."""
     root, drawn = made
     cases = [case for case in drawn if case.name.endswith("ordinary")]
+    names = {case.name for case in cases}
     for case in cases:
         plain = dataclasses.replace(case, model=case.model.to("numpy").astype("float32"))
         record(plain, tmp_path / case.name, through_bfloat16)
-    for rtol, skip, differs in ((None, "", True), (0.09, "*.scores", False)):  # some nearly cancel
-        checked = vectors.check(root, tmp_path, rtol=rtol, skip=[skip] if skip else [])
-        forward = [c for c in checked if c.file == "forward"]
-        assert [bool(one.difference) for one in forward] == [differs] * len(cases)
+
+    def agreeing(rtol, *skip):
+        checked = vectors.check(root, tmp_path, rtol=rtol, skip=skip)
+        return {c.case for c in checked if c.file == "forward" and not c.difference}
+
+    nearly_cancel = {"t5gemma-00-ordinary", "whisper-00-ordinary"}  # some scores
+    assert agreeing(None) == set()
+    assert agreeing(0.09) >= names - nearly_cancel
+    assert agreeing(0.09, "*.scores") == names
 
 
 def through_bfloat16(name, x):

@@ -4,7 +4,9 @@
 
 needs the ``peers`` extra. A file holds a random model of a peer in float64 (parameters that
 float16 holds exactly), its options, a batch, and the logits and greedy tokens that the peer
-itself gave. `tests/test_vectors.py` reads them.
+itself gave. What a peer computes in float32 whatever the model's dtype is computed in float64, as
+in `tests/peers`: some norms and sinusoids, and T5Gemma's rotations and softmax.
+`tests/test_vectors.py` reads the files.
 """
 
 import json
@@ -17,16 +19,29 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "peers"))
+sys.path[:0] = [str(HERE.parent / name) for name in ("peers", "", "helpers")]
 
 import hf_models
 import test_pytorch as pt
+import test_t5gemma as t5gemma
+import test_vision as vision
+import test_whisper as whisper
 import test_x_transformers as xt
 import torch
-from xt_networks import START, random_network
+from comparisons import Batch
+from xt_networks import START, Network, random_network
 from xt_networks import random_batch as xt_batch
 
 N_NEW = 7
+T5GEMMA = {
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 3,
+    "attn_logit_softcapping": 1.5,
+    "final_logit_softcapping": 3.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+WHISPER, TROCR = 11, 22  # seeds of the exact GELU, and of a projection of the memory
 X_TRANSFORMERS = {
     "defaults": {},
     **{
@@ -36,7 +51,7 @@ X_TRANSFORMERS = {
             "rmsnorm", "scalenorm", "simple_rmsnorm", "no unit offset", "post-norm", "sandwich",
             "swiglu", "relu squared", "no biases", "post_act_ln", "qk_norm, learned", "kv_heads",
             "memory kv", "memory tokens", "gate_values", "head_scale", "tied layers",
-            "tie_embedding",
+            "tie_embedding", "softclamp",
         )
     },
 }  # fmt: skip
@@ -75,18 +90,32 @@ def record_x_transformers() -> None:
         halved(network.parts)
         batch = xt_batch(rng, network.options, "right")
         network.in_float64()
-        prompts = np.full((len(batch.source), 1), START)
-        write(
-            "x-transformers",
-            name,
-            {"options": network.options},
-            arrays=network.arrays(),
-            source=batch.source,
-            mask=np.ones(batch.source.shape, bool) if batch.mask is None else batch.mask,
-            target=batch.target,
-            logits=network.logits(batch.source, batch.mask, batch.target),
-            tokens=network.generate(batch.source, batch.mask, prompts, N_NEW, temperature=0.0),
-        )
+        write_network(name, network, batch)
+
+
+def record_wrappers_of_x_transformers() -> None:
+    for name in ("ViT", "frames"):
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        network, batch = vision.random_wrappers(rng, *vision.XT_CASES[name])
+        halved(network.parts)
+        network.in_float64()
+        write_network(name, network, batch)
+
+
+def write_network(name: str, network: Network, batch: Batch) -> None:
+    prompts = np.full((len(batch.source), 1), START)
+    everywhere = np.ones(batch.source.shape[:2], bool)
+    write(
+        "x-transformers",
+        name,
+        {"options": network.options},
+        arrays=network.arrays(),
+        source=batch.source,
+        mask=everywhere if batch.mask is None else batch.mask,
+        target=batch.target,
+        logits=network.logits(batch.source, batch.mask, batch.target),
+        tokens=network.generate(batch.source, batch.mask, prompts, N_NEW, temperature=0.0),
+    )
 
 
 def record_huggingface() -> None:
@@ -94,18 +123,64 @@ def record_huggingface() -> None:
         model = hf_models.random_model(name, 1)
         halved([model])
         batch = hf_models.random_batch(model, 1)
-        config = json.loads(model.config.to_json_string(use_diff=False))
-        write(
-            "transformers",
-            name,
-            {"options": config},
-            arrays={key: x.numpy() for key, x in model.state_dict().items()},
-            source=batch.source,
-            mask=batch.mask,
-            target=batch.target,
-            logits=hf_models.logits(model, batch),
-            tokens=hf_models.generated(model, batch, max_new_tokens=N_NEW),
-        )
+        tokens = hf_models.generated(model, batch, max_new_tokens=N_NEW)
+        write_model(name, model, batch, hf_models.logits(model, batch), tokens)
+
+
+def record_t5gemma() -> None:
+    shipped = {where: getattr(*where) for where in [f[:2] for f in t5gemma.EXACT.values()]}
+    for where, name, function in t5gemma.EXACT.values():
+        setattr(where, name, function)
+    model = t5gemma.random_model(6, **T5GEMMA)
+    halved([model])
+    batch = hf_models.random_batch(model, 6)
+    tokens = hf_models.generated(model, batch, max_new_tokens=N_NEW)
+    write_model("T5Gemma", model, batch, hf_models.logits(model, batch), tokens)
+    for where, function in shipped.items():
+        setattr(*where, function)
+
+
+def record_whisper() -> None:
+    model, batch = whisper.random_model(WHISPER)
+    halved([model])
+    tokens = whisper.generated(model, batch)[:, 1:].numpy()
+    logits = whisper.their_logits(model, batch).numpy()
+    write_model("Whisper", model, batch, logits, tokens, model.generation_config)
+
+
+def record_images() -> None:
+    model = vision.random_model("ViT + TrOCR", TROCR)
+    halved([model])
+    images, target = vision.random_batch(model, TROCR)
+    tokens = vision.outcome(model, images, max_new_tokens=N_NEW).sequences[:, 1:].numpy()
+    logits = vision.logits(model, images, target)
+    batch = Batch(vision.frames(model, images), None, target)
+    write_model("TrOCR", model, batch, logits, tokens, model.generation_config)
+
+
+def write_model(
+    name: str,
+    model: Any,
+    batch: Batch,
+    logits: np.ndarray,
+    tokens: np.ndarray,
+    generation: Any = None,
+) -> None:
+    """``generation`` is the generation config, of a class whose config lacks its tokens."""
+    about = {"options": json.loads(model.config.to_json_string(use_diff=False))}
+    if generation is not None:
+        about["generation"] = json.loads(generation.to_json_string())
+    write(
+        "transformers",
+        name,
+        about,
+        arrays={key: x.numpy() for key, x in model.state_dict().items()},
+        source=batch.source,
+        mask=np.ones(batch.source.shape[:2], bool) if batch.mask is None else batch.mask,
+        target=batch.target,
+        logits=logits,
+        tokens=tokens,
+    )
 
 
 def record_pytorch() -> None:
@@ -142,7 +217,11 @@ if __name__ == "__main__":
     for old in HERE.glob("*.npz"):
         old.unlink()
     record_x_transformers()
+    record_wrappers_of_x_transformers()
     record_huggingface()
+    record_t5gemma()
+    record_whisper()
+    record_images()
     record_pytorch()
     files = list(HERE.glob("*.npz"))
     print(f"{len(files)} files, {sum(f.stat().st_size for f in files):,} bytes")

@@ -82,14 +82,16 @@ def diagnose(
         TransformerWrapper or of nn.TransformerEncoder and nn.TransformerDecoder. A module from
         ``torch.compile`` is run compiled, then recompiled with the hooks, and recompiled again
         when it is used next.
-    source : integer array (batch, n_source), or list of lists of token ids
-        Masked positions are replaced by the pad token of the model before the module runs.
+    source : array (batch, n_source) or (batch, n_source, d), or list of rows
+        Token ids: integers, or lists of lists of them. Masked positions are replaced by the pad
+        token of the model before the module runs. For Whisper, frames (batch, n_frames, n_mels),
+        of which transformers demands ``2 * max_source_positions``. ``run`` may take embeddings.
     target : integer array (batch, n_target), or list of lists, optional
         Input of the decoder, the start token first. With ``max_new_tokens``, the prefix of the
         generated target: by default the start token of ``model``, and without ``model`` that of
         the module, or 0 for x-transformers, which defines none.
     source_mask : boolean array (batch, n_source), optional
-        True = real token.
+        True = real token. transformers' Whisper supports none: its padding is silence.
     model : Model, optional
         The model that the module should implement; by default it is converted from the module.
         It is required if the converter does not accept the module, because the module was
@@ -122,8 +124,9 @@ def diagnose(
     Raises
     ------
     UnsupportedFeature
-        If the converter does not accept the module and ``model`` is not given, or if the module
-        is compiled in a way that cannot be run here.
+        If the converter does not accept the module and ``model`` is not given, if the module
+        is compiled in a way that cannot be run here, or if its library does not run it on such a
+        source, or its family is not supported.
     TypeError, ValueError
         If the module is of another kind, or the tokens do not fit the model.
 
@@ -143,13 +146,15 @@ def diagnose(
     refuse_memory(source)
     model = _converted(peer) if model is None else model
     ids, real = as_source(model.config.encoder, source, source_mask)
-    if ids.ndim == 3:
-        raise UnsupportedFeature(
-            "source must be token ids for diagnose, which cannot run a module on frames or "
-            "embeddings: pass what it computed to diagnose_arrays"
-        )
-    ids = np.where(real, ids, model.config.pad_id)
+    if ids.ndim == 2:
+        ids = np.where(real, ids, model.config.pad_id)
     mask = None if real.all() else real  # modules may compute otherwise with a mask
+    kind = "tokens" if ids.ndim == 2 else "vectors"
+    if kind not in peer.reads:
+        raise UnsupportedFeature(
+            f"source is {kind}, and diagnose runs this module on {peer.reads[0]} only: pass what "
+            "it computes to diagnose_arrays"
+        )
     if target is None:
         if max_new_tokens is None:
             raise TypeError("target is missing: pass a target, or max_new_tokens to generate one")
@@ -232,7 +237,7 @@ def diagnose_arrays(
     check_model(model)
     refuse_memory(source)
     c = model.config
-    ids, real = as_source(c.encoder, source, source_mask)
+    ids, real = as_source(model.config.encoder, source, source_mask)
     fed, fed_mask = as_tokens("target", target, c.decoder.vocab_size)
     how = Tolerance(
         dtype=dtype,
@@ -266,8 +271,8 @@ def _step_lengths(arrays: Mapping[str, np.ndarray], n_target: int) -> list[int] 
 
 
 def _permuted(ids: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """The ids with those at the ``free`` places exchanged at random."""
-    free = np.broadcast_to(free, ids.shape)
+    """The ids, or vectors, with those at the ``free`` places exchanged at random."""
+    free = np.broadcast_to(free, ids.shape[:2])
     other = ids.copy()
     other[free] = np.random.default_rng(0).permutation(ids[free])
     return other
@@ -291,10 +296,10 @@ def _run(
     if max_new_tokens is not None:
         read = catch.fed_tokens()
         fed, lengths = np.concatenate(read, axis=1), [x.shape[1] for x in read]
-    real = np.ones(ids.shape, bool) if mask is None else mask
+    real = np.ones(ids.shape[:2], bool) if mask is None else mask
     masks = real, np.ones(fed.shape, bool)
-    without = tokens, as_float64(logits)
-    return Seen(catch.arrays(), (ids, fed), masks, ids == config.pad_id, lengths, without)
+    pads = ids == config.pad_id if ids.ndim == 2 else ~masks[0]
+    return Seen(catch.arrays(), (ids, fed), masks, pads, lengths, (tokens, as_float64(logits)))
 
 
 def _converted(peer: Peer) -> Model:

@@ -9,9 +9,14 @@ from ...config import AlibiPositions, BucketedPositions, ModelConfig, RotaryPosi
 from ...params import param_shapes
 
 # The last word of a name -> the config fields and the parameters from which it is computed.
-# {stack}, {c}, {p} and {norms} are those of `Parsed`.
+# {stack}, {c}, {p}, {norms} and {windows} are those of `Parsed`.
 ENTERS: dict[str, tuple[str, str]] = {
     "frames": ("", ""),
+    "frame_projected": (
+        "{c}.norm_before {c}.window {c}.stride {c}.padding",
+        "{p}.norm_before.* {p}.?_in",
+    ),
+    "frame_out": ("{c}.activation {c}.norm_after", "{p}.norm_after.*"),
     "tokens": ("{stack}.embedding_scale", "{stack}.embedding {stack}.class_tokens"),
     "positions": ("{stack}.positions", "{stack}.positions"),
     "embed": ("{stack}.embedding_norm {stack}.norm", "{stack}.embedding_norm.*"),
@@ -20,22 +25,19 @@ ENTERS: dict[str, tuple[str, str]] = {
     "k": ("{c}.n_kv_heads {c}.qk_norm {stack}.relative_positions", "{p}.w_k {p}.b_k {p}.k_norm.*"),
     "v": ("{c}.n_kv_heads", "{p}.w_v {p}.b_v"),
     "scores": (
-        "{c}.scale {c}.n_heads {c}.kv_head_order {stack}.relative_positions",
+        "{c}.scale {c}.softcap {c}.n_heads {c}.kv_head_order {stack}.relative_positions",
         "{stack}.relative_bias.* {p}.learned_k",
     ),
-    "weights": ("", ""),
+    "weights": ("{windows}", ""),
     "heads": ("{c}.kv_head_order", "{p}.learned_v"),
-    "out": (
-        "{c}.biases {c}.gate {c}.head_scale",
-        "{p}.head_scale {p}.?_o {p}.?_out {p}.norm_after.*",
-    ),
+    "out": ("{c}.biases {c}.gate {c}.head_scale", "{p}.head_scale {p}.?_o {p}.?_out"),
     "after": ("{stack}.norm_positions {stack}.norm", "{norms}.branch.* {norms}.after.*"),
-    "projected": ("{c}.biases", "{p}.?_in {p}.norm_before.*"),
+    "projected": ("{c}.biases", "{p}.?_in"),
     "gate": ("{c}.biases {c}.gate", "{p}.?_gate"),
     "activated": ("{c}.activation {c}.gated", ""),
     "hidden": ("{c}.activation {c}.gated {c}.hidden_norm", "{p}.hidden_norm.*"),
     "final": ("{stack}.final_norm {stack}.norm", "{stack}.final_norm.*"),
-    "logits": ("logits_scale tied_logits", "unembedding logits_bias"),
+    "logits": ("logits_scale logits_softcap tied_logits", "unembedding logits_bias"),
 }
 
 
@@ -52,11 +54,10 @@ def entering(config: ModelConfig, names: Iterable[str]) -> list[str]:
                 value = getattr(value, field, None)
             if value is not None and _enters(kind, value):
                 lines[f"{path} = {value!r}"] = None
-        if layer := re.search(r"frame_layers\.(\d+)", name):
-            c = config.encoder.input.layers[int(layer[1])]  # type: ignore[union-attr]
-            lines[f"encoder.input.layers.{layer[1]} = {c!r}"] = None
         if kind in ("scores", "weights"):
             lines[_mask(name)] = None
+        if kind == "frames":
+            lines["the frames given, such as those of refseq2seq.speech.log_mel"] = None
         if kind == "tokens" and getattr(config, parsed(name).stack).vocab_size:
             lines["the token ids"] = None
         if kind == "positions" or (kind in "qk" and any("Rotary" in line for line in lines)):
@@ -75,11 +76,12 @@ def last_word(name: str) -> str:
 class Parsed(NamedTuple):
     """The parts of a quantity's name."""
 
-    kind: str  # its last word; "after" for "after_self_attention" and the like
+    kind: str  # its last word, of a frame layer "frame_out"; "after" for "after_self_attention"
     stack: str  # encoder or decoder
     c: str  # the config of its sublayer
     p: str  # the parameters of its sublayer
     norms: str  # the norms around its sublayer
+    windows: str  # the windows of its self-attention; "" of other quantities
 
 
 def parsed(name: str) -> Parsed:
@@ -89,15 +91,23 @@ def parsed(name: str) -> Parsed:
     --------
     >>> parsed("step.2.decoder.layers.1.after_cross_attention")  # doctest: +NORMALIZE_WHITESPACE
     Parsed(kind='after', stack='decoder', c='decoder.cross_attention',
-           p='decoder.layers.1.cross_attention', norms='decoder.layers.1.cross_norms')
+           p='decoder.layers.1.cross_attention', norms='decoder.layers.1.cross_norms', windows='')
     """
     bare = re.sub(r"^step\.\d+\.", "", name)
     place, _, kind = bare.rpartition(".")
+    if place.startswith("encoder.frame_layers."):
+        return Parsed(f"frame_{kind}", "encoder", frame_config(place), place, place, "")
     if kind.startswith("after_"):
         place, kind = f"{place}.{kind.removeprefix('after_')}", "after"
     layer, _, sub = place.rpartition(".")
     stack, norms = bare.partition(".")[0], f"{layer}.{sub.removesuffix('_attention')}_norms"
-    return Parsed(kind, stack, f"{stack}.{sub}", place, norms)
+    windows = f"{stack}.windows" if sub == "self_attention" else ""
+    return Parsed(kind, stack, f"{stack}.{sub}", place, norms, windows)
+
+
+def frame_config(path: str) -> str:
+    """The path of the config of a frame layer, or of a norm in it, from that of its parameters."""
+    return path.replace(".frame_layers.", ".input.layers.")
 
 
 def enters(name: str) -> tuple[list[str], list[str]]:

@@ -21,7 +21,7 @@ from ..arithmetic import Arithmetic, low_precision
 from ..compare import difference_of, row_magnitude
 from ..expected import Errors
 from ..rounding import FORMATS, round_to
-from ..simulation import Rounding, blurred
+from ..simulation import Rounding, blurred, enters_gelu
 from ..tolerance import arithmetic_of
 from .causes import LONGEST, Knob, Trial, explanations
 from .entering import last_word
@@ -214,9 +214,7 @@ def _in_low_precision(scene: Scene, by: Arithmetic, *, blur: bool) -> Scene:
 
     def passed(name: str, x: np.ndarray) -> np.ndarray:
         x = blurred(x, by) if blur and name in scene.seen else x
-        side = scene.config.encoder if name.startswith("encoder.") else scene.config.decoder
-        into = name.endswith((".feed_forward.projected", ".feed_forward.gate"))
-        return x if into and side.feed_forward.activation == "gelu_erf" else low_precision(x, by)
+        return x if enters_gelu(scene.config, name) else low_precision(x, by)
 
     return replace(
         scene,

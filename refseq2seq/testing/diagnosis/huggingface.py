@@ -1,9 +1,11 @@
 """The submodules of a live model of Hugging Face transformers 5.24 that compute our quantities."""
 
+from functools import partial
 from typing import Any
 
 from ...config import StackConfig
-from ...convert import from_huggingface
+from ...convert import UnsupportedFeature, from_huggingface
+from ...convert.huggingface import bart, t5
 from ...model import Model
 from .hooks import (
     Call,
@@ -23,6 +25,13 @@ class HuggingFaceModule:
         self.module = module
         self.model = getattr(module, "_orig_mod", module)
         self.called, self.parts = [self.module], [self.model]
+        self.family = self.model.config.model_type
+        if self.family not in WATCHED:
+            raise UnsupportedFeature(
+                f"module is a {type(self.model).__qualname__}; diagnose knows the families "
+                f"{', '.join(WATCHED)}: pass what it computes to diagnose_arrays"
+            )
+        self.reads: tuple[str, ...] = ("vectors",) if self.family == "whisper" else ("tokens",)
 
     @property
     def stacks(self) -> list[Any]:
@@ -32,23 +41,37 @@ class HuggingFaceModule:
         return from_huggingface(self.model)
 
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
-        return self.module(
-            input_ids=source,
-            attention_mask=None if mask is None else mask.long(),
-            decoder_input_ids=target,
-            use_cache=False,
-        ).logits
+        given = self._given(source, None if mask is None else mask.long())
+        return self.module(**given, decoder_input_ids=target, use_cache=False).logits
+
+    def _given(self, source: Any, mask: Any) -> dict[str, Any]:
+        """The arguments for a source; transformers swaps the axes of Whisper's frames."""
+        if self.family != "whisper":
+            return {"input_ids": source, "attention_mask": mask}
+        n = 2 * self.model.config.max_source_positions
+        if mask is not None or source.shape[1] != n:
+            raise UnsupportedFeature(
+                f"source must have {n} frames and source_mask must be all True for Whisper of "
+                f"transformers, got {source.shape[1]} frames: pad the sound with silence"
+            )
+        return {"input_features": source.mT}
 
     def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:
         """Greedy decoding with the model's cache; no token ends a row.
 
-        Without a mask the library would infer one, so a mask of ones is passed.
+        Without a mask the library would infer one, so a mask of ones is passed. Whisper's own
+        loop over segments is left out.
         """
         import torch
+        from transformers import GenerationMixin
 
-        found = self.model.generate(
-            source,
-            attention_mask=source.new_ones(source.shape) if mask is None else mask.long(),
+        generate = self.model.generate
+        if self.family == "whisper":
+            generate = partial(GenerationMixin.generate, self.model)
+        elif mask is None:
+            mask = torch.ones_like(source)
+        found = generate(
+            **self._given(source, None if mask is None else mask.long()),
             decoder_input_ids=prefix,
             max_new_tokens=n_new,
             min_new_tokens=n_new,
@@ -64,16 +87,25 @@ class HuggingFaceModule:
         return call.argument(0, "input_ids")
 
     def watch(self, catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
-        if c.embedding_scale == 1 or hasattr(stack.embed_tokens, "embed_scale"):
+        if hasattr(stack, "conv1"):
+            _watch_convolutions(catch, stack)
+        elif c.embedding_scale == 1 or hasattr(stack.embed_tokens, "embed_scale"):
             catch.gives(stack.embed_tokens, [f"{side}.tokens"])
-        watch = _watch_t5 if hasattr(stack, "block") else _watch_bart
-        watch(catch, side, stack, c)
+        WATCHED[self.family](catch, side, stack, c)
         if side == "decoder":
             catch.gives(self.model, ["logits"], lambda call: call.output.logits)
 
 
 def _hidden_states(call: Call) -> Any:
     return call.argument(0, "hidden_states")
+
+
+def _watch_convolutions(catch: Catch, stack: Any) -> None:
+    """Register hooks on Whisper's convolutions, whose last axis is time."""
+    catch.given(stack.conv1, ["encoder.frames"], lambda call: call.args[0].mT)
+    catch.given(stack.conv2, ["encoder.frame_layers.0.out"], lambda call: call.args[0].mT)
+    for i, of in enumerate((stack.conv1, stack.conv2)):
+        catch.gives(of, [f"encoder.frame_layers.{i}.projected"], lambda call: call.output.mT)
 
 
 def _watch_t5(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
@@ -98,7 +130,7 @@ def _watch_t5(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
 
 
 def _watch_bart(catch: Catch, side: str, stack: Any, c: StackConfig) -> None:
-    """Register hooks for BART and related models."""
+    """Register hooks for BART and related models, such as Whisper."""
     catch.given(stack.layers[0], [f"{side}.embed"], _hidden_states)
     catch.gives(stack.embed_positions, [f"{side}.positions"])
     last = stack.layer_norm if c.final_norm else stack.layers[-1]
@@ -133,3 +165,8 @@ def _watch_attention(
     catch.gives(attention, [f"{place}.weights"], lambda call: call.output[-1])  # None unless eager
     catch.given(out, [f"{place}.heads"], heads(first_argument))
     catch.gives(attention, [f"{place}.out"])
+
+
+WATCHED = dict.fromkeys(t5.DEFAULTS, _watch_t5)
+WATCHED |= dict.fromkeys((*bart.FAMILIES, "whisper"), _watch_bart)
+"""The families, and the functions that register the hooks of their stacks."""

@@ -196,6 +196,8 @@ def _evidence(one: Judged) -> Evidence:
     n_source, n_target = mask.shape[1], target.shape[1]
     at = np.arange(n_source) if mask.all() else real_positions(mask)
     so_far, lengths = np.arange(n_target), one.seen.lengths
+    expected, shown = one.local.expected, one.seen.joined
+    theirs = {n: fitted(shown[n], e.value.shape) for n, e in expected.items() if n in shown}
     scene = Scene(
         config=one.model.config,
         params=one.model.params,
@@ -210,12 +212,10 @@ def _evidence(one: Judged) -> Evidence:
         },
         passed=one.local.passed,
         seen=frozenset(one.local.given),
-        pads=one.seen.pads,
+        misfits={n: x.shape for n, x in theirs.items() if x.shape != expected[n].value.shape},
+        pads=one.seen.pads if source.ndim == 2 else np.zeros_like(mask),
         first=n_target if lengths is None else lengths[0],
     )
-    expected = one.local.expected
-    shown = one.seen.joined
-    theirs = {n: fitted(shown[n], e.value.shape) for n, e in expected.items() if n in shown}
     return Evidence(
         scene=scene,
         theirs=theirs,

@@ -19,6 +19,7 @@ class Peer(Protocol):
 
     called: list[Any]  # the modules that run
     parts: list[Any]  # the same modules before torch.compile
+    reads: tuple[str, ...]  # its sources: tokens, vectors or both
 
     @property
     def stacks(self) -> list[Any]:
@@ -36,7 +37,8 @@ class Peer(Protocol):
     def forward(self, source: Any, target: Any, mask: Any) -> Any:
         """Logits of teacher forcing, (batch, n_target, vocab_size).
 
-        All are tensors; the mask is boolean (batch, n_source), True = real token, or None.
+        All are tensors; the mask is boolean (batch, n_source), True = real token, or None. Raises
+        if the library cannot run it on such a source.
         """
 
     def generate(self, source: Any, prefix: Any, mask: Any, n_new: int) -> tuple[Any, Any]:
@@ -106,10 +108,11 @@ def run_once(
     """
     import torch
 
-    device = next(peer.parts[0].parameters()).device
+    device, dtype = next(peer.parts[0].parameters()).device, getattr(torch, dtype_of(peer))
 
     def tensor(x: np.ndarray | None) -> Any:
-        return None if x is None else torch.as_tensor(x, device=device)
+        of = dtype if x is not None and x.dtype.kind == "f" else None
+        return None if x is None else torch.as_tensor(x, dtype=of, device=device)
 
     given = tensor(source), tensor(target), tensor(mask)
     generators = [device] if device.type == "cuda" else []

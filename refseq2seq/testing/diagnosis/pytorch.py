@@ -20,6 +20,8 @@ class PyTorchModule:
     and returns logits.
     """
 
+    reads: tuple[str, ...] = ("tokens", "vectors")  # whatever ``run`` takes
+
     def __init__(self, module: Any, run: Run | None) -> None:
         if run is None:
             raise TypeError(

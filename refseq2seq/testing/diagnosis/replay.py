@@ -26,6 +26,7 @@ from ...model import (
 from ...ops import linear, normalize, soft_cap
 from ...params import Params
 from ...taps import FunctionTap, Tap
+from .entering import parsed
 
 Change = Callable[[np.ndarray, "Values"], np.ndarray]
 """A function (quantity, values) that returns what replaces the quantity."""
@@ -36,18 +37,19 @@ class Scene:
     """One input, the ingredients of the forward pass, and the quantities that passed.
 
     ``positions`` are those of queries and of keys, for each stack. ``masks`` are boolean, True =
-    may attend, under the names of the attentions.
+    may attend, under the names of the attentions; the windows of layers narrow them.
     """
 
     config: ModelConfig
     params: Params
-    source: np.ndarray  # (batch, n_source) or (batch, n_source, d)
-    source_mask: np.ndarray | None  # (batch, n_source) True = real; None = all
+    source: np.ndarray  # (batch, n) or (batch, n, d)
+    source_mask: np.ndarray | None  # (batch, n) True = real; None = all
     target: np.ndarray  # (batch, n_target)
     positions: dict[str, tuple[np.ndarray, np.ndarray]]  # each (n,) or (batch, n)
     masks: dict[str, np.ndarray]
     passed: Mapping[str, np.ndarray]
     seen: frozenset[str]  # names of the arrays in ``passed`` that are the other implementation's
+    misfits: Mapping[str, tuple[int, ...]]  # the shapes of its arrays that the model has otherwise
     pads: np.ndarray  # (batch, n_encoded) True = the source has pad_id there, masked or not
     first: int  # number of tokens that the first step of a loop reads; all without a loop
     changes: Mapping[str, Change] = field(default_factory=dict)
@@ -174,6 +176,16 @@ def _decoder(s: Scene, wanted: set[str], values: Values, tap: Tap) -> None:
         if "logits" in wanted:
             logits = linear(x, s.params.unembedding, s.params.logits_bias)
             tap("logits", soft_cap(logits, s.config.logits_softcap))
+
+
+def mask_of(s: Scene, name: str) -> np.ndarray:
+    """The mask of the attention that computes a quantity, within the window of its layer."""
+    here = parsed(name)
+    mask, c = s.masks[here.c], getattr(s.config, here.stack)
+    if not (here.windows and c.windows):
+        return mask
+    masks = self_masks(c, mask, *s.positions[here.stack])
+    return masks[int(here.p.split(".")[2])]  # type: ignore[return-value]
 
 
 def member(root: Any, path: str) -> Any:

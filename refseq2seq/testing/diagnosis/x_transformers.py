@@ -18,6 +18,8 @@ ACCEPTED = (
 class XTransformersModule:
     """An XTransformer, or a pair (encoder, decoder) of TransformerWrapper."""
 
+    reads: tuple[str, ...] = ("tokens",)
+
     def __init__(self, module: Any) -> None:
         from x_transformers import AutoregressiveWrapper, TransformerWrapper, XTransformer
 

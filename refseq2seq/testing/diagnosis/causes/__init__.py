@@ -9,7 +9,7 @@ the next kind is tried only if none of the one before explains the fault.
 from collections.abc import Iterator
 
 from ..replay import Scene
-from . import fields, forms, masks, positions, quantities, weights
+from . import fields, forms, frames, masks, positions, quantities, weights
 from .trial import Knob, Trial
 
 __all__ = ["LONGEST", "Knob", "Trial", "explanations"]
@@ -46,9 +46,11 @@ def _conventions(scene: Scene, names: list[str]) -> Iterator[Trial | Knob]:
         yield from weights.left_out(scene, name)
         yield from weights.other_norms(scene, name)
         yield from weights.other_heads(scene, name)
+        yield from frames.other_windows(scene, name)
         yield from forms.other_functions(scene, name)
         yield from quantities.swapped_inputs(scene, name)
     yield from weights.biases_left_out(scene, names)
+    yield from weights.bias_added(scene, names[-1])
 
 
 def _exchanges(scene: Scene, names: list[str]) -> Iterator[Trial | Knob]:
@@ -58,6 +60,7 @@ def _exchanges(scene: Scene, names: list[str]) -> Iterator[Trial | Knob]:
         yield from quantities.other_inputs(scene, name, names[-1])
         yield from quantities.other_places(scene, name)
     yield from quantities.other_tokens(scene, names)
+    yield from frames.other_frames(scene, names)
     yield from quantities.other_output(scene, names[-1])
     yield from quantities.swapped_axes(scene, names)
 

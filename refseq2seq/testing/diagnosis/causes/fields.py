@@ -3,12 +3,19 @@
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from ....attention import merge_heads, split_heads
-from ....config import AlibiPositions, AttentionConfig, BucketedPositions, NormConfig
+from ....config import (
+    AlibiPositions,
+    AttentionConfig,
+    BucketedPositions,
+    NormConfig,
+    WindowConfig,
+)
 from ....ops import NORMS
 from ..entering import enters, parsed
 from ..replay import Scene, member
@@ -19,11 +26,12 @@ FLAGS = {
     "pairing": "RotaryPairing", "embedding_norm": "NormPlace", "bidirectional": "RelativeBuckets",
     "eps": "NormEps", "base": "RotaryBase", "embedding_scale": "EmbeddingScale",
     "logits_scale": "LogitsScale",
-    "max_distance": "RelativeBuckets",
+    "max_distance": "RelativeBuckets", "softcap": "ScoreCap", "logits_softcap": "LogitsCap",
 }  # fmt: skip
 """The flag of another value of a field."""
 
 USUAL = {
+    "softcap": (5.0, 10.0, 15.0, 20.0, 30.0, 50.0),
     "eps": (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3),
     "base": (100.0, 500.0, 1e3, 1e4, 1e5, 5e5, 1e6),
 }
@@ -33,7 +41,12 @@ USUAL = {
 def other_values(scene: Scene, name: str) -> Iterator[Trial | Knob]:
     """Other values of all fields that enter the quantity ``name``."""
     for path in enters(name)[0]:
-        if (value := found(scene.config, path)) is not None:
+        value, field = found(scene.config, path), path.rpartition(".")[2]
+        if field.endswith("softcap"):
+            yield from _caps(path, value)
+        elif field == "windows":
+            yield from _windows(path, value)
+        elif value is not None:
             yield from _of(scene, path, value)
 
 
@@ -76,6 +89,32 @@ def _flag_of_scale(owner: Any) -> str:
     if isinstance(owner, AttentionConfig):
         return "AttentionScale"
     return "RelativeScale" if isinstance(owner, BucketedPositions) else "PositionScale"
+
+
+def _caps(path: str, cap: float | None) -> Iterator[Trial | Knob]:
+    """No soft cap, or another."""
+    caps, flag = {shown(x): x for x in USUAL["softcap"]}, FLAGS[path.rpartition(".")[2]]
+    if cap is None:
+        yield from (of_field(path, cap, x, flag) for x in caps.values())
+        return
+    yield of_field(path, cap, None, flag)
+    yield Knob(cap, caps, lambda v, called: of_field(path, cap, v, flag, called))
+
+
+def _windows(path: str, windows: tuple[WindowConfig | None, ...]) -> Iterator[Trial]:
+    """No windows, those of other layers, and other widths of each."""
+    others: set[tuple[WindowConfig | None, ...]] = {(), (*windows[1:], *windows[:1])}
+    for w in {w for w in windows if w is not None}:
+        near = [{n - 1, n, n + 1, n // 2, 2 * n} for n in (w.back, w.ahead)]
+        if path == "decoder.windows":  # nothing later is in the causal mask
+            near[1] = {w.ahead}
+        for back, ahead in product(*near):
+            other = WindowConfig(back=max(back, 0), ahead=max(ahead, 0))
+            others.add(tuple(other if x == w else x for x in windows))
+    for new in sorted(others - {windows}, key=str):
+        told, model = ([w and (w.back, w.ahead) for w in of] or "left out" for of in (new, windows))
+        text = f"the windows (back, ahead) are {told}; the model has {model} ({path})"
+        yield Trial("WindowEdge", text, with_config(path, new), path, new)
 
 
 def _norm_kinds(path: str, c: NormConfig) -> Iterator[Trial]:

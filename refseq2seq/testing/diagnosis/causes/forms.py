@@ -6,7 +6,7 @@ import numpy as np
 
 from ....ops import ACTIVATIONS, sigmoid, softmax
 from ..entering import parsed
-from ..replay import Scene, member
+from ..replay import Scene, mask_of, member
 from .masks import widened
 from .trial import Trial, computed, found, of_quantity
 
@@ -27,11 +27,15 @@ def other_functions(scene: Scene, name: str) -> Iterator[Trial]:
     """Other functions of the scores, or of the projected input."""
     here = parsed(name)
     if here.kind == "weights":
-        mask = widened(scene.masks[here.c], scene.passed[name].shape[-1])
+        mask = widened(mask_of(scene, name), scene.passed[name].shape[-1])
         for text, f in _softmaxes(mask).items():
             yield of_quantity(
                 "SoftmaxForm", f"{text} ({here.c})", name, computed(f, f"{here.p}.scores")
             )
+        if (cap := member(scene.config, here.c).softcap) is not None:
+            change = computed(lambda x: softmax(np.where(mask, x, -cap)), f"{here.p}.scores")
+            text = f"scores are capped after the mask ({here.c}.softcap)"
+            yield of_quantity("CapOrder", text, name, change)
     elif here.kind == "hidden" and (c := member(scene.config, here.c)).hidden_norm is None:
         inputs = [f"{here.p}.gate", f"{here.p}.projected"] if c.gated else [f"{here.p}.projected"]
         for called, f in ACTIVATIONS_OF_OTHERS.items():

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ....config import FrameInput
 from ....ops import softmax
 from ..entering import parsed
-from ..replay import Change, Scene
+from ..replay import Change, Scene, mask_of
 from .trial import Apply, Trial, with_mask
 
 
@@ -16,7 +17,7 @@ def other_masks(scene: Scene, name: str) -> Iterator[Trial]:
     here = parsed(name)
     if here.kind not in ("weights", "heads"):
         return
-    right, n_k = scene.masks[here.c], scene.passed[f"{here.p}.scores"].shape[-1]
+    right, n_k = mask_of(scene, name), scene.passed[f"{here.p}.scores"].shape[-1]
     fills = {"equal": 1 / n_k} if here.kind == "weights" else {"zero": 0.0}
     others = [] if _has_right_weights(scene, name) else list(_masks(scene, name))
     has_key = right.any(axis=-1, keepdims=True)
@@ -41,14 +42,15 @@ def _has_right_weights(scene: Scene, name: str) -> bool:
     if parsed(name).kind == "weights" or f"{place}.weights" not in scene.seen:
         return False
     scores, weights = scene.passed[f"{place}.scores"], scene.passed[f"{place}.weights"]
-    right = softmax(scores, widened(scene.masks[parsed(name).c], scores.shape[-1]))
+    right = softmax(scores, widened(mask_of(scene, name), scores.shape[-1]))
     return right.shape == weights.shape and np.allclose(right, weights, rtol=0, atol=0.05)
 
 
 def _masks(scene: Scene, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
     """Masks in the place of the right one: flag, description, boolean array."""
     here = parsed(name)
-    right, n = scene.masks[here.c], scene.masks[here.c].shape[-1]
+    right = mask_of(scene, name)
+    n = right.shape[-1]
     of_source = here.stack == "encoder" or here.c.endswith("cross_attention")
     if not here.c.endswith("cross_attention"):
         distance = np.abs(np.arange(n)[:, None] - np.arange(n))[None, None]
@@ -59,12 +61,13 @@ def _masks(scene: Scene, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
     yield "MaskInverted", "the mask is inverted", ~right
     if not of_source:
         for i, tokens in {1: "token", 2: "tokens"}.items():
-            more, less = np.tri(n, n, i, dtype=bool), np.tri(n, n, -i, dtype=bool)
-            yield "CausalMask", f"the causal mask includes {i} later {tokens}", more[None, None]
+            later, less = ~np.tri(n, n, dtype=bool), np.tri(n, n, -i, dtype=bool)
+            more = (right | later) & np.tri(n, n, i, dtype=bool)
+            yield "CausalMask", f"the causal mask includes {i} later {tokens}", more
             yield (
                 "CausalMask",
                 f"the causal mask also excludes the last {i} {tokens}",
-                less[None, None],
+                right & less,
             )
         return
     later = np.concatenate([right[..., :1], right[..., :-1]], axis=-1)
@@ -85,6 +88,12 @@ def _masks(scene: Scene, name: str) -> Iterator[tuple[str, str, np.ndarray]]:
         }
     for text, mask in others.items():
         yield "OtherMask", text, mask
+    if scene.source_mask is not None and isinstance(scene.config.encoder.input, FrameInput):
+        strides = math.prod(layer.stride for layer in scene.config.encoder.input.layers)
+        lengths = scene.source_mask.sum(axis=1)[:, None, None, None]
+        for told, ends in {"down": lengths // strides, "up": -(-lengths // strides)}.items():
+            text = f"the mask has the lengths of frames over the strides, rounded {told}"
+            yield "FrameMask", text, np.arange(n) < ends
     yield "PadIdInferred", "the mask is guessed from pad_id", ~scene.pads[:, None, None, :]
 
 

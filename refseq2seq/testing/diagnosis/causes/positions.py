@@ -3,15 +3,16 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import itemgetter
 
 import numpy as np
 
-from ....config import BucketedPositions, RotaryPositions
+from ....config import BucketedPositions, LearnedPositions, RotaryPositions
 from ....masks import real_positions
 from ....positions import rotate, rotation, score_bias
 from ..entering import parsed
 from ..replay import Scene, Values
-from .trial import Apply, Trial, of_quantity
+from .trial import Apply, Trial, applied, of_quantity
 
 
 def other_positions(scene: Scene, name: str) -> Iterator[Trial]:
@@ -37,6 +38,13 @@ def other_positions(scene: Scene, name: str) -> Iterator[Trial]:
             if other.ndim == 2 and here.kind == "scores":
                 together = _with(here.stack, other, other)
                 yield Trial(flag, f"positions {told} ({here.stack})", together)
+    if isinstance(used, LearnedPositions) and c.d_model % 2 == 0:
+        columns = np.arange(c.d_model)
+        orders = {"alternate": columns.reshape(2, -1).T, "are halves": columns.reshape(-1, 2).T}
+        for told, order in orders.items():
+            text = f"sines and cosines {told}, in another order than in the model ({here.stack})"
+            change = applied(itemgetter((..., order.ravel())))
+            yield of_quantity("SinusoidLayout", text, name, change)
     if here.kind == "scores":
         text = (
             f"relative positions are query minus key; the model has key minus query ({here.stack})"

@@ -12,7 +12,7 @@ from ....ops import soft_cap
 from ....watching.quantities import inputs_of, is_of_the_source
 from ...rounding import round_to
 from ..entering import last_word, parsed
-from ..replay import Change, Scene, Values, member
+from ..replay import Change, Scene, Values, mask_of, member
 from .trial import Apply, Knob, Trial, applied, computed, factor_of, of_quantity, with_mask
 from .weights import normalised
 
@@ -43,6 +43,10 @@ def other_inputs(scene: Scene, name: str, fault: str) -> Iterator[Trial]:
     for source in _inputs(scene, name):
         yield from normalised(scene, name, source)
         yield from _others(scene, fault, source, f"{source} ")
+        x, n = scene.passed[source], scene.misfits.get(name, (0, 0))[-2]
+        if 0 < n < x.shape[-2]:
+            text = f"{source} is cut to the first {n} of its {x.shape[-2]} positions"
+            yield of_quantity("OtherInput", text, source, applied(partial(_cut, n)))
 
 
 def other_output(scene: Scene, name: str) -> Iterator[Trial]:
@@ -65,6 +69,10 @@ def _others(scene: Scene, fault: str, name: str, told: str) -> Iterator[Trial]:
     for dtype in ("bfloat16", "tf32"):
         text = f"{told}is rounded to {dtype.replace('tf32', 'the digits of float16')}"
         yield of_quantity("LowPrecision", text, name, applied(partial(_rounded, dtype)))
+
+
+def _cut(n: int, x: np.ndarray) -> np.ndarray:
+    return x[..., :n, :]
 
 
 def _is_of_memory(name: str) -> bool:
@@ -143,6 +151,8 @@ def other_tokens(scene: Scene, names: list[str]) -> Iterator[Trial]:
     for name in (name for name in names if name.endswith(".tokens")):
         side = "source" if name.startswith("encoder.") else "target"
         ids = getattr(scene, side)
+        if ids.ndim == 3:
+            continue  # the source is vectors
         others = {
             "are shifted right by one": np.roll(ids, 1, axis=1),
             "are shifted left by one": np.roll(ids, -1, axis=1),
@@ -204,7 +214,7 @@ def _places(scene: Scene, name: str) -> np.ndarray | None:
     apart = np.abs(seen[..., None] - soft_cap(scores, c.softcap)).max(axis=1)
     own = np.broadcast_to(np.arange(batch)[:, None, None] * n_k + np.arange(n_k), apart.shape[:-1])
     as_own = np.take_along_axis(apart, own[..., None], axis=-1)[..., 0] <= 1e-4 * np.abs(seen).max()
-    allowed = np.broadcast_to(scene.masks[here.c], (batch, 1, n_q, n_k))[:, 0]
+    allowed = np.broadcast_to(mask_of(scene, name), (batch, 1, n_q, n_k))[:, 0]
     return np.where(~allowed | as_own, own, apart.argmin(axis=-1))
 
 

@@ -93,8 +93,15 @@ def with_param(path: str, value: Any) -> Apply:
 
 
 def with_mask(place: str, mask: np.ndarray) -> Apply:
-    """The scene with another mask of an attention."""
-    return lambda s: replace(s, masks=s.masks | {place: mask})
+    """The scene with another mask of an attention, in the place of the windows of its layers."""
+    stack, _, kind = place.partition(".")
+
+    def change(s: Scene) -> Scene:
+        is_self = kind == "self_attention"
+        config = with_member(s.config, f"{stack}.windows", ()) if is_self else s.config
+        return replace(s, config=config, masks=s.masks | {place: mask})
+
+    return change
 
 
 def found(root: Any, path: str) -> Any:

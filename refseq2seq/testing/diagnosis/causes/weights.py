@@ -12,8 +12,9 @@ import numpy as np
 from ....attention import merge_heads, split_heads
 from ....ops import normalize
 from ....params import NormParams, SublayerNorms, named_arrays
-from ..entering import enters, parsed
-from ..replay import Scene, member
+from ....taps import FunctionTap
+from ..entering import enters, frame_config, parsed
+from ..replay import Scene, member, replay
 from .trial import (
     Knob,
     Trial,
@@ -66,6 +67,28 @@ def biases_left_out(scene: Scene, names: list[str]) -> Iterator[Trial]:
                 zeros = replace(p, **{b: np.zeros_like(x) for b, x in biases.items()})
                 text = f"{', '.join(biases)} of {place} are left out"
                 yield Trial("BiasMissing", text, with_param(place, zeros))
+
+
+BIASES = {"q": "b_q", "k": "b_k", "v": "b_v", "out": "b_o", "frame_projected": "b_in"}
+"""The last word of a quantity -> the bias that some models add to it."""
+FEWEST_ROWS = 4  # with fewer, a bias would explain any difference
+
+
+def bias_added(scene: Scene, name: str) -> Iterator[Trial]:
+    """A bias where the model has none: what the rows differ by, the same in all of them."""
+    here = parsed(name)
+    p, bias = found(scene.params, here.p), BIASES.get(here.kind, "")
+    if not bias or name not in scene.seen or getattr(p, bias, p) is not None:
+        return
+    own: dict[str, np.ndarray] = {}
+    replay(scene, [name], FunctionTap(lambda name, x: own.setdefault(name, np.asarray(x))))
+    difference = scene.passed[name] - own[name]
+    axes = (0, 2) if difference.ndim == 4 else (0, 1)
+    added = np.median(difference, axis=axes, keepdims=True)
+    if difference.size < FEWEST_ROWS * added.size:
+        return
+    text = f"a bias is added; the model has no {here.p}.{bias}"
+    yield of_quantity("BiasAdded", text, name, applied(lambda x: x + added))
 
 
 def other_heads(scene: Scene, name: str) -> Iterator[Trial]:
@@ -183,6 +206,8 @@ def _norms(scene: Scene, name: str) -> Iterator[tuple[str, NormParams]]:
         "after": (f"{here.norms}.branch", f"{here.norms}.after"),
         "embed": (f"{here.stack}.embedding_norm",),
         "final": (f"{here.stack}.final_norm",),
+        "frame_projected": (f"{here.p}.norm_before",),
+        "frame_out": (f"{here.p}.norm_after",),
     }.get(here.kind, (f"{here.p}.{here.kind}_norm",))
     for path in paths:
         if isinstance(p := found(scene.params, path), NormParams):
@@ -219,7 +244,8 @@ def _unbiased(scene: Scene, path: str, gain: np.ndarray) -> Iterator[Trial]:
     outside the root scales likewise.
     """
     stack = path.partition(".")[0]
-    at, d = f"{stack}.norm", gain.shape[-1] if gain.ndim else member(scene.config, stack).d_model
+    at = frame_config(path) if ".frame_layers." in path else f"{stack}.norm"
+    d = gain.shape[-1] if gain.ndim else member(scene.config, stack).d_model
     norm = member(scene.config, at)
     if norm.kind not in ("layer_norm", "std_norm") or d == 1:
         return
@@ -252,7 +278,8 @@ def normalised(scene: Scene, name: str, quantity: str) -> Iterator[Trial]:
     for path, p in _all_norms(scene).items():
         side = parsed(path).stack
         if path.startswith((layer + ".", f"{side}.final_norm", f"{side}.embedding_norm")):
-            c = getattr(scene.config, side).norm
+            of_frames = ".frame_layers." in path
+            c = member(scene.config, frame_config(path) if of_frames else f"{side}.norm")
             text = f"{quantity} is normalised once more, by {path}"
             yield of_quantity("NormPlace", text, quantity, applied(partial(normalize, p, c)))
 
