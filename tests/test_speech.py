@@ -376,12 +376,20 @@ def test_prompts(tokenizer, asked, ids):
         (MANY, {"language": "en", "task": "sing"}, ["task", "translate", "sing"]),
         (ENGLISH, {"language": "haw"}, ["language", "haw"]),
         (LikeGpt2, {"task": "translate"}, ["task", "translate"]),
+        (MANY, {"language": ["en"]}, ["language", "['en']"]),
+        (MANY, {"language": "en", "task": {}}, ["task", "{}"]),
         (vocabulary("endoftext", "startoftranscript"), {}, ["tokenizer", "<|notimestamps|>"]),
+        (None, {}, ["tokenizer", "NoneType"]),
     ],
 )
 def test_prompts_that_are_refused(tokenizer, asked, names):
     with raises_naming(ValueError, *names):
         prompt(tokenizer, **asked)
+
+
+def test_timestamps_are_asked_for_with_a_bool():
+    with raises_naming(TypeError, "timestamps", "'no'"):
+        prompt(MANY, "en", timestamps="no")
 
 
 @pytest.mark.parametrize(
@@ -410,7 +418,15 @@ def test_segments(tokens, expected):
 
 @pytest.mark.parametrize(
     ("tokens", "more", "kind"),
-    [([0.5], {}, TypeError), ([0], {"duration": 31}, ValueError), ([-1], {}, ValueError)],
+    [
+        ([0.5], {}, TypeError),
+        ([0], {"duration": 31}, ValueError),
+        ([-1], {}, ValueError),
+        ([6, 1507], {}, ValueError),  # a timestamp above 30 s
+        ([[6, 0]], {}, TypeError),
+        (["a"], {}, TypeError),
+        (None, {}, TypeError),
+    ],
 )
 def test_segments_that_are_refused(tokens, more, kind):
     with raises_naming(kind):

@@ -4,11 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from operator import index
 
 import numpy as np
 
-from ..checks import check_number
+from ..checks import check_number, on_host
 from ..text import Tokenizer
 
 START, END, NO_TIMESTAMPS = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
@@ -34,9 +33,13 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     Many tokenizers lack timestamps, whose ids are those above ``<|notimestamps|>``. Raises
     ValueError for a tokenizer of another model.
     """
-    ids = {s: i for i, s in enumerate(tokenizer.symbols) if s[:2] == "<|" and s[-2:] == "|>"}
+    symbols = getattr(tokenizer, "symbols", ())
+    ids = {s: i for i, s in enumerate(symbols) if s[:2] == "<|" and s[-2:] == "|>"}
     if missing := [name for name in (START, END, NO_TIMESTAMPS) if name not in ids]:
-        raise ValueError(f"tokenizer must be that of a Whisper model, but has no {missing[0]}")
+        raise ValueError(
+            "tokenizer must be that of a Whisper model, such as model.target_vocabulary, but "
+            f"{type(tokenizer).__name__} has no {missing[0]}"
+        )
     return ids
 
 
@@ -81,6 +84,8 @@ def prompt(
     >>> prompt(tokens, "de", "translate")
     [2, 3, 5, 7]
     """
+    if not isinstance(timestamps, bool):
+        raise TypeError(f"timestamps must be a bool, got {timestamps!r:.99}")
     ids = special_ids(tokenizer)
     spoken = {match[1]: i for name, i in ids.items() if (match := LANGUAGE.fullmatch(name))}
     tasks = {task: ids[f"<|{task}|>"] for task in TASKS if f"<|{task}|>" in ids}
@@ -92,9 +97,9 @@ def prompt(
                 "but this one is English-only: leave them out"
             )
         return [ids[START], *end]
-    if language is None or language not in spoken:
+    if language not in list(spoken):  # a list, because anything might be given
         raise ValueError(f"language must be one of {', '.join(spoken)}; got {language!r:.99}")
-    if task not in tasks:
+    if task not in list(tasks):
         raise ValueError(f"task must be one of {', '.join(tasks)}; got {task!r:.99}")
     return [ids[START], spoken[language], tasks[task], *end]
 
@@ -139,7 +144,12 @@ def segments(
     duration = check_number("duration", duration, "(0, 30]")
     ids = special_ids(tokenizer)
     end_id, first = ids[END], ids[NO_TIMESTAMPS] + 1
-    given = [index(token) for token in tokens]
+    array, last = on_host("tokens", tokens), first + round(30 / STEP)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(f"tokens must be integers (n,), got {array.dtype} {array.shape}")
+    given = array.tolist()
+    if not all(0 <= token <= last for token in given):
+        raise ValueError(f"tokens must be from 0 to {last}, which is 30 s, got {given!r:.99}")
     given = given[: given.index(end_id)] if end_id in given else given
 
     pieces = [given[:1]]
