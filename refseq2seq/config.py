@@ -11,6 +11,7 @@ import reprlib
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal, Self
 
 NormKind = Literal["layer_norm", "rms_norm", "l2_norm", "std_norm"]
@@ -19,6 +20,9 @@ SinusoidLayout = Literal["interleaved", "concatenated", "tensor2tensor"]
 
 MAX_LIST = 2**19
 """The maximum length of a list in JSON; the longest is a vocabulary's symbols."""
+
+MAX_CONFIGS = 2**14
+"""That of a list of configs, one for each layer. A file cannot have arrays for as many layers."""
 
 
 class Config:
@@ -409,9 +413,12 @@ class ModelConfig(Config):
                 )
 
 
+_hints = cache(typing.get_type_hints)
+
+
 def annotations(config: type) -> dict[str, Any]:
     """The type of each field of a dataclass."""
-    hints = typing.get_type_hints(config)
+    hints = _hints(config)
     return {field.name: hints[field.name] for field in dataclasses.fields(config)}
 
 
@@ -462,8 +469,9 @@ def from_json(where: str, annotation: Any, value: Any) -> Any:
     """Convert ``value`` from JSON's types to the annotated type; `check_type` checks the result."""
     members = typing.get_args(annotation)
     if typing.get_origin(annotation) is tuple and isinstance(value, list):
-        if len(value) > MAX_LIST:
-            raise ValueError(f"{where} must have at most {MAX_LIST:,} entries, got {len(value):,}")
+        most = MAX_CONFIGS if dict in map(type, value) else MAX_LIST
+        if len(value) > most:
+            raise ValueError(f"{where} must have at most {most:,} entries, got {len(value):,}")
         kinds_of = _of_members(where, members, value)
         return tuple(from_json(where, k, x) for k, x in zip(kinds_of, value, strict=True))
     types = [t for t in members or (annotation,) if isinstance(t, type)]

@@ -50,10 +50,10 @@ def patches(images: Array, size: int | tuple[int, int]) -> np.ndarray:
     if len(sizes) != 2:
         raise ValueError(f"size must be a height and a width, or one int for both, got {size}")
     h, w = (check_int("size", n, 1) for n in sizes)
-    if images.ndim != 4 or images.shape[2] % h or images.shape[3] % w:
+    if images.ndim != 4 or images.shape[2] % h or images.shape[3] % w or not images.size:
         raise ValueError(
-            "images must have shape (batch, channels, height, width), the last two multiples of "
-            f"size = {size}, got {images.shape}"
+            "images must have shape (batch, channels, height, width), none empty, the last two "
+            f"multiples of size = {size}, got {images.shape}"
         )
     batch, channels, height, width = images.shape
     cut = images.reshape(batch, channels, height // h, h, width // w, w)

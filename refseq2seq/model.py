@@ -205,7 +205,7 @@ def encode(
         `Memory`, such as that of `project_memory`, is returned unchanged.
     source_mask : boolean array, shape (batch, n_source), optional
         True = real token. Positions count real tokens only, so padding on either side
-        changes nothing. If a layer joins several frames, the real ones come first in a row.
+        changes nothing. If a layer joins or skips frames, the real ones come first in a row.
     tap : Tap
 
     Returns
@@ -332,6 +332,7 @@ def decode(
     check_tap(tap)
     if not isinstance(memory, Memory):
         raise TypeError(f"memory must be a Memory from rs.encode, got {type(memory).__name__}")
+    check_memory(model, memory)
     c = model.config.decoder
     ids, _ = as_tokens("target", tokens, c.vocab_size)
     if ids.shape[0] != memory.batch:
@@ -513,21 +514,29 @@ def check_memory(model: Model, memory: Memory, source_mask: Array | None = None)
     """``memory``. Raise unless it fits the model's decoder, and no other mask is given."""
     if source_mask is not None:
         raise ValueError("source_mask cannot be given with a Memory, which has a mask of its own")
-    c, dtype = model.config.decoder.cross_attention, model.dtype
-    expected = [(memory.batch, c.n_kv_heads, memory.hidden.shape[1], d) for d in (c.d_k, c.d_v)]  # type: ignore[union-attr]
-    found = [*zip(memory.keys, memory.values, strict=True)]
-    if len(found) != model.config.decoder.n_layers or any(
-        [x.shape for x in pair] != expected or {x.dtype for x in pair} != {dtype} for pair in found
-    ):
-        shapes = sorted({(*x.shape, str(x.dtype)) for pair in found for x in pair})
-        raise ValueError(
-            f"a Memory must have keys and values {expected} {dtype} of "
-            f"{model.config.decoder.n_layers} layers, got {shapes} of {len(found)}: make it with "
-            "rs.encode or rs.project_memory and this model"
-        )
-    if array_namespace(memory.hidden) is not model.xp:
-        of, own = (type(x).__module__ for x in (memory.hidden, model.params.decoder.embedding))
-        raise TypeError(f"a Memory must be on the model's backend, {own}, got arrays of {of}")
+    config, c = model.config, model.config.decoder.cross_attention
+    batch, n = (*getattr(memory.hidden, "shape", ()), 0, 0)[:2]
+    keys, values = ((batch, c.n_kv_heads, n, d) for d in (c.d_k, c.d_v))  # type: ignore[union-attr]
+    expected: dict[str, list[tuple[int, ...]]] = {
+        "hidden": [(batch, n, config.encoder.d_model)],
+        "mask": [] if memory.mask is None else [(batch, n)],
+        "keys": [keys] * config.decoder.n_layers,
+        "values": [values] * config.decoder.n_layers,
+    }
+    for name, shapes in expected.items():
+        given, dtype = getattr(memory, name), "bool" if name == "mask" else str(model.dtype)
+        arrays = given if isinstance(given, tuple) else () if given is None else (given,)
+        found = [(getattr(x, "shape", ()), str(getattr(x, "dtype", type(x)))) for x in arrays]
+        fit = [(shape, dtype) for shape in shapes]
+        if found != fit or 0 in (batch, n):
+            raise ValueError(
+                f"a Memory's {name} must be {len(fit)} arrays {fit!r:.99}, none empty, got "
+                f"{len(found)}, {found!r:.99}: make it with rs.encode or rs.project_memory and "
+                "this model"
+            )
+        if any(array_namespace(x) is not model.xp for x in arrays):
+            of, own = (type(x).__module__ for x in (arrays[0], model.params.decoder.embedding))
+            raise TypeError(f"a Memory must be on the model's backend, {own}, got arrays of {of}")
     return memory
 
 

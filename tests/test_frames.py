@@ -255,9 +255,8 @@ def test_amateurs_read_frames_or_the_experts_memory():
         trace["amateur.0.encoder.final"], traced(other, rows)["encoder.final"]
     )
     assert len(steps) == 4
-    given = list(rs.decode_steps(model, rs.encode(model, rows), **how))
-    kept = rs.decode(other, [[1], [1]], rs.encode(model, rows))  # its keys, by the expert's weights
-    assert given[0].logits.shape == kept[:, -1].shape
+    with raises_naming(ValueError, "amateur", "reads_source=False"):  # its keys are the expert's
+        rs.generate(model, rs.encode(model, rows), **how)
     deaf = rs.amateur(model_of(arrangements.vaswani))
     with pytest.raises(ValueError, match=r"an amateur must .*vocabulary"):
         rs.generate(model, rows, amateurs=[deaf], **NEW)
@@ -335,6 +334,18 @@ def test_wrong_masks_of_frames_raise(mask, kind, name):
         rs.encode(model_of(), GOOD, mask)
 
 
+def test_holes_are_refused_where_a_layer_skips_frames():
+    c = arrangements.captioner.encoder
+    skipping = FrameInput(
+        n_features=14, layers=(frame_layer(c.d_model, 1, 2, 0),), n_class_tokens=0
+    )
+    config = dataclasses.replace(
+        arrangements.captioner, encoder=dataclasses.replace(c, input=skipping)
+    )
+    with raises_naming(ValueError, "source_mask"):
+        rs.encode(model_of(config), np.ones((2, 7, 14)), HOLES)
+
+
 def test_holes_are_allowed_where_no_layer_joins_frames():
     model = model_of(arrangements.captioner)
     x = np.random.default_rng(0).random((2, 7, 14))
@@ -382,6 +393,7 @@ def test_more_embeddings_than_positions_raise():
 
 
 MEMORIES = {
+    "masked": ({"hidden": np.ma.masked_array(np.ones((2, 3, 14)))}, TypeError, "hidden"),
     "integers": ({"hidden": np.ones((2, 3, 14), int)}, TypeError, "hidden"),
     "2-D": ({"hidden": np.ones((3, 14))}, ValueError, "(3, 14)"),
     "another width": ({"hidden": np.ones((2, 3, 13))}, ValueError, "(2, 3, 13)"),
@@ -413,6 +425,35 @@ def test_a_memory_of_another_model_or_dtype_or_with_a_mask_is_refused(search):
         search(model, memory, source_mask=np.ones((2, 2), bool), max_new_tokens=2)
     with raises_naming(ValueError, "prefix", "2", "3"):
         search(model, memory, prefix=[[1]] * 3, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda m: {"mask": m.mask.astype(int)},
+        lambda m: {"mask": m.mask[:1]},
+        lambda m: {"mask": m.mask[0]},
+        lambda m: {"mask": m.mask[:, :2]},
+        lambda m: {"hidden": m.hidden[:, :2]},
+        lambda m: {"hidden": None},
+        lambda m: {"keys": m.keys[:1]},
+        lambda m: {"keys": None},
+        lambda m: {"values": tuple(v.astype("float32") for v in m.values)},
+        lambda m: {"values": (1, 2)},
+        lambda m: dataclasses.asdict(m.take(np.array([], int))),
+    ],
+)
+def test_a_memory_that_was_changed_is_refused(changed):
+    model = model_of(arrangements.vaswani)
+    memory = rs.encode(model, [[3, 4, 5], [5, 6]])
+    for name, value in changed(memory).items():
+        object.__setattr__(memory, name, value)
+    for reads in (
+        lambda: rs.generate(model, memory, **NEW),
+        lambda: rs.decode(model, TARGET, memory),
+    ):
+        with raises_naming(ValueError, "Memory", "rs.project_memory"):
+            reads()
 
 
 def test_a_memory_of_another_backend_is_refused(double):
@@ -465,8 +506,9 @@ def test_vectors_that_overflow_the_dtype_raise(search):
     x[1, 2] = 1e300
     with raises_naming(ValueError, "hidden", "float32", "row 1, position 2"):
         rs.project_memory(model, x)
-    with raises_naming(ValueError, "source", "float32", "row 1, position 2"):
-        search(model, x, max_new_tokens=2)
+    for reads in (rs.encode, lambda *given: search(*given, max_new_tokens=2)):
+        with raises_naming(ValueError, "source", "float32", "row 1, position 2"):
+            reads(model, x)
 
 
 @every_search

@@ -7,10 +7,12 @@ import re
 import shutil
 import struct
 import threading
+import time
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import arrangements
 import numpy as np
 import pytest
 from bad_files import cheap, npy, packed
@@ -410,6 +412,18 @@ def test_a_list_of_ids_is_bounded(directories, field, most, monkeypatch):
     changed(directories["BART"] / "generation_config.json", **{field: [entry] * (most + 1)})
     told = refusal(rs.load, directories["BART"], megabytes=200)
     assert f"{field} must have at most {most:,}" in told
+
+
+@pytest.mark.parametrize("name", ["windows", "layers"])
+def test_a_list_of_configs_is_bounded(name):
+    """Otherwise those of a small file take minutes."""
+    fields = arrangements.frames.to_dict()
+    inside = fields["encoder"] if name == "windows" else fields["encoder"]["input"]
+    inside[name] = inside[name][:1] * 2**18
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match=rf"{name} must have at most 16,384 entries"):
+        rs.ModelConfig.from_dict(fields)
+    assert time.perf_counter() - started < 2
 
 
 def test_layers_are_bounded_by_arrays_that_hold_nothing(directories):

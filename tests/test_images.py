@@ -42,6 +42,8 @@ def test_patches_by_hand():
         (np.zeros((1, 3, 6, 8)), 3, ValueError, r"size = 3, got \(1, 3, 6, 8\)"),
         (np.zeros((1, 3, 6, 8)), (4, 3), ValueError, r"size = \(4, 3\)"),
         (np.zeros((3, 6, 6)), 3, ValueError, r"\(3, 6, 6\)"),
+        (np.zeros((0, 3, 6, 6)), 3, ValueError, r"\(0, 3, 6, 6\)"),
+        (np.zeros((1, 3, 0, 6)), 3, ValueError, r"\(1, 3, 0, 6\)"),
         (np.zeros((1, 3, 6, 6)), 0, ValueError, "size must be at least 1"),
         (np.zeros((1, 3, 6, 6)), 2.0, TypeError, "size must be an int"),
         (np.zeros((1, 3, 6, 6)), (1, 2, 3), ValueError, r"\(1, 2, 3\)"),

@@ -381,13 +381,14 @@ def test_prompts(tokenizer, asked, ids):
     [
         (MANY, {}, ["language", "en, haw"]),
         (MANY, {"language": "hwa"}, ["language", "en, haw", "hwa"]),
-        (MANY, {"language": ["haw", "en"]}, ["language", "['haw', 'en']"]),
-        (MANY, {"language": "en", "task": ["translate"]}, ["task", "['translate']"]),
         (MANY, {"language": "en", "task": "sing"}, ["task", "translate", "sing"]),
         (ENGLISH, {"language": "haw"}, ["language", "haw"]),
         (LikeGpt2, {"task": "translate"}, ["task", "translate", "multilingual"]),
         (LikeGpt2, {"task": "sing"}, ["task must be", "transcribe, translate", "sing"]),
+        (MANY, {"language": ["en"]}, ["language", "['en']"]),
+        (MANY, {"language": "en", "task": {}}, ["task", "{}"]),
         (vocabulary("endoftext", "startoftranscript"), {}, ["tokenizer", "<|notimestamps|>"]),
+        (None, {}, ["tokenizer", "NoneType"]),
     ],
 )
 def test_prompts_that_are_refused(tokenizer, asked, names):
@@ -395,10 +396,9 @@ def test_prompts_that_are_refused(tokenizer, asked, names):
         prompt(tokenizer, **asked)
 
 
-@pytest.mark.parametrize("given", [None, MANY.symbols, rs.load("g2p")])
-def test_what_is_no_tokenizer_is_named(given):
-    with raises_naming(TypeError, "tokenizer", type(given).__name__, "target_vocabulary"):
-        prompt(given)
+def test_timestamps_are_asked_for_with_a_bool():
+    with raises_naming(TypeError, "timestamps", "'no'"):
+        prompt(MANY, "en", timestamps="no")
 
 
 @pytest.mark.parametrize(
@@ -426,16 +426,17 @@ def test_segments(tokens, expected):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "more", "kind", "names"),
+    ("tokens", "more", "kind"),
     [
-        ([0.5], {}, TypeError, ["tokens", "float64"]),
-        (np.zeros((1, 5), dtype=int), {}, TypeError, ["tokens", "(1, 5)"]),
-        (5, {}, TypeError, ["tokens", "()"]),
-        ([0], {"duration": 31}, ValueError, ["duration", "31"]),
-        ([-1], {}, ValueError, ["-1"]),
-        ([6, 1507], {}, ValueError, ["tokens", "1506", "1507"]),
+        ([0.5], {}, TypeError),
+        ([0], {"duration": 31}, ValueError),
+        ([-1], {}, ValueError),
+        ([6, 1507], {}, ValueError),  # a timestamp above 30 s
+        ([[6, 0]], {}, TypeError),
+        (["a"], {}, TypeError),
+        (None, {}, TypeError),
     ],
 )
-def test_segments_that_are_refused(tokens, more, kind, names):
-    with raises_naming(kind, *names):
+def test_segments_that_are_refused(tokens, more, kind):
+    with raises_naming(kind):
         segments(tokens, ENGLISH, **more)

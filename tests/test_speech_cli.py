@@ -127,6 +127,7 @@ def test_languages(name, options, language, task, call, place):
         ("many", "--source-language fr", ["--source-language", "en, de", "fr"]),
         ("many", "--target-language en", ["--source-language", "en, de"]),
         ("many", "--source-language en --target-language de", ["--target-language", "en", "de"]),
+        ("settings", "--source-language=", ["--source-language", "en, de", "''"]),
         ("english", "--source-language de", ["--source-language", "de", "English"]),
         ("image", "", ["image.npz", "Whisper", "rs.generate(model, frames)"]),
         ("image", "--timestamps", ["image.npz", "Whisper"]),

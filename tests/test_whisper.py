@@ -403,6 +403,9 @@ REFUSED_OF_OPENAI = {
     "a path": ("tiny.pt", TypeError, "tiny.pt"),
     "no sizes": ({"model_state_dict": {}}, ValueError, "dims"),
     "a size missing": ({"dims": {"n_mels": 80}, "model_state_dict": {}}, ValueError, "n_audio_ctx"),
+    "no size": ({"dims": DIMS | {"n_mels": None}, "model_state_dict": {}}, TypeError, "n_mels"),
+    "no arrays": ({"dims": LARGE, "model_state_dict": None}, TypeError, "NoneType"),
+    "no names": ({"dims": LARGE, "model_state_dict": {1: np.ones(1)}}, TypeError, "{1:"),
     "widths": (
         {"dims": DIMS | {"n_text_state": 8}, "model_state_dict": {}}, rs.UnsupportedFeature,
         "n_text_state",

@@ -68,7 +68,7 @@ def with_prompt(model: Model, options: argparse.Namespace) -> Model:
     if options.timestamps:
         prefix, moot = [i for i in prefix if i != no_timestamps], {"return_timestamps"}
     lacks_one = model.settings is None or "language" in dict(settings.not_implemented)
-    if language or target or lacks_one:
+    if (language, target) != (None, None) or lacks_one:
         task = "translate" if target == "en" != language else "transcribe"
         try:
             prefix = prompt(tokenizer, language, task, timestamps=options.timestamps)[1:]

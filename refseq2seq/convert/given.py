@@ -55,6 +55,11 @@ def arrays_and_options(
 
 def numpy_arrays(given: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the arrays of a mapping, such as a state dict; the keys are those of `plain_name`."""
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise TypeError(
+            "expected a mapping of names to arrays, such as a state dict, got "
+            f"{type(given).__name__} {' '.join(repr(given).split())[:60]}"
+        )
     if name := next(filter(_OF_ADAPTERS.search, given), None):
         raise adapters(name)
     names = {plain_name(name): name for name in given}

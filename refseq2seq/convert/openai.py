@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..checks import UnsupportedFeature
+from ..checks import UnsupportedFeature, check_int
 from ..model import Model
 from .given import numpy_arrays, plain_module, wrong_module
 from .huggingface import whisper
@@ -116,7 +116,7 @@ def _fields(dims: Any) -> Fields:
             f"n_audio_state = {dims['n_audio_state']} and n_text_state = {dims['n_text_state']}: "
             "they must be equal"
         )
-    sizes = {theirs: dims[name] for name, theirs in DIMS.items()}
+    sizes = {theirs: check_int(f"dims' {name}", dims[name], 1) for name, theirs in DIMS.items()}
     d_ff = 4 * Fields(sizes)["d_model"]
     others = {"encoder_ffn_dim": d_ff, "decoder_ffn_dim": d_ff, "activation_function": "gelu"}
     return Fields(sizes | others)

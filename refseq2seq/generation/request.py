@@ -136,6 +136,11 @@ def as_request(
     source, mask = checked_source(model, source, source_mask)
     for amateur in amateurs:
         if amateur.reads_source:
+            if isinstance(source, Memory):
+                raise ValueError(
+                    "an amateur cannot read the source of a Memory: give the source itself, or "
+                    "make it with reads_source=False"
+                )
             checked_source(amateur.model, source, mask)
     batch = source.batch if isinstance(source, Memory) else len(source)
     prefix_ids, n_prefix = as_prefix(prefix, batch, c)

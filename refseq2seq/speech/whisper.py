@@ -31,16 +31,15 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """The id of each token ``<|...|>`` of a Whisper tokenizer, such as ``<|endoftext|>``.
 
     Many tokenizers lack timestamps, whose ids are those above ``<|notimestamps|>``. Raises
-    ValueError for a tokenizer of another model, and TypeError for another object.
+    ValueError for a tokenizer of another model, and for what is none.
     """
-    if not hasattr(tokenizer, "symbols"):
-        raise TypeError(
-            f"tokenizer must be a tokenizer, got {type(tokenizer).__name__}: pass "
-            "model.target_vocabulary, which models of rs.load(directory) have"
-        )
-    ids = {s: i for i, s in enumerate(tokenizer.symbols) if s[:2] == "<|" and s[-2:] == "|>"}
+    symbols = getattr(tokenizer, "symbols", ())
+    ids = {s: i for i, s in enumerate(symbols) if s[:2] == "<|" and s[-2:] == "|>"}
     if missing := [name for name in (START, END, NO_TIMESTAMPS) if name not in ids]:
-        raise ValueError(f"tokenizer must be that of a Whisper model, but has no {missing[0]}")
+        raise ValueError(
+            "tokenizer must be that of a Whisper model, such as model.target_vocabulary, but "
+            f"{type(tokenizer).__name__} has no {missing[0]}"
+        )
     return ids
 
 
@@ -85,12 +84,14 @@ def prompt(
     >>> prompt(tokens, "de", "translate")
     [2, 3, 5, 7]
     """
+    if not isinstance(timestamps, bool):
+        raise TypeError(f"timestamps must be a bool, got {timestamps!r:.99}")
     ids = special_ids(tokenizer)
     spoken = {match[1]: i for name, i in ids.items() if (match := LANGUAGE.fullmatch(name))}
     tasks = {task: ids[f"<|{task}|>"] for task in TASKS if f"<|{task}|>" in ids}
     end = [] if timestamps else [ids[NO_TIMESTAMPS]]
     is_english = ids[END] == END_OF_GPT2 or not spoken
-    known = TASKS if is_english else tuple(tasks)
+    known = TASKS if is_english else tuple(tasks)  # no dict, because anything might be given
     if task not in known:
         raise ValueError(f"task must be one of {', '.join(known)}; got {task!r:.99}")
     if is_english:
@@ -100,7 +101,7 @@ def prompt(
                 "but this one is English-only: leave them out"
             )
         return [ids[START], *end]
-    if language is None or language not in tuple(spoken):
+    if language not in tuple(spoken):
         raise ValueError(f"language must be one of {', '.join(spoken)}; got {language!r:.99}")
     return [ids[START], spoken[language], tasks[task], *end]
 
@@ -129,7 +130,7 @@ def segments(
     Raises
     ------
     TypeError, ValueError
-        If the tokens are not one row of integers, or an id is above the timestamp of 30 s.
+        If the tokens are not one row of ids, or an id is above the timestamp of 30 s.
 
     Notes
     -----
@@ -150,16 +151,16 @@ def segments(
     duration = check_number("duration", duration, "(0, 30]")
     ids = special_ids(tokenizer)
     end_id, first = ids[END], ids[NO_TIMESTAMPS] + 1
-    array = on_host("tokens", tokens)
+    array, last = on_host("tokens", tokens), first + round(30 / STEP)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise TypeError(
             f"tokens must be integers (n,), got {array.dtype} {array.shape}: pass a row, such as "
             "out.tokens[0]"
         )
-    given = [int(token) for token in array]
+    given = array.tolist()
+    if not all(0 <= token <= last for token in given):
+        raise ValueError(f"tokens must be from 0 to {last}, which is 30 s, got {given!r:.99}")
     given = given[: given.index(end_id)] if end_id in given else given
-    if (highest := max(given, default=0)) > (last := first + round(30 / STEP)):
-        raise ValueError(f"tokens must be at most {last}, which is 30 s, got {highest}")
 
     pieces = [given[:1]]
     for before, token in pairwise(given):
