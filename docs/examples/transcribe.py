@@ -1,4 +1,4 @@
-"""Write down a recording of any length with Whisper: python transcribe.py DIR sound.wav [de]"""
+"""Transcribe a recording of any length with Whisper: python transcribe.py DIR sound.wav [de]"""
 
 import sys
 import zlib
