@@ -517,6 +517,6 @@ def test_rules_about_tokens_are_applied():
 
 
 def test_every_family_has_a_case():
-    """Those with files of their own: test_t5gemma.py, test_whisper.py."""
-    others = {"t5gemma", "whisper"}
+    """Those with files of their own: test_t5gemma.py, test_vision.py, test_whisper.py."""
+    others = {"t5gemma", "trocr", "vision-encoder-decoder", "whisper"}
     assert {CASES[name].config.model_type for name in CASES} | others == set(FAMILIES)
