@@ -281,7 +281,7 @@ def test_missing_files_are_named(missing, tmp_path):
         rs.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="none"):
         from_ctranslate2(tmp_path / "none")
-    with pytest.raises(NotADirectoryError, match="give the directory"):
+    with pytest.raises(NotADirectoryError, match="give its directory"):
         from_ctranslate2(tmp_path / "model.bin")
 
 

@@ -154,8 +154,7 @@ def segments(
     array, last = on_host("tokens", tokens), first + round(30 / STEP)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise TypeError(
-            f"tokens must be integers (n,), got {array.dtype} {array.shape}: pass a row, such as "
-            "out.tokens[0]"
+            f"tokens must be integers (n,), such as out.tokens[0], got {array.dtype} {array.shape}"
         )
     given = array.tolist()
     if not all(0 <= token <= last for token in given):

@@ -90,8 +90,7 @@ def from_ctranslate2(
     """
     directory = Path(directory)
     if directory.is_file():
-        why = "a file; give the directory that contains it"
-        raise NotADirectoryError(errno.ENOTDIR, why, str(directory))
+        raise NotADirectoryError(errno.ENOTDIR, "a file; give its directory", str(directory))
     with file_errors(directory / MODEL, UnsupportedFeature, FileError):
         name, variables = files.read(directory / MODEL)
         read, is_speech = spec.Spec(variables), name == "WhisperSpec"
