@@ -14,7 +14,8 @@ pty = pytest.importorskip("pty", reason="needs terminals of Unix")
 termios = pytest.importorskip("termios", reason="needs terminals of Unix")
 
 COUNT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from refseq2seq import cli
 from refseq2seq.cli import lines, progress
 plain = lines.generate
