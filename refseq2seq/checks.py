@@ -180,22 +180,19 @@ def _as_rows(
     if 0 in x.shape:
         raise ValueError(f"{name} is empty: its shape is {x.shape}")
     if x.ndim != ndim:
-        raise ValueError(f"{name} must have shape {shape}, got {x.shape}{_cure(x, shape)}")
+        raise ValueError(f"{name} must have shape {shape}, got {x.shape}{_cure(name, x, shape)}")
     return x, np.ones(x.shape[:2], bool) if mask is None else as_mask(of_mask, mask, x.shape[:2])
 
 
-def _cure(x: np.ndarray, shape: str) -> str:
-    """The rest of an error about an array that has another number of axes than a source."""
+def _cure(name: str, x: np.ndarray, shape: str) -> str:
+    """The rest of an error about a row, or another array with fewer axes than vectors have."""
     if shape == "(batch, n)" or x.ndim >= 3:
         return ""
-    one = x.ndim == 2 and shape.endswith(f" {x.shape[1]})") and x.dtype.kind == "f"
-    return (
-        ": write source[None] for one source"
-        if one
-        else (
-            ": the model reads frames, of rs.speech.log_mel for sounds and of rs.patches for images"
-        )
-    )
+    if x.ndim == 2 and x.dtype.kind == "f" and shape.endswith(f" {x.shape[1]})"):
+        return f": write {name}[None] for one row"
+    if name != "source":
+        return ""
+    return ": the model reads frames, which rs.speech.log_mel makes of sounds, rs.patches of images"
 
 
 def on_host(name: str, x: Any) -> np.ndarray:
@@ -223,7 +220,7 @@ def _from_lists(name: str, rows: Sequence[Any], shape: str) -> tuple[np.ndarray,
             )
     elif any(row.ndim != 2 for row in arrays) or len({row.shape[1:] for row in arrays}) > 1:
         shapes = _short([row.shape for row in arrays])
-        cure = _cure(arrays[0], shape) if arrays[0].ndim < 2 else ""
+        cure = _cure(name, arrays[0], shape) if arrays[0].ndim < 2 else ""
         of_row = shape.replace("batch, ", "")
         raise ValueError(f"{name} must have one array {of_row} per row, got shapes {shapes}{cure}")
     lengths = [len(row) for row in arrays]

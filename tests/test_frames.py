@@ -395,7 +395,7 @@ def test_more_embeddings_than_positions_raise():
 MEMORIES = {
     "masked": ({"hidden": np.ma.masked_array(np.ones((2, 3, 14)))}, TypeError, "hidden"),
     "integers": ({"hidden": np.ones((2, 3, 14), int)}, TypeError, "hidden"),
-    "2-D": ({"hidden": np.ones((3, 14))}, ValueError, "(3, 14)"),
+    "2-D": ({"hidden": np.ones((3, 14))}, ValueError, "hidden[None]"),
     "another width": ({"hidden": np.ones((2, 3, 13))}, ValueError, "(2, 3, 13)"),
     "empty": ({"hidden": np.ones((2, 0, 14))}, ValueError, "(2, 0, 14)"),
     "mask of integers": ({"mask": np.ones((2, 3), int)}, TypeError, "mask"),
