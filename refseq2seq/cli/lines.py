@@ -71,7 +71,9 @@ def encoded(model: Model, line: Line) -> tuple[list[int] | np.ndarray, Answer]:
         frames, seconds = read_frames(model, line.text)
         return frames, {"seconds": seconds}
     if line.text.lower().endswith(".wav") and os.path.exists(line.text):
-        raise ValueError(f"{line.text} is a sound, and the model reads texts: give a Whisper")
+        raise ValueError(
+            f"{line.text} is a sound; the model reads texts: give a Whisper to --model"
+        )
     ids = model.source_vocabulary.encode(line.text)  # type: ignore[union-attr]
     if not ids:
         raise ValueError(f"{line.text!r} has no tokens")

@@ -97,7 +97,7 @@ def model_of(options: argparse.Namespace) -> Model:
         model = with_prompt(model, options)
     elif options.timestamps:
         raise ValueError(
-            f"--timestamps: {options.model} reads texts; give a Whisper, or leave it out"
+            f"--timestamps: {options.model} reads texts: pass a Whisper as --model, or leave it out"
         )
     else:
         model = between(model, options.source_language, options.target_language)
