@@ -12,7 +12,6 @@ from refseq2seq.config import (
     BucketedPositions,
     FeedForwardConfig,
     FrameInput,
-    FrameLayerConfig,
     LearnedPositions,
     NormConfig,
     RotaryPositions,
@@ -192,9 +191,8 @@ ALL = {"x_transformers": x_transformers, "vaswani": vaswani, "rich": rich, "t5_l
 
 def frame_layer(d_out, window, stride, padding, **fields):
     """A frame layer with a bias and without norms, unless the fields say otherwise."""
-    plain = {"bias": True, "activation": "gelu_erf", "norm_before": None, "norm_after": None}
-    sizes = {"d_out": d_out, "window": window, "stride": stride, "padding": padding}
-    return FrameLayerConfig(**sizes | plain | fields)
+    sizes = {"window": window, "stride": stride, "padding": padding}
+    return presets.plain_frame_layer(d_out, **sizes | {"activation": "gelu_erf"} | fields)
 
 
 def reading_frames(config, n_features, layers, n_class_tokens=0, **fields):

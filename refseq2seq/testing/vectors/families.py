@@ -8,7 +8,6 @@ from ...config import (
     BucketedPositions,
     FeedForwardConfig,
     FrameInput,
-    FrameLayerConfig,
     LearnedPositions,
     ModelConfig,
     NormConfig,
@@ -18,7 +17,15 @@ from ...config import (
     TokenInput,
     WindowConfig,
 )
-from ...presets import plain_attention, plain_model, plain_stack, vaswani, x_transformers
+from ...presets import (
+    plain_attention,
+    plain_feed_forward,
+    plain_frame_layer,
+    plain_model,
+    plain_stack,
+    vaswani,
+    x_transformers,
+)
 
 _TOKENS: dict[str, Any] = {"decoder_start_id": 1, "eos_ids": (2,), "pad_id": 0}
 
@@ -40,9 +47,7 @@ def _t5() -> ModelConfig:
             norm=NormConfig(kind="rms_norm", eps=1e-6, gain="vector", bias=False),
             norm_positions=("before",),
             final_norm=True,
-            feed_forward=FeedForwardConfig(
-                d_ff=17, activation="gelu_tanh", gated=True, biases=(), hidden_norm=None
-            ),
+            feed_forward=plain_feed_forward(17, "gelu_tanh", gated=True, biases=()),
         )
 
     return plain_model(
@@ -69,19 +74,6 @@ def _t5gemma() -> ModelConfig:
     return replace(c, encoder=encoder, decoder=decoder, logits_scale=1.0, logits_softcap=3.0)
 
 
-def _frame_layer(d_out: int, window: int, stride: int, **norms: NormConfig) -> FrameLayerConfig:
-    plain: dict[str, Any] = {"norm_before": None, "norm_after": None}
-    return FrameLayerConfig(
-        d_out=d_out,
-        window=window,
-        stride=stride,
-        padding=window // 2,
-        bias=True,
-        activation="gelu_erf",
-        **plain | norms,
-    )
-
-
 def _whisper() -> ModelConfig:
     """Whisper: two convolutions of frames, pre-norm, keys without bias, and a tied head."""
     c = vaswani(d_model=14, vocab_size=19, n_layers=2, n_heads=2, d_ff=23, **_TOKENS)
@@ -93,7 +85,10 @@ def _whisper() -> ModelConfig:
         "self_attention": attention,
         "feed_forward": replace(c.encoder.feed_forward, activation="gelu_erf"),
     }
-    layers = (_frame_layer(14, window=3, stride=1), _frame_layer(14, window=3, stride=2))
+    layers = tuple(
+        plain_frame_layer(14, window=3, stride=stride, padding=1, activation="gelu_erf")
+        for stride in (1, 2)
+    )
     frames = FrameInput(n_features=5, layers=layers, n_class_tokens=0)
     waves = SinusoidalPositions(layout="tensor2tensor", offset=0, scale=1.0)
     table = LearnedPositions(n_positions=11, offset=0, scale=1.0)
@@ -106,9 +101,8 @@ def _captions() -> ModelConfig:
     """An encoder of images: projected and normalised patches after two class tokens."""
     c = vaswani(d_model=14, vocab_size=19, n_layers=2, n_heads=2, d_ff=23, **_TOKENS)
     norms = dict.fromkeys(("norm_before", "norm_after"), c.encoder.norm)
-    patches = FrameInput(
-        n_features=6, layers=(_frame_layer(14, window=1, stride=1, **norms),), n_class_tokens=2
-    )
+    layer = plain_frame_layer(14, activation="gelu_erf", **norms)
+    patches = FrameInput(n_features=6, layers=(layer,), n_class_tokens=2)
     positions = LearnedPositions(n_positions=11, offset=0, scale=1.0)
     encoder = replace(c.encoder, input=patches, positions=positions, embedding_scale=1.0)
     return replace(c, encoder=encoder, tied_embeddings=False)
