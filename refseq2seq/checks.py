@@ -124,7 +124,7 @@ def as_source(
     width = frames.n_features if frames else c.d_model
     vectors, mask = as_vectors("source", source, width, mask, dtype=dtype)
     lengths = mask.sum(axis=1)
-    joins = frames is not None and any(c.window > 1 or c.stride > 1 for c in frames.layers)
+    joins = frames is not None and any(x.window > 1 or x.stride > 1 for x in frames.layers)
     if joins and (mask != (np.arange(mask.shape[1]) < lengths[:, None])).any():
         raise ValueError("source_mask must have the real frames first: True, then False")
     for row, n in enumerate(lengths.tolist()):

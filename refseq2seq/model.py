@@ -450,8 +450,9 @@ def embed_source(
     if isinstance(c.input, FrameInput):
         x, mask = embed_frames(p, c.input, source, mask, tap)
         return tap("tokens", x * c.embedding_scale), mask
-    is_embedded = source.ndim == 3
-    return tap("tokens", source) if is_embedded else embed_tokens(p, c, source, tap), mask
+    if source.ndim == 3:  # embeddings in the place of tokens
+        return tap("tokens", source), mask
+    return embed_tokens(p, c, source, tap), mask
 
 
 def embed(p: StackParams, c: StackConfig, x: Array, positions: Array, tap: Tap) -> Array:
