@@ -12,6 +12,7 @@ import inspect
 import io
 import re
 import textwrap
+from functools import cache
 
 import matplotlib as mpl
 import numpy as np
@@ -19,6 +20,8 @@ from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+
+import refseq2seq as rs
 
 # What matplotlib draws with: names in disguise, which `_panel` turns into CSS colours.
 INK, FILL, BLUE, ORANGE, GREEN, GREY = (f"#0a0b{i:02x}" for i in range(1, 7))
@@ -68,6 +71,26 @@ def source(*functions):
         code = textwrap.dedent(inspect.getsource(function))
         parts.append(re.sub(r'\n +r?"""[\s\S]*?"""', "", code, count=1).rstrip())
     return Markdown("```python\n" + "\n\n\n".join(parts) + "\n```")
+
+
+@cache
+def _program():
+    return rs.write_out(rs.load("g2p")).source
+
+
+def written(*names):
+    """Functions of the shipped model's own program (the last chapter has the whole program)."""
+    bodies = [_program().split(f"\ndef {name}(")[1].split("\n\n\n")[0] for name in names]
+    code = "\n\n\n".join(f"def {name}({body}" for name, body in zip(names, bodies, strict=True))
+    return Markdown(f"```python\n{code.rstrip()}\n```")
+
+
+def written_sublayer(function, sublayer):
+    """The lines of a sublayer in ``encode`` or ``step`` of the shipped model's own program."""
+    body = _program().split(f"\ndef {function}(")[1].split("\n\n\n")[0]
+    lines = body[body.index(f"        p, norms = layer.{sublayer},") :].split("\n\n")[0]
+    kept = [line for line in lines.splitlines() if line.startswith(" " * 8)]
+    return Markdown("```python\n" + textwrap.dedent("\n".join(kept)) + "\n```")
 
 
 def show(*panels, alt):
