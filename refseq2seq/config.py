@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal, Self
 
+from .shown import Shown
+
 NormKind = Literal["layer_norm", "rms_norm", "l2_norm", "std_norm"]
 Activation = Literal["relu", "relu_squared", "silu", "gelu_erf", "gelu_tanh"]
 SinusoidLayout = Literal["interleaved", "concatenated", "tensor2tensor"]
@@ -25,7 +27,7 @@ MAX_CONFIGS = 2**14
 """That of a list of configs, one for each layer. A file cannot have arrays for as many layers."""
 
 
-class Config:
+class Config(Shown):
     """Base of dataclasses that check fields against annotations and convert to JSON's types."""
 
     TYPE: ClassVar[str] = ""

@@ -35,6 +35,7 @@ from .frames import embed_frames, prepend
 from .masks import causal_mask, padding_mask, real_positions, window_mask
 from .ops import ACTIVATIONS, linear, normalize, soft_cap
 from .params import (
+    Arrays,
     FeedForwardParams,
     LayerParams,
     Params,
@@ -46,12 +47,13 @@ from .params import (
 )
 from .positions import Rotation, position_embedding, rotation, score_bias
 from .settings import Settings
+from .shown import Shown
 from .taps import RoundingTap, Tap, check_tap, no_tap
 from .text import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Model:
+class Model(Shown):
     """A config, its parameters, and optionally tokenizers and generation settings.
 
     Only `refseq2seq.generate_as_configured` and the command line apply the settings.
@@ -78,16 +80,13 @@ class Model:
         """A model with the parameters of `random_params`."""
         return cls(config=config, params=random_params(config, seed, dtype))
 
-    def __repr__(self) -> str:
-        return f"<Model of {count_parameters(self.config):,} parameters, {self.dtype}>"
-
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # for IPython and Hypothesis
         printer.text(repr(self))
 
-    def _repr_html_(self) -> str:
-        from .watching import notebook
-
-        return notebook.model(self)
+    @property
+    def n_parameters(self) -> int:
+        """The number of parameters; a tied table counts once."""
+        return count_parameters(self.config)
 
     @property
     def xp(self) -> ModuleType:
@@ -134,8 +133,8 @@ class Model:
         return replace(self, params=map_arrays(self.config, self.params, function))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Memory:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Memory(Arrays):
     """An encoded source, computed once, and its keys and values in each decoder layer."""
 
     hidden: Array  # (batch, n_source, d_model)

@@ -26,21 +26,32 @@ from .config import (
     NormConfig,
     StackConfig,
 )
+from .shown import Shown
 
 ArrayMaker = Callable[[str, tuple[int, ...]], Array]
 """Returns the array for a name such as ``encoder.layers.0.self_attention.w_q`` and a shape."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class NormParams:
+class Arrays(Shown):
+    """Base of dataclasses whose fields are arrays, such dataclasses, or tuples of them."""
+
+    __slots__ = ()
+
+    def named(self) -> dict[str, Array]:
+        """Every array with its name, such as ``encoder.layers.0.self_attention.w_q``."""
+        return dict(named_arrays(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class NormParams(Arrays):
     """Gain and bias of a normalisation."""
 
     gain: Array | None  # (d,) or () or, of heads, (n_heads, 1, d_k)
     bias: Array | None  # (d,) or (n_heads, 1, d_k)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SublayerNorms:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class SublayerNorms(Arrays):
     """x = after(x + branch(sublayer(before(x)))); a norm that is None is the identity."""
 
     before: NormParams | None
@@ -48,8 +59,8 @@ class SublayerNorms:
     after: NormParams | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AttentionParams:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class AttentionParams(Arrays):
     """The projections of one multi-head attention, and parameters that only some models have."""
 
     w_q: Array  # (d_model, n_heads * d_k)
@@ -69,8 +80,8 @@ class AttentionParams:
     head_scale: Array | None  # (n_heads, 1, 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FeedForwardParams:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class FeedForwardParams(Arrays):
     """The matrices of one feed-forward sublayer."""
 
     w_in: Array  # (d_model, d_ff)
@@ -82,8 +93,8 @@ class FeedForwardParams:
     b_out: Array | None  # (d_model,)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LayerParams:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class LayerParams(Arrays):
     """One encoder or decoder layer."""
 
     self_attention: AttentionParams
@@ -94,8 +105,8 @@ class LayerParams:
     feed_forward_norms: SublayerNorms
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FrameLayerParams:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class FrameLayerParams(Arrays):
     """One convolution over time."""
 
     norm_before: NormParams | None  # (d_in,)
@@ -104,8 +115,8 @@ class FrameLayerParams:
     norm_after: NormParams | None  # (d_out,)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StackParams:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class StackParams(Arrays):
     """An encoder or a decoder."""
 
     embedding: Array | None  # (vocab_size, d_model); None if the stack reads frames
@@ -119,8 +130,8 @@ class StackParams:
     final_norm: NormParams | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Params:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class Params(Arrays):
     """All arrays of a model."""
 
     encoder: StackParams

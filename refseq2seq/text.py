@@ -4,13 +4,16 @@ import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from operator import index
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from .config import Config
+from .shown import SYMBOLS
+
+T = TypeVar("T")
 
 
 class UnknownSymbolError(ValueError):
@@ -39,6 +42,13 @@ def symbol(tokenizer: Tokenizer, token: int) -> str:
     """The printable form of a token, or ``<id>`` for a token beyond the vocabulary."""
     symbols = tokenizer.symbols
     return symbols[token] if token < len(symbols) else f"<{token}>"
+
+
+def name_tokens(result: T, tokenizer: Tokenizer | None) -> T:
+    """The same result, which then shows the tokenizer's symbols in the place of token ids."""
+    if tokenizer is not None:
+        SYMBOLS[result] = partial(symbol, tokenizer)
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)

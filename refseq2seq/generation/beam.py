@@ -35,7 +35,9 @@ from ..backend import Array, array_namespace, freeze, read
 from ..checks import Source, Tokens, check_int, check_number
 from ..model import Model, check_model, encode_checked
 from ..ops import top_indices
+from ..shown import Shown
 from ..taps import Tap, no_tap
+from ..text import name_tokens
 from .contrastive import Amateur
 from .failures import no_token
 from .inference import Inference
@@ -47,8 +49,8 @@ LengthPenalty = float | Callable[[int], float]
 """The exponent of the length, or a function from a length to the divisor of a score."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Hypotheses:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Hypotheses(Shown):
     """The targets of each row and their scores. Arrays are on the host.
 
     An index without a target has the score -inf.
@@ -109,8 +111,8 @@ class Candidates(NamedTuple):
     scores: np.ndarray  # sums of the log-probabilities of new tokens
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BeamStep:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class BeamStep(Shown):
     """One step of the search, with the data to draw its tree. Arrays are on the host, and those
     that the search uses again are read-only.
     """
@@ -129,8 +131,8 @@ class BeamStep:
         freeze(self.done, *vars(self.live).values(), *vars(self.pool).values())
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BeamSearch:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class BeamSearch(Shown):
     """The best hypotheses of each row, best first."""
 
     tokens: np.ndarray  # (batch, n_best, n) new tokens, EOS kept, pad_id after them
@@ -255,7 +257,7 @@ def _search(model: Model, request: Request, settings: _Settings) -> Iterator[Bea
         if request.tap is no_tap:  # a tap receives the whole batch in every step
             inference.drop(np.repeat(beams.done, settings.n_beams))
         index += 1
-        yield step
+        yield name_tokens(step, model.target_vocabulary)
 
 
 def _step(
@@ -493,13 +495,14 @@ def beam_search(
     batch = len(last.done)
     best = last.pool.take(np.broadcast_to(np.arange(n_best), (batch, n_best)))
     longest = best.lengths.max()
-    return BeamSearch(
+    out = BeamSearch(
         tokens=best.tokens[:, :, :longest],
         lengths=best.lengths,
         scores=best.scores,
         log_probs=best.log_probs[:, :, :longest],
         margin=margin,
     )
+    return name_tokens(out, model.target_vocabulary)
 
 
 def gnmt_penalty(alpha: float) -> Callable[[int], float]:

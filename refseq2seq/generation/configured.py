@@ -20,6 +20,8 @@ from ..checks import Source, Tokens, UnsupportedFeature, as_tokens
 from ..config import ModelConfig, annotations
 from ..model import Model, check_model
 from ..settings import FILTERS, Settings
+from ..shown import Shown
+from ..text import name_tokens
 from . import like
 from .beam import beam_search, beam_steps
 from .constraints import MAKERS
@@ -35,8 +37,8 @@ DEFAULT_NEW_TOKENS = 20
 """The maximum number of new tokens where the settings have none, as in transformers."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ConfiguredGeneration:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class ConfiguredGeneration(Shown):
     """Targets generated with a model's settings. Arrays are on the host."""
 
     tokens: np.ndarray  # (batch, n_return, n) new tokens, EOS kept, pad_id after them
@@ -85,12 +87,13 @@ def generate_as_configured(
     decode: Callable[..., Any] = beam_search if "beams" in how else generate
     out = decode(replace(model, settings=None), source, source_mask=source_mask, **how)
     n_return, n = how.get("n_best") or how["num_return_sequences"], out.tokens.shape[-1]
-    return ConfiguredGeneration(
+    found = ConfiguredGeneration(
         tokens=out.tokens.reshape(-1, n_return, n),
         lengths=out.lengths.reshape(-1, n_return),
         log_probs=out.log_probs.reshape(-1, n_return, n),
         scores=getattr(out, "scores", None),
     )
+    return name_tokens(found, model.target_vocabulary)
 
 
 def as_configured(

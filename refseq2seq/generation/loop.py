@@ -20,7 +20,9 @@ from ..config import FrameInput
 from ..languages import Language, encode_texts, toward
 from ..model import Model, check_model, encode_checked
 from ..ops import logsumexp
+from ..shown import SYMBOLS, Shown
 from ..taps import Tap, no_tap
+from ..text import name_tokens
 from .contrastive import Amateur
 from .failures import no_token
 from .inference import Inference
@@ -29,7 +31,7 @@ from .sampling import GREEDY, Chooser, Pick, Processor, State, Uniforms, apply, 
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Step:
+class Step(Shown):
     """One step of the loop. ``logits`` and ``scores`` are arrays of the model's backend; the
     others are on the host and cannot be written to.
 
@@ -50,16 +52,6 @@ class Step:
     def __post_init__(self) -> None:
         freeze(self.tokens, self.log_probs, self.margin)
         freeze(self.finished, self.forced, self.emitted)
-
-    def __repr__(self) -> str:
-        from ..watching.notebook import listed
-
-        return f"<Step {self.index}: tokens {listed(self.tokens)}>"
-
-    def _repr_html_(self) -> str:
-        from ..watching import notebook
-
-        return notebook.step(self)
 
 
 def decode_steps(
@@ -204,7 +196,7 @@ def _loop(
         if request.tap is no_tap:  # a tap receives the whole batch in every step
             inference.drop(targets.ended)
         index += 1
-        yield step
+        yield name_tokens(step, model.target_vocabulary)
 
 
 def _step(
@@ -327,25 +319,13 @@ class _Targets:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Generation:
+class Generation(Shown):
     """New tokens of each row, left-aligned: no prefix, EOS kept, ``pad_id`` after it."""
 
     tokens: np.ndarray  # (batch, n) int64
     lengths: np.ndarray  # (batch,) new tokens of each row, EOS counted
     log_probs: np.ndarray  # (batch, n) under softmax(logits), in nats; 0 after the end
     finished: np.ndarray  # (batch,) True = ended by EOS or by `stop`, False = cut off
-
-    def __repr__(self) -> str:
-        least, most = self.lengths.min(), self.lengths.max()
-        return (
-            f"<Generation of {len(self.lengths)} rows, {least} to {most} tokens, "
-            f"{self.finished.sum()} finished>"
-        )
-
-    def _repr_html_(self) -> str:
-        from ..watching import notebook
-
-        return notebook.generation(self)
 
     @classmethod
     def from_steps(cls, steps: Iterable[Step], pad_id: int) -> Self:
@@ -368,7 +348,10 @@ class Generation:
         log_probs = np.zeros(is_new.shape)
         tokens[is_new] = chosen[emitted]  # both ordered by row, then by step
         log_probs[is_new] = their_log_probs[emitted]
-        return cls(tokens=tokens, lengths=lengths, log_probs=log_probs, finished=step.finished)
+        out = cls(tokens=tokens, lengths=lengths, log_probs=log_probs, finished=step.finished)
+        if step in SYMBOLS:
+            SYMBOLS[out] = SYMBOLS[step]
+        return out
 
 
 def generate(model: Model, source: Source, **options: Any) -> Generation:

@@ -6,11 +6,12 @@ from fnmatch import fnmatchcase
 from typing import Self
 
 from ..backend import Array, to_numpy
+from ..shown import Shown
 from ..taps import FunctionTap
 from .patterns import check_pattern
 
 
-class Trace(Mapping[str, Array]):
+class Trace(Shown, Mapping[str, Array]):
     """A tap that records quantities: a mapping from full names to arrays, in order.
 
     Parameters
@@ -61,14 +62,6 @@ class Trace(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._arrays)
-
-    def __repr__(self) -> str:
-        return f"<Trace of {len(self)} arrays>"
-
-    def _repr_html_(self) -> str:
-        from . import notebook
-
-        return notebook.trace(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the arrays to an ``.npz`` file, uncompressed, under their names and in order.

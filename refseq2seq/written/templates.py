@@ -6,7 +6,6 @@ import numpy as np
 
 from ..config import FrameInput, ModelConfig, StackConfig
 from ..model import Model
-from ..params import count_parameters
 from ..text import Vocabulary
 from . import layout
 
@@ -151,7 +150,7 @@ def head(model: Model, sizes: str, needed: set[str], code: str) -> str:
     elif most:
         usage += f"; a source has at most {most}"
     return HEAD.format(
-        n_parameters=count_parameters(c),
+        n_parameters=model.n_parameters,
         dtype=model.dtype.name,
         usage=usage,
         library="NumPy 2" if uses_numpy else "CuPy 14",
