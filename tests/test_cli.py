@@ -98,7 +98,8 @@ def test_beams_are_those_of_beam_search(call):
     assert status == 0
     for row, line in enumerate(stdout.splitlines()):
         samples = json.loads(line)["samples"]
-        assert [sample["score"] for sample in samples] == out.scores[row].tolist()
+        scores = [sample["score"] for sample in samples]
+        assert scores == pytest.approx(out.scores[row], abs=1e-5)  # other batches, other last bits
         for k, sample in enumerate(samples):
             assert sample["tokens"] == out.tokens[row, k, : out.lengths[row, k]].tolist()
     plain = call("generate", "read", "--beams", "3", "--n-best", "2")[1]

@@ -257,7 +257,13 @@ def test_a_console_block_prints_what_the_page_says(block, run_script):
     text = block.text + "\n"
     commands = re.findall(r"^\$ (.*\n(?:> .*\n)*)", text, re.MULTILINE)
     script = "".join(command.replace("\n> ", "\n") for command in commands)
-    assert run_script(script) == re.sub(r"^(\$|>) .*\n", "", text, flags=re.MULTILINE)
+    said = re.sub(r"^(\$|>) .*\n", "", text, flags=re.MULTILINE)
+    assert without_rounding(run_script(script)) == without_rounding(said)
+
+
+def without_rounding(report):
+    """The report without the one number in it that depends on the processor's products."""
+    return re.sub(r"up to \d\.\d spreads\.", "up to ... spreads.", report)
 
 
 OF_OTHERS = {
