@@ -1,14 +1,12 @@
-"""The parts of a model, in words: its sublayers, their sizes, and the quantities of each."""
+"""The parts of a model: its sublayers, what the config says of each, and their quantities."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..config import (
-    AlibiPositions,
     AttentionConfig,
     BucketedPositions,
-    FeedForwardConfig,
     FrameInput,
     LearnedPositions,
     ModelConfig,
@@ -17,22 +15,15 @@ from ..config import (
 )
 from .facts import Fact
 
-NORMS = {
-    "layer_norm": "layer norm", "rms_norm": "RMS norm", "l2_norm": "L2 norm",
-    "std_norm": "std norm",
-}  # fmt: skip
-ACTIVATIONS = {
-    "relu": "ReLU", "relu_squared": "squared ReLU", "silu": "SiLU", "gelu_erf": "exact GELU",
-    "gelu_tanh": "tanh GELU",
-}  # fmt: skip
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A box of the picture: a sublayer, or what stands before or after the layers.
+    """A sublayer, or what stands before or after the layers: a box of the picture.
 
-    ``quantities`` are computed inside; ``after`` is the residual stream behind the sublayer, if
-    there is one. ``norms`` are those before, on the branch and after, each "" if there is none.
+    ``quantities`` are computed inside, and ``after`` is the residual stream behind a sublayer.
+    ``norms`` are the kinds of norm before the sublayer, on its branch and after the addition.
     """
 
     name: str
@@ -40,7 +31,7 @@ class Part:
     details: tuple[str, ...]
     quantities: tuple[Fact, ...]
     after: Fact | None
-    norms: tuple[str, str, str] = ("", "", "")
+    norms: tuple[str | None, ...]
 
 
 def part_of(name: str) -> str:
@@ -51,117 +42,119 @@ def part_of(name: str) -> str:
     >>> part_of("decoder.layers.*.after_cross_attention"), part_of("encoder.embed")
     ('decoder.cross_attention', 'encoder.embedding')
     """
-    stack = re.match("encoder|decoder", name)
-    if stack is None:
+    stack, _, rest = name.partition(".")
+    if stack not in ("encoder", "decoder"):
         return "unembedding" if name == "logits" else "choice"
-    sublayer = re.search("self_attention|cross_attention|feed_forward|frame|final", name)
-    return f"{stack[0]}.{sublayer[0] if sublayer else 'embedding'}".replace("frame", "frames")
+    found = re.search("self_attention|cross_attention|feed_forward|frame|final", rest)
+    sublayer = found[0] if found else "embedding"
+    return f"{stack}.{'frames' if sublayer == 'frame' else sublayer}"
 
 
 def parts(c: ModelConfig, facts: dict[str, Fact]) -> list[Part]:
-    """The parts in the order in which the data pass them."""
+    """The parts in the order in which data pass them."""
     found = []
     for name, title, details in _described(c):
         own = [fact for fact in facts.values() if part_of(fact.name) == name]
-        after = [fact for fact in own if ".after_" in fact.name]
-        inside = tuple(fact for fact in own if fact not in after)
+        after = next((fact for fact in own if ".after_" in fact.name), None)
         stack = c.encoder if name.startswith("encoder") else c.decoder
-        norms = _norms(stack) if after else ("", "", "")
-        found.append(Part(name, title, details, inside, after[0] if after else None, norms))
+        norms = (
+            _kind(stack.norm) if after and place in stack.norm_positions else None
+            for place in ("before", "branch", "after")
+        )
+        inside = tuple(fact for fact in own if fact is not after)
+        found.append(Part(name, title, tuple(details), inside, after, tuple(norms)))
     return found
 
 
-def _norms(c: StackConfig) -> tuple[str, str, str]:
-    before, branch, after = (
-        NORMS[c.norm.kind] if place in c.norm_positions else ""
-        for place in ("before", "branch", "after")
-    )
-    return before, branch, after
-
-
-def _described(c: ModelConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def _described(c: ModelConfig) -> Iterator[tuple[str, str, Iterator[str]]]:
     """The name, the title and the details of each part."""
     for stack, of in (("encoder", c.encoder), ("decoder", c.decoder)):
         if isinstance(of.input, FrameInput):
-            yield f"{stack}.frames", "Frames", tuple(_of_frames(of.input))
-        yield f"{stack}.embedding", "Embedding", tuple(_of_embedding(of))
+            yield f"{stack}.frames", "Frames", _frames(of.input)
+        yield f"{stack}.embedding", "Embedding", _embedding(of)
         if of.n_layers:
-            yield f"{stack}.self_attention", "Self-attention", tuple(_of_self_attention(stack, of))
+            yield f"{stack}.self_attention", "Self-attention", _self_attention(of)
             if of.cross_attention is not None:
-                details = tuple(_of_attention(of.cross_attention))
-                yield f"{stack}.cross_attention", "Cross-attention", details
-            yield f"{stack}.feed_forward", "Feed-forward", tuple(_of_feed_forward(of.feed_forward))
-        final = (NORMS[of.norm.kind],) if of.final_norm else ()
-        title = {"encoder": "Memory", "decoder": "Output"}[stack]
-        yield f"{stack}.final", "Final norm" if final else title, final
-    table = (
-        "the embedding transposed"
-        if c.tied_logits
-        else f"{c.decoder.d_model} × {c.decoder.vocab_size}"
-    )
-    yield "unembedding", "Unembedding", (table, *_capped(c.logits_softcap))
-    yield "choice", "Choice of a token", ()
+                yield f"{stack}.cross_attention", "Cross-attention", _attention(of.cross_attention)
+            yield f"{stack}.feed_forward", "Feed-forward", _feed_forward(of)
+        title = "Final norm" if of.final_norm else "Output"
+        yield f"{stack}.final", title, iter([_kind(of.norm)] if of.final_norm else [])
+    yield "unembedding", "Unembedding", _unembedding(c)
+    yield "choice", "Choice of a token", iter([])
 
 
-def _of_frames(c: FrameInput) -> Iterator[str]:
+def _frames(c: FrameInput) -> Iterator[str]:
     yield f"width {c.n_features}"
     for layer in c.layers:
-        every = f", every {layer.stride}" if layer.stride > 1 else ""
-        yield f"windows of {layer.window}{every}: {layer.d_out}"
+        stride = f", stride {layer.stride}" if layer.stride > 1 else ""
+        yield f"window {layer.window}{stride}"
     if c.n_class_tokens:
-        yield f"{c.n_class_tokens} class tokens"
+        yield count(c.n_class_tokens, "class token")
 
 
-def _of_embedding(c: StackConfig) -> Iterator[str]:
-    yield f"{c.vocab_size} × {c.d_model}" if c.vocab_size else f"width {c.d_model}"
-    if c.positions is not None:
-        learned = isinstance(c.positions, LearnedPositions)
-        yield f"{c.positions.n_positions} positions" if learned else "sinusoids"  # type: ignore[union-attr]
+def _embedding(c: StackConfig) -> Iterator[str]:
+    yield f"{c.vocab_size:,} {TIMES} {c.d_model}" if c.vocab_size else f"width {c.d_model}"
+    if isinstance(c.positions, LearnedPositions):
+        yield f"{c.positions.n_positions:,} positions"
+    elif c.positions is not None:
+        yield "sinusoids"
     if c.embedding_norm != "none":
-        yield NORMS[c.norm.kind]
+        yield _kind(c.norm)
     if c.n_register_tokens:
-        yield f"{c.n_register_tokens} registers"
+        yield count(c.n_register_tokens, "register")
 
 
-def _of_self_attention(stack: str, c: StackConfig) -> Iterator[str]:
-    yield from _of_attention(c.self_attention)
-    if stack == "decoder":
+def _self_attention(c: StackConfig) -> Iterator[str]:
+    yield from _attention(c.self_attention)
+    if c.cross_attention is not None:
         yield "causal"
     if c.windows:
         yield "windows"
-    relative = c.relative_positions
-    if isinstance(relative, AlibiPositions):
-        yield "ALiBi"
-    elif isinstance(relative, BucketedPositions):
-        yield f"bias of {relative.n_buckets} buckets"
-    elif relative is not None:
-        yield "rotated q and k"
+    if isinstance(c.relative_positions, BucketedPositions):
+        yield f"bias, {c.relative_positions.n_buckets} buckets"
+    elif c.relative_positions is not None:
+        yield c.relative_positions.TYPE
 
 
-def _of_attention(c: AttentionConfig) -> Iterator[str]:
-    yield f"{c.n_heads} heads of {c.d_k}"
+def _attention(c: AttentionConfig) -> Iterator[str]:
+    yield f"{count(c.n_heads, 'head')} of {c.d_k}"
     if c.n_kv_heads < c.n_heads:
         yield f"{c.n_kv_heads} of k and v"
     if c.qk_norm is not None:
-        yield "q and k normed"
+        yield f"{_kind(c.qk_norm)} of q, k"
     if c.n_learned_kv:
         yield f"{c.n_learned_kv} learned k, v"
-    if c.gate != "none":
-        yield "gated"
     if c.head_scale:
         yield "scaled heads"
-    yield from _capped(c.softcap)
+    if c.softcap is not None:
+        yield f"cap {c.softcap:g}"
 
 
-def _of_feed_forward(c: FeedForwardConfig) -> Iterator[str]:
-    yield f"width {c.d_ff}"
-    yield ACTIVATIONS[c.activation]
-    if c.gated:
-        yield "gated"
-    if isinstance(c.hidden_norm, NormConfig):
-        yield NORMS[c.hidden_norm.kind]
+def _feed_forward(c: StackConfig) -> Iterator[str]:
+    yield f"width {c.feed_forward.d_ff:,}"
+    yield c.feed_forward.activation
+    if c.feed_forward.hidden_norm is not None:
+        yield _kind(c.feed_forward.hidden_norm)
 
 
-def _capped(cap: float | None) -> Iterator[str]:
-    if cap is not None:
-        yield f"capped at {cap:g}"
+def _unembedding(c: ModelConfig) -> Iterator[str]:
+    yield f"{c.decoder.d_model} {TIMES} {c.decoder.vocab_size:,}"
+    if c.tied_logits:
+        yield "tied"
+    if c.logits_softcap is not None:
+        yield f"cap {c.logits_softcap:g}"
+
+
+def _kind(c: NormConfig) -> str:
+    return c.kind.replace("_", " ")
+
+
+def count(n: int, noun: str) -> str:
+    """The number and the noun.
+
+    Examples
+    --------
+    >>> count(1, "layer"), count(3, "layer")
+    ('1 layer', '3 layers')
+    """
+    return f"{n:,} {noun}{'s' * (n != 1)}"

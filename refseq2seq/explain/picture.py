@@ -1,7 +1,7 @@
 """One picture of a model: its parts, the way of the data, and a place for every quantity.
 
-The encoder is on the left, the decoder on the right, and data go down. A column is a stack of
-elements; only their heights are computed. Colours are those of the page around the picture.
+The encoder is on the left, the decoder on the right, and data go down. A column is a stack: what
+is drawn next begins at its ``y``. Colours are those of the page around the picture.
 """
 
 from collections.abc import Callable, Collection
@@ -10,36 +10,38 @@ from html import escape
 
 from ..model import Model
 from .facts import Fact, facts
-from .parts import Part, parts
+from .parts import TIMES, Part, count, parts
 
 Link = Callable[[str], str | None]
+Point = tuple[float, float]
 
-WIDTH, BOX, LANE, PAD, MARGIN = 370, 150, 10, 6, 1
-"""Widths of the picture, a box, the residual's lane, the frame around layers, and the edge."""
-CHIP, GAP, LINE, TITLE = 20, 10, 16, 21
-"""Heights of a quantity, the space above it, a line of details, and a title."""
+WIDTH, BOX, LANE, PAD, EDGE = 370, 150, 10, 6, 1
+"""Widths of the picture, a box, the residual's lane, the inside of a frame, and the edge."""
+CHIP, PILL, LINE, GAP, INSET = 20, 18, 16, 10, 6
+"""Heights of a quantity, a norm, and a line of text; the space of an arrow; that inside a box."""
+MEMORY = ("cross_attention.k", "cross_attention.v")
 
 STYLE = """
-.model-picture { --attention: #2f7fd0; --feed-forward: #c9741a; max-width: 27rem; width: 100%;
-  height: auto; color: inherit; font: 12.5px system-ui, "Segoe UI", Roboto, Helvetica, sans-serif; }
-.model-picture text { fill: currentColor; text-anchor: middle; }
-.model-picture .title { font-size: 13.5px; font-weight: 600; }
-.model-picture .soft { fill: color-mix(in srgb, currentColor 78%, transparent); }
-.model-picture rect { rx: 5px; stroke: color-mix(in srgb, currentColor 45%, transparent);
-  fill: color-mix(in srgb, currentColor 6%, transparent); }
-.model-picture .layers { rx: 9px; fill: none; stroke-dasharray: 2 3; }
-.model-picture .attention > a > rect, .model-picture .attention > rect { stroke: var(--attention);
-  fill: color-mix(in srgb, var(--attention) 14%, transparent); }
-.model-picture .feed-forward > a > rect, .model-picture .feed-forward > rect { stroke: var(--feed-forward);
-  fill: color-mix(in srgb, var(--feed-forward) 14%, transparent); }
-.model-picture .marked > a > rect, .model-picture .marked > rect { stroke-width: 2.5px; }
-.model-picture .norm rect { rx: 9px; }
-.model-picture .quantity rect { fill: color-mix(in srgb, currentColor 4%, transparent); }
-.model-picture path, .model-picture circle { fill: none; stroke: color-mix(in srgb, currentColor 65%, transparent);
-  stroke-width: 1.2px; stroke-linejoin: round; }
-.model-picture .memory { stroke: var(--attention); stroke-width: 1.6px; }
-.model-picture .again { stroke-dasharray: 4 3; }
-.model-picture a:hover rect, .model-picture a:focus rect { stroke-width: 2.5px; }
+.model-picture{--attention:#2f7fd0;--feed-forward:#c9741a;width:100%;max-width:26rem;height:auto;
+color:inherit;font:12.5px system-ui,"Segoe UI",Roboto,Helvetica,sans-serif}
+.model-picture text{fill:currentColor;text-anchor:middle}
+.model-picture .title{font-size:13.5px;font-weight:600}
+.model-picture .soft{fill:color-mix(in srgb,currentColor 80%,transparent)}
+.model-picture rect{rx:5px;stroke:color-mix(in srgb,currentColor 45%,transparent);
+fill:color-mix(in srgb,currentColor 5%,transparent)}
+.model-picture .layers{rx:9px;fill:none;stroke-dasharray:2 3}
+.model-picture .norm rect{rx:9px}
+.model-picture .quantity rect{stroke:color-mix(in srgb,currentColor 38%,transparent)}
+.model-picture :is(.attention,.feed-forward) rect{stroke:var(--hue);
+fill:color-mix(in srgb,var(--hue) 13%,transparent)}
+.model-picture .attention{--hue:var(--attention)}
+.model-picture .feed-forward{--hue:var(--feed-forward)}
+.model-picture .marked rect{stroke-width:2.5px}
+.model-picture :is(path,circle){fill:none;stroke:color-mix(in srgb,currentColor 65%,transparent);
+stroke-width:1.2px;stroke-linejoin:round}
+.model-picture .memory{stroke:var(--attention);stroke-width:1.6px}
+.model-picture .again{stroke-dasharray:4 3}
+.model-picture a:is(:hover,:focus-visible) rect{stroke:currentColor;stroke-width:2.5px}
 """
 
 
@@ -48,16 +50,17 @@ def picture(
 ) -> str:
     """Draw a model as an inline ``<svg>`` element.
 
-    A box is an element with ``data-part``, such as ``decoder.cross_attention``. A quantity is one
+    A part is an element with ``data-part``, such as ``decoder.cross_attention``. A quantity is one
     with the class ``quantity`` and its name as ``data-name``, with ``*`` for the layer; its
-    ``<title>`` is its meaning.
+    ``<title>`` is its meaning. ``<desc>`` lists the parts in words.
 
     Parameters
     ----------
     model : Model
     unfold : collection of str, optional
-        The parts whose quantities are shown and whose boxes are marked, such as ``encoder`` or
-        ``decoder.cross_attention``; the others are closed. By default all are shown, none marked.
+        The parts that are marked and show their quantities, such as ``encoder`` or
+        ``decoder.cross_attention``; the others are closed. By default all show their quantities,
+        and none is marked.
     link : callable, optional
         From the name of a part or a quantity to the address to which it leads, or None.
 
@@ -65,290 +68,267 @@ def picture(
     -------
     str
 
+    Raises
+    ------
+    ValueError
+        If ``unfold`` names a part that the model does not have.
+
     Examples
     --------
     >>> import refseq2seq as rs
     >>> svg = picture(rs.load("g2p"), unfold=["decoder.cross_attention"])
     >>> svg.count('class="quantity"'), 'data-name="decoder.layers.*.cross_attention.q"' in svg
-    (10, True)
+    (9, True)
     """
-    found = parts(model.config, facts(model))
-    left = Column(MARGIN + PAD + LANE, -1, unfold, link or (lambda name: None))
-    right = Column(WIDTH - MARGIN - 2 * PAD - LANE - BOX, 1, unfold, left.link)
-    for column, stack, label in ((left, "encoder", "source"), (right, "decoder", "target so far")):
-        column.text(label)
-        column.stack(
-            [p for p in found if p.name.startswith(stack)], getattr(model.config, stack).n_layers
-        )
+    c, found = model.config, parts(model.config, facts(model))
+    for name in unfold or ():
+        if not any(_is_of(part.name, name) for part in found):
+            raise ValueError(f"unfold must name parts, such as {found[0].name!r}, got {name!r}")
+    encoder = Column(EDGE + PAD + LANE, -1, unfold, link or (lambda name: None))
+    decoder = Column(WIDTH - EDGE - 2 * PAD - LANE - BOX, 1, unfold, encoder.link)
+    encoder.text("source tokens" if c.encoder.vocab_size else "source frames")
+    encoder.stack([p for p in found if p.name.startswith("encoder.")], c.encoder.n_layers)
+    encoder.arrow()
+    encoder.text("memory")
+    decoder.text("target so far")
+    decoder.stack([p for p in found if p.name.startswith("decoder.")], c.decoder.n_layers)
     for part in found[-2:]:
-        right.down(GAP)
-        right.box(part)
-    height = max(left.y, right.y) + MARGIN + 2
-    body = [*left.drawn, *right.drawn, _memory(left, right), _again(right)]
-    said = escape(describe(found, model))
-    role = "img" if link is None else "group"
+        decoder.arrow()
+        decoder.box(part)
+    decoder.arrow()
+    decoder.text("next token")
+    height = max(encoder.y, decoder.y) + EDGE
+    drawn = [*encoder.drawn, *decoder.drawn, *_memory(encoder, decoder), _again(decoder)]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="model-picture" viewBox="0 0 {WIDTH} {height}" '
-        f'role="{role}" aria-label="The model"><desc>{said}</desc><style>{STYLE}</style>'
-        f"{''.join(body)}</svg>"
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="model-picture" '
+        f'viewBox="0 0 {WIDTH} {height:g}" role="{"group" if link else "img"}" '
+        f'aria-label="The model"><desc>{escape(_in_words(found))}</desc>'
+        f"<style>{STYLE}</style>{''.join(drawn)}</svg>"
     )
 
 
-def describe(found: list[Part], model: Model) -> str:
-    """The picture in words."""
-    return " ".join(f"{part.name}: {', '.join([part.title, *part.details])}." for part in found)
+def _is_of(part: str, name: str) -> bool:
+    """Whether a part, such as ``encoder.embedding``, is ``name`` or is of the stack ``name``."""
+    return part in (name, f"{name}.{part.rpartition('.')[2]}")
+
+
+def _in_words(found: list[Part]) -> str:
+    return " ".join(f"{p.name}: {', '.join([p.title, *p.details])}." for p in found)
 
 
 @dataclass
 class Column:
-    """A stack of elements, drawn from top to bottom; y is where the next one begins."""
+    """A stack of drawn elements."""
 
     x: float  # of the left edge of the boxes
     side: int  # of the residual's lane: -1 left, 1 right
     unfold: Collection[str] | None
     link: Link
-    y: float = MARGIN
+    y: float = EDGE  # where the next element begins
     drawn: list[str] = field(default_factory=list)
-    places: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
+    places: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # x, y, width
 
     @property
     def middle(self) -> float:
+        """The x of the main way."""
         return self.x + BOX / 2
 
-    @property
-    def lane(self) -> float:
-        """The x of the way around a sublayer."""
-        return self.middle + self.side * (BOX / 2 + LANE)
-
-    def text(self, words: str, kind: str = "soft") -> None:
+    def text(self, words: str) -> None:
+        """A line of text, such as what goes in or comes out."""
+        self.drawn.append(_text(self.middle, self.y + LINE - 4, words, "soft"))
+        half = text_width(words) / 2 + 4
+        self.places[words] = (self.middle - half, self.y + LINE / 2, 2 * half)
         self.y += LINE
-        self.drawn.append(_text(self.middle, self.y - 4, words, kind))
 
-    def down(self, height: float) -> None:
-        """An arrow to what comes next."""
-        self.drawn.append(_arrow(f"M{self.middle} {self.y}", self.middle, self.y + height))
-        self.y += height
+    def arrow(self, height: float = GAP, head: bool = True) -> None:
+        """The main way down to the next element."""
+        end = self.y + height
+        self.drawn.append(_path((self.middle, self.y), (self.middle, end), head=head))
+        self.y = end
 
     def stack(self, found: list[Part], n_layers: int) -> None:
-        """The parts of an encoder or a decoder, with a frame around those of a layer."""
-        top = bottom = None
-        for part in found:
-            if part.after is None:
-                if top is not None and bottom is None:
-                    bottom = self.y + 4
-                    self.y = bottom
-                    self.frame(top, bottom, n_layers)
-                self.down(GAP)
-                self.box(part)
-            else:
-                if top is None:
-                    top = self.y + 5
-                    self.drawn.append(_line(f"M{self.middle} {self.y}V{self.y + 5}"))
-                    self.y = top
-                self.sublayer(part)
+        """An encoder or a decoder: what is before the layers, one of the layers, the final norm."""
+        layer = [part for part in found if part.after]
+        *first, final = [part for part in found if not part.after]
+        for part in first:
+            self.arrow()
+            self.box(part)
+        if layer:
+            self.layer(layer, n_layers)
+        self.arrow()
+        self.box(final)
 
-    def frame(self, top: float, bottom: float, n_layers: int) -> None:
+    def layer(self, found: list[Part], n_layers: int) -> None:
+        """The sublayers of a layer in a frame, which says how many layers there are."""
+        self.arrow(GAP / 2, head=False)
+        top = self.y
+        for part in found:
+            self.sublayer(part)
+        self.arrow(GAP / 2, head=False)
         x = self.x - PAD - (LANE if self.side < 0 else 0)
-        rect = _rect(x, top, BOX + LANE + 2 * PAD, bottom - top, "layers")
-        self.drawn.insert(0, rect)
-        at = self.middle - self.side * BOX / 4
-        self.drawn.append(_text(at, top + 14, f"× {n_layers}", "title"))
+        self.drawn += [
+            _rect(x, top, BOX + LANE + 2 * PAD, self.y - top, "layers"),
+            _text(self.middle - self.side * (BOX + PAD) / 4, top + 14, count(n_layers, "layer")),
+        ]
 
     def sublayer(self, part: Part) -> None:
         """A sublayer with its norms, and the residual stream around it."""
         before, branch, after = part.norms
-        top = self.y + 8
-        self.drawn.append(_line(f"M{self.middle} {self.y}V{top}"))
-        self.y = top
+        self.arrow(GAP, head=False)
+        begin, lane = (self.middle, self.y), self.middle + self.side * (BOX / 2 + LANE)
         self.norm(before)
-        self.down(GAP)
+        self.arrow()
         self.box(part)
         self.norm(branch)
-        self.down(GAP)
+        self.arrow()
         end = self.y + 7
-        turn = self.lane - self.side * 5
-        self.drawn.append(
-            _line(
-                f"M{self.middle} {top}H{turn}Q{self.lane} {top} {self.lane} {top + 5}"
-                f"V{end - 5}Q{self.lane} {end} {turn} {end}H{self.middle + self.side * 7}"
-                f"m{self.side * 4} -3l{-self.side * 4} 3l{self.side * 4} 3"
-            )
-        )
-        self.drawn.append(
-            f'<circle cx="{self.middle}" cy="{end}" r="7"/>'
-            + _line(f"M{self.middle - 4} {end}h8M{self.middle} {end - 4}v8")
-        )
-        self.y = end + 7
+        around = _path(begin, (lane, begin[1]), (lane, end), (self.middle + self.side * 7, end))
+        self.drawn += [around, _sum(self.middle, end)]
+        self.y += 14
         self.norm(after)
         if self.shows(part):
-            self.down(GAP)
-            self.quantity(part.after, self.x, self.y, BOX)
+            self.arrow()
+            self.quantity(part.after, self.x, self.y, BOX)  # type: ignore[arg-type]
             self.y += CHIP
 
-    def norm(self, kind: str) -> None:
-        if kind:
-            self.down(GAP)
-            rect = _rect(self.middle - 42, self.y, 84, 18)
+    def norm(self, kind: str | None) -> None:
+        """A norm on the main way, if there is one."""
+        if kind is not None:
+            self.arrow()
+            pill = _rect(self.middle - 42, self.y, 84, PILL)
             words = _text(self.middle, self.y + 13, kind)
-            self.drawn.append(f'<g class="norm">{rect}{words}</g>')
-            self.y += 18
+            self.drawn.append(f'<g class="norm">{pill}{words}</g>')
+            self.y += PILL
 
     def shows(self, part: Part) -> bool:
         """Whether the quantities of a part are shown."""
-        return self.unfold is None or any(
-            part.name == name or part.name.startswith(f"{name}.") for name in self.unfold
-        )
+        return self.unfold is None or any(_is_of(part.name, name) for name in self.unfold)
 
     def box(self, part: Part) -> None:
-        """A part, with its quantities in rows if it is unfolded."""
-        top, y = self.y, self.y + TITLE - 4
-        words = [_text(self.middle, y, part.title, "title")]
-        for line in _wrapped(part.details):
-            y += LINE
-            words.append(_text(self.middle, y, line, "soft"))
-        self.y = y + 7
-        open_ = self.shows(part)
-        chips = self.chips(part) if open_ else ""
-        rect = _rect(self.x, top, BOX, self.y - top)
-        kind = (
-            "attention"
-            if "attention" in part.name
-            else part.name.rpartition(".")[2].replace("_", "-")
-        )
-        marked = " marked" if open_ and self.unfold is not None else ""
-        self.places[part.name] = (self.x, top, BOX, self.y - top)
-        self.drawn.append(
-            f'<g class="part {kind}{marked}" data-part="{part.name}">'
-            f"{self.linked(part.name, rect + ''.join(words))}</g>{chips}"
+        """A part: title, details, and its quantities if they are shown."""
+        top, shows = self.y, self.shows(part)
+        self.places[part.name] = (self.x, top, BOX)
+        words = [_text(self.middle, top + LINE + 1, part.title, "title")]
+        for line in _lines(part.details):
+            self.y += LINE
+            words.append(_text(self.middle, self.y + LINE + 1, line, "soft"))
+        self.y += LINE + INSET + 2
+        here = len(self.drawn)
+        if shows:
+            self.quantities(part)
+        kind = part.name.replace("self_", "").replace("cross_", "").replace("_", "-")
+        marked = " marked" if shows and self.unfold is not None else ""
+        box = _rect(self.x, top, BOX, self.y - top) + "".join(words)
+        self.drawn.insert(
+            here,
+            f'<g class="{kind.rpartition(".")[2]}{marked}" data-part="{part.name}">'
+            f"{self.linked(part.name, box)}</g>",
         )
 
-    def chips(self, part: Part) -> str:
+    def quantities(self, part: Part) -> None:
         """The quantities of a part in rows, and the lines between them."""
-        inside = {fact.name: fact for fact in part.quantities}
-        columns, rows = _arranged(inside)
-        n = max(last for _, last in columns.values())
-        width = (BOX - 12 + 4) / n
-        below = self.y - 3
-        lines = []
-        for name, fact in inside.items():
-            first, last = columns[name]
-            x, y = self.x + 6 + first * width, below + rows[name] * (CHIP + GAP)
-            self.quantity(fact, x, y, (last - first) * width - 4)
+        columns, rows = _arranged(part.quantities)
+        width = (BOX - 2 * INSET + 4) / max(end for _, end in columns.values())
+        for fact in part.quantities:
+            (first, end), row = columns[fact.name], rows[fact.name]
+            x, y = self.x + INSET + first * width, self.y + row * (CHIP + GAP)
+            self.quantity(fact, x, y, (end - first) * width - 4)
             for other in fact.inputs:
-                if other in inside:
-                    a, b = columns[other]
-                    middle = self.x + 6 + (max(a, first) + min(b, last)) / 2 * width - 2
-                    bottom = below + rows[other] * (CHIP + GAP) + CHIP
-                    lines.append(_arrow(f"M{middle} {bottom}", middle, y))
-        self.y = below + (max(rows.values()) + 1) * (CHIP + GAP) - 4
-        return "".join(lines)
+                if rows.get(other, row) < row:
+                    a, b = max(first, columns[other][0]), min(end, columns[other][1])
+                    at = self.x + INSET + (a + b) / 2 * width - 2
+                    bottom = self.y + rows[other] * (CHIP + GAP) + CHIP
+                    self.drawn.append(_path((at, bottom), (at, y)))
+        self.y += (max(rows.values()) + 1) * (CHIP + GAP) - GAP + INSET
 
     def quantity(self, fact: Fact, x: float, y: float, width: float) -> None:
-        """A place of a quantity."""
-        last = fact.name.rpartition(".")[2]
-        self.places[fact.name] = (x, y, width, CHIP)
-        words = _text(x + width / 2, y + 14, last)
+        """The place of a quantity."""
+        self.places[fact.name] = (x, y, width)
+        words = _text(x + width / 2, y + 14, fact.name.rpartition(".")[2])
         body = f"<title>{escape(fact.meaning)}</title>{_rect(x, y, width, CHIP)}{words}"
-        self.drawn.append(
-            f'<g class="quantity" data-name="{fact.name}">{self.linked(fact.name, body)}</g>'
-        )
+        linked = self.linked(fact.name, body)
+        self.drawn.append(f'<g class="quantity" data-name="{fact.name}">{linked}</g>')
 
     def linked(self, name: str, body: str) -> str:
+        """A drawing as a link, where ``name`` has an address."""
         address = self.link(name)
         return body if address is None else f'<a href="{escape(address)}">{body}</a>'
 
 
-def _arranged(
-    inside: dict[str, Fact],
-) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
-    """The columns (first, and behind the last) and the row of each quantity of a box.
+def _arranged(found: tuple[Fact, ...]) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """The columns of each quantity of a box, from the first to behind the last, and its row.
 
-    A quantity spans the columns of those from which it is computed; one that several others are
-    computed from spans theirs.
+    A quantity is below those from which it is computed, and as wide as they are together. One
+    from which several are computed, such as the input of q, k and v, is as wide as these.
     """
-    inputs = {name: [i for i in fact.inputs if i in inside] for name, fact in inside.items()}
-    users = {name: [n for n in inside if name in inputs[n]] for name in inside}
-    of_source = {name: _from_the_source(name, inside) for name in inside}
+    inputs: dict[str, list[str]] = {}
     rows: dict[str, int] = {}
+    for fact in found:
+        name = fact.name
+        inputs[name] = [other for other in fact.inputs if other in inputs]
+        above = 0 if name.endswith(MEMORY) else -1  # beside the queries
+        rows[name] = 1 + max([rows[other] for other in inputs[name]], default=above)
+    users = {name: [user for user in inputs if name in inputs[user]] for name in inputs}
 
-    def row(name: str) -> int:
-        start = (
-            0
-            if any("encoder.final" in i for i in inside[name].inputs) and name.startswith("decoder")
-            else -1
-        )
-        return 1 + max([row(i) for i in inputs[name]], default=start)
+    def leaves(name: str) -> list[str]:
+        own = sorted((i for i in inputs[name] if len(users[i]) == 1), key=_right_of_memory)
+        return [leaf for other in own for leaf in leaves(other)] or [name]
 
-    rows = {name: row(name) for name in inside}
-    leaves: list[str] = []
-
-    def span(name: str) -> list[str]:
-        above = [i for i in inputs[name] if len(users[i]) == 1]
-        if not above:
-            return [name]
-        ordered = sorted(above, key=lambda i: not of_source[i])
-        return [leaf for i in ordered for leaf in span(i)]
-
-    spans = {name: span(name) for name in inside if len(users[name]) < 2}
-    for name in inside:
-        if not users[name]:
-            leaves += spans[name]
-    columns = {name: (leaves.index(s[0]), leaves.index(s[-1]) + 1) for name, s in spans.items()}
-    for name in inside:
-        if name not in columns:
-            theirs = [columns[n] for n in users[name]]
-            columns[name] = (min(a for a, _ in theirs), max(b for _, b in theirs))
-    return columns, rows
+    order = [leaf for name in inputs if not users[name] for leaf in leaves(name)]
+    places = {
+        name: [order.index(leaf) for leaf in leaves(name)]
+        for name in inputs
+        if len(users[name]) < 2
+    }
+    for name in inputs:
+        if name not in places:
+            places[name] = [place for user in users[name] for place in places[user]]
+    return {name: (min(at), max(at) + 1) for name, at in places.items()}, rows
 
 
-def _from_the_source(name: str, inside: dict[str, Fact]) -> bool:
-    """Whether a quantity of cross-attention depends on the source alone."""
-    return name.endswith(("cross_attention.k", "cross_attention.v"))
+def _right_of_memory(name: str) -> bool:
+    return not name.endswith(MEMORY)
 
 
-def _memory(left: Column, right: Column) -> str:
-    """The way from the encoder's output to the keys and values of cross-attention."""
-    x, y, width, height = left.places["encoder.final"]
-    gutter = (left.x + BOX + PAD + right.x - PAD) / 2
-    start = f"M{x + width} {y + height / 2}H{gutter}"
-    keys = [
-        right.places[n]
-        for n in right.places
-        if n.endswith(("cross_attention.k", "cross_attention.v"))
-    ]
-    if keys:
-        at = min(y for _, y, _, _ in keys) - GAP / 2 - 1
-        paths = [
-            _arrow(f"{start}V{at}H{x + width / 2}", x + width / 2, y, "memory")
-            for x, y, width, _ in keys
-        ]
-        return "".join(paths)
-    x, y, _, height = right.places["decoder.cross_attention"]
-    return _line(f"{start}V{y + height / 2}H{x}m-4 -3l4 3l-4 3", "memory")
+def _memory(encoder: Column, decoder: Column) -> list[str]:
+    """The ways from the memory to the keys and values of cross-attention, or to its closed box."""
+    x, y, width = encoder.places["memory"]
+    gutter = (encoder.x + BOX + PAD + decoder.x - PAD) / 2
+    start = ((x + width, y), (gutter, y))
+    ends = [place for name, place in decoder.places.items() if name.endswith(MEMORY)]
+    if not ends:
+        left, top, _ = decoder.places["decoder.cross_attention"]
+        return [_path(*start, (gutter, top + LINE), (left, top + LINE), kind="memory")]
+    paths = []
+    for left, top, width in ends:
+        above, middle = top - GAP + 4, left + width / 2
+        paths.append(_path(*start, (gutter, above), (middle, above), (middle, top), kind="memory"))
+    return paths
 
 
-def _again(right: Column) -> str:
-    """The way of the chosen token back to the decoder's input."""
-    x, y, width, height = right.places["choice"]
-    outer = WIDTH - MARGIN - 2
-    return _line(
-        f"M{x + width} {y + height / 2}H{outer - 5}Q{outer} {y + height / 2} {outer} {y + height / 2 - 5}"
-        f"V{MARGIN + 15}Q{outer} {MARGIN + 10} {outer - 5} {MARGIN + 10}H{right.middle + 46}m4 -3l-4 3l4 3",
-        "again",
+def _again(decoder: Column) -> str:
+    """The way of the next token back to the target."""
+    (x, bottom, width), (left, top, wide) = (
+        decoder.places["next token"],
+        decoder.places["target so far"],
     )
+    lane = WIDTH - EDGE - 1
+    return _path((x + width, bottom), (lane, bottom), (lane, top), (left + wide, top), kind="again")
 
 
 def text_width(words: str, size: float = 12.5) -> float:
-    """An estimate from above of the width of a text, in a wide sans-serif font."""
-    wide, narrow = "mwMWGOQDN%+=×", "fijltrI,.:;-()|! '[]/"
-    return size * sum(0.97 if c in wide else 0.41 if c in narrow else 0.66 for c in words)
+    """An estimate from above of the width of a text, in a wide font without serifs."""
+    narrow, slim, wide = "ijlI,.:;|!' /", "frt()-[]", "mwMWGOQDNHU%+=" + TIMES
+    return size * sum(
+        0.34 if c in narrow else 0.42 if c in slim else 0.98 if c in wide else 0.65 for c in words
+    )
 
 
-def _wrapped(details: tuple[str, ...]) -> list[str]:
-    """The details, as many in a line as fit."""
+def _lines(details: tuple[str, ...]) -> list[str]:
+    """The details, as many in a line as fit into a box."""
     lines: list[str] = []
     for detail in details:
-        if lines and text_width(f"{lines[-1]}, {detail}") < BOX - 8:
+        if lines and text_width(f"{lines[-1]}, {detail}") < BOX - 4:
             lines[-1] += f", {detail}"
         else:
             lines.append(detail)
@@ -363,10 +343,26 @@ def _rect(x: float, y: float, width: float, height: float, kind: str = "") -> st
     return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" class="{kind}"/>'
 
 
-def _line(path: str, kind: str = "") -> str:
-    return f'<path d="{path}" class="{kind}"/>'
+def _sum(x: float, y: float) -> str:
+    return f'<circle cx="{x:g}" cy="{y:g}" r="7"/><path d="M{x - 4:g} {y:g}h8m-4 -4v8"/>'
 
 
-def _arrow(start: str, x: float, y: float, kind: str = "") -> str:
-    """A path that goes on from ``start`` down to (x, y), with a head."""
-    return _line(f"{start}V{y:g}m-3 -4l3 4l3 -4", kind)
+def _path(*points: Point, kind: str = "", head: bool = True) -> str:
+    """Horizontal and vertical lines with rounded corners, and a head at the end."""
+    d = "M{:g} {:g}".format(*points[0])
+    for before, at, after in zip(points, points[1:], points[2:], strict=False):
+        a, b = _towards(at, before, 5), _towards(at, after, 5)
+        d += "L{:g} {:g}Q{:g} {:g} {:g} {:g}".format(*a, *at, *b)
+    x, y = points[-1]
+    d += f"L{x:g} {y:g}"
+    if head:
+        back_x, back_y = _towards((x, y), points[-2], 4)
+        dx, dy = 0.75 * (back_y - y), 0.75 * (back_x - x)
+        d += f"M{back_x + dx:g} {back_y + dy:g}L{x:g} {y:g}L{back_x - dx:g} {back_y - dy:g}"
+    return f'<path d="{d}" class="{kind}"/>'
+
+
+def _towards(a: Point, b: Point, distance: float) -> Point:
+    """The point between a and b at most ``distance`` from a, in each direction."""
+    dx, dy = (max(-distance, min(distance, end - start)) for start, end in zip(a, b, strict=True))
+    return a[0] + dx, a[1] + dy
