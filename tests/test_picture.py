@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import runpy
 from functools import cache
 from pathlib import Path
 from xml.etree.ElementTree import fromstring
@@ -110,7 +111,7 @@ def test_texts_fit_into_their_boxes(config):
     for box in boxes:
         x0, y0, x1, y1 = next(rectangles(box))
         for text in box.iter(f"{SVG}text"):
-            size = 13.5 * 1.08 if text.get("class") == "title" else 12.5  # bold letters are wider
+            size = 14 * 1.08 if text.get("class") == "title" else 13  # bold letters are wider
             half, x, y = text_width(text.text, size) / 2, float(text.get("x")), float(text.get("y"))
             assert x0 <= x - half, (text.text, x1 - x0, 2 * half)
             assert x + half <= x1
@@ -215,6 +216,13 @@ def test_links_are_asked_for_each_part_and_quantity():
     assert sorted(addresses) == sorted(f'x?a&b="{name}"' for name in asked if name != "choice")
     nested = [a for a in svg.iter(f"{SVG}a") if len([*a.iter(f"{SVG}a")]) > 1]
     assert not nested
+
+
+def test_the_file_of_the_readme_is_the_picture_of_the_shipped_model():
+    script = runpy.run_path(str(ROOT / "docs" / "_ext" / "model_svg.py"))
+    file = script["FILE"].read_text(encoding="utf-8")
+    assert file == script["standalone"](), "python docs/_ext/model_svg.py writes it"
+    assert fromstring(file).get("viewBox")
 
 
 def test_the_picture_says_in_words_what_it_shows():

@@ -22,10 +22,10 @@ CHIP, PILL, LINE, GAP, INSET = 20, 18, 16, 10, 6
 MEMORY = ("cross_attention.k", "cross_attention.v")
 
 STYLE = """
-.model-picture{--attention:#2f7fd0;--feed-forward:#c9741a;width:100%;max-width:26rem;height:auto;
-color:inherit;font:12.5px system-ui,"Segoe UI",Roboto,Helvetica,sans-serif}
+.model-picture{--attention:#2f7fd0;--feed-forward:#c9741a;width:100%;max-width:24rem;height:auto;
+font:13px system-ui,"Segoe UI",Roboto,Helvetica,sans-serif}
 .model-picture text{fill:currentColor;text-anchor:middle}
-.model-picture .title{font-size:13.5px;font-weight:600}
+.model-picture .title{font-size:14px;font-weight:600}
 .model-picture .soft{fill:color-mix(in srgb,currentColor 80%,transparent)}
 .model-picture rect{rx:5px;stroke:color-mix(in srgb,currentColor 45%,transparent);
 fill:color-mix(in srgb,currentColor 5%,transparent)}
@@ -41,6 +41,7 @@ fill:color-mix(in srgb,var(--hue) 13%,transparent)}
 stroke-width:1.2px;stroke-linejoin:round}
 .model-picture .memory{stroke:var(--attention);stroke-width:1.6px}
 .model-picture .again{stroke-dasharray:4 3}
+.model-picture a,.model-picture a:hover{color:inherit;text-decoration:none}
 .model-picture a:is(:hover,:focus-visible) rect{stroke:currentColor;stroke-width:2.5px}
 """
 
@@ -82,7 +83,7 @@ def picture(
     """
     c, found = model.config, parts(model.config, facts(model))
     for name in unfold or ():
-        if not any(_is_of(part.name, name) for part in found):
+        if not any(is_of(part.name, name) for part in found):
             raise ValueError(f"unfold must name parts, such as {found[0].name!r}, got {name!r}")
     encoder = Column(EDGE + PAD + LANE, -1, unfold, link or (lambda name: None))
     decoder = Column(WIDTH - EDGE - 2 * PAD - LANE - BOX, 1, unfold, encoder.link)
@@ -107,7 +108,7 @@ def picture(
     )
 
 
-def _is_of(part: str, name: str) -> bool:
+def is_of(part: str, name: str) -> bool:
     """Whether a part, such as ``encoder.embedding``, is ``name`` or is of the stack ``name``."""
     return part in (name, f"{name}.{part.rpartition('.')[2]}")
 
@@ -202,7 +203,7 @@ class Column:
 
     def shows(self, part: Part) -> bool:
         """Whether the quantities of a part are shown."""
-        return self.unfold is None or any(_is_of(part.name, name) for name in self.unfold)
+        return self.unfold is None or any(is_of(part.name, name) for name in self.unfold)
 
     def box(self, part: Part) -> None:
         """A part: title, details, and its quantities if they are shown."""
@@ -316,12 +317,10 @@ def _again(decoder: Column) -> str:
     return _path((x + width, bottom), (lane, bottom), (lane, top), (left + wide, top), kind="again")
 
 
-def text_width(words: str, size: float = 12.5) -> float:
+def text_width(words: str, size: float = 13) -> float:
     """An estimate from above of the width of a text, in a wide font without serifs."""
-    narrow, slim, wide = "ijlI,.:;|!' /", "frt()-[]", "mwMWGOQDNHU%+=" + TIMES
-    return size * sum(
-        0.34 if c in narrow else 0.42 if c in slim else 0.98 if c in wide else 0.65 for c in words
-    )
+    widths = {"ijlI,.:;|!' /": 0.33, "frt()-[]": 0.41, "csz": 0.55, "mwMWGOQDNHU%+=" + TIMES: 0.98}
+    return size * sum(next((em for of, em in widths.items() if c in of), 0.64) for c in words)
 
 
 def _lines(details: tuple[str, ...]) -> list[str]:
