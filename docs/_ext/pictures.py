@@ -40,13 +40,11 @@ class ModelPicture(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         svg = rs.explain.picture(rs.load("g2p"), unfold=self.arguments, link=self.address)
         shown = [fact for fact in facts().values() if self.shows(fact)]
-        found = table(
-            ["quantity", "equation", "what it is", "chapter", "code"],
-            [[*self.cells(fact)] for fact in shown],
-        )
-        for row, fact in zip(found.findall(nodes.row), [None, *shown], strict=True):
-            if fact is not None:
-                row["ids"].append(anchor(fact.name))
+        rows = [[nodes.container("", *cell) for cell in self.cells(fact)] for fact in shown]
+        found = table(["quantity", "equation and code", "chapter"], rows)
+        found["classes"].append("facts")
+        for row, fact in zip([*found.findall(nodes.row)][1:], shown, strict=True):
+            row["ids"].append(anchor(fact.name))
         of = " and ".join(self.arguments) or "model"
         opening = f"<details><summary>The quantities of the {escape(of)}, in words</summary>"
         return [
@@ -68,17 +66,16 @@ class ModelPicture(SphinxDirective):
             return self.to(chapter)
         return f"#{anchor(first.name)}" if self.shows(first) else None
 
-    def cells(self, fact: rs.explain.Fact) -> Iterator[nodes.Node]:
-        """The cells of a quantity's row."""
+    def cells(self, fact: rs.explain.Fact) -> Iterator[list[nodes.Node]]:
+        """The cells of a quantity's row, each of paragraphs."""
         file, _, line = fact.source.rpartition(":")
-        for text in (fact.name, fact.equation):
-            yield nodes.paragraph("", "", nodes.literal(text=text))
-        yield nodes.paragraph(text=fact.meaning)
         chapter = nodes.reference(text=fact.chapter, refuri=self.to(self.chapter(fact)))
-        yield nodes.paragraph("", "", chapter)
         code = nodes.reference(refuri=f"{self.to(source_page(file))}#line-{line}")
         code += nodes.literal(text=fact.source)
-        yield nodes.paragraph("", "", code)
+        equation = nodes.literal(text=fact.equation)
+        yield [_paragraph(nodes.literal(text=fact.name)), nodes.paragraph(text=fact.meaning)]
+        yield [_paragraph(equation), _paragraph(code)]
+        yield [_paragraph(chapter)]
 
     def chapter(self, fact: rs.explain.Fact) -> str:
         """The page of a fact's chapter."""
@@ -88,6 +85,10 @@ class ModelPicture(SphinxDirective):
     def to(self, page: str) -> str:
         """The address of a page as this page sees it."""
         return self.env.app.builder.get_relative_uri(self.env.docname, page)
+
+
+def _paragraph(content: nodes.Node) -> nodes.Node:
+    return nodes.paragraph("", "", content)
 
 
 def anchor(name: str) -> str:
