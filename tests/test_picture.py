@@ -18,7 +18,7 @@ from test_quantities import table_name
 import refseq2seq as rs
 from refseq2seq.explain import facts, picture
 from refseq2seq.explain.facts import CHAPTERS
-from refseq2seq.explain.picture import text_width
+from refseq2seq.explain.svg import text_width
 from refseq2seq.testing import strategies
 from refseq2seq.watching.quantities import QUANTITIES
 

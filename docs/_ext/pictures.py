@@ -41,7 +41,7 @@ class ModelPicture(SphinxDirective):
         svg = rs.explain.picture(rs.load("g2p"), unfold=self.arguments, link=self.address)
         shown = [fact for fact in facts().values() if self.shows(fact)]
         rows = [[nodes.container("", *cell) for cell in self.cells(fact)] for fact in shown]
-        found = table(["quantity", "equation and code", "chapter"], rows)
+        found = table(["quantity", "equation, code and chapter"], rows)
         found["classes"].append("facts")
         for row, fact in zip([*found.findall(nodes.row)][1:], shown, strict=True):
             row["ids"].append(anchor(fact.name))
@@ -74,8 +74,7 @@ class ModelPicture(SphinxDirective):
         code += nodes.literal(text=fact.source)
         equation = nodes.literal(text=fact.equation)
         yield [_paragraph(nodes.literal(text=fact.name)), nodes.paragraph(text=fact.meaning)]
-        yield [_paragraph(equation), _paragraph(code)]
-        yield [_paragraph(chapter)]
+        yield [_paragraph(equation), _paragraph(code), _paragraph(chapter)]
 
     def chapter(self, fact: rs.explain.Fact) -> str:
         """The page of a fact's chapter."""
