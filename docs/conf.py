@@ -29,6 +29,7 @@ extensions = [
     "sphinxcontrib.katex",
     "charts",
     "downloads",
+    "pictures",
     "tables",
     "written",
 ]

@@ -45,11 +45,13 @@ def _text(text: str) -> nodes.Node:
 
 
 class Quantities(SphinxDirective):
-    """Every named quantity: name, shape, meaning, in order of execution."""
+    """Every named quantity: name, shape, equation, meaning, in order of execution."""
 
     def run(self) -> list[nodes.Node]:
-        rows = [[_code(q.name), _code(q.shape), _text(q.meaning)] for q in QUANTITIES]
-        return [table(["name", "shape", "what it is"], rows)]
+        rows = [
+            [_code(q.name), _code(q.shape), _code(q.equation), _text(q.meaning)] for q in QUANTITIES
+        ]
+        return [table(["name", "shape", "equation", "what it is"], rows)]
 
 
 class Fields(SphinxDirective):
