@@ -5,6 +5,7 @@
 
 import ast
 import operator
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from test_quantities import table_name
 
 import refseq2seq as rs
+from refseq2seq.cli.threads import use_threads
 from refseq2seq.config import FrameInput, WindowConfig
 from refseq2seq.params import map_arrays
 from refseq2seq.testing import strategies
@@ -242,7 +244,9 @@ def test_programs_in_a_process_that_cannot_import_the_package(tmp_path):
         np.savez(
             tmp_path / f"{name}.inputs.npz", source=source, mask=mask, target=target, shape=shape
         )
-    subprocess.run([sys.executable, "-c", DRIVER, *models], cwd=tmp_path, check=True)
+    use_threads(1, model)  # as many as the other process has: another number, other last bits
+    one = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", DRIVER, *models], cwd=tmp_path, check=True, env=one)
     for name, model in models.items():
         source, mask, target = inputs(model, 1)
         with np.load(tmp_path / f"{name}.outputs.npz") as found:
