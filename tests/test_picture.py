@@ -90,8 +90,10 @@ def test_nothing_overlaps_or_leaves_the_picture(config):
     parts = [next(rectangles(e)) for e in svg.iter() if e.get("data-part")]
     chips = [next(rectangles(e)) for e in svg.iter() if e.get("class") == "quantity"]
     pills = [next(rectangles(e)) for e in svg.iter() if e.get("class") == "norm"]
+    kinds = [e.get("class") for e in svg.iter(f"{SVG}rect")]
+    frames = [r for r, kind in zip(rectangles(svg), kinds, strict=True) if kind == "layers"]
     assert all(within(r, (x, y, x + width, y + height)) for r in rectangles(svg))
-    for group in (parts + pills, chips + pills):
+    for group in (parts + pills, chips + pills, frames):
         assert not any(overlap(a, b) for a, b in itertools.combinations(group, 2))
     for chip, part in itertools.product(chips, parts):
         assert within(chip, part) or not overlap(chip, part)

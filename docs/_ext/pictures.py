@@ -45,7 +45,7 @@ class ModelPicture(SphinxDirective):
         found["classes"].append("facts")
         for row, fact in zip([*found.findall(nodes.row)][1:], shown, strict=True):
             row["ids"].append(anchor(fact.name))
-        of = " and ".join(self.arguments) or "model"
+        of = " and ".join(self.arguments).replace(".", "'s ").replace("_", "-") or "model"
         opening = f"<details><summary>The quantities of the {escape(of)}, in words</summary>"
         return [
             nodes.raw("", f'<figure class="model">{svg}</figure>{opening}', format="html"),
