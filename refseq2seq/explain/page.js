@@ -498,8 +498,10 @@ async function ask(settings, step = Infinity) {
   const mine = (waiting = new AbortController());
   history.replaceState(null, "", `#${settings}`);
   showMethod(settings);
+  $("columns").setAttribute("aria-busy", "true");
   const found = await answerTo(settings, mine.signal);
   if (mine.signal.aborted) return;
+  $("columns").setAttribute("aria-busy", "false");
   $("error").textContent = found.error;
   $("error").hidden = !found.error;
   if (!found.error) start(found, step);

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from .page import as_json, script_hash
 
@@ -59,13 +59,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer, or refuse in one line of text."""
-        address = urlsplit(self.path)
+        path, _, query = self.path.partition("?")
         if not self._is_from_here():
             self._send(403, "only pages of this server are answered", TEXT)
         elif len(self.path) > LONGEST:
             self._send(414, f"the request is longer than {LONGEST} characters", TEXT)
-        elif address.path == "/record":
-            self._send_record(address.query)
+        elif path == "/record":
+            self._send_record(query)
         elif self.path == "/":
             self._send(200, self.server.document, HTML)
         else:
