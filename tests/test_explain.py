@@ -16,7 +16,7 @@ import arrangements
 import numpy as np
 import pytest
 import tasks
-from arrangements import vocabulary
+from arrangements import readable, vocabulary
 
 import refseq2seq as rs
 from refseq2seq import cli, explain
@@ -102,14 +102,6 @@ def test_every_array_is_that_of_a_trace_within_half_its_scale(arrangement):
         assert bound <= np.abs(x[np.isfinite(x)]).max(initial=0) / 249 or not x.any()
         about_tokens = name.endswith(("weights", "scores", "logits", "chosen", "log_probs"))
         assert (bound == 0) == about_tokens, name
-
-
-def readable(config):
-    """A random model of a config, with a vocabulary of letters."""
-    symbols = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    of = [vocabulary(symbols[: stack.vocab_size]) for stack in (config.encoder, config.decoder)]
-    model = rs.Model.random(config, 0)
-    return replace(model, source_vocabulary=of[0], target_vocabulary=of[1])
 
 
 def test_large_arrays_about_tokens_are_rounded_too_and_keep_what_was_removed(monkeypatch):

@@ -7,8 +7,10 @@ import shutil
 import threading
 from types import SimpleNamespace
 
+import arrangements
 import numpy as np
 import pytest
+from arrangements import readable
 
 import refseq2seq as rs
 from refseq2seq import cli, explain
@@ -37,9 +39,9 @@ def open_page(browser, tmp_path):
     """A page of a word, at a width and in a colour scheme; it must never complain."""
     complaints = []
 
-    def opened(word, width=1280, scheme="light", **options):
+    def opened(word, width=1280, scheme="light", model=MODEL, **options):
         path = tmp_path / "page.html"
-        path.write_text(explain.page(MODEL, word, **options), encoding="utf-8")
+        path.write_text(explain.page(model, word, **options), encoding="utf-8")
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -57,11 +59,11 @@ def table(page, name):
     return [cell.all_inner_texts() for cell in (row.locator("th, td") for row in rows)]
 
 
-def traced(word, **options):
+def traced(word, model=MODEL, **options):
     """The steps of a word and their trace."""
     trace = rs.Trace()
-    source = [MODEL.source_vocabulary.encode(word)]
-    return list(rs.decode_steps(MODEL, source, tap=trace, **options)), trace
+    source = [model.source_vocabulary.encode(word)]
+    return list(rs.decode_steps(model, source, tap=trace, **options)), trace
 
 
 def symbol(step):
@@ -140,16 +142,19 @@ def test_play_goes_to_the_end_and_stops(open_page):
     assert page.locator("#play").is_hidden()
 
 
-def test_every_quantity_opens_by_keyboard_and_shows_its_numbers(open_page):
-    page = open_page("cat")
-    steps, trace = traced("cat")
-    last, facts = len(steps) - 1, explain.facts(MODEL)
+@pytest.mark.parametrize("arrangement", ["g2p", *arrangements.ALL])
+def test_every_quantity_opens_by_keyboard_and_shows_its_numbers(open_page, arrangement):
+    model = MODEL if arrangement == "g2p" else readable(arrangements.ALL[arrangement])
+    page = open_page("cat", model=model, max_new_tokens=3)
+    steps, trace = traced("cat", model, max_new_tokens=3)
+    last, facts = len(steps) - 1, explain.facts(model)
     names = page.locator("aside .quantity").evaluate_all("all => all.map(q => q.dataset.name)")
     assert sorted(names) == sorted(facts)
     for i, name in enumerate(names):
         page.locator(f'aside [data-name="{name}"]').focus()
         page.keyboard.press(["Enter", " "][i % 2])
-        full = name.replace("*", "2")
+        stack = getattr(model.config, name.partition(".")[0], None)
+        full = name.replace("*", str(stack.n_layers - 1)) if stack else name
         x = trace[full] if full in trace else trace[f"step.{last}.{full}"]
         assert text_of(page, "inside-title") == full
         fact = facts[name]
