@@ -366,6 +366,7 @@ def test_the_live_page_prints_its_address_and_answers_as_record(live):
         ("text=cat&beams=2&top-k=2", "--beams cannot be combined with sampling"),
         ("text=cat&hand=1", "hand must be pairs of a step and a token, 2:14,3:5, got 1"),
         ("text=cat&hand=0:999", "got 999"),
+        ("text=cat&hand=0:" + "9" * 30, "choose must pick"),
         ("text=cat&hand=0:5&beams=2", "by_hand cannot be combined with beams"),
         ("text=cat&model=x", "unrecognized arguments: --model=x"),
         ("text=cat&html=x", "unrecognized arguments: --html=x"),

@@ -209,8 +209,14 @@ function showFacts(layer, [shape, scale]) {
     dd.append(...described);
     return [element("dt", term), dd];
   }));
-  $("precision").textContent = scale === 0 ? "These numbers are those of the model, to the last digit that it has."
-    : `To keep the page small, these numbers are rounded: each is within ${(scale / 2).toPrecision(2)} of the model's.`;
+  $("precision").textContent = scale === 0 ? "Point at a number to read all of its digits."
+    : `To keep the page small, these numbers are rounded: each is within ${roundedUp(scale / 2)} of the model's.`;
+}
+
+/* Two digits, not less than x. */
+function roundedUp(x) {
+  const unit = 10 ** (Math.floor(Math.log10(x)) - 1);
+  return (Math.ceil(x / unit) * unit).toPrecision(2);
 }
 
 /* Buttons for the inputs; one that is computed later is that of the layer before. */
@@ -342,14 +348,15 @@ const places = [...document.querySelectorAll("aside .quantity")];
 
 function prepare(place) {
   const { name } = place.dataset;
-  place.setAttribute("tabindex", "0");
   place.setAttribute("role", "button");
   place.setAttribute("aria-label", name.replaceAll(".", " ").replaceAll("_", " ").replace(" *", ""));
   place.addEventListener("click", () => openFromPicture(name));
   place.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" && event.key !== " ") return;
+    const to = places.indexOf(place) + ({ ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key] ?? 0);
+    if (event.key === "Enter" || event.key === " ") openFromPicture(name);
+    else if (to === places.indexOf(place)) return;
+    else places.at(to % places.length).focus();
     event.preventDefault();
-    openFromPicture(name);
   });
 }
 
@@ -361,7 +368,11 @@ function openFromPicture(name) {
 }
 
 function mark() {
-  for (const place of places) place.setAttribute("aria-pressed", place.dataset.name === open.name);
+  for (const place of places) {
+    const isOpen = place.dataset.name === open.name;
+    place.setAttribute("aria-pressed", isOpen);
+    place.setAttribute("tabindex", isOpen ? 0 : -1); // one stop of the Tab key, arrow keys inside
+  }
   for (const shortcut of $("shortcuts").children)
     shortcut.setAttribute("aria-pressed", shortcut.dataset.open === open.name);
   const place = places.find((p) => p.dataset.name === open.name), frame = place?.closest("aside");

@@ -165,7 +165,7 @@ def test_every_quantity_opens_by_keyboard_and_shows_its_numbers(open_page, arran
         assert text_of(page, "meaning") == fact.meaning
         select_head(page, 0)
         bound = re.search(r"within (\S+) of", text_of(page, "precision"))
-        assert_is_head_of(page, x, 1.05 * float(bound[1]) if bound else 0)
+        assert_is_head_of(page, x, float(bound[1]) if bound else 0)
 
 
 def select_head(page, head):
@@ -214,6 +214,20 @@ def test_layer_head_inputs_and_shortcuts(open_page):
     assert page.locator('aside [aria-pressed="true"]').get_attribute("data-name") == (
         "decoder.layers.*.after_feed_forward"
     )
+
+
+def test_the_picture_is_one_stop_of_the_tab_key(open_page):
+    page = open_page("cat")
+    page.keyboard.press("Tab")
+    focused = "document.activeElement.dataset.name"
+    assert page.evaluate(focused) == "decoder.layers.*.cross_attention.weights"
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate(focused) == "decoder.layers.*.cross_attention.heads"
+    page.keyboard.press("Enter")
+    assert text_of(page, "inside-title") == "decoder.layers.2.cross_attention.heads"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "play"
+    assert text_of(page, "where") == "step 3 of 3"
 
 
 def test_cells_are_read_by_keyboard_and_pointer(open_page):
