@@ -23,6 +23,7 @@ from refseq2seq import cli, explain
 from refseq2seq.explain.server import Handler, Server
 from refseq2seq.watching.quantities import quantity
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 record_module = sys.modules["refseq2seq.explain.record"]
 MODEL = rs.load("g2p")
 SOURCE = [MODEL.source_vocabulary.encode("oracle")]
