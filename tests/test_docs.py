@@ -46,6 +46,7 @@ NOT_RUN = {
     "refseq2seq generate --model whisper": "it needs a checkpoint: tests/peers/test_transcribe.py",
     "python docs/examples/transcribe.py": "it needs one too, and the same test runs it",
     "python docs/g2p/train.py": "it takes 68 minutes",
+    "refseq2seq explain --serve": "it ends with Ctrl-C: tests/test_explain.py",
 }
 """How a command begins, and why this test does not run it."""
 

@@ -4,6 +4,7 @@
     refseq2seq generate < words.txt > pronunciations.txt
     refseq2seq generate oracle --steps
     refseq2seq explain oracle --html oracle.html
+    refseq2seq explain --serve
     refseq2seq info
     refseq2seq vectors make DIR
     refseq2seq write-out g2p -o g2p.py --arrays g2p.npz

@@ -5,6 +5,7 @@ explain.facts(model)                                   what it computes, by whic
 explain.page(model, "oracle")                          a self-contained HTML page
 explain.record(model, "oracle", beams=4)               the numbers of such a page
 refseq2seq explain oracle --html oracle.html           the page from the command line
+refseq2seq explain --serve                             the page live, with what you type
 """
 
 from .facts import Fact, facts

@@ -1,12 +1,20 @@
 "use strict";
-const data = JSON.parse(document.getElementById("decoding").textContent);
 const $ = (id) => document.getElementById(id);
+const { facts, symbols } = JSON.parse($("model").textContent);
 const MEAN = "mean";
+let data = JSON.parse($("decoding").textContent);
+const live = data === null;
 
 function element(name, text, attributes = {}) {
   const made = document.createElement(name);
   if (text !== undefined) made.textContent = text;
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+function button(text, clicked) {
+  const made = element("button", text, { type: "button" });
+  made.addEventListener("click", clicked);
   return made;
 }
 
@@ -23,10 +31,9 @@ function fill(table, head, body) {
   table.replaceChildren(thead, tbody);
 }
 
-/* The slider, and the description of its step. */
+/* The step: controls, its token and its numbers. */
 
-const last = data.steps.length - 1;
-let now = 0;
+let now = 0, last = 0;
 
 function show(step) {
   now = Math.min(Math.max(step, 0), last);
@@ -36,9 +43,9 @@ function show(step) {
   $("previous").disabled = now === 0;
   $("next").disabled = now === last;
   showTarget();
+  showNumbers();
+  showInside();
   showCandidates();
-  showCross();
-  showSelf();
   showTree();
 }
 
@@ -47,21 +54,29 @@ function showTarget() {
   const tokens = data.steps.slice(0, now + 1).map((step, i) =>
     element("li", step.symbol, i === now ? { "aria-current": "step" } : {}));
   $("target").replaceChildren(start, ...tokens);
-  const step = data.steps[now];
-  const margin = step.margin === null ? "no other token was left" : `margin ${step.margin.toFixed(3)}`;
-  $("said").textContent =
-    `Step ${now} writes ${step.symbol}: log-probability ${step.log_prob.toFixed(3)}, ` +
-    `sum so far ${step.sum.toFixed(3)} nats, ${margin}.`;
+}
+
+function showNumbers() {
+  const step = data.steps[now], taken = step.by_hand ? ", chosen by hand" : "";
+  $("said").textContent = `Step ${now} reads ${tokenRead(now)} and writes ${step.symbol}${taken}.`;
+  $("log-prob").textContent = `${step.log_prob.toFixed(3)} nats`;
+  $("prob").textContent = Math.exp(step.log_prob).toPrecision(3);
+  $("sum").textContent = `${step.sum.toFixed(3)} nats`;
+  $("margin").textContent = step.margin === null ? "no other token was left" : step.margin.toFixed(3);
+}
+
+function tokenRead(step) {
+  return step === 0 ? data.start : data.steps[step - 1].symbol;
 }
 
 function showCandidates() {
-  const { candidates, stages, token } = data.steps[now];
+  const { candidates, stages, token, by_hand } = data.steps[now];
   const head = [element("th", "token", { scope: "col" })];
   for (const { label, kept } of stages)
     head.push(element("th", `${label} (${kept} left)`, { scope: "col" }));
   const body = candidates.map((candidate, i) => {
     const chosen = candidate.token === token;
-    const cells = [element("th", candidate.symbol + (chosen ? " ✓" : ""), { scope: "row" })];
+    const cells = [candidateName(candidate, chosen ? (by_hand ? " ✓ by hand" : " ✓") : "")];
     for (const { probs } of stages) {
       const cell = element("td", undefined, { style: `--p: ${probs[i]}` });
       cell.append(element("i"), element("span", probs[i] > 0 ? probs[i].toFixed(4) : "–"));
@@ -72,79 +87,298 @@ function showCandidates() {
   fill($("candidates"), head, body);
 }
 
-/* Attention: one table for the selected layer and head. */
+function candidateName({ token, symbol }, mark) {
+  if (!live || data.tree) return element("th", symbol + mark, { scope: "row" });
+  const th = element("th", undefined, { scope: "row" });
+  th.append(button(symbol + mark, () => takeByHand(token)));
+  return th;
+}
 
-function pickers(place, layers, changed) {
-  const choice = { layer: layers.length - 1, head: MEAN };
-  const add = (label, key, values, value) => {
-    const select = element("select");
-    for (const v of values) select.append(element("option", String(v), { value: v }));
-    select.value = String(value);
-    select.addEventListener("change", () => {
-      choice[key] = select.value === MEAN ? MEAN : Number(select.value);
-      changed();
-    });
-    const wrapped = element("label", `${label} `);
-    wrapped.append(select);
-    place.append(wrapped);
+/* Play: one step after the other, to the end. */
+
+let playing = null;
+
+function play() {
+  if (now === last) show(0);
+  playing = setInterval(() => (now === last ? pause() : show(now + 1)), 900);
+  showPlaying("❚❚", "Pause");
+}
+
+function pause() {
+  clearInterval(playing);
+  playing = null;
+  showPlaying("▶", "Play");
+}
+
+function showPlaying(sign, name) {
+  $("play").textContent = sign;
+  $("play").setAttribute("aria-label", name);
+}
+
+function move(step) {
+  pause();
+  show(step);
+}
+
+/* The arrays: [shape, scale, elements in base64]. */
+
+function decoded([shape, scale, text]) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
+  const size = shape.reduce((product, n) => product * n, 1);
+  if (scale) return Array.from(new Int8Array(bytes), (code) => (code === -128 ? -Infinity : code * scale));
+  return Array.from(bytes.byteLength === 8 * size ? new Float64Array(bytes) : new Float32Array(bytes));
+}
+
+/* The axes of a quantity that its array has, such as ["batch", "n_heads", "n_target", "d_k"]. */
+function axesOf(name, rank) {
+  return facts[name].shape.match(/\(([^)]*)\)/)[1].match(/\w+/g).slice(-rank);
+}
+
+/* Rows of one head, or of the mean of the heads, of one array. */
+function matrix(name, array, head) {
+  const [shape] = array, axes = axesOf(name, shape.length), values = decoded(array);
+  const columns = shape.at(-1), rows = axes.at(-2)?.match(/^n_(source|target)/) ? shape.at(-2) : 1;
+  const nHeads = values.length / (rows * columns);
+  const value = (h, r, c) => values[(h * rows + r) * columns + c];
+  const mean = (r, c) => {
+    let sum = 0;
+    for (let h = 0; h < nHeads; h++) sum += value(h, r, c);
+    return sum / nHeads;
   };
-  add("layer", "layer", layers.map((_, i) => i), choice.layer);
-  add("head", "head", [MEAN, ...layers[0].map((_, i) => i)], choice.head);
-  return choice;
+  const at = head === MEAN ? mean : (r, c) => value(head, r, c);
+  return Array.from({ length: rows }, (_, r) => Array.from({ length: columns }, (_, c) => at(r, c)));
 }
 
-function weightsOf(layers, { layer, head }) {
-  if (head !== MEAN) return layers[layer][head];
-  const heads = layers[layer];
-  return heads[0].map((_, k) => heads.reduce((sum, h) => sum + h[k], 0) / heads.length);
+/* Names of n tokens of which the last are given; those before are learned. */
+function named(n, names) {
+  const learned = Math.max(n - names.length, 0);
+  return [...Array.from({ length: learned }, (_, i) => `·${i + 1}`), ...names].slice(0, n);
 }
 
-function heat(table, corner, keys, learned, rows) {
-  const head = [element("td", corner)];
-  keys.forEach((key, i) =>
-    head.push(element("th", key, { scope: "col", ...(i < learned ? { class: "learned" } : {}) })));
-  const body = rows.map(({ name, weights, current }) => {
-    const cells = [element("th", name, { scope: "row" })];
-    for (const w of weights)
-      cells.push(element("td", w.toFixed(2), { style: `--w: ${w}` }));
-    return row(cells, current ? { "aria-current": "true" } : {});
+/* Inside: the open quantity, its layer and its head. */
+
+const open = { name: "decoder.layers.*.cross_attention.weights", layer: Infinity, head: MEAN };
+const order = Object.keys(facts);
+const path = (name, layer) => name.replace("*", layer);
+
+function openQuantity(name, layer = open.layer) {
+  Object.assign(open, { name, layer });
+  showInside();
+}
+
+function ofTheStep() {
+  const steps = data.arrays[open.name];
+  return steps[Math.min(now, steps.length - 1)];
+}
+
+function showInside() {
+  const layers = ofTheStep();
+  const layered = open.name.includes("*");
+  const layer = layered ? Math.min(open.layer, layers.length - 1) : 0;
+  const array = layers[layer], axes = axesOf(open.name, array[0].length);
+  const headAxis = axes.findIndex((axis) => /heads$/.test(axis));
+  const nHeads = headAxis < 0 ? 0 : array[0][headAxis];
+  const isWeights = open.name.endsWith("weights");
+  const head = nHeads === 0 ? 0 : open.head === MEAN ? (isWeights ? MEAN : 0) : Math.min(open.head, nHeads - 1);
+  offer($("layer"), layered ? layers.map((_, i) => i) : [], layer);
+  offer($("head"), [...(isWeights ? [MEAN] : []), ...Array(nHeads).keys()], head);
+  $("inside-title").textContent = path(open.name, layer);
+  $("meaning").textContent = facts[open.name].meaning;
+  showFacts(layer, array);
+  showHeat(layer, head, axes);
+  mark();
+}
+
+function offer(select, values, value) {
+  select.replaceChildren(...values.map((v) => element("option", String(v), { value: v })));
+  select.value = String(value);
+  select.parentElement.hidden = values.length === 0;
+}
+
+function showFacts(layer, [shape, scale]) {
+  const { equation, shape: axes, source, code, chapter } = facts[open.name];
+  const rows = {
+    equation: [element("code", `${open.name.split(".").at(-1)} = ${equation}`)],
+    shape: [element("code", `${axes} = (${shape.join(", ")}${shape.length === 1 ? "," : ""})`)],
+    "computed from": inputButtons(layer),
+    code: [element("code", code), element("br"), `refseq2seq/${source}`],
+    explained: [`chapter ${chapter}`],
+  };
+  $("facts").replaceChildren(...Object.entries(rows).flatMap(([term, described]) => {
+    const dd = element("dd");
+    dd.append(...described);
+    return [element("dt", term), dd];
+  }));
+  $("precision").textContent = scale === 0 ? "Point at a number to read all of its digits."
+    : `To keep the page small, these numbers are rounded: each is within ${roundedUp(scale / 2)} of the model's.`;
+}
+
+/* Two digits, not less than x. */
+function roundedUp(x) {
+  const unit = 10 ** (Math.floor(Math.log10(x)) - 1);
+  return (Math.ceil(x / unit) * unit).toPrecision(2);
+}
+
+/* Buttons for the inputs; one that is computed later is that of the layer before. */
+function inputButtons(layer) {
+  const isBefore = (name) => order.indexOf(name) > order.indexOf(open.name);
+  const { inputs } = facts[open.name], layered = open.name.includes("*");
+  const crosses = inputs.some(isBefore);
+  const wanted = inputs.filter((name) => !crosses || (isBefore(name) ? layer > 0 : layer === 0 || name.includes("*")));
+  const made = wanted.map((name) => {
+    const at = isBefore(name) ? layer - 1 : layered ? layer : Infinity;
+    return button(path(name, at === Infinity ? data.arrays[name][0].length - 1 : at), () => openQuantity(name, at));
   });
-  fill(table, head, body);
-  table.querySelector("thead td").style.background = "none";
+  return made.length ? made : ["the tokens and the parameters"];
 }
 
-const crossChoice = pickers($("cross-pick"), data.cross_attention[0], showCross);
-const selfChoice = pickers($("self-pick"), data.self_attention[0], showSelf);
-const encoderChoice = pickers($("encoder-pick"), data.encoder_attention, showEncoder);
+/* The heat map: rows of every step so far, or of the source. */
 
-function stepRows(attention, choice) {
-  return data.steps.slice(0, now + 1).map((step, t) => ({
-    name: step.symbol,
-    weights: weightsOf(attention[t], choice),
-    current: t === now,
-  }));
+let cells = [], cursor = -1;
+
+function showHeat(layer, head, axes) {
+  const kind = axes.at(-1), steps = data.arrays[open.name];
+  const perStep = axes.at(-2) === "n_target";
+  const shown = perStep ? steps.slice(0, now + 1) : [ofTheStep()];
+  const rows = shown.flatMap((layers, t) => {
+    const values = matrix(open.name, layers[layer], head);
+    const names = perStep ? named(values.length, [`${tokenRead(t)} → ${data.steps[t].symbol}`])
+      : axes.at(-2) === "n_source" ? named(values.length, data.source) : values.map(() => "");
+    return values.map((numbers, r) => ({ name: names[r], numbers, current: perStep && t === now }));
+  });
+  [cells, cursor] = [[], -1];
+  const draw = kind === "vocab_size" || kind === "batch" ? tiles : /^n_so/.test(kind) ? heatTable : vectors;
+  $("heat").replaceChildren(...draw(kind === "vocab_size" ? rows.slice(-1) : rows, kind));
+  $("readout").textContent = "";
+  if (perStep) $("heat").scrollTop = $("heat").scrollHeight; // the newest row
 }
 
-function showCross() {
-  const learned = data.cross_keys.length - data.source.length;
-  heat($("cross"), "", data.cross_keys, learned, stepRows(data.cross_attention, crossChoice));
+function columnNames(kind, n) {
+  if (kind === "n_source") return named(n, data.source);
+  const read = [data.start, ...data.steps.map((step) => step.symbol)];
+  return named(n, read.slice(0, now + 1));
 }
 
-function showSelf() {
-  const written = [data.start, ...data.steps.slice(0, now).map((step) => step.symbol)];
-  const keys = [...data.self_learned, ...written];
-  heat($("self"), "", keys, data.self_learned.length, stepRows(data.self_attention, selfChoice));
+function cell(tag, value, largest, says, text) {
+  const made = element(tag, text, { class: value < 0 ? "cell minus" : "cell" });
+  made.style.setProperty("--w", Number.isFinite(value) ? Math.abs(value) / largest : 0);
+  cells.push({ made, says: `${says} = ${exactly(value)}` });
+  return made;
 }
 
-function showEncoder() {
-  const { layer, head } = encoderChoice;
-  const heads = data.encoder_attention[layer];
-  const rows = data.encoder_queries.map((name, q) => ({
-    name,
-    weights: weightsOf([heads.map((h) => h[q])], { layer: 0, head }),
-    current: false,
-  }));
-  heat($("encoder"), "", data.encoder_keys, data.encoder_keys.length - data.source.length, rows);
+function exactly(value) {
+  if (!Number.isFinite(value)) return "−∞: removed";
+  return String(Number(value.toPrecision(7)));
+}
+
+function short(value) {
+  if (!Number.isFinite(value)) return "−∞";
+  const size = Math.abs(value);
+  return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : 2);
+}
+
+function largestOf(rows) {
+  let largest = open.name.endsWith("weights") ? 1 : 1e-30;
+  for (const { numbers } of rows)
+    for (const x of numbers) if (Number.isFinite(x)) largest = Math.max(largest, Math.abs(x));
+  return largest;
+}
+
+function heatTable(rows, kind) {
+  const longest = Math.max(...rows.map(({ numbers }) => numbers.length));
+  const keys = columnNames(kind, longest), largest = largestOf(rows);
+  const table = element("table", undefined, { class: "heat" });
+  const head = keys.map((key) => element("th", key, { scope: "col", ...(key[0] === "·" ? { class: "learned" } : {}) }));
+  fill(table, [element("td"), ...head], rows.map(({ name, numbers, current }) => row(
+    [element("th", name, { scope: "row" }),
+     ...numbers.map((x, k) => cell("td", x, largest, `${name || "all"}, ${keys[k]}`, short(x)))],
+    current ? { "aria-current": "true" } : {})));
+  return [table];
+}
+
+function vectors(rows) {
+  const largest = largestOf(rows);
+  return rows.map(({ name, numbers, current }) => {
+    const made = element("div", undefined, { class: "vector", ...(current ? { "aria-current": "true" } : {}) });
+    const grid = element("div");
+    grid.style.gridTemplateColumns = `repeat(${perLine(numbers.length)}, 1fr)`;
+    grid.append(...numbers.map((x, i) => cell("i", x, largest, `${name} [${i}]`)));
+    made.append(element("b", name), grid);
+    return made;
+  });
+}
+
+/* As many cells as fit into a line, if possible so that all lines are full. */
+function perLine(n) {
+  const room = Math.floor((Math.max($("heat").clientWidth, 300) - (innerWidth > 960 ? 120 : 10)) / 11);
+  for (let k = Math.min(n, room); k > room / 2; k--) if (n % k === 0) return k;
+  return Math.min(n, room);
+}
+
+const TILES = 120;
+
+function tiles([{ numbers }], kind) {
+  if (kind === "batch") return [tile(short(numbers[0]), open.name === "chosen" ? data.steps[now].symbol : "", numbers[0], 1)];
+  const best = numbers.map((x, i) => [x, i]).sort(([x], [y]) => (x > y ? -1 : x < y ? 1 : 0)).slice(0, TILES);
+  const largest = largestOf([{ numbers }]);
+  const made = element("div", undefined, { class: "tiles" });
+  made.append(...best.map(([x, i]) => tile(short(x), symbols[i] ?? `<${i}>`, x, largest)));
+  const left = numbers.length - best.length;
+  return left ? [made, element("p", `The best ${TILES} of ${numbers.length}.`)] : [made];
+}
+
+function tile(text, name, value, largest) {
+  const made = cell("div", value, Math.max(largest, Math.abs(value)), name || open.name);
+  made.classList.add("tile");
+  made.append(element("b", name), element("span", text));
+  return made;
+}
+
+function read(index) {
+  if (!cells[index]) return;
+  cells[cursor]?.made.classList.remove("at");
+  cursor = index;
+  cells[index].made.classList.add("at");
+  $("readout").textContent = cells[index].says;
+}
+
+/* The picture: its quantities are buttons. */
+
+const places = [...document.querySelectorAll("aside .quantity")];
+
+function prepare(place) {
+  const { name } = place.dataset;
+  place.setAttribute("role", "button");
+  place.setAttribute("aria-label", name.replaceAll(".", " ").replaceAll("_", " ").replace(" *", ""));
+  place.addEventListener("click", () => openFromPicture(name));
+  place.addEventListener("keydown", (event) => {
+    const to = places.indexOf(place) + ({ ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key] ?? 0);
+    if (event.key === "Enter" || event.key === " ") openFromPicture(name);
+    else if (to === places.indexOf(place)) return;
+    else places.at(to % places.length).focus();
+    event.preventDefault();
+  });
+}
+
+function openFromPicture(name) {
+  if (!data) return;
+  openQuantity(name);
+  const { top, bottom } = $("inside").getBoundingClientRect();
+  if (top > innerHeight * 0.7 || bottom < innerHeight * 0.3) $("inside").scrollIntoView();
+}
+
+function mark() {
+  for (const place of places) {
+    const isOpen = place.dataset.name === open.name;
+    place.setAttribute("aria-pressed", isOpen);
+    place.setAttribute("tabindex", isOpen ? 0 : -1); // one stop of the Tab key, arrow keys inside
+  }
+  for (const shortcut of $("shortcuts").children)
+    shortcut.setAttribute("aria-pressed", shortcut.dataset.open === open.name);
+  const place = places.find((p) => p.dataset.name === open.name), frame = place?.closest("aside");
+  if (!frame) return;
+  const { top, bottom } = place.getBoundingClientRect(), view = frame.getBoundingClientRect();
+  if (top < view.top || bottom > view.bottom) frame.scrollTop += top - view.top - view.height / 2;
 }
 
 /* The tree of a beam search. */
@@ -167,10 +401,10 @@ function placed(nodes) {
 }
 
 function drawTree({ nodes, path, hypotheses, beams }) {
-  $("tree-section").hidden = false;
   const at = placed(nodes), root = { x: LEFT - 14, y: TOP }, best = new Set(path);
   const width = Math.max(...at.map((p) => p.x)) + COLUMN, height = Math.max(...at.map((p) => p.y)) + ROW;
   const svg = $("tree");
+  svg.replaceChildren();
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("width", width);
   svg.setAttribute("height", height);
@@ -207,22 +441,171 @@ function showTree() {
     part.classList.toggle("later", Number(part.dataset.step) > now);
 }
 
+/* Live: the fragment of the address has the settings, and the server answers with a record. */
+
+let waiting = null, delay = null;
+const SAMPLING = ["temperature", "top-k", "top-p", "min-p", "top-a"];
+const controls = [...$("ask").querySelectorAll("[name]")];
+
+function fragment() {
+  return new URLSearchParams(location.hash.slice(1));
+}
+
+/* The controls as the settings say. */
+function fillForm(settings) {
+  const samples = SAMPLING.some((name) => settings.has(name));
+  $("method").value = settings.has("beams") ? "search" : samples ? "sample" : "default";
+  for (const control of controls)
+    control.value = settings.get(control.name) ?? (control.dataset.off || control.defaultValue);
+  showMethod(settings);
+}
+
+function showMethod(settings) {
+  for (const method of ["sample", "search"])
+    for (const label of $("ask").querySelectorAll(`.of-${method}`)) label.hidden = $("method").value !== method;
+  for (const control of controls) {
+    const output = control.parentElement.querySelector("output");
+    if (output) output.textContent = control.value === control.dataset.off ? "off" : control.value;
+  }
+  $("undo").hidden = !settings.has("hand");
+  $("by-hand").hidden = $("method").value === "search";
+}
+
+/* The settings as the controls say; those without a control stay. */
+function readForm(changed) {
+  const settings = fragment();
+  for (const { name, value, dataset, parentElement } of controls) {
+    if (parentElement.hidden || (value === dataset.off && name !== "text")) settings.delete(name);
+    else settings.set(name, value);
+  }
+  if ($("method").value !== "sample") for (const name of SAMPLING) settings.delete(name);
+  if (changed.name === "text" || $("method").value === "search") settings.delete("hand");
+  return settings;
+}
+
+function formChanged(event) {
+  showMethod(fragment());
+  const settings = readForm(event.target);
+  showMethod(settings);
+  clearTimeout(delay);
+  delay = setTimeout(() => ask(settings), 150);
+}
+
+function takeByHand(token) {
+  const settings = fragment();
+  const earlier = (settings.get("hand") ?? "").split(",").filter((pair) => pair && parseInt(pair) < now);
+  settings.set("hand", [...earlier, `${now}:${token}`].join(","));
+  ask(settings, now);
+}
+
+function withoutHand() {
+  const settings = fragment();
+  settings.delete("hand");
+  ask(settings, now);
+}
+
+async function ask(settings, step = Infinity) {
+  waiting?.abort();
+  const mine = (waiting = new AbortController());
+  history.replaceState(null, "", `#${settings}`);
+  showMethod(settings);
+  $("columns").setAttribute("aria-busy", "true");
+  const found = await answerTo(settings, mine.signal);
+  if (mine.signal.aborted) return;
+  $("columns").setAttribute("aria-busy", "false");
+  $("error").textContent = found.error;
+  $("error").hidden = !found.error;
+  if (!found.error) start(found, step);
+}
+
+/* A record, or an error. */
+async function answerTo(settings, signal) {
+  try {
+    const answer = await fetch(`/record?${settings}`, { signal });
+    return answer.ok ? await answer.json() : { error: await answer.text() };
+  } catch {
+    return { error: "The server does not answer: has it ended?" };
+  }
+}
+
+function fromFragment() {
+  const settings = fragment();
+  if (!settings.has("text")) settings.set("text", controls[0].defaultValue);
+  fillForm(settings);
+  ask(settings);
+}
+
+function goLive() {
+  $("ask").hidden = false;
+  $("ask").addEventListener("input", formChanged);
+  $("ask").addEventListener("submit", (event) => event.preventDefault());
+  $("undo").addEventListener("click", withoutHand);
+  window.addEventListener("hashchange", fromFragment);
+  fromFragment();
+}
+
+/* The theme of the page around this one, if there is one. */
+
+function followTheme() {
+  let outer = null;
+  try { outer = window.parent === window ? null : window.parent.document.documentElement; } catch { /* another origin */ }
+  if (!outer) return;
+  const follow = () => { document.documentElement.dataset.theme = outer.dataset.theme ?? ""; };
+  new MutationObserver(follow).observe(outer, { attributeFilter: ["data-theme"] });
+  follow();
+}
+
 /* Start. */
 
-$("text").textContent = data.text;
-$("output").textContent = data.output;
-$("step").max = last;
-$("step").addEventListener("input", () => show(Number($("step").value)));
-$("previous").addEventListener("click", () => show(now - 1));
-$("next").addEventListener("click", () => show(now + 1));
+function start(found, step) {
+  pause();
+  data = found;
+  last = data.steps.length - 1;
+  $("text").textContent = data.text;
+  $("output").textContent = data.output;
+  $("step").max = last;
+  $("tree-section").hidden = !data.tree;
+  if (data.tree) drawTree(data.tree);
+  $("columns").hidden = false;
+  show(step);
+}
+
+function readByKey(event) {
+  const jump = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -10, ArrowDown: 10 }[event.key];
+  if (!jump) return;
+  event.preventDefault();
+  read(Math.min(Math.max(cursor + jump, 0), cells.length - 1));
+}
+
+$("step").addEventListener("input", () => move(Number($("step").value)));
+$("previous").addEventListener("click", () => move(now - 1));
+$("next").addEventListener("click", () => move(now + 1));
+$("play").addEventListener("click", () => (playing ? pause() : play()));
+$("layer").addEventListener("change", () => openQuantity(open.name, Number($("layer").value)));
+$("head").addEventListener("change", () => {
+  open.head = $("head").value === MEAN ? MEAN : Number($("head").value);
+  showInside();
+});
+$("shortcuts").addEventListener("click", (event) => {
+  if (event.target.dataset.open) openQuantity(event.target.dataset.open);
+});
+$("heat").addEventListener("keydown", readByKey);
+$("heat").addEventListener("pointerover", (event) => {
+  const made = event.target.closest(".cell");
+  if (made) read(cells.findIndex((one) => one.made === made));
+});
 document.addEventListener("keydown", (event) => {
-  if (event.target.closest("input, select, .scroll") || event.altKey || event.ctrlKey || event.metaKey) return;
+  if (!data || event.target.closest("input, select, .scroll") || event.altKey || event.ctrlKey || event.metaKey) return;
   const moves = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: last };
   if (event.key in moves) {
     event.preventDefault();
-    show(moves[event.key]);
+    move(moves[event.key]);
   }
 });
-if (data.tree) drawTree(data.tree);
-showEncoder();
-show(0);
+window.addEventListener("resize", () => { if (data) showInside(); });
+document.querySelector("aside svg").setAttribute("role", "group");
+places.forEach(prepare);
+followTheme();
+if (live) $("columns").hidden = true;
+if (live) goLive();
+else start(data, Infinity);

@@ -1,23 +1,28 @@
-"""The data of a page: the steps of `refseq2seq.decode_steps`, and quantities from a tap."""
+"""The data of a page: the steps of `refseq2seq.decode_steps`, and every quantity from a tap."""
 
+import base64
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from ..backend import Array, to_numpy
-from ..config import ModelConfig
+from ..backend import Array, array_namespace, to_numpy
 from ..generation.beam import EarlyStopping, LengthPenalty
 from ..generation.loop import Step, decode_steps
-from ..generation.sampling import Chooser, Processor, State, greedy, sample
+from ..generation.sampling import Chooser, Pick, Processor, State, greedy, sample
 from ..model import Model
 from ..ops import softmax
 from ..text import Tokenizer, symbol
+from ..watching.quantities import quantity
 from ..watching.trace import Trace
 from .tree import search
 
 SHOWN = 8  # candidates of each step, best first by the model's own probabilities
+EXACT = ("batch", "n_source", "n_so_far", "vocab_size")  # last axes of arrays kept exactly,
+EXACT_SIZE = 2**14  # up to this number of elements; the others are rounded
+CODES = 125  # a rounded element is a multiple, up to about this, of the scale of its array
 
 
 def record(
@@ -30,6 +35,7 @@ def record(
     beams: int | None = None,
     length_penalty: LengthPenalty = 1.0,
     early_stopping: EarlyStopping = False,
+    by_hand: Mapping[int, int] | None = None,
     **length: Any,
 ) -> dict[str, Any]:
     """Decode one text and record each step.
@@ -51,6 +57,8 @@ def record(
         follow the best hypothesis.
     length_penalty, early_stopping
         Options of the search, as in `refseq2seq.beam_steps`.
+    by_hand : mapping of steps to tokens, optional
+        Take these tokens in these steps, whatever their scores. Not with ``beams``.
     **length
         ``max_new_tokens`` and ``min_new_tokens``, as in `refseq2seq.decode_steps`.
 
@@ -58,15 +66,18 @@ def record(
     -------
     dict
         Of the types that JSON has. ``steps`` contains the numbers of `refseq2seq.Step`:
-        ``log_prob`` and ``sum`` in nats, ``margin`` (None if only one token was left) and the
-        candidates' probabilities by stage. ``cross_attention`` and ``self_attention`` contain
-        the attention weights of the newest token, ``[step][layer][head][key]``.
-        ``encoder_attention`` contains those of the encoder, ``[layer][head][query][key]``.
+        ``log_prob`` and ``sum`` in nats, ``margin`` (None if only one token was left),
+        ``by_hand``, and the candidates' probabilities by stage. ``arrays`` contains all
+        quantities, ``[name][step][layer]``, with one step if the source alone determines them:
+        a shape, a scale and little-endian elements in base64. If the scale is 0 the elements are
+        exact floats; otherwise they are int8 and times the scale, which is rounded by at most
+        half of the scale, and -128 is -inf.
 
     Raises
     ------
     ValueError
-        If the model reads frames, has no vocabularies, or the text is empty.
+        If the model reads frames, has no vocabularies, the text is empty, or ``by_hand`` is
+        combined with ``beams``.
     """
     if not model.config.encoder.vocab_size:
         raise ValueError("the model reads frames, not texts: there is no text to explain")
@@ -74,11 +85,13 @@ def record(
         raise ValueError("the model has no vocabularies: it cannot read or write text")
     if not text:
         raise ValueError("the text is empty: there is nothing to encode")
+    if by_hand and beams is not None:
+        raise ValueError("by_hand cannot be combined with beams: a search keeps several tokens")
     source = [model.source_vocabulary.encode(text)]
     stages: list[tuple[str, Array]] = []
     watched = [_watched("the model's rules", lambda scores, state: scores, stages)]
     watched += [_watched(label, process, stages) for label, process in (processors or {}).items()]
-    choose, tree = sample(*watched) if draws else greedy(*watched), None
+    choose, tree, tokens = sample(*watched) if draws else greedy(*watched), None, by_hand or {}
     if beams is not None:
         tree = search(
             model,
@@ -89,30 +102,32 @@ def record(
             processors=[*(processors or {}).values()],
             **length,
         )
-        best = np.asarray(tree["best"])
-        choose = Chooser(tuple(watched), lambda scores, state: best[state.n_new])
-    trace = Trace("*attention.weights")
+        tokens = dict(enumerate(tree["best"]))
+    choose = Chooser(choose.processors, _given(tokens, choose.pick))
+    trace = Trace()
     steps = decode_steps(model, source, choose=choose, seed=seed, tap=trace, **length)
-    recorded = list(_steps(model, steps, stages))
+    recorded = list(_steps(model, steps, stages, by_hand or {}))
     for rules in (-1, 1):  # stages of forced and of banned tokens: deleted if they change nothing
         shown = [step["stages"] for step in recorded]
         if all(stage[rules]["probs"] == stage[rules - 1]["probs"] for stage in shown):
             for stage in shown:
                 del stage[rules]
-    letters = [symbol(model.source_vocabulary, token) for token in source[0]]
     return {
         "text": text,
         "output": model.target_vocabulary.decode([step["token"] for step in recorded]),
-        "source": letters,
+        "source": [symbol(model.source_vocabulary, token) for token in source[0]],
         "start": symbol(model.target_vocabulary, model.config.decoder_start_id),
         "steps": recorded,
-        **_attention(model.config, letters, trace, len(recorded)),
+        "arrays": _arrays(trace),
         "tree": tree,
     }
 
 
 def _steps(
-    model: Model, steps: Iterator[Step], stages: list[tuple[str, Array]]
+    model: Model,
+    steps: Iterator[Step],
+    stages: list[tuple[str, Array]],
+    by_hand: Mapping[int, int],
 ) -> Iterator[dict[str, Any]]:
     vocabulary: Any = model.target_vocabulary
     total = 0.0
@@ -123,6 +138,7 @@ def _steps(
         yield {
             "token": token,
             "symbol": symbol(vocabulary, token),
+            "by_hand": step.index in by_hand,
             "log_prob": log_prob,
             "sum": total,
             "margin": margin if math.isfinite(margin) else None,
@@ -151,35 +167,38 @@ def _candidates(
     }
 
 
-def _attention(c: ModelConfig, letters: list[str], trace: Trace, n_steps: int) -> dict[str, Any]:
-    """Attention weights of the encoder and of each step's newest token, with labels of the keys."""
-    encoder, decoder = c.encoder, c.decoder
+def _arrays(trace: Trace) -> dict[str, list[list[list[Any]]]]:
+    """The quantities by name, step and layer."""
+    arrays: dict[str, list[list[list[Any]]]] = {}
+    for name, x in trace.items():
+        row, step = quantity(name), re.match(r"step\.(\d+)", name)
+        steps = arrays.setdefault(row.name, [])
+        if len(steps) <= int(step[1] if step else 0):
+            steps.append([])
+        last_axis = re.findall(r"\w+", row.shape.partition(")")[0])[-1]
+        steps[-1].append(_encoded(to_numpy(x), last_axis in EXACT))
+    return arrays
 
-    def learned(n: int) -> list[str]:
-        return [f"·{i + 1}" for i in range(n)]
 
-    def newest(name: str) -> list[Any]:
-        return [
-            [
-                _rounded(trace[f"step.{t}.decoder.layers.{i}.{name}.weights"][0, :, -1])
-                for i in range(decoder.n_layers)
-            ]
-            for t in range(n_steps)
-        ]
+def _encoded(x: np.ndarray, exact: bool) -> list[Any]:
+    """Shape, scale and elements of an array, as `record` describes them."""
+    x, scale = x.astype(np.result_type(x, np.float32)), 0.0
+    if not exact or x.size > EXACT_SIZE:
+        largest = float(np.abs(x[np.isfinite(x)]).max(initial=0))
+        scale = float(f"{largest / CODES or 1:.4g}")
+        x = np.clip(np.rint(x / scale), -128, 127).astype("int8")
+    elements = x.astype(x.dtype.newbyteorder("<")).tobytes()
+    return [x.shape, scale, base64.b64encode(elements).decode()]
 
-    return {
-        "encoder_attention": [
-            _rounded(trace[f"encoder.layers.{i}.self_attention.weights"][0])
-            for i in range(encoder.n_layers)
-        ],
-        "encoder_keys": learned(encoder.self_attention.n_learned_kv + encoder.n_register_tokens)
-        + letters,
-        "encoder_queries": learned(encoder.n_register_tokens) + letters,
-        "cross_attention": newest("cross_attention"),
-        "cross_keys": learned(decoder.cross_attention.n_learned_kv) + letters,  # type: ignore[union-attr]
-        "self_attention": newest("self_attention"),
-        "self_learned": learned(decoder.self_attention.n_learned_kv),
-    }
+
+def _given(tokens: Mapping[int, int], pick: Pick) -> Pick:
+    """Take ``tokens`` in their steps, and pick in the others."""
+
+    def picked(scores: Array, state: State) -> Array:
+        token = tokens.get(int(state.n_new[0]))
+        return pick(scores, state) if token is None else array_namespace(scores).asarray([token])
+
+    return picked
 
 
 def _watched(label: str, process: Processor, stages: list[tuple[str, Array]]) -> Processor:
@@ -191,8 +210,3 @@ def _watched(label: str, process: Processor, stages: list[tuple[str, Array]]) ->
         return after
 
     return watched
-
-
-def _rounded(weights: Array) -> list[Any]:
-    """The weights rounded to four decimals, which keep the page small."""
-    return np.round(to_numpy(weights).astype(np.float64), 4).tolist()
