@@ -28,6 +28,7 @@ extensions = [
     "sphinx_design",
     "sphinxcontrib.katex",
     "downloads",
+    "failures",
     "tables",
     "written",
 ]
