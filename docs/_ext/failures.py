@@ -12,9 +12,8 @@ def shorten(_app: Sphinx, doctree: nodes.document) -> None:
     for block in doctree.findall(nodes.literal_block):
         if "traceback" in block["classes"]:
             message = re.split(r"\n(?=\w+Error: )", block.astext())[-1]
-            block["language"], block.children = "text", []
-            block += nodes.Text(message)
-            block.rawsource = message
+            block.rawsource, block["language"] = message, "text"
+            block.children = [nodes.Text(message)]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Notebooks of the pages: each is one file, which runs where refseq2seq and matplotlib are installed.
+"""Notebooks of the pages: each is one file that needs refseq2seq, and matplotlib if it draws.
 
 A page is MyST Markdown. Its notebook has plain Markdown, as Jupyter shows it: roles and links to
 other pages become text, directives go. The helpers of `figures.py` that a page imports stand in a

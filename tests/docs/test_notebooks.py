@@ -84,7 +84,10 @@ def test_answers_stand_at_the_end_under_their_numbers(page, tmp_path):
     [
         ("a {func}`rs.f <refseq2seq.f>` b", "a `rs.f` b"),
         ("{func}`f`, {download}`the\nrecipe <../a.py>`", "`f`, the\nrecipe"),
-        ("[chapter\n2](2-attention) and [arXiv](https://arxiv.org)", "chapter\n2 and [arXiv](https://arxiv.org)"),
+        (
+            "[chapter\n2](2-attention) and [arXiv](https://arxiv.org)",
+            "chapter\n2 and [arXiv](https://arxiv.org)",
+        ),
         ("[`Memory`](#refseq2seq.Memory)", "`Memory`"),
         ("a\n\n```{model} encoder\n```\n\nb", "a\n\nb"),
         ("::::{div} beside\n:::{note}\nText.\n:::\n::::", "Text."),
