@@ -28,9 +28,9 @@ extensions = [
     "sphinx_design",
     "sphinxcontrib.katex",
     "downloads",
-    "failures",
     "tables",
     "written",
+    "failures",
 ]
 exclude_patterns = ["_build", "_static/katex/README.md", "g2p", "examples"]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}

@@ -17,6 +17,13 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 NEEDS = "*This notebook needs {0}: in a copy of refseq2seq's repository, run `{1}`.*{2}"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 FOLDED = {"jupyter": {"source_hidden": True}}
+PICTURE = """from IPython.display import HTML
+import refseq2seq as rs
+
+HTML(rs.explain.picture(rs.load("g2p"), unfold={}))"""
+SPECIAL = r"^:::\{dropdown\} Answer\n([\s\S]*?)^:::$|^```\{model\}(.*)\n```$"
+"""Answers, and places of the picture of the model."""
+
 PLAIN = (
     (r"^```\{[\s\S]*?^```\n?", ""),  # directives
     (r"^:{3,}.*\n?", ""),  # the fences of blocks of text
@@ -82,11 +89,12 @@ def parts(page: Path) -> Iterator[tuple[str, bool, nbformat.NotebookNode]]:
             metadata = (FOLDED if folded else {}) | ({"tags": kept} if kept else {})
             yield exercise, "hide-cell" in tags, new_code_cell(cell.source, metadata=metadata)
             continue
-        pieces = re.split(r"^:::\{dropdown\} Answer\n([\s\S]*?)^:::$", cell.source, flags=re.M)
-        for i, text in enumerate(pieces):
-            exercise = [exercise, *re.findall(r"^\*\*(\d+)\. ", text, re.M)][-1]
-            if plain := plain_markdown(text):
-                yield exercise, i % 2 == 1, new_markdown_cell(plain)
+        for i, text in enumerate(re.split(SPECIAL, cell.source, flags=re.M)):
+            exercise = [exercise, *re.findall(r"^\*\*(\d+)\. ", text or "", re.M)][-1]
+            if i % 3 == 2 and text is not None:
+                yield exercise, False, new_code_cell(PICTURE.format(text.split()), metadata=FOLDED)
+            elif plain := plain_markdown(text or ""):
+                yield exercise, i % 3 == 1, new_markdown_cell(plain)
 
 
 def plain_markdown(text: str) -> str:
