@@ -15,6 +15,38 @@ sys.path.insert(0, str(DOCS / "_ext"))
 
 from notebooks import answers, helpers, is_notebook, plain_markdown, write  # noqa: E402
 
+PAGE = """---
+kernelspec:
+  name: python3
+  display_name: Python 3
+---
+# T
+
+```{model} encoder
+```
+
+**1. A**
+
+:::{dropdown} Answer
+B
+:::
+
+```{code-cell} python
+---
+tags: [hide-cell]
+---
+1
+```
+
+**2. C**
+
+```{code-cell} python
+---
+tags: [raises-exception]
+---
+2 / 0
+```
+"""
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if is_notebook(page)]
 COURSE = [page for page in PAGES if page.parent.name == "course"]
 
@@ -89,7 +121,7 @@ def test_answers_stand_at_the_end_under_their_numbers(page, tmp_path):
             "chapter\n2 and [arXiv](https://arxiv.org)",
         ),
         ("[`Memory`](#refseq2seq.Memory)", "`Memory`"),
-        ("a\n\n```{model} encoder\n```\n\nb", "a\n\nb"),
+        ("a\n\n```{raw} html\n<i>b</i>\n```\n\nc", "a\n\nc"),
         ("::::{div} beside\n:::{note}\nText.\n:::\n::::", "Text."),
         ("(here)=\n# Title\n\n$x_{a}$ `{a}`", "# Title\n\n$x_{a}$ `{a}`"),
         ("```shell\nls {a}\n```", "```shell\nls {a}\n```"),
@@ -97,6 +129,20 @@ def test_answers_stand_at_the_end_under_their_numbers(page, tmp_path):
 )
 def test_what_jupyter_does_not_know_becomes_text(myst, markdown):
     assert plain_markdown(myst) == markdown
+
+
+def test_a_picture_answers_and_tags_become_cells(tmp_path):
+    (tmp_path / "page.md").write_text(PAGE)
+    write(tmp_path / "page.md", tmp_path / "page.ipynb")
+    cells = nbformat.read(tmp_path / "page.ipynb", as_version=4).cells
+    title, picture, *rest = cells[1:]
+    assert title.source == "# T"
+    assert "rs.explain.picture(" in picture.source
+    assert "unfold=['encoder']" in picture.source
+    assert [cell.source for cell in rest] == [
+        *("**1. A**", "**2. C**", "2 / 0", "## Answers\n\n### Exercise 1", "B", "1")
+    ]
+    assert rest[2].metadata == {"tags": ["raises-exception"]}
 
 
 def test_only_the_helpers_that_a_page_uses_are_copied(tmp_path):
