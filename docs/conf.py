@@ -32,6 +32,7 @@ extensions = [
     "pictures",
     "tables",
     "written",
+    "failures",
 ]
 exclude_patterns = ["_build", "_static/katex/README.md", "g2p", "examples"]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}

@@ -7,17 +7,12 @@ Every executed page can be downloaded as a notebook, which Jupyter opens and run
 from pathlib import Path
 from typing import Any
 
-import jupytext
+from notebooks import is_notebook, write
 from sphinx.application import Sphinx
 
 import refseq2seq as rs
 
 FOLDER = "_notebooks"
-
-
-def is_notebook(page: Path) -> bool:
-    """Whether a Markdown page names a kernel, which is what makes MyST-NB run it."""
-    return page.suffix == ".md" and "kernelspec:" in page.read_text(encoding="utf-8")[:400]
 
 
 def name_the_notebook(
@@ -36,9 +31,7 @@ def write_notebooks(app: Sphinx, error: Exception | None) -> None:
     for docname in app.env.found_docs:
         page = Path(app.srcdir, docname + ".md")
         if page.is_file() and is_notebook(page):
-            target = Path(app.outdir, FOLDER, docname + ".ipynb")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            jupytext.write(jupytext.read(page), target)
+            write(page, Path(app.outdir, FOLDER, docname + ".ipynb"))
 
 
 def write_explanation(app: Sphinx, error: Exception | None) -> None:

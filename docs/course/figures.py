@@ -13,6 +13,7 @@ import io
 import re
 import textwrap
 from functools import cache
+from itertools import takewhile
 
 import matplotlib as mpl
 import numpy as np
@@ -78,19 +79,32 @@ def _program():
     return rs.write_out(rs.load("g2p")).source
 
 
+def _body(function):
+    return _program().split(f"\ndef {function}(")[1].split("\n\n\n")[0]
+
+
+def _code(*parts):
+    text = "\n\n\n".join(textwrap.dedent(part).rstrip() for part in parts)
+    return Markdown(f"```python\n{text}\n```")
+
+
 def written(*names):
     """Functions of the shipped model's own program (the last chapter has the whole program)."""
-    bodies = [_program().split(f"\ndef {name}(")[1].split("\n\n\n")[0] for name in names]
-    code = "\n\n\n".join(f"def {name}({body}" for name, body in zip(names, bodies, strict=True))
-    return Markdown(f"```python\n{code.rstrip()}\n```")
+    return _code(*[f"def {name}({_body(name)}" for name in names])
+
+
+def written_lines(function, first, last):
+    """Lines of a function of that program: from that which begins with ``first`` to ``last``."""
+    lines = _body(function).splitlines()
+    place = [next(i for i, x in enumerate(lines) if x.strip().startswith(y)) for y in (first, last)]
+    return _code("\n".join(lines[place[0] : place[1] + 1]))
 
 
 def written_sublayer(function, sublayer):
-    """The lines of a sublayer in ``encode`` or ``step`` of the shipped model's own program."""
-    body = _program().split(f"\ndef {function}(")[1].split("\n\n\n")[0]
-    lines = body[body.index(f"        p, norms = layer.{sublayer},") :].split("\n\n")[0]
-    kept = [line for line in lines.splitlines() if line.startswith(" " * 8)]
-    return Markdown("```python\n" + textwrap.dedent("\n".join(kept)) + "\n```")
+    """The lines of a sublayer in ``encode`` or ``step`` of that program."""
+    body = _body(function)
+    lines = body[body.index(f"        p, norms = layer.{sublayer},") :].splitlines()
+    return _code("\n".join(takewhile(lambda line: line.startswith(" " * 8), lines)))
 
 
 def show(*panels, alt):

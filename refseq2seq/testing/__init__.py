@@ -13,6 +13,7 @@ from .agreement import (
 )
 from .compare import Difference, first_difference, row_ulp
 from .diagnosis import Cause, Diagnosis, Fault, diagnose, diagnose_arrays
+from .exercises import implements
 from .expected import Expected
 from .generation import assert_generation_agrees
 from .rounding import rounded
@@ -21,6 +22,6 @@ from .tolerance import Spread, spread
 __all__ = [
     "Cause", "Diagnosis", "Difference", "Divergence", "Expected", "Fault", "Spread",
     "TokenAgreement", "assert_agrees", "assert_generation_agrees", "assert_tokens_agree",
-    "diagnose", "diagnose_arrays", "first_difference", "properties", "rounded", "row_ulp", "spread",
-    "vectors",
+    "diagnose", "diagnose_arrays", "first_difference", "implements", "properties", "rounded",
+    "row_ulp", "spread", "vectors",
 ]  # fmt: skip

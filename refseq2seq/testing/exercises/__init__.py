@@ -1,0 +1,63 @@
+"""Exercises: functions of a Transformer to write, each graded by the reference.
+
+:doc:`/exercises` has the signature and the conventions of each function.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+TOPICS = {
+    "softmax": "arrays", "layer_norm": "arrays", "rms_norm": "arrays", "gelu": "arrays",
+    "sinusoids": "positions", "rotation": "positions", "causal_mask": "positions",
+    "attention": "attention", "split_heads": "attention", "greedy": "searching",
+}  # fmt: skip
+"""The exercises, and the file of each."""
+
+
+def implements(name: str, function: Callable[..., Any]) -> None:
+    """Check that your function computes what an exercise asks for.
+
+    The function is called with arguments of ascending size. Its results are compared with the
+    reference, up to rounding, and the properties of the exercise are checked.
+
+    Parameters
+    ----------
+    name : str
+        ``"softmax"``, ``"attention"``, ``"layer_norm"``, ``"rms_norm"``, ``"gelu"``,
+        ``"sinusoids"``, ``"rotation"``, ``"causal_mask"``, ``"split_heads"``,
+        ``"cross_attention"``, ``"top_k"``, ``"top_p"``, ``"cached_step"``, ``"greedy"`` or
+        ``"beam_search"``.
+    function : callable
+        With the signature that :doc:`/exercises` states.
+
+    Raises
+    ------
+    AssertionError
+        With the smallest arguments for which the result is wrong, the numbers, and the mistake if
+        it is a known one, or two known ones. A mistake is named only if the reference with this
+        mistake gives the results of the function for all arguments.
+    ValueError
+        If there is no such exercise.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> implements("causal_mask", lambda n, m: np.tri(n, m, m - n, dtype=bool))
+    >>> implements("causal_mask", lambda n, m: ~np.tri(n, m, m - n, dtype=bool))
+    Traceback (most recent call last):
+        ...
+    AssertionError: causal_mask(n_queries, n_keys): the mask is inverted: True = may attend
+      n_queries 1
+      n_keys    1
+      expected  [[ True]]
+      got       [[False]]
+    """
+    from .grading import grade
+
+    if name not in TOPICS:
+        raise ValueError(f"name must be one of {', '.join(TOPICS)}; got {name!r}")
+    if not callable(function):
+        raise TypeError(f"function must be callable, got {type(function).__name__}: pass {name}")
+    topic = importlib.import_module(f".{TOPICS[name]}", __name__)
+    grade(topic.EXERCISES[name], function)

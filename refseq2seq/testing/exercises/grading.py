@@ -1,0 +1,169 @@
+"""The grade of a function: its first fault with the numbers, and the mistake that explains it."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .exercise import Arguments, Exercise
+from .values import Row, compared, numbers, shown, tolerance
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one call."""
+
+    what: str
+    numbers: list[Row] = field(default_factory=list)
+    error: Exception | None = None
+
+
+def grade(exercise: Exercise, function: Function) -> None:
+    """Raise an AssertionError that explains the first fault; return None if there is none."""
+    inputs = exercise.drawn()
+    for arguments in inputs:
+        fault = fault_of(exercise, function, arguments)
+        if fault:
+            found = explained(exercise, function, arguments, inputs) if fault.numbers else []
+            what = "; and ".join(found) or fault.what
+            rows = [] if found or not fault.numbers else _broken(exercise, function, arguments)
+            message = _message(exercise, arguments, what, fault.numbers + rows)
+            raise AssertionError(message) from fault.error
+    for arguments in inputs:
+        broken = _broken(exercise, function, arguments)
+        if broken:
+            what = "the values are right, a property is not"
+            raise AssertionError(_message(exercise, arguments, what, broken))
+
+
+def _message(exercise: Exercise, arguments: Arguments, what: str, rows: list[Row]) -> str:
+    rows = [*((n, shown(x)) for n, x in zip(exercise.names, arguments, strict=False)), *rows]
+    width = max(len(label) for label, _ in rows)
+    lines = [f"{label:{width}}  {text}" for label, text in rows]
+    return "\n  ".join([f"{exercise.signature}: {what}", *lines])
+
+
+def called(function: Function, arguments: Arguments) -> Any:
+    """The result, without warnings: what they would tell is in the values."""
+    with np.errstate(all="ignore"):
+        return function(*arguments)
+
+
+def fault_of(exercise: Exercise, function: Function, arguments: Arguments) -> Fault | None:
+    """What is wrong with the result of these arguments."""
+    given = copied(arguments)
+    try:
+        result = called(function, given)
+    except Exception as error:
+        return Fault(f"it raises {type(error).__name__}: {error}", error=error)
+    for name, before, after in zip(exercise.names, arguments, given, strict=False):
+        if isinstance(before, np.ndarray) and before.tobytes() != after.tobytes():
+            return Fault(f"it changes its argument {name}: compute with a copy")
+    n = len(exercise.returns)
+    if n > 1 and not (isinstance(result, tuple | list) and len(result) == n):
+        found = "None" if result is None else f"an object of type {type(result).__name__}"
+        return Fault(f"it returns {found}: return {', '.join(exercise.returns)}")
+    return next(_faults_of_result(exercise, result, arguments), None)
+
+
+def copied(arguments: Arguments) -> Arguments:
+    """The arguments, with copies of the arrays."""
+    return tuple(x.copy() if isinstance(x, np.ndarray) else x for x in arguments)
+
+
+def _faults_of_result(exercise: Exercise, result: Any, arguments: Arguments) -> Iterator[Fault]:
+    right = parts(exercise, exercise.reference(*arguments))
+    for i, got in enumerate(parts(exercise, result)):
+        part = _part(exercise, i)
+        wrong = compared(got, right[i], tolerance(part, arguments, np.asarray(right[i])))
+        if wrong:
+            name = f"{exercise.returns[i]}: " if len(right) > 1 else ""
+            yield Fault(name + wrong[0], wrong[1])
+
+
+def _part(exercise: Exercise, i: int) -> Function:
+    """The reference's i-th result."""
+    return lambda *arguments: parts(exercise, exercise.reference(*arguments))[i]
+
+
+def parts(exercise: Exercise, result: Any) -> tuple[Any, ...]:
+    """The results, of which most functions have one."""
+    return (result,) if len(exercise.returns) == 1 else tuple(result)
+
+
+def explained(
+    exercise: Exercise, function: Function, arguments: Arguments, inputs: list[Arguments]
+) -> list[str]:
+    """The one mistake, or two, with which the written function gives the same on every input."""
+    for n in (1, 2):
+        found = [
+            names
+            for names in itertools.combinations(exercise.mistakes, n)
+            if _same_on_all(exercise, function, _with(exercise, names), arguments, inputs)
+        ]
+        if found:
+            return list(found[0]) if len(found) == 1 else []
+    return []
+
+
+def _with(exercise: Exercise, names: tuple[str, ...]) -> Function:
+    switches = {k: v for name in names for k, v in exercise.mistakes[name].items()}
+    return lambda *arguments: exercise.written(*arguments, **switches)
+
+
+def _same_on_all(
+    exercise: Exercise, function: Function, wrong: Function, first: Arguments, inputs: list[Any]
+) -> bool:
+    """Whether both give the same, and a wrong result on the first input that shows the fault."""
+    return fault_of(exercise, wrong, first) is not None and all(
+        _same(exercise, _outcome(function, x), _outcome(wrong, x), coarsest(x))
+        for x in [first, *inputs]
+    )
+
+
+def _outcome(function: Function, arguments: Arguments) -> Any:
+    try:
+        return called(function, copied(arguments))
+    except Exception as error:
+        return error
+
+
+def _same(exercise: Exercise, a: Any, b: Any, eps: float) -> bool:
+    """Whether two outcomes agree in half of their digits, or are both exceptions."""
+    if isinstance(a, Exception) or isinstance(b, Exception):
+        return isinstance(a, Exception) and isinstance(b, Exception)
+    pairs = zip(parts(exercise, a), parts(exercise, b), strict=False)
+    return all(alike(x, y, eps) for x, y in pairs)
+
+
+def alike(a: Any, b: Any, eps: float) -> bool:
+    """Whether two results have one shape, and agree in half of their digits."""
+    x, y = numbers(a), numbers(b)
+    if x is None or y is None or x.shape != y.shape:
+        return False
+    size = np.abs(y[np.isfinite(y)]).max(initial=1.0)
+    return np.allclose(x, y, rtol=0, atol=math.sqrt(eps) * size, equal_nan=True)
+
+
+def coarsest(arguments: Arguments) -> float:
+    """The largest distance from 1 to the next number, in the dtypes of the arguments."""
+    kinds = {x.dtype for x in arguments if isinstance(x, np.ndarray) and x.dtype.kind == "f"}
+    return max(float(np.finfo(dtype).eps) for dtype in {np.dtype("float64"), *kinds})
+
+
+def _broken(exercise: Exercise, function: Function, arguments: Arguments) -> list[Row]:
+    """The first property that does not hold."""
+    for statement, pair in exercise.properties.items():
+        try:
+            got, right = called(pair, (function, *copied(arguments)))
+            holds = alike(got, right, coarsest(arguments))
+        except Exception:
+            holds = False
+        if not holds:
+            return [("not true", statement)]
+    return []
