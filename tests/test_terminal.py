@@ -1,5 +1,6 @@
 """The command line on a terminal: what is typed, shown and interrupted."""
 
+import codecs
 import contextlib
 import os
 import select
@@ -44,7 +45,7 @@ class Terminal:
             env={name: x for name, x in os.environ.items() if name != "PYTHONUNBUFFERED"},
             start_new_session=True,
         )
-        self.seen = ""
+        self.seen, self.decoder = "", codecs.getincrementaldecoder("utf-8")()
 
     def type(self, text):
         os.write(self.descriptor, text.encode())
@@ -70,7 +71,7 @@ class Terminal:
     def _look(self, seconds):
         if not select.select([self.descriptor], [], [], seconds)[0]:
             return False
-        self.seen += os.read(self.descriptor, 4096).decode()
+        self.seen += self.decoder.decode(os.read(self.descriptor, 4096))
         return True
 
 
