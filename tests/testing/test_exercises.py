@@ -1,30 +1,320 @@
 """`implements` accepts right functions, however written, and names the mistakes it knows."""
 
-import importlib
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import refseq2seq as rs
-from refseq2seq.testing.exercises import TOPICS
+from refseq2seq.testing.exercises import all_exercises
+from refseq2seq.testing.exercises.searching import Language
+
+EXERCISES = all_exercises()
+MISTAKES = [(name, mistake) for name, e in EXERCISES.items() for mistake in e.mistakes]
 
 
-def exercise(name):
-    return importlib.import_module(f"refseq2seq.testing.exercises.{TOPICS[name]}").EXERCISES[name]
+def message(name, function):
+    with pytest.raises(AssertionError) as raised:
+        rs.testing.implements(name, function)
+    return str(raised.value)
 
 
-MISTAKES = [(name, mistake) for name in TOPICS for mistake in exercise(name).mistakes]
+# Right functions, each written in another way than the package's.
 
 
-@pytest.mark.parametrize("name", TOPICS)
+def softmax_of_lists(x, mask=None):
+    """Loops, and a list as the result."""
+    if x.ndim > 1:
+        mask = [None] * len(x) if mask is None else np.broadcast_to(mask, x.shape)
+        return [softmax_of_lists(row, m) for row, m in zip(x, mask, strict=True)]
+    allowed = [True] * len(x) if mask is None else list(mask)
+    used = [float(a) for a, m in zip(x, allowed, strict=True) if m]
+    powers = [math.exp(a - max(used)) if m else 0.0 for a, m in zip(x, allowed, strict=True)]
+    return [p / (math.fsum(powers) or 1.0) for p in powers]
+
+
+def softmax_of_logarithms(x, mask=None):
+    """e^(x - log sum), with -1e300 in the place of -inf."""
+    mask = np.ones(x.shape, bool) if mask is None else np.broadcast_to(mask, x.shape)
+    x = np.where(mask, x.astype("float64"), -1e300)
+    return np.exp(x - np.logaddexp.reduce(x, axis=-1, keepdims=True)) * mask
+
+
+def attention_of_einsum(q, k, v, mask=None):
+    scores = np.einsum("...id,...jd->...ij", q, k) / np.sqrt(q.shape[-1])  # float64 of float32
+    return np.einsum("...ij,...jd->...id", softmax_of_logarithms(scores, mask), v)
+
+
+def attention_scaled_first(q, k, v, mask=None):
+    scores = (q / math.sqrt(q.shape[-1])) @ np.swapaxes(k, -1, -2)
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf)
+    top = np.max(scores, axis=-1, keepdims=True)
+    e = np.exp(scores - np.where(top == -np.inf, 0, top))
+    total = e.sum(-1, keepdims=True)
+    return (e @ v) / np.where(total == 0, 1, total)
+
+
+def layer_norm_of_numpy(x, gain, bias, eps):
+    return gain * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) + bias
+
+
+def layer_norm_of_squares(x, gain, bias, eps):
+    """The variance as the mean of squares minus the square of the mean."""
+    n = x.shape[-1]
+    mean = np.einsum("...i->...", x)[..., None] / n
+    variance = np.maximum(np.einsum("...i,...i->...", x, x)[..., None] / n - mean**2, 0)
+    return (x - mean) * (variance + eps) ** -0.5 * gain + bias
+
+
+def rms_norm_of_norm(x, gain, eps):
+    length = np.linalg.norm(x, axis=-1, keepdims=True)
+    return gain * (x / (length**2 / x.shape[-1] + eps) ** 0.5)
+
+
+def gelu_of_math(x):
+    return np.vectorize(lambda a: a * 0.5 * (1 + math.erf(a / math.sqrt(2))))(x)
+
+
+def gelu_of_loop(x):
+    out = np.empty(x.shape)
+    for i in np.ndindex(x.shape):
+        out[i] = x[i] * math.erfc(-x[i] * math.sqrt(0.5)) / 2
+    return out
+
+
+def sinusoids_of_loops(positions, d_model):
+    table = np.zeros((len(positions), d_model))
+    for i, p in enumerate(positions):
+        for j in range(0, d_model, 2):
+            table[i, j] = math.sin(p / 10000 ** (j / d_model))
+            table[i, j + 1] = math.cos(p / 10000 ** (j / d_model))
+    return table
+
+
+def sinusoids_of_columns(positions, d_model):
+    """By logarithms, and all cosines as sines."""
+    columns = np.arange(d_model)
+    rates = np.exp(-math.log(10000) * (columns - columns % 2) / d_model)
+    return np.sin(np.outer(positions, rates) + math.pi / 2 * (columns % 2))
+
+
+def rotation_of_complex_numbers(x, positions):
+    z = x[..., 0::2] + 1j * x[..., 1::2]
+    d = x.shape[-1]
+    z = z * np.exp(1j * np.outer(positions, 10000.0 ** (-np.arange(0, d, 2) / d)))
+    return np.stack([z.real, z.imag], axis=-1).reshape(x.shape)
+
+
+def rotation_of_loops(x, positions):
+    out, d = np.zeros_like(x), x.shape[-1]
+    for i, p in enumerate(positions):
+        for j in range(d // 2):
+            c, s = (f(p * 10000 ** (-2 * j / d)) for f in (math.cos, math.sin))
+            a, b = x[..., i, 2 * j], x[..., i, 2 * j + 1]
+            out[..., i, 2 * j], out[..., i, 2 * j + 1] = a * c - b * s, b * c + a * s
+    return out
+
+
+def causal_mask_of_triangle(n, m):
+    return ~np.triu(np.ones((n, m), dtype=bool), k=m - n + 1)
+
+
+def causal_mask_of_lists(n, m):
+    return [[j <= i + m - n for j in range(m)] for i in range(n)]
+
+
+def split_heads_by_split(x, n_heads):
+    return np.stack(np.split(x, n_heads, axis=-1), axis=1)
+
+
+def split_heads_by_slices(x, n_heads):
+    d = x.shape[-1] // n_heads
+    return [[x[b, :, h * d : (h + 1) * d] for h in range(n_heads)] for b in range(len(x))]
+
+
+def cross_attention_of_einsum(x, memory, w_q, w_k, w_v, w_o, n_heads, mask=None):
+    def heads(y, w):
+        return np.einsum("bnd,dhk->bhnk", y, w.reshape(len(w), n_heads, -1))
+
+    mask = None if mask is None else mask[:, None, None]
+    out = attention_of_einsum(heads(x, w_q), heads(memory, w_k), heads(memory, w_v), mask)
+    return np.einsum("bhnk,hkd->bnd", out, w_o.reshape(n_heads, -1, w_o.shape[-1]))
+
+
+def cross_attention_of_loops(x, memory, w_q, w_k, w_v, w_o, n_heads, mask=None):
+    """One row and one head after the other; the parts of w_o are added up; padding is cut off."""
+    out, d_k, d_v = np.zeros(x.shape), w_q.shape[1] // n_heads, w_v.shape[1] // n_heads
+    for b, h in itertools.product(range(len(x)), range(n_heads)):
+        source = memory[b] if mask is None else memory[b][mask[b]]
+        k, v = slice(h * d_k, (h + 1) * d_k), slice(h * d_v, (h + 1) * d_v)
+        out[b] += (
+            attention_scaled_first(x[b] @ w_q[:, k], source @ w_k[:, k], source @ w_v[:, v])
+            @ w_o[v]
+        )
+    return out
+
+
+def cached_step_of_two_products(x, w_q, w_k, w_v, keys, values):
+    """(x W_q) K^T as x (W_q K^T)."""
+    keys, values = np.append(keys, x @ w_k, axis=1), np.append(values, x @ w_v, axis=1)
+    scores = x @ (w_q @ keys.mT) / len(w_q[0]) ** 0.5
+    return softmax_of_logarithms(scores) @ values, keys, values
+
+
+def cached_step_of_rows(x, w_q, w_k, w_v, keys, values):
+    outs, all_keys, all_values = [], [], []
+    for row, k, v in zip(x, keys, values, strict=True):
+        k, v = np.vstack([k, row @ w_k]), np.vstack([v, row @ w_v])
+        outs.append(attention_scaled_first(row @ w_q, k, v))
+        all_keys.append(k)
+        all_values.append(v)
+    return [np.stack(outs), np.stack(all_keys), np.stack(all_values)]
+
+
+def top_k_of_sort(logits, k):
+    order = np.argsort(-logits, axis=-1, kind="stable")[..., :k]
+    out = np.full_like(logits, -np.inf)
+    np.put_along_axis(out, order, np.take_along_axis(logits, order, -1), -1)
+    return out
+
+
+def top_k_of_partition(logits, k):
+    """The k-th largest by a partition; of those that equal it, the first ones."""
+    k = min(k, logits.shape[-1])
+    worst = -np.partition(-logits, k - 1, axis=-1)[..., k - 1, None]
+    free = k - (logits > worst).sum(-1, keepdims=True)
+    equal = logits == worst
+    return np.where((logits > worst) | (equal & (np.cumsum(equal, -1) <= free)), logits, -np.inf)
+
+
+def top_p_of_loops(logits, p):
+    if logits.ndim > 1:
+        return [top_p_of_loops(row, p) for row in logits]
+    probs, out, total = np.exp(logits) / np.exp(logits).sum(), [-np.inf] * len(logits), 0.0
+    for token in sorted(range(len(logits)), key=lambda t: -logits[t]):
+        if total < p:
+            out[token] = logits[token]
+        total += probs[token]
+    return out
+
+
+def top_p_of_search(logits, p):
+    """The number of tokens by which the sum reaches p, then top-k."""
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    best = np.take_along_axis(softmax_of_logarithms(logits), order, -1)
+    n = 1 + (np.cumsum(best, -1)[..., :-1] < p).sum(-1, keepdims=True)
+    return np.where(np.argsort(order, -1) < n, logits, -np.inf)
+
+
+def greedy_of_while(next_logits, start, end, limit):
+    new = []
+    while len(new) < limit and end not in new:
+        new.append(np.argmax(next_logits([start] + new)))
+    return np.array(new, dtype=np.int32)
+
+
+def greedy_of_recursion(next_logits, start, end, limit, before=()):
+    if limit == 0:
+        return []
+    logits = next_logits([*before, start])
+    token = max(range(len(logits)), key=lambda t: logits[t])
+    rest = greedy_of_recursion(next_logits, token, end, limit - 1, (*before, start))
+    return [token] + ([] if token == end else rest)
+
+
+def beam_search_of_arrays(next_log_probs, start, end, beams, limit):
+    """As Hugging Face: B copies at first, and all arrays of one length; it stops if it can."""
+    live, sums, pool = [[start]] * beams, np.array([0.0] + [-1e9] * (beams - 1)), []
+    for n in range(1, limit + 1):
+        totals = np.array([next_log_probs(t) for t in live]) + sums[:, None]
+        vocab = totals.shape[1]
+        best = np.argsort(-totals.ravel(), kind="stable")[: 2 * beams]
+        kept, kept_sums = [], []
+        for rank, flat in enumerate(best):
+            tokens, total = [*live[flat // vocab], int(flat % vocab)], totals.ravel()[flat]
+            if tokens[-1] == end and rank < beams:
+                pool.append((tokens[1:], total / n))
+            elif tokens[-1] != end and len(kept) < beams:
+                kept.append(tokens)
+                kept_sums.append(total)
+        live, sums = kept, np.array(kept_sums)
+        pool = sorted(pool, key=lambda h: -h[1])[:beams]
+        if len(pool) == beams and pool[-1][1] > sums[0] / n:
+            return pool[0]
+    return max([*pool, (live[0][1:], sums[0] / limit)], key=lambda h: h[1])
+
+
+def beam_search_to_the_limit(next_log_probs, start, end, beams, limit):
+    """A finished hypothesis stays in the heap of the candidates' results to the end."""
+    import heapq
+
+    live, best = {(start,): 0.0}, (-math.inf, ())
+    for n in range(limit):
+        candidates = {
+            (*tokens, t): total + float(x)
+            for tokens, total in live.items()
+            for t, x in enumerate(next_log_probs(list(tokens)))
+        }
+        chosen = heapq.nlargest(2 * beams, candidates, key=candidates.get)
+        ended = [c for c in chosen if c[-1] == end or n == limit - 1]
+        best = max([best, *((candidates[c] / (n + 1), c[1:]) for c in ended)])
+        live = {c: candidates[c] for c in [c for c in chosen if c[-1] != end][:beams]}
+    return best[1], best[0]
+
+
+RIGHT = [
+    ("softmax", softmax_of_lists),
+    ("softmax", softmax_of_logarithms),
+    ("attention", attention_of_einsum),
+    ("attention", attention_scaled_first),
+    ("layer_norm", layer_norm_of_numpy),
+    ("layer_norm", layer_norm_of_squares),
+    ("rms_norm", rms_norm_of_norm),
+    ("rms_norm", lambda x, gain, eps: x / np.sqrt(np.mean(x**2, -1, keepdims=True) + eps) * gain),
+    ("gelu", gelu_of_math),
+    ("gelu", gelu_of_loop),
+    ("sinusoids", sinusoids_of_loops),
+    ("sinusoids", sinusoids_of_columns),
+    ("rotation", rotation_of_complex_numbers),
+    ("rotation", rotation_of_loops),
+    ("causal_mask", causal_mask_of_triangle),
+    ("causal_mask", causal_mask_of_lists),
+    ("split_heads", split_heads_by_split),
+    ("split_heads", split_heads_by_slices),
+    ("cross_attention", cross_attention_of_einsum),
+    ("cross_attention", cross_attention_of_loops),
+    ("cached_step", cached_step_of_two_products),
+    ("cached_step", cached_step_of_rows),
+    ("top_k", top_k_of_sort),
+    ("top_k", top_k_of_partition),
+    ("top_p", top_p_of_loops),
+    ("top_p", top_p_of_search),
+    ("greedy", greedy_of_while),
+    ("greedy", greedy_of_recursion),
+    ("beam_search", beam_search_of_arrays),
+    ("beam_search", beam_search_to_the_limit),
+]
+
+
+@pytest.mark.parametrize(("name", "function"), RIGHT, ids=lambda x: getattr(x, "__name__", x))
+def test_a_right_function_passes(name, function):
+    assert rs.testing.implements(name, function) is None
+
+
+@pytest.mark.parametrize("name", EXERCISES)
 def test_the_reference_and_the_written_function_pass(name):
-    rs.testing.implements(name, exercise(name).reference)
-    rs.testing.implements(name, exercise(name).written)
-    assert len(exercise(name).mistakes) >= 3
+    rs.testing.implements(name, EXERCISES[name].reference)
+    rs.testing.implements(name, EXERCISES[name].written)
+    assert len(EXERCISES[name].mistakes) >= 3
 
 
 @pytest.mark.parametrize(("name", "mistake"), MISTAKES)
 def test_a_mistake_fails_and_is_named(name, mistake):
-    e = exercise(name)
-    with pytest.raises(AssertionError) as raised:
-        rs.testing.implements(name, lambda *a: e.written(*a, **e.mistakes[mistake]))
-    assert str(raised.value).splitlines()[0] == f"{e.signature}: {mistake}"
+    e = EXERCISES[name]
+    said = message(name, lambda *a: e.written(*a, **e.mistakes[mistake]))
+    assert said.splitlines()[0] == f"{e.signature}: {mistake}"

@@ -2,36 +2,44 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 Arguments = tuple[Any, ...]
+Mistakes = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exercise:
     """A function to write.
 
-    ``written`` is the same function as ``reference``, written out, with keyword switches. Each
-    mistake sets some of them, so two mistakes can be made at once.
+    ``written`` computes what ``reference`` computes. Its keyword switches make mistakes, and so
+    two mistakes can be made at once.
     """
 
-    signature: str
     reference: Callable[..., Any]
     written: Callable[..., Any]
     inputs: Callable[[np.random.Generator], Iterator[Arguments]]  # of ascending size
-    mistakes: Mapping[str, Mapping[str, Any]]
+    mistakes: Mistakes
     properties: Mapping[str, Callable[..., tuple[Any, Any]]]  # (function, *arguments) -> equal pair
-    returns: tuple[str, ...] = field(default=("result",))  # the names of the results
+    returns: tuple[str, ...] = ("result",)  # the names of the results
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the arguments."""
-        parameters = inspect.signature(self.written).parameters.values()
-        return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+        return tuple(self._signature.parameters)
 
-    def drawn(self) -> list[Arguments]:
-        """The inputs, always the same ones."""
-        return [*self.inputs(np.random.default_rng(0))]
+    @property
+    def signature(self) -> str:
+        """The name of the function and its arguments."""
+        return f"{self.written.__name__}{self._signature}"
+
+    @property
+    def _signature(self) -> inspect.Signature:
+        whole = inspect.signature(self.written)
+        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        return whole.replace(
+            parameters=[p for p in whole.parameters.values() if p.kind is positional]
+        )

@@ -1,72 +1,71 @@
-"""Exercises on loops of decoding: greedy, beam search."""
+"""Exercises on loops of decoding: greedy decoding and beam search.
 
-from collections.abc import Iterator
-from typing import Any
+The reference is written here, because the loops of the package take a model, not a function.
+"""
+# mypy: allow-untyped-defs, allow-untyped-calls
+
+from itertools import chain, islice, product
 
 import numpy as np
 
-from .exercise import Arguments, Exercise
+from ...ops import log_softmax
+from .exercise import Exercise
 
 
 class Language:
     """A table in the place of a model: the sum of the tokens is the row of the logits."""
 
-    def __init__(self, table: np.ndarray) -> None:
-        self.table = table
+    def __init__(self, table):
+        self.table = np.asarray(table, dtype="float64")
         self._calls = 0
 
-    def __call__(self, tokens: Any) -> np.ndarray:
-        """The logits of the next token."""
+    def __call__(self, tokens):
+        """The numbers of the next token."""
         self._calls += 1
         if self._calls > 10_000:
             raise RuntimeError("the model is called without end: stop after `limit` new tokens")
         return self.table[sum(int(t) for t in tokens) % len(self.table)].copy()
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         rows = " ".join(np.array2string(self.table, precision=2, separator=", ").split())
         return f"lambda tokens: table[sum(tokens) % {len(self.table)}], table = {rows}"
 
 
 def greedy(
-    next_logits: Any,
-    start: int,
-    end: int,
-    limit: int,
-    *,
-    keep_end: bool = True,
-    keep_start: bool = False,
-    stop: bool = True,
-    more: int = 0,
-    sees: str = "all",
-    best: Any = np.argmax,
-) -> list[int]:
-    """Greedy decoding with mistakes."""
+    next_logits, start, end, limit, *, keep_end=True, keep_start=False, stop=True, more=0,
+    sees="all", best=np.argmax,
+):  # fmt: skip
+    """Greedy decoding; ``sees`` says which tokens the model gets."""
     tokens = [start]
     for _ in range(limit + more):
         seen = {"all": tokens, "newest": tokens[-1:], "new": tokens[1:]}[sees]
         token = int(best(next_logits(seen)))
-        if token == end and not keep_end:
-            break
-        tokens.append(token)
+        if token != end or keep_end:
+            tokens.append(token)
         if token == end and stop:
             break
     return tokens if keep_start else tokens[1:]
 
 
-def greedy_inputs(rng: np.random.Generator) -> Iterator[Arguments]:
-    """An end at once, an end later, none, ties, and a limit of 0."""
-    end_at_once = Language(np.array([[0.0, 1.0]]))
-    yield end_at_once, 0, 1, 1
-    yield Language(np.array([[1.0, 0.0], [0.0, 1.0]])), 0, 1, 3
-    yield Language(np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 2.0]])), 1, 2, 2
-    yield Language(np.zeros((1, 3))), 2, 1, 3
-    for n in (3, 5, 7):
+def greedy_inputs(rng):
+    """An end at once, an end later, equal logits, no end, and a limit of 0."""
+    yield Language([[0, 1], [0, 1]]), 0, 1, 1
+    yield Language([[1, 0], [0, 1]]), 0, 1, 3
+    yield Language([[0, 1, 0], [1, 0, 0], [0, 0, 2]]), 1, 2, 2
+    yield Language(np.zeros((3, 3))), 2, 1, 3
+    for n in (3, 5, 5):
         yield Language(rng.standard_normal((n, n))), 1, 0, 11
-    yield end_at_once, 0, 1, 0
+    yield Language([[0, 1], [0, 1]]), 0, 1, 0
+
+
+def _best_of_each(f, language, start, *how):
+    """The logit of each token, and the largest one."""
+    tokens = f(language, start, *how)
+    logits = [language([start, *tokens[:i]]) for i in range(len(tokens))]
+    return [x[t] for x, t in zip(logits, tokens, strict=True)], [x.max() for x in logits]
 
 
 GREEDY = Exercise(
-    signature="greedy(next_logits, start, end, limit)",
     reference=greedy,
     written=greedy,
     inputs=greedy_inputs,
@@ -80,17 +79,92 @@ GREEDY = Exercise(
         "next_logits does not get the start token": {"sees": "new"},
         "it takes the smallest logit": {"best": np.argmin},
     },
+    properties={"each token has the largest logit": _best_of_each},
+)
+
+
+def beam_search(
+    next_log_probs, start, end, beams, limit, *, width=2, divide=True, count_end=True, stop=True,
+    keep_end=True, keep_start=False, each=False, ended="all", unfinished=True, early=False,
+):  # fmt: skip
+    """Beam search; ``width`` times ``beams`` candidates are considered in a step."""
+    live: list[tuple[list[int], float]] = [([], 0.0)]
+    done: list[tuple[list[int], float]] = []
+
+    def score(hypothesis):
+        tokens, total = hypothesis
+        n = len(tokens) - (tokens[-1] == end and not count_end) + keep_start
+        return total / max(n, 1) if divide else total
+
+    for _ in range(limit):
+        per_beam = [
+            [([*tokens, t], total + x) for t, x in enumerate(next_log_probs([start, *tokens]))]
+            for tokens, total in live
+        ]
+        if each:
+            per_beam = [[max(candidates, key=score)] for candidates in per_beam]
+        best = sorted(chain.from_iterable(per_beam), key=lambda c: -c[1])[: width * beams]
+        over = best if ended == "all" else best[:beams]
+        done += [c for c in over if c[0][-1] == end and stop]
+        live = [c for c in best if c[0][-1] != end or not stop][:beams]
+        if not live or (early and len(done) >= beams):
+            break
+    chosen = max([*done, *(live if unfinished or not done else [])], key=score)
+    tokens = [t for t in chosen[0] if t != end or keep_end]
+    return [start, *tokens] if keep_start else tokens, float(score(chosen))
+
+
+def beam_search_inputs(rng):
+    """One beam; a second beam that wins although an end takes the first place; larger ones."""
+    yield from islice(_drawn(rng, 2, 1, 2), 1)
+    table = np.log([[0.98, 0.01, 0.01], [0.4, 0.35, 0.25], [0.34, 0.33, 0.33]])
+    yield Language(table), 1, 0, 2, 2
+    for n, beams, limit, how_many in [(3, 2, 3, 3), (5, 2, 5, 4), (5, 3, 7, 4)]:
+        yield from islice(_drawn(rng, n, beams, limit), how_many)
+
+
+def _drawn(rng, n, beams, limit):
+    """Arguments with which the free rules of beam search make no difference.
+
+    Free are: whether every candidate that ends is a hypothesis, or only those among the best
+    beams; whether targets that have not ended at the limit are hypotheses; and when to stop.
+    """
+    while True:
+        drawn = Language(log_softmax(rng.normal(0, 1.5, (n, n)))), 1, 0, beams, limit
+        rules = product(("all", "best"), (True, False), (True, False))
+        found = [
+            beam_search(*drawn, ended=ended, unfinished=unfinished, early=early)[0]
+            for ended, unfinished, early in rules
+        ]
+        if all(tokens == found[0] for tokens in found) and len(found[0]) >= beams:
+            yield drawn
+
+
+BEAM_SEARCH = Exercise(
+    reference=beam_search,
+    written=beam_search,
+    inputs=beam_search_inputs,
+    returns=("tokens", "score"),
+    mistakes={
+        "the score is not divided by the number of new tokens": {"divide": False},
+        "the end token is not counted": {"count_end": False},
+        "the end token is not kept": {"keep_end": False},
+        "the start token is returned and counted": {"keep_start": True},
+        "hypotheses go on after the end token": {"stop": False},
+        "only `beams` candidates are considered: those that end leave too few": {"width": 1},
+        "each beam keeps its own best token: compare the candidates of all": {"each": True},
+    },
     properties={
-        "each token has the largest logit after those before it": lambda f, language, start, *how: (
-            *_pairs(f(language, start, *how), language, start),
+        "the score is the mean of the log-probabilities": lambda f, language, start, *how: (
+            np.mean(
+                [
+                    language([start, *f(language, start, *how)[0][:i]])[t]
+                    for i, t in enumerate(f(language, start, *how)[0])
+                ]
+            ),
+            f(language, start, *how)[1],
         ),
     },
 )
 
-
-def _pairs(tokens: Any, language: Language, start: int) -> tuple[list[float], list[float]]:
-    logits = [language([start, *tokens[:i]]) for i in range(len(tokens))]
-    return [x[t] for x, t in zip(logits, tokens, strict=True)], [max(x) for x in logits]
-
-
-EXERCISES = {"greedy": GREEDY}
+EXERCISES = {"greedy": GREEDY, "beam_search": BEAM_SEARCH}

@@ -27,7 +27,8 @@ def tolerance(part: Callable[..., Any], arguments: Arguments, right: np.ndarray)
     eps = float(np.finfo(right.dtype).eps)
     lengths = [n for x in arguments if isinstance(x, np.ndarray) for n in x.shape]
     changed = (np.asarray(part(*_changed(arguments, eps, seed))) for seed in range(3))
-    moved = max(largest(apart(x, right)) for x in changed)
+    differences = np.stack([apart(x, right) for x in changed])
+    moved = largest(differences[np.isfinite(differences)])
     return 16 * max(8, *lengths, 0) * (moved + eps * largest(np.abs(right[np.isfinite(right)])))
 
 
@@ -43,7 +44,7 @@ def apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Absolute differences; 0 between equal infinities, inf where one side is not finite."""
     with np.errstate(invalid="ignore"):
         difference = np.abs(np.subtract(a, b, dtype="float64"))
-    return np.where(a == b, 0.0, np.nan_to_num(difference, nan=math.inf))
+    return np.where(a == b, 0.0, np.nan_to_num(difference, nan=math.inf, posinf=math.inf))
 
 
 def largest(x: np.ndarray) -> float:
