@@ -8,7 +8,6 @@ colour of the page's text. Data have one of the colours below, each a pair for l
 """
 
 import html
-import inspect
 import io
 import re
 import textwrap
@@ -63,15 +62,6 @@ html[data-theme=dark] .drawn, [data-jp-theme-light=false] .drawn {--fill: #24508
 html[data-theme=dark] .bd-content div.cell_output .text_html:has(figure.drawn) {
   background: none; color: inherit; padding: 0}
 </style>"""
-
-
-def source(*functions):
-    """The code of functions as it stands in the library, without docstrings."""
-    parts = []
-    for function in functions:
-        code = textwrap.dedent(inspect.getsource(function))
-        parts.append(re.sub(r'\n +r?"""[\s\S]*?"""', "", code, count=1).rstrip())
-    return Markdown("```python\n" + "\n\n\n".join(parts) + "\n```")
 
 
 @cache
