@@ -28,9 +28,9 @@ def implements(name: str, function: Callable[..., Any]) -> None:
     Raises
     ------
     AssertionError
-        With the smallest arguments for which the result is wrong, the numbers, and the mistake if
-        it is a known one, or two known ones. A mistake is named only if the reference with this
-        mistake gives the results of the function for all arguments.
+        With the smallest arguments for which the result is wrong, the numbers, and up to three
+        mistakes that explain it: the reference with these mistakes gives the results of your
+        function for all arguments.
     ValueError
         If there is no such exercise.
 

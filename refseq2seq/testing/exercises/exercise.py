@@ -16,7 +16,7 @@ class Exercise:
     """A function to write.
 
     ``written`` computes what ``reference`` computes. Its keyword switches make mistakes, and so
-    two mistakes can be made at once.
+    it can make several at once.
     """
 
     reference: Callable[..., Any]

@@ -99,8 +99,8 @@ def parts(exercise: Exercise, result: Any) -> tuple[Any, ...]:
 def explained(
     exercise: Exercise, function: Function, arguments: Arguments, inputs: list[Arguments]
 ) -> list[str]:
-    """The one mistake, or two, with which the written function gives the same on every input."""
-    for n in (1, 2):
+    """The fewest mistakes, at most three, with which the written function gives the same."""
+    for n in (1, 2, 3):
         found = [
             names
             for names in itertools.combinations(exercise.mistakes, n)
@@ -120,10 +120,11 @@ def _same_on_all(
     exercise: Exercise, function: Function, wrong: Function, first: Arguments, inputs: list[Any]
 ) -> bool:
     """Whether both give the same, and a wrong result on the first input that shows the fault."""
-    return fault_of(exercise, wrong, first) is not None and all(
+    same = all(
         _same(exercise, _outcome(function, x), _outcome(wrong, x), coarsest(x))
         for x in [first, *inputs]
     )
+    return same and fault_of(exercise, wrong, first) is not None
 
 
 def _outcome(function: Function, arguments: Arguments) -> Any:
