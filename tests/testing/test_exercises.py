@@ -2,16 +2,12 @@
 
 import itertools
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import refseq2seq as rs
 from refseq2seq.testing.exercises import all_exercises
-from refseq2seq.testing.exercises.searching import Language
 
 EXERCISES = all_exercises()
 MISTAKES = [(name, mistake) for name, e in EXERCISES.items() for mistake in e.mistakes]
@@ -168,8 +164,8 @@ def cached_step_of_two_products(x, w_q, w_k, w_v, keys, values):
 
 def cached_step_of_rows(x, w_q, w_k, w_v, keys, values):
     outs, all_keys, all_values = [], [], []
-    for row, k, v in zip(x, keys, values, strict=True):
-        k, v = np.vstack([k, row @ w_k]), np.vstack([v, row @ w_v])
+    for row, old_k, old_v in zip(x, keys, values, strict=True):
+        k, v = np.vstack([old_k, row @ w_k]), np.vstack([old_v, row @ w_v])
         outs.append(attention_scaled_first(row @ w_q, k, v))
         all_keys.append(k)
         all_values.append(v)

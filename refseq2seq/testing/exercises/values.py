@@ -1,6 +1,7 @@
 """One result beside the right one: shape, dtype, and values up to rounding."""
 
 import math
+import reprlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -60,9 +61,10 @@ def compared(got: Any, right: Any, allowed: float) -> tuple[str, list[Row]] | No
     """What is wrong with ``got`` in one line, and the numbers; None if nothing is."""
     x, expected = numbers(got), np.asarray(right)
     if x is None:
-        found = "None" if got is None else f"an object of type {type(got).__name__}"
+        found = "None" if got is None else f"no numbers, but {reprlib.repr(got)}"
         array = f"an array of shape {expected.shape}"
-        form = array if isinstance(right, np.ndarray) else f"a {type(right).__name__}"
+        kinds = {list: "a list of integers", float: "a number"}
+        form = kinds.get(type(right), array)
         return f"it returns {found}: return {form}", []
     what = _wrong_form(x, expected)
     if what:
