@@ -1,13 +1,18 @@
 """`implements` accepts right functions, however written, and names the mistakes it knows."""
 
+import heapq
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import refseq2seq as rs
 from refseq2seq.testing.exercises import all_exercises
+from refseq2seq.testing.exercises.searching import Language
 
 EXERCISES = all_exercises()
 MISTAKES = [(name, mistake) for name, e in EXERCISES.items() for mistake in e.mistakes]
@@ -247,8 +252,6 @@ def beam_search_of_arrays(next_log_probs, start, end, beams, limit):
 
 def beam_search_to_the_limit(next_log_probs, start, end, beams, limit):
     """A finished hypothesis stays in the heap of the candidates' results to the end."""
-    import heapq
-
     live, best = {(start,): 0.0}, (-math.inf, ())
     for n in range(limit):
         candidates = {
@@ -314,3 +317,162 @@ def test_a_mistake_fails_and_is_named(name, mistake):
     e = EXERCISES[name]
     said = message(name, lambda *a: e.written(*a, **e.mistakes[mistake]))
     assert said.splitlines()[0] == f"{e.signature}: {mistake}"
+
+
+# Wrong functions that no table knows: the message has numbers, and no false name.
+
+
+OTHERS = [
+    ("softmax", lambda x, mask=None: x / x.sum(axis=-1, keepdims=True)),
+    ("attention", lambda q, k, v, mask=None: 1.001 * EXERCISES["attention"].written(q, k, v, mask)),
+    ("layer_norm", lambda x, gain, bias, eps: (x - np.median(x, -1, keepdims=True)) * gain + bias),
+    ("rms_norm", lambda x, gain, eps: x / np.abs(x).mean(-1, keepdims=True) * gain),
+    ("gelu", lambda x: np.maximum(x, 0)),
+    ("sinusoids", lambda p, d: EXERCISES["sinusoids"].written(p, d) * math.sqrt(d)),
+    ("rotation", lambda x, p: EXERCISES["rotation"].written(x, 2 * p)),
+    ("causal_mask", lambda n, m: np.ones((n, m), bool)),
+    ("split_heads", lambda x, h: EXERCISES["split_heads"].written(x, h)[:, ::-1]),
+    (
+        "cross_attention",
+        lambda x, memory, *w: x + EXERCISES["cross_attention"].written(x, memory, *w),
+    ),
+    ("top_k", lambda x, k: np.where(x >= x.max(-1, keepdims=True) - 1, x, -np.inf)),
+    ("top_p", lambda x, p: np.where(x >= np.quantile(x, p, axis=-1, keepdims=True), x, -np.inf)),
+    ("greedy", lambda f, start, end, limit: [end]),
+    ("beam_search", lambda f, start, end, beams, limit: ([end], float(f([start])[end]))),
+]
+
+
+@pytest.mark.parametrize(("name", "function"), OTHERS)
+def test_an_unknown_mistake_gets_numbers_and_no_name(name, function):
+    first, *rows = message(name, function).splitlines()
+    assert "wrong" in first or "shape" in first
+    assert {"expected", "got"} <= {row.split()[0] for row in rows}
+    assert not any(mistake in first for mistake in EXERCISES[name].mistakes)
+
+
+def test_an_unknown_mistake_of_the_cache_gets_numbers_and_no_name():
+    def step(x, *w):
+        out, keys, values = EXERCISES["cached_step"].written(x, *w)
+        return 2 * out, keys, values
+
+    assert "out: the values are wrong" in message("cached_step", step)
+
+
+def test_three_mistakes_are_named_together():
+    def naive(q, k, v, mask=None):
+        e = np.exp(q @ k.mT)
+        return e / e.sum(axis=-1, keepdims=True) @ v
+
+    first = message("attention", naive).splitlines()[0]
+    assert [word in first for word in ("sqrt(d_k)", "not used", "overflows")] == [True] * 3
+
+
+def test_an_empty_answer():
+    for name, e in EXERCISES.items():
+        assert f"{e.signature}: it returns None: return " in message(name, lambda *a: None)
+
+
+def test_an_exception_is_shown_and_chained():
+    with pytest.raises(AssertionError, match="it raises ZeroDivisionError: ") as raised:
+        rs.testing.implements("gelu", lambda x: 1 / 0)
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    assert "without end" in message("greedy", lambda f, *a: [f([1]) for _ in itertools.count()])
+
+
+def in_place(x, mask=None):
+    result = EXERCISES["softmax"].written(x, mask)
+    x[...] = result
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "text"),
+    [
+        ("softmax", in_place, "it changes its argument x: compute with a copy"),
+        ("softmax", lambda x, mask=None: x[None], "the shape is (1, 1), not (1,)"),
+        ("softmax", lambda x, mask=None: "a", "it returns no numbers, but 'a'"),
+        (
+            "softmax",
+            lambda x, mask=None: [[1.0], [1.0, 2.0]],
+            "it returns no numbers, but [[1.0], [1.0, 2.0]]",
+        ),
+        ("softmax", lambda x, mask=None: x * np.nan, "the result has NaN"),
+        ("causal_mask", lambda n, m: np.tri(n, m, m - n), "must be booleans (dtype=bool)"),
+        ("gelu", lambda x: gelu_of_loop(x).astype("float16"), "digits are lost"),
+        ("sinusoids", lambda p, d: np.zeros((len(p), d), int), "must be floating-point numbers"),
+        ("cached_step", lambda x, *w: x, "return out, keys, values"),
+        ("greedy", lambda f, *a: [1.0], "must be integers"),
+    ],
+)
+def test_a_wrong_form_is_told_in_one_line(name, function, text):
+    assert text in message(name, function).splitlines()[0]
+
+
+def test_unknown_names_and_values_that_are_no_functions():
+    with pytest.raises(ValueError, match=r"name must be one of softmax, .*; got 'soft'"):
+        rs.testing.implements("soft", max)
+    with pytest.raises(TypeError, match="function must be callable, got float"):
+        rs.testing.implements("softmax", 1.0)
+
+
+def test_large_arrays_are_not_printed():
+    said = message("split_heads", lambda x, h: split_heads_by_split(x, h) + (x.size > 12))
+    assert "float64 array of shape (2, 3, 35)" in said
+    assert len(said.splitlines()) < 9
+
+
+def test_a_message_is_always_the_same():
+    assert len({message("beam_search", OTHERS[-1][1]) for _ in range(2)}) == 1
+
+
+# What is right, by hand and by enumeration.
+
+
+def test_the_second_beam_wins_by_hand():
+    """[2, end]: (log 0.25 + log 0.98) / 2 = -0.703 beats [end]: log 0.4 = -0.916."""
+    by_hand = EXERCISES["beam_search"].inputs(np.random.default_rng(0))
+    next(by_hand)
+    tokens, score = EXERCISES["beam_search"].reference(*next(by_hand))
+    assert tokens == [2, 0]
+    assert abs(score - (math.log(0.25) + math.log(0.98)) / 2) < 1e-15
+
+
+def test_a_beam_search_with_enough_beams_finds_the_best_of_all_targets():
+    for seed in range(20):
+        table = np.random.default_rng(seed).dirichlet(np.ones(3), 3)
+        language = Language(np.log(table))
+
+        def mean(tokens, language=language):
+            sums = [language([1, *tokens[:i]])[t] for i, t in enumerate(tokens)]
+            return math.fsum(sums) / len(tokens)
+
+        ended = {
+            t[: t.index(0) + 1] if 0 in t else t for t in itertools.product(range(3), repeat=4)
+        }
+        best = max(ended, key=mean)
+        tokens, score = EXERCISES["beam_search"].reference(language, 1, 0, 81, 4)
+        assert (tuple(tokens), score) == (best, pytest.approx(mean(best), abs=1e-12))
+
+
+def test_no_sum_of_probabilities_is_near_p():
+    for logits, p in EXERCISES["top_p"].inputs(np.random.default_rng(0)):
+        probs = np.sort(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True), axis=-1)
+        sums = np.cumsum(probs[..., ::-1], axis=-1)
+        assert p == 1 or np.abs(sums - p).min() > 1e-3
+
+
+def test_the_page_has_every_signature():
+    page = Path(__file__).parents[2].joinpath("docs/exercises.md").read_text(encoding="utf-8")
+    assert all(f"| `{e.signature}` |" in page for e in EXERCISES.values())
+
+
+def test_the_exercises_are_imported_on_first_use_and_need_no_hypothesis():
+    code = """
+import sys, numpy as np, refseq2seq as rs
+rs.testing
+assert "refseq2seq.testing.exercises.arrays" not in sys.modules
+rs.testing.implements("causal_mask", lambda n, m: np.tri(n, m, m - n, dtype=bool))
+assert "hypothesis" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
