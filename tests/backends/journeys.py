@@ -256,6 +256,15 @@ def refused(model: rs.Model) -> Results:
     return {"refused": np.array([1])}
 
 
+def explained(model: rs.Model) -> Results:
+    """The record of a page whose second token is chosen by hand."""
+    record = rs.explain.record(
+        arrangements.readable(model), "dog", by_hand={1: 5}, max_new_tokens=3
+    )
+    probs = [step["stages"][0]["probs"] for step in record["steps"]]
+    return {f"step.{t}": np.array(p) for t, p in enumerate(probs)}
+
+
 TEACHER_FORCED = {"forward": forward, "in pieces": in_pieces, "written out": written_out}
 DECODING = {"greedy": greedily, "without cache": without_cache, "beams": beams()}
 CHOOSING = {
@@ -268,6 +277,7 @@ CHOOSING = {
     "exponential race": raced,
     "given vectors": given,
     "refused memories": refused,
+    "explained": explained,
     "timestamps": sampled(rs.sample(rs.timestamp_rules(14, 12, max_initial=2))),
     "constraints": constrained,
     "in float16": in_half,

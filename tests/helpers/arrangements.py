@@ -5,7 +5,7 @@ All sizes are primes and differ, so that an array with two axes swapped fits now
 
 from dataclasses import replace
 
-from refseq2seq import Model, ModelConfig, Vocabulary, presets
+from refseq2seq import ModelConfig, Vocabulary, presets
 from refseq2seq.config import (
     AlibiPositions,
     AttentionConfig,
@@ -58,11 +58,10 @@ def vocabulary(symbols, separator="", special=(), replacements=()):
     )
 
 
-def readable(config):
-    """A random model of a config, with a vocabulary of letters."""
-    symbols = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+def readable(model):
+    """The model with vocabularies of letters."""
+    config, symbols = model.config, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
     of = [vocabulary(symbols[: stack.vocab_size]) for stack in (config.encoder, config.decoder)]
-    model = Model.random(config, 0)
     return replace(model, source_vocabulary=of[0], target_vocabulary=of[1])
 
 
