@@ -312,6 +312,18 @@ def test_the_reference_and_the_written_function_pass(name):
     assert len(EXERCISES[name].mistakes) >= 3
 
 
+@pytest.mark.parametrize("name", [*EXERCISES])
+def test_the_arguments_are_contiguous(name):
+    """Other libraries, such as PyTorch, take no arrays with negative strides."""
+
+    def function(*arguments):
+        for x in arguments:
+            assert not isinstance(x, np.ndarray) or min(x.strides, default=0) >= 0
+        return EXERCISES[name].written(*arguments)
+
+    rs.testing.implements(name, function)
+
+
 @pytest.mark.parametrize(("name", "mistake"), MISTAKES)
 def test_a_mistake_fails_and_is_named(name, mistake):
     e = EXERCISES[name]

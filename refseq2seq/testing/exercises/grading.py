@@ -161,15 +161,14 @@ def _broken(exercise: Exercise, function: Function, arguments: Arguments) -> lis
     """The first property that does not hold."""
 
     def of_arrays(*given: Any) -> Any:
-        results = [*map(np.asarray, parts(exercise, function(*given)))]
+        results = [*map(np.asarray, parts(exercise, function(*copied(given))))]
         return results[0] if len(results) == 1 else results
 
     for statement, pair in exercise.properties.items():
         try:
             got, right = called(pair, (of_arrays, *copied(arguments)))
-            holds = alike(got, right, coarsest(arguments))
-        except Exception:
-            holds = False
-        if not holds:
-            return [("not true", statement)]
+            if not alike(got, right, coarsest(arguments)):
+                return [("not true", statement)]
+        except Exception as error:
+            return [("not true", f"{statement} (it raises {type(error).__name__}: {error})")]
     return []
