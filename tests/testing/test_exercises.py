@@ -340,6 +340,7 @@ OTHERS = [
     ("layer_norm", lambda x, gain, bias, eps: (x - np.median(x, -1, keepdims=True)) * gain + bias),
     ("rms_norm", lambda x, gain, eps: x / np.abs(x).mean(-1, keepdims=True) * gain),
     ("gelu", lambda x: np.maximum(x, 0)),
+    ("gelu", lambda x: np.where(x > 3, x, gelu_of_loop(x))),
     ("sinusoids", lambda p, d: EXERCISES["sinusoids"].written(p, d) * math.sqrt(d)),
     ("rotation", lambda x, p: EXERCISES["rotation"].written(x, 2 * p)),
     ("causal_mask", lambda n, m: np.ones((n, m), bool)),

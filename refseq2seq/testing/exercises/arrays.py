@@ -166,11 +166,12 @@ def gelu(x, *, form="erf", sigma=SQRT_2, factor=True):
 
 
 def gelu_inputs(rng):
-    """A number, rows, and both tails."""
+    """A number, rows, a curve, and both tails."""
     yield (np.array([0.0]),)
     yield (rng.standard_normal(1),)
     yield (rng.standard_normal((2, 3)),)
     yield (rng.standard_normal((2, 7)).astype("float32"),)
+    yield (np.linspace(-7, 7, 29),)
     yield (np.array([-1000.0, -30.0, -3.0, 3.0, 30.0, 1000.0]),)
 
 
