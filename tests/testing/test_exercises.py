@@ -314,3 +314,30 @@ def test_a_mistake_fails_and_is_named(name, mistake):
     e = EXERCISES[name]
     said = message(name, lambda *a: e.written(*a, **e.mistakes[mistake]))
     assert said.splitlines()[0] == f"{e.signature}: {mistake}"
+
+
+def test_every_array_can_be_read_by_pytorch():
+    """`torch.from_numpy` refuses negative strides, in the arguments of a property too."""
+
+    def attention(*arrays):
+        assert all(stride >= 0 for x in arrays for stride in x.strides)
+        return EXERCISES["attention"].reference(*arrays)
+
+    rs.testing.implements("attention", attention)
+
+
+def test_a_result_that_numpy_cannot_read_is_shown():
+    class Tensor:
+        def __array__(self, *_, **__):
+            raise RuntimeError("a tensor that requires a gradient")
+
+        def __repr__(self):
+            return "tensor(1., requires_grad=True)"
+
+    with pytest.raises(AssertionError, match="it returns no numbers, but tensor"):
+        rs.testing.implements("gelu", lambda x: Tensor())
+
+
+def test_a_result_of_lower_precision_is_refused_with_the_cure():
+    with pytest.raises(AssertionError, match="float32, not float64: keep the dtype"):
+        rs.testing.implements("gelu", lambda x: x.astype("float32"))

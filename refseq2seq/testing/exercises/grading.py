@@ -72,7 +72,7 @@ def fault_of(exercise: Exercise, function: Function, arguments: Arguments) -> Fa
 
 
 def copied(arguments: Arguments) -> Arguments:
-    """The arguments, with copies of the arrays."""
+    """The arguments, with copies of the arrays, without the negative strides PyTorch refuses."""
     return tuple(x.copy() if isinstance(x, np.ndarray) else x for x in arguments)
 
 
@@ -161,7 +161,7 @@ def _broken(exercise: Exercise, function: Function, arguments: Arguments) -> lis
     """The first property that does not hold."""
 
     def of_arrays(*given: Any) -> Any:
-        results = [*map(np.asarray, parts(exercise, function(*given)))]
+        results = [*map(np.asarray, parts(exercise, function(*copied(given))))]
         return results[0] if len(results) == 1 else results
 
     for statement, pair in exercise.properties.items():
