@@ -58,9 +58,16 @@ def test_a_right_implementation_has_no_fault(name):
     found = diagnosed(MODELS[name], traced(MODELS[name]))
     assert found.faults == found.not_judged == found.not_compared == ()
     assert found.first is found.difference is found.unhooked is None
+    assert repr(found) == f"<Diagnosis of {len(found.compared)} quantities: no fault>"
     assert found.report().startswith(
         f"No fault in {len(found.compared)} compared quantities, up to"
     )
+
+
+def test_a_diagnosis_shows_its_first_fault_in_a_line():
+    model = MODELS["vaswani"]
+    found = diagnosed(model, traced(model, lambda name, x: x * (1 + (name == "logits"))))
+    assert repr(found).endswith("quantities: the first fault is in logits>")
 
 
 @settings(max_examples=20)

@@ -412,7 +412,7 @@ def in_place(x, mask=None):
         ),
         ("softmax", lambda x, mask=None: x * np.nan, "the result has NaN"),
         ("causal_mask", lambda n, m: np.tri(n, m, m - n), "must be booleans (dtype=bool)"),
-        ("gelu", lambda x: gelu_of_loop(x).astype("float16"), "digits are lost"),
+        ("gelu", lambda x: gelu_of_loop(x).astype("float16"), "keep the dtype"),
         ("sinusoids", lambda p, d: np.zeros((len(p), d), int), "must be floating-point numbers"),
         ("cached_step", lambda x, *w: x, "return out, keys, values"),
         ("greedy", lambda f, *a: [1.0], "must be integers"),
@@ -489,3 +489,20 @@ rs.testing.implements("causal_mask", lambda n, m: np.tri(n, m, m - n, dtype=bool
 assert "hypothesis" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_result_that_numpy_cannot_read_is_shown():
+    class Tensor:
+        def __array__(self, *_, **__):
+            raise RuntimeError("a tensor that requires a gradient")
+
+        def __repr__(self):
+            return "tensor(1., requires_grad=True)"
+
+    with pytest.raises(AssertionError, match="it returns no numbers, but tensor"):
+        rs.testing.implements("gelu", lambda x: Tensor())
+
+
+def test_a_result_of_lower_precision_is_refused_with_the_cure():
+    with pytest.raises(AssertionError, match="float32, not float64: keep the dtype"):
+        rs.testing.implements("gelu", lambda x: x.astype("float32"))

@@ -46,6 +46,10 @@ class Diagnosis:
     z: float  # largest allowed error of an element, in spreads
     config: ModelConfig
 
+    def __repr__(self) -> str:
+        found = f"the first fault is in {self.first}" if self.faults else "no fault"
+        return f"<Diagnosis of {len(self.compared)} quantities: {found}>"
+
     @property
     def first(self) -> str | None:
         """The name of the first quantity that deviates; None if all agree."""

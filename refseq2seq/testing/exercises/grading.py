@@ -72,7 +72,7 @@ def fault_of(exercise: Exercise, function: Function, arguments: Arguments) -> Fa
 
 
 def copied(arguments: Arguments) -> Arguments:
-    """The arguments, with copies of the arrays."""
+    """The arguments, with copies of the arrays, without the negative strides PyTorch refuses."""
     return tuple(x.copy() if isinstance(x, np.ndarray) else x for x in arguments)
 
 

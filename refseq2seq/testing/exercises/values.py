@@ -80,7 +80,7 @@ def numbers(got: Any) -> np.ndarray | None:
     """The array of a result; None if it is none of numbers."""
     try:
         x = np.asarray(got)
-    except ValueError:  # rows of different lengths
+    except (ValueError, TypeError, RuntimeError):  # uneven rows; tensors that NumPy cannot read
         return None
     return x if x.dtype.kind in KINDS else None
 
@@ -92,7 +92,7 @@ def _wrong_form(x: np.ndarray, expected: np.ndarray) -> str | None:
     if x.size and KINDS[x.dtype.kind] != KINDS[expected.dtype.kind]:
         return f"the result must be {KINDS[expected.dtype.kind]}, not {KINDS[x.dtype.kind]}"
     if x.size and x.dtype.kind == "f" and x.dtype.itemsize < expected.dtype.itemsize:
-        return f"digits are lost: the result is {x.dtype}, not {expected.dtype}"
+        return f"the result is {x.dtype}, not {expected.dtype}: keep the dtype of the arguments"
     return None
 
 
