@@ -222,7 +222,7 @@ def test_a_config_is_shown_with_its_stacks_side_by_side_and_can_be_evaluated():
 
 def test_a_beam_search_is_a_table_of_targets():
     out = rs.beam_search(MODEL, SOURCE[:1], n_best=2)
-    assert repr(out) == "<BeamSearch of 1 rows, 2 targets each>"
+    assert repr(out) == "<BeamSearch of 1 row, 2 targets each>"
     found = cells(out._repr_html_())
     assert found[1:6] == ["row", "target", "tokens", "score", "log-probability"]
     score, total = out.scores[0, 0], out.log_probs[0, 0].sum()

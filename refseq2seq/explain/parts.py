@@ -13,6 +13,7 @@ from ..config import (
     NormConfig,
     StackConfig,
 )
+from ..watching.notebook import counted
 from .facts import Fact
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -89,7 +90,7 @@ def _frames(c: FrameInput) -> Iterator[str]:
         stride = f", stride {layer.stride}" if layer.stride > 1 else ""
         yield f"window {layer.window}{stride}"
     if c.n_class_tokens:
-        yield count(c.n_class_tokens, "class token")
+        yield counted(c.n_class_tokens, "class token")
 
 
 def _embedding(c: StackConfig) -> Iterator[str]:
@@ -101,7 +102,7 @@ def _embedding(c: StackConfig) -> Iterator[str]:
     if c.embedding_norm != "none":
         yield _kind(c.norm)
     if c.n_register_tokens:
-        yield count(c.n_register_tokens, "register")
+        yield counted(c.n_register_tokens, "register")
 
 
 def _self_attention(c: StackConfig) -> Iterator[str]:
@@ -117,7 +118,7 @@ def _self_attention(c: StackConfig) -> Iterator[str]:
 
 
 def _attention(c: AttentionConfig) -> Iterator[str]:
-    yield f"{count(c.n_heads, 'head')} of {c.d_k}"
+    yield f"{counted(c.n_heads, 'head')} of {c.d_k}"
     if c.n_kv_heads < c.n_heads:
         yield f"{c.n_kv_heads} of k and v"
     if c.qk_norm is not None:
@@ -147,14 +148,3 @@ def _unembedding(c: ModelConfig) -> Iterator[str]:
 
 def _kind(c: NormConfig) -> str:
     return c.kind.replace("_", " ")
-
-
-def count(n: int, noun: str) -> str:
-    """The number and the noun.
-
-    Examples
-    --------
-    >>> count(1, "layer"), count(3, "layer")
-    ('1 layer', '3 layers')
-    """
-    return f"{n:,} {noun}{'s' * (n != 1)}"

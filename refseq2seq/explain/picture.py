@@ -10,8 +10,9 @@ from html import escape
 from importlib.resources import files
 
 from ..model import Model
+from ..watching.notebook import counted
 from .facts import Fact, facts
-from .parts import Part, count, parts
+from .parts import Part, parts
 from .svg import path, plus, rect, text, text_width, wrapped
 
 Link = Callable[[str], str | None]
@@ -147,7 +148,7 @@ class Column:
         x = self.x - PAD - (LANE if self.side < 0 else 0)
         self.drawn += [
             rect(x, top, BOX + LANE + 2 * PAD, self.y - top, "layers"),
-            text(self.middle - self.side * (BOX + PAD) / 4, top + 14, count(n_layers, "layer")),
+            text(self.middle - self.side * (BOX + PAD) / 4, top + 14, counted(n_layers, "layer")),
         ]
 
     def sublayer(self, part: Part) -> None:

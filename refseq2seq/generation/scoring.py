@@ -9,13 +9,13 @@ from ..backend import Array, array_namespace, to_numpy
 from ..checks import Source, Tokens, as_tokens
 from ..config import ModelConfig
 from ..model import Memory, Model, check_model, checked_source, forward
-from ..params import Arrays
+from ..shown import Shown
 from .request import as_prefix, token_source
 from .sampling import Processor, State, apply, check_processors, no_uniforms, to_log_probs
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class Scores(Arrays):
+class Scores(Shown):
     """Log-probabilities in nats, on the host."""
 
     log_probs: np.ndarray  # (batch, n_target - 1) of each token after the first; 0 if not scored

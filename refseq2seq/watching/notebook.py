@@ -140,8 +140,16 @@ def generation(g: Any) -> Table:
     ended = ("yes" if finished else "no: cut off" for finished in g.finished)
     rows = zip(count(), tokens, _decimals(g.log_probs.sum(axis=1)), ended, strict=False)
     (least, most), n = (g.lengths.min(), g.lengths.max()), g.finished.sum()
-    caption = f"Generation of {len(g.lengths)} rows, {least} to {most} tokens, {n} finished"
+    lengths = f"{least} to {most} tokens" if least < most else counted(least, "token")
+    caption = f"Generation of {counted(len(g.lengths), 'row')}, {lengths}, {n} finished"
     return Table(caption, ("row", "tokens", "log-probability", "ended"), rows)
+
+
+def scores(s: Any) -> Table:
+    """The sum of the log-probabilities of each target, and how many tokens it scores."""
+    rows = zip(count(), s.lengths, _decimals(s.total), strict=False)
+    caption = f"Scores of {counted(len(s.total), 'target')}"
+    return Table(caption, ("row", "tokens", "log-probability"), rows)
 
 
 def targets(h: Any) -> Table:
@@ -153,7 +161,7 @@ def targets(h: Any) -> Table:
         (*i, listed(h.symbols_of(h.tokens[i][:n])), *_decimals(x[i] for x in numbers.values()))
         for i, n in np.ndenumerate(h.lengths)
     )
-    caption = f"{type(h).__name__} of {batch} rows, {k} targets each"
+    caption = f"{type(h).__name__} of {counted(batch, 'row')}, {counted(k, 'target')} each"
     return Table(caption, ("row", "target", "tokens", *numbers), rows)
 
 
@@ -166,7 +174,8 @@ def beam_step(s: Any) -> Table:
     index, tokens = np.indices(fates.shape)[0], s.symbols_of(c.tokens.flat)
     numbers = map(_decimals, (c.log_probs.flat, c.scores.flat))
     rows = zip(index.flat, c.beams.flat, tokens, *numbers, fates.flat, strict=True)
-    caption = f"BeamStep {s.index}: {batch} rows, {n_beams} beams each, {s.done.sum()} rows done"
+    each, done = counted(n_beams, "beam"), s.done.sum()
+    caption = f"BeamStep {s.index}: {counted(batch, 'row')}, {each} each, {done} done"
     return Table(caption, ("row", "beam", "token", "log-probability", "score", "fate"), rows)
 
 
@@ -174,7 +183,7 @@ TABLES = {
     "Model": model, "ModelConfig": model_config, "Config": config, "Arrays": arrays,
     "Memory": memory, "Trace": trace, "Step": step, "Generation": generation,
     "BeamSearch": targets, "Hypotheses": targets, "ConfiguredGeneration": targets,
-    "BeamStep": beam_step,
+    "BeamStep": beam_step, "Scores": scores,
 }  # fmt: skip
 
 
@@ -185,6 +194,17 @@ def html(table: Table) -> str:
     if left := len(rows[table.most :]):
         body += f'<tr><td colspan="{len(table.head)}">and {left:,} more</td></tr>'
     return f"<table><caption>{escape(table.caption)}</caption>{head}{body}</table>"
+
+
+def counted(n: int, noun: str) -> str:
+    """The number and the noun.
+
+    Examples
+    --------
+    >>> counted(1, "layer"), counted(3, "layer")
+    ('1 layer', '3 layers')
+    """
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def listed(values: Iterable[Any]) -> str:
