@@ -39,7 +39,7 @@ function show(step) {
   now = Math.min(Math.max(step, 0), last);
   $("step").value = now;
   $("step").setAttribute("aria-valuetext", `step ${now}: ${data.steps[now].symbol}`);
-  $("where").textContent = `step ${now} of ${last}`;
+  $("where").textContent = `step ${now} (0 to ${last})`;
   $("previous").disabled = now === 0;
   $("next").disabled = now === last;
   showTarget();
@@ -47,6 +47,7 @@ function show(step) {
   showInside();
   showCandidates();
   showTree();
+  if (live) remember("step", now === last ? null : now);
 }
 
 function showTarget() {
@@ -54,11 +55,14 @@ function showTarget() {
   const tokens = data.steps.slice(0, now + 1).map((step, i) =>
     element("li", step.symbol, i === now ? { "aria-current": "step" } : {}));
   $("target").replaceChildren(start, ...tokens);
+  $("target").scrollLeft = $("target").scrollWidth; // the newest token
 }
 
 function showNumbers() {
   const step = data.steps[now], taken = step.by_hand ? ", chosen by hand" : "";
-  $("said").textContent = `Step ${now} reads ${tokenRead(now)} and writes ${step.symbol}${taken}.`;
+  const isCut = now === last && !step.finished;
+  $("said").textContent = `Step ${now} reads ${tokenRead(now)} and writes ${step.symbol}${taken}.`
+    + (isCut ? ` Here the output is cut off: ${last + 1} tokens are its limit, and none of them ends it.` : "");
   $("log-prob").textContent = `${step.log_prob.toFixed(3)} nats`;
   $("prob").textContent = Math.exp(step.log_prob).toPrecision(3);
   $("sum").textContent = `${step.sum.toFixed(3)} nats`;
@@ -71,6 +75,7 @@ function tokenRead(step) {
 
 function showCandidates() {
   const { candidates, stages, token, by_hand } = data.steps[now];
+  const hadFocus = $("candidates").contains(document.activeElement);
   const head = [element("th", "token", { scope: "col" })];
   for (const { label, kept } of stages)
     head.push(element("th", `${label} (${kept} left)`, { scope: "col" }));
@@ -85,6 +90,7 @@ function showCandidates() {
     return row(cells, chosen ? { "aria-current": "true" } : {});
   });
   fill($("candidates"), head, body);
+  if (hadFocus) $("candidates").querySelector("[aria-current] button")?.focus();
 }
 
 function candidateName({ token, symbol }, mark) {
@@ -166,6 +172,12 @@ function openQuantity(name, layer = open.layer) {
   showInside();
 }
 
+/* Whether each step has rows of its own, for the tokens that it reads. */
+function perStep() {
+  const [shape] = ofTheStep()[0];
+  return axesOf(open.name, shape.length).at(-2) === "n_target";
+}
+
 function ofTheStep() {
   const steps = data.arrays[open.name];
   return steps[Math.min(now, steps.length - 1)];
@@ -199,17 +211,18 @@ function showFacts(layer, [shape, scale]) {
   const { equation, shape: axes, source, code, chapter } = facts[open.name];
   const rows = {
     equation: [element("code", `${open.name.split(".").at(-1)} = ${equation}`)],
-    shape: [element("code", `${axes} = (${shape.join(", ")}${shape.length === 1 ? "," : ""})`)],
+    shape: [element("code", `${axes} = (${shape.join(", ")}${shape.length === 1 ? "," : ""})`),
+      perStep() ? " in this step; above is a row for each step so far" : ""],
     "computed from": inputButtons(layer),
     code: [element("code", code), element("br"), `refseq2seq/${source}`],
-    explained: [`chapter ${chapter}`],
+    explained: [`course, chapter ${chapter}`],
   };
   $("facts").replaceChildren(...Object.entries(rows).flatMap(([term, described]) => {
     const dd = element("dd");
     dd.append(...described);
     return [element("dt", term), dd];
   }));
-  $("precision").textContent = scale === 0 ? "Point at a number to read all of its digits."
+  $("precision").textContent = scale === 0 ? "Point at a number, or tap on it, to read its digits."
     : `To keep the page small, these numbers are rounded: each is within ${roundedUp(scale / 2)} of the model's.`;
 }
 
@@ -237,20 +250,19 @@ function inputButtons(layer) {
 let cells = [], cursor = -1;
 
 function showHeat(layer, head, axes) {
-  const kind = axes.at(-1), steps = data.arrays[open.name];
-  const perStep = axes.at(-2) === "n_target";
-  const shown = perStep ? steps.slice(0, now + 1) : [ofTheStep()];
+  const kind = axes.at(-1), hasRows = perStep();
+  const shown = hasRows ? data.arrays[open.name].slice(0, now + 1) : [ofTheStep()];
   const rows = shown.flatMap((layers, t) => {
     const values = matrix(open.name, layers[layer], head);
-    const names = perStep ? named(values.length, [`${tokenRead(t)} → ${data.steps[t].symbol}`])
+    const names = hasRows ? named(values.length, [`${tokenRead(t)} → ${data.steps[t].symbol}`])
       : axes.at(-2) === "n_source" ? named(values.length, data.source) : values.map(() => "");
-    return values.map((numbers, r) => ({ name: names[r], numbers, current: perStep && t === now }));
+    return values.map((numbers, r) => ({ name: names[r], numbers, current: hasRows && t === now }));
   });
   [cells, cursor] = [[], -1];
   const draw = kind === "vocab_size" || kind === "batch" ? tiles : /^n_so/.test(kind) ? heatTable : vectors;
   $("heat").replaceChildren(...draw(kind === "vocab_size" ? rows.slice(-1) : rows, kind));
   $("readout").textContent = "";
-  if (perStep) $("heat").scrollTop = $("heat").scrollHeight; // the newest row
+  if (hasRows) $("heat").scrollTop = $("heat").scrollHeight; // the newest row
 }
 
 function columnNames(kind, n) {
@@ -436,12 +448,14 @@ function drawTree({ nodes, path, hypotheses, beams }) {
     hypotheses.map(({ text, score }) => row([element("th", text, { scope: "row" }), element("td", score.toFixed(3))])));
 }
 
+/* At its end a hypothesis shows the whole search, which may go on for longer. */
 function showTree() {
   for (const part of $("tree").querySelectorAll("[data-step]"))
-    part.classList.toggle("later", Number(part.dataset.step) > now);
+    part.classList.toggle("later", now < last && Number(part.dataset.step) > now);
 }
 
-/* Live: the fragment of the address has the settings, and the server answers with a record. */
+/* Live: the fragment of the address has the settings, the choices by hand and the step, and the
+   server answers with a record. */
 
 let waiting = null, delay = null;
 const SAMPLING = ["temperature", "top-k", "top-p", "min-p", "top-a"];
@@ -449,6 +463,18 @@ const controls = [...$("ask").querySelectorAll("[name]")];
 
 function fragment() {
   return new URLSearchParams(location.hash.slice(1));
+}
+
+function remember(name, value) {
+  const settings = fragment();
+  if (value === null) settings.delete(name);
+  else settings.set(name, value);
+  history.replaceState(null, "", `#${settings}`);
+}
+
+/* The choices by hand: step:token, ... */
+function choices() {
+  return (fragment().get("hand") ?? "").split(",").filter(Boolean);
 }
 
 /* The controls as the settings say. */
@@ -467,8 +493,11 @@ function showMethod(settings) {
     const output = control.parentElement.querySelector("output");
     if (output) output.textContent = control.value === control.dataset.off ? "off" : control.value;
   }
-  $("undo").hidden = !settings.has("hand");
-  $("by-hand").hidden = $("method").value === "search";
+  const isSearch = $("method").value === "search", newest = choices().at(-1);
+  $("undo").hidden = !newest || isSearch;
+  $("undo").textContent = `undo the choice in step ${parseInt(newest)}`;
+  $("unused").hidden = !newest || !isSearch;
+  $("by-hand").hidden = isSearch;
 }
 
 /* The settings as the controls say; those without a control stay. */
@@ -479,7 +508,7 @@ function readForm(changed) {
     else settings.set(name, value);
   }
   if ($("method").value !== "sample") for (const name of SAMPLING) settings.delete(name);
-  if (changed.name === "text" || $("method").value === "search") settings.delete("hand");
+  if (changed.name === "text") for (const name of ["hand", "step"]) settings.delete(name);
   return settings;
 }
 
@@ -487,41 +516,54 @@ function formChanged(event) {
   showMethod(fragment());
   const settings = readForm(event.target);
   showMethod(settings);
-  clearTimeout(delay);
-  delay = setTimeout(() => ask(settings), 150);
+  history.replaceState(null, "", `#${settings}`);
+  waitFor(150);
 }
 
 function takeByHand(token) {
-  const settings = fragment();
-  const earlier = (settings.get("hand") ?? "").split(",").filter((pair) => pair && parseInt(pair) < now);
-  settings.set("hand", [...earlier, `${now}:${token}`].join(","));
-  ask(settings, now);
+  const earlier = choices().filter((pair) => parseInt(pair) < now);
+  remember("hand", [...earlier, `${now}:${token}`].join(","));
+  remember("step", now);
+  ask();
 }
 
-function withoutHand() {
-  const settings = fragment();
-  settings.delete("hand");
-  ask(settings, now);
+function undo() {
+  const left = choices().slice(0, -1);
+  remember("hand", left.join(",") || null);
+  remember("step", now);
+  if (!left.length) $("step").focus(); // since the button goes
+  ask();
 }
 
-async function ask(settings, step = Infinity) {
+function waitFor(milliseconds) {
+  clearTimeout(delay);
+  $("columns").setAttribute("aria-busy", "true");
+  delay = setTimeout(ask, milliseconds);
+}
+
+/* Show what the fragment asks for. */
+async function ask() {
+  clearTimeout(delay);
   waiting?.abort();
-  const mine = (waiting = new AbortController());
-  history.replaceState(null, "", `#${settings}`);
+  const mine = (waiting = new AbortController()), settings = fragment();
   showMethod(settings);
   $("columns").setAttribute("aria-busy", "true");
   const found = await answerTo(settings, mine.signal);
   if (mine.signal.aborted) return;
   $("columns").setAttribute("aria-busy", "false");
-  $("error").textContent = found.error;
+  document.body.classList.toggle("stale", Boolean(found.error));
+  const old = data ? `Below is still the result of “${data.text}”.` : "";
+  $("error").replaceChildren(found.error ?? "", element("br"), old);
   $("error").hidden = !found.error;
-  if (!found.error) start(found, step);
+  if (!found.error) start(found, Number(settings.get("step") ?? Infinity));
 }
 
 /* A record, or an error. */
 async function answerTo(settings, signal) {
   try {
-    const answer = await fetch(`/record?${settings}`, { signal });
+    const asked = new URLSearchParams(settings);
+    for (const name of settings.has("beams") ? ["step", "hand"] : ["step"]) asked.delete(name);
+    const answer = await fetch(`/record?${asked}`, { signal });
     return answer.ok ? await answer.json() : { error: await answer.text() };
   } catch {
     return { error: "The server does not answer: has it ended?" };
@@ -530,16 +572,16 @@ async function answerTo(settings, signal) {
 
 function fromFragment() {
   const settings = fragment();
-  if (!settings.has("text")) settings.set("text", controls[0].defaultValue);
-  fillForm(settings);
-  ask(settings);
+  if (!settings.has("text")) remember("text", controls[0].defaultValue);
+  fillForm(fragment());
+  ask();
 }
 
 function goLive() {
   $("ask").hidden = false;
   $("ask").addEventListener("input", formChanged);
   $("ask").addEventListener("submit", (event) => event.preventDefault());
-  $("undo").addEventListener("click", withoutHand);
+  $("undo").addEventListener("click", undo);
   window.addEventListener("hashchange", fromFragment);
   fromFragment();
 }
@@ -562,7 +604,9 @@ function start(found, step) {
   data = found;
   last = data.steps.length - 1;
   $("text").textContent = data.text;
-  $("output").textContent = data.output;
+  $("arrow").hidden = false;
+  $("output").textContent = data.steps[last].finished ? data.output : `${data.output} …`;
+  $("omitted").textContent = data.omitted.length ? `(without ${data.omitted.join(", ")})` : "";
   $("step").max = last;
   $("tree-section").hidden = !data.tree;
   if (data.tree) drawTree(data.tree);
@@ -595,7 +639,7 @@ $("heat").addEventListener("pointerover", (event) => {
   if (made) read(cells.findIndex((one) => one.made === made));
 });
 document.addEventListener("keydown", (event) => {
-  if (!data || event.target.closest("input, select, .scroll") || event.altKey || event.ctrlKey || event.metaKey) return;
+  if (!data || event.target.matches("input, select, .scroll, .quantity") || event.altKey || event.ctrlKey || event.metaKey) return;
   const moves = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: last };
   if (event.key in moves) {
     event.preventDefault();

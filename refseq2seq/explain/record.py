@@ -106,7 +106,9 @@ def record(
     choose = Chooser(choose.processors, _given(tokens, choose.pick))
     trace = Trace()
     steps = decode_steps(model, source, choose=choose, seed=seed, tap=trace, **length)
+    vocabulary = model.target_vocabulary
     recorded = list(_steps(model, steps, stages, by_hand or {}))
+    texts = [step for step in recorded if not step["finished"]]
     for rules in (-1, 1):  # stages of forced and of banned tokens: deleted if they change nothing
         shown = [step["stages"] for step in recorded]
         if all(stage[rules]["probs"] == stage[rules - 1]["probs"] for stage in shown):
@@ -114,7 +116,8 @@ def record(
                 del stage[rules]
     return {
         "text": text,
-        "output": model.target_vocabulary.decode([step["token"] for step in recorded]),
+        "output": vocabulary.decode([step["token"] for step in recorded]),
+        "omitted": [s["symbol"] for s in texts if not vocabulary.decode([s["token"]])],
         "source": [symbol(model.source_vocabulary, token) for token in source[0]],
         "start": symbol(model.target_vocabulary, model.config.decoder_start_id),
         "steps": recorded,
@@ -139,6 +142,7 @@ def _steps(
             "token": token,
             "symbol": symbol(vocabulary, token),
             "by_hand": step.index in by_hand,
+            "finished": bool(step.finished[0]),
             "log_prob": log_prob,
             "sum": total,
             "margin": margin if math.isfinite(margin) else None,

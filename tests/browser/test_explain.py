@@ -98,11 +98,11 @@ def test_it_opens_at_the_end_and_the_keyboard_moves(open_page):
     assert_shows(page, steps, trace)
     page.keyboard.press("Home")
     for i in range(len(steps)):
-        assert text_of(page, "where") == f"step {i} of {len(steps) - 1}"
+        assert text_of(page, "where") == f"step {i} (0 to {len(steps) - 1})"
         assert_shows(page, steps[: i + 1], trace)
         page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowLeft")
-    assert text_of(page, "where") == f"step {len(steps) - 2} of {len(steps) - 1}"
+    assert text_of(page, "where") == f"step {len(steps) - 2} (0 to {len(steps) - 1})"
     page.keyboard.press("End")
     assert page.locator("#target li").count() == len(steps) + 1
 
@@ -111,15 +111,15 @@ def test_slider_and_buttons_move_too(open_page):
     page = open_page("cat")
     assert page.locator("#next").is_disabled()
     page.locator("#previous").click()
-    assert text_of(page, "where") == "step 2 of 3"
+    assert text_of(page, "where") == "step 2 (0 to 3)"
     page.locator("#step").focus()
     page.keyboard.press("ArrowLeft")
-    assert text_of(page, "where") == "step 1 of 3"
+    assert text_of(page, "where") == "step 1 (0 to 3)"
     assert page.locator("#step").get_attribute("aria-valuetext").startswith("step 1: ")
     page.locator("#previous").click()
     assert page.locator("#previous").is_disabled()
     page.locator("#next").click()
-    assert text_of(page, "where") == "step 1 of 3"
+    assert text_of(page, "where") == "step 1 (0 to 3)"
 
 
 def test_play_goes_to_the_end_and_stops(open_page):
@@ -127,17 +127,17 @@ def test_play_goes_to_the_end_and_stops(open_page):
     page.clock.install()
     page.locator("#play").focus()
     page.keyboard.press("Enter")
-    assert text_of(page, "where") == "step 0 of 3"
+    assert text_of(page, "where") == "step 0 (0 to 3)"
     assert page.locator("#play").get_attribute("aria-label") == "Pause"
     page.clock.run_for(1000)
-    assert text_of(page, "where") == "step 1 of 3"
+    assert text_of(page, "where") == "step 1 (0 to 3)"
     page.clock.run_for(10000)
-    assert text_of(page, "where") == "step 3 of 3"
+    assert text_of(page, "where") == "step 3 (0 to 3)"
     assert page.locator("#play").get_attribute("aria-label") == "Play"
     page.locator("#play").click()
     page.locator("#next").click()  # whoever moves by hand stops it
     page.clock.run_for(10000)
-    assert text_of(page, "where") == "step 1 of 3"
+    assert text_of(page, "where") == "step 1 (0 to 3)"
     page.emulate_media(reduced_motion="reduce")
     assert page.locator("#play").is_hidden()
 
@@ -231,7 +231,7 @@ def test_the_picture_is_one_stop_of_the_tab_key(open_page):
     assert text_of(page, "inside-title") == "decoder.layers.2.cross_attention.heads"
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "play"
-    assert text_of(page, "where") == "step 3 of 3"
+    assert text_of(page, "where") == "step 3 (0 to 3)"
 
 
 def test_cells_are_read_by_keyboard_and_pointer(open_page):
@@ -247,7 +247,7 @@ def test_cells_are_read_by_keyboard_and_pointer(open_page):
     assert float(said.split(" = ")[1]) == pytest.approx(
         x[0, 0, 9], abs=float(np.abs(x).max()) / 240
     )
-    assert text_of(page, "where") == "step 3 of 3"  # the arrow keys moved no step
+    assert text_of(page, "where") == "step 3 (0 to 3)"  # the arrow keys moved no step
     page.locator("#heat .cell").nth(3).hover()
     assert text_of(page, "readout").startswith("c [3] = ")
 
@@ -287,16 +287,31 @@ def test_candidates_before_and_after_the_filters(open_page):
 
 
 def test_the_tree_grows_with_the_steps(open_page):
-    page = open_page("read", beams=3)
-    tree = explain.record(MODEL, "read", beams=3)["tree"]
+    page = open_page("read", beams=4)
+    tree = explain.record(MODEL, "read", beams=4)["tree"]
     page.keyboard.press("Home")
-    of_step = [sum(node["step"] == t for node in tree["nodes"]) for t in range(4)]
-    for t in range(4):
+    of_step = [sum(node["step"] == t for node in tree["nodes"]) for t in range(5)]
+    assert of_step[4] > 0  # the best hypothesis ends in step 3, others later
+    for t in range(3):
         assert page.locator("#tree g:not(.later)").count() == sum(of_step[: t + 1])
         page.keyboard.press("ArrowRight")
+    assert page.locator("#tree g:not(.later)").count() == len(tree["nodes"])
     assert table(page, "hypotheses") == [
         [h["text"], f"{h['score']:.3f}"] for h in tree["hypotheses"]
     ]
+
+
+def test_an_output_that_is_cut_off_and_a_token_that_its_text_omits(open_page):
+    page = open_page("cat", max_new_tokens=2)
+    assert text_of(page, "output") == "K AE …"
+    assert text_of(page, "said").endswith(
+        "Here the output is cut off: 2 tokens are its limit, and none of them ends it."
+    )
+    assert text_of(page, "omitted") == ""
+    page = open_page("cat", by_hand={1: MODEL.config.decoder_start_id})
+    assert text_of(page, "omitted") == "(without <s>)"
+    assert "…" not in text_of(page, "output")
+    assert "cut off" not in text_of(page, "said")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -420,9 +435,45 @@ def test_a_token_chosen_by_hand(live):
     page.keyboard.press("Home")
     changed(page, lambda: page.locator("#candidates button").nth(3).click())
     assert "," not in page.evaluate("fragment().get('hand')")  # the later choice is dropped
-    changed(page, lambda: page.get_by_text("undo the choices by hand").click())
+    changed(page, lambda: page.get_by_text("undo the choice in step 0").click())
     page.keyboard.press("End")
     assert_shows(page, *traced("oracle"))
+
+
+def test_choices_by_hand_survive_the_keyboard_the_method_and_a_reload(live):
+    page = live("#text=oracle&step=1")
+    assert text_of(page, "where") == "step 1 (0 to 6)"
+
+    def focused():
+        return page.evaluate("document.activeElement.id || document.activeElement.textContent")
+
+    for key in ("ArrowRight", "ArrowRight"):  # choices in steps 2 and 3
+        page.locator("#previous").focus()
+        page.keyboard.press(key)
+        page.locator("#candidates button").nth(1).focus()
+        changed(page, lambda: page.keyboard.press("Enter"))
+        assert focused().endswith("✓ by hand")
+    chosen = page.evaluate("choices()")
+    assert [pair.partition(":")[0] for pair in chosen] == ["2", "3"]
+    output = text_of(page, "output")
+    changed(page, lambda: page.get_by_label("method").select_option("search"))
+    assert page.get_by_text("A beam search does not use the choices by hand.").is_visible()
+    assert text_of(page, "output") == "AO R AH K AH L"
+    changed(page, lambda: page.get_by_label("method").select_option("default"))
+    page.reload()
+    page.locator("#target li").first.wait_for()
+    assert (text_of(page, "output"), page.evaluate("choices()")) == (output, chosen)
+    assert text_of(page, "where").startswith("step 3 ")
+    page.get_by_text("undo the choice in step 3").focus()
+    changed(page, lambda: page.keyboard.press("Enter"))
+    assert (focused(), page.evaluate("choices()")) == ("undo", chosen[:1])
+    changed(page, lambda: page.keyboard.press("Enter"))
+    assert (focused(), page.evaluate("choices()")) == ("step", [])
+    page.get_by_label("text").fill("zzz")
+    token = page.locator("#candidates button").nth(1)
+    changed(page, token.click)  # before the server has answered the new text
+    assert text_of(page, "text") == "zzz"
+    assert "chosen by hand" in text_of(page, "said")
 
 
 def test_beams_and_a_filter_without_a_control(live):
@@ -442,7 +493,12 @@ def test_mistakes_are_shown_in_one_line(live):
     page = live()
     found = changed(page, lambda: page.get_by_label("text").fill("cät"))
     page.get_by_role("alert").wait_for()
-    assert text_of(page, "error") == found["error"]
+    assert text_of(page, "error").split("\n") == [
+        found["error"],
+        "Below is still the result of “oracle”.",
+    ]
+    faded = page.locator("#columns").evaluate("e => Number(getComputedStyle(e).opacity)")
+    assert faded < 1
     assert "unknown symbols: 'ä'" in found["error"]
     changed(page, lambda: page.get_by_label("text").fill("cat"))
     assert page.get_by_role("alert").is_hidden()
