@@ -551,7 +551,7 @@ async function ask() {
   const found = await answerTo(settings, mine.signal);
   if (mine.signal.aborted) return;
   $("columns").setAttribute("aria-busy", "false");
-  document.body.classList.toggle("stale", Boolean(found.error));
+  document.body.classList.toggle("stale", Boolean(found.error && data));
   const old = data ? `Below is still the result of “${data.text}”.` : "";
   $("error").replaceChildren(found.error ?? "", element("br"), old);
   $("error").hidden = !found.error;
