@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .exercise import Arguments, Exercise
-from .values import Row, compared, numbers, shown, tolerance
+from .values import Row, changed, compared, numbers, shown, tolerance
 
 Function = Callable[..., Any]
 CURES = {
@@ -107,17 +107,14 @@ def copied(arguments: Arguments) -> Arguments:
 
 def _faults_of_result(exercise: Exercise, result: Any, arguments: Arguments) -> Iterator[Fault]:
     right = parts(exercise, exercise.reference(*arguments))
-    for i, got in enumerate(parts(exercise, result)):
-        part = _part(exercise, i)
-        wrong = compared(got, right[i], tolerance(part, arguments, np.asarray(right[i])))
+    rounded = any(np.asarray(x).dtype.kind == "f" for x in right)
+    others = changed(arguments, coarsest(arguments)) if rounded else ()
+    moved = (parts(exercise, exercise.reference(*x)) for x in others)
+    results = zip(exercise.returns, parts(exercise, result), right, *moved, strict=True)
+    for name, got, expected, *near in results:
+        wrong = compared(got, expected, tolerance(np.asarray(expected), near, arguments))
         if wrong:
-            name = f"{exercise.returns[i]}: " if len(right) > 1 else ""
-            yield Fault(name + wrong[0], wrong[1])
-
-
-def _part(exercise: Exercise, i: int) -> Function:
-    """The reference's i-th result."""
-    return lambda *arguments: parts(exercise, exercise.reference(*arguments))[i]
+            yield Fault(f"{name}: {wrong[0]}" if len(right) > 1 else wrong[0], wrong[1])
 
 
 def parts(exercise: Exercise, result: Any) -> tuple[Any, ...]:

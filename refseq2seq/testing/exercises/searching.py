@@ -53,10 +53,6 @@ def greedy(
     return tokens[not keep_start : -1 if lose else None]
 
 
-def _last_largest(x):
-    return len(x) - 1 - np.argmax(x[::-1])
-
-
 def greedy_inputs(rng):
     """An end at once, an end later, equal logits, no end, and a limit of 0."""
     yield Language([[0, 1], [0, 1]]), 0, 1, 1
@@ -90,7 +86,7 @@ GREEDY = Exercise(
         "next_logits gets the newest token alone: it needs all tokens": {"sees": "newest"},
         "next_logits does not get the start token": {"sees": "new"},
         "it takes the smallest logit": {"best": np.argmin},
-        "of equal logits it takes the highest id: take the lowest": {"best": _last_largest},
+        "of equal logits it takes the highest id": {"best": lambda x: np.where(x == max(x))[0][-1]},
     },
     properties={"each token has the largest logit": _best_of_each},
 )
