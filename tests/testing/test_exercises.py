@@ -121,12 +121,12 @@ def rotation_of_loops(x, positions):
     return out
 
 
-def causal_mask_of_triangle(n, m):
-    return ~np.triu(np.ones((n, m), dtype=bool), k=m - n + 1)
+def causal_mask_of_differences(q_positions, k_positions):
+    return np.subtract.outer(q_positions, k_positions) >= 0
 
 
-def causal_mask_of_lists(n, m):
-    return [[j <= i + m - n for j in range(m)] for i in range(n)]
+def causal_mask_of_lists(q_positions, k_positions):
+    return [[j <= i for j in k_positions] for i in q_positions]
 
 
 def split_heads_by_split(x, n_heads):
@@ -281,7 +281,7 @@ RIGHT = [
     ("sinusoids", sinusoids_of_columns),
     ("rotation", rotation_of_complex_numbers),
     ("rotation", rotation_of_loops),
-    ("causal_mask", causal_mask_of_triangle),
+    ("causal_mask", causal_mask_of_differences),
     ("causal_mask", causal_mask_of_lists),
     ("split_heads", split_heads_by_split),
     ("split_heads", split_heads_by_slices),
@@ -343,11 +343,11 @@ OTHERS = [
     ("gelu", lambda x: np.where(x > 3, x, gelu_of_loop(x))),
     ("sinusoids", lambda p, d: EXERCISES["sinusoids"].written(p, d) * math.sqrt(d)),
     ("rotation", lambda x, p: EXERCISES["rotation"].written(x, 2 * p)),
-    ("causal_mask", lambda n, m: np.ones((n, m), bool)),
+    ("causal_mask", lambda q, k: np.ones((len(q), len(k)), bool)),
     ("split_heads", lambda x, h: EXERCISES["split_heads"].written(x, h)[:, ::-1]),
     (
         "cross_attention",
-        lambda x, memory, *w: x + EXERCISES["cross_attention"].written(x, memory, *w),
+        lambda x, memory, *w: x / 2 + EXERCISES["cross_attention"].written(x, memory, *w),
     ),
     ("top_k", lambda x, k: np.where(x >= x.max(-1, keepdims=True) - 1, x, -np.inf)),
     ("top_p", lambda x, p: np.where(x >= np.quantile(x, p, axis=-1, keepdims=True), x, -np.inf)),
@@ -381,6 +381,122 @@ def test_three_mistakes_are_named_together():
     assert [word in first for word in ("sqrt(d_k)", "not used", "overflows")] == [True] * 3
 
 
+# What a class wrote. Functions that raise are explained too, if the mistake raises the same.
+
+
+def attention_of(
+    mask_used=True, turn=lambda k: k.mT, divided=lambda e: e / e.sum(-1, keepdims=True)
+):
+    def function(q, k, v, mask=None):
+        scores = q @ turn(k) / math.sqrt(q.shape[-1])
+        if mask_used and mask is not None:
+            scores = np.where(mask, scores, -np.inf)
+        top = scores.max(axis=-1, keepdims=True)
+        return np.nan_to_num(divided(np.exp(scores - np.where(top == -np.inf, 0, top)))) @ v
+
+    return function
+
+
+def norm_of(epsilon, axis=-1, **keepdims):
+    def function(x, gain, bias, eps):
+        centred = x - x.mean(axis, **keepdims)
+        return centred / np.sqrt(x.var(axis, **keepdims) + (epsilon or eps)) * gain + bias
+
+    return function
+
+
+def ones(q, k):
+    return np.ones((len(q), len(k)), bool)
+
+
+CLASS = [
+    ("attention", attention_of(turn=lambda k: k.T), ["k.T reverses all axes"]),
+    ("attention", attention_of(False, lambda k: k.T), ["k.T reverses", "the mask is not used"]),
+    ("attention", attention_of(divided=lambda e: e / e.sum(-1)), ["the sum needs keepdims"]),
+    ("attention", attention_of(divided=lambda e: e / e.sum(axis=1)), ["keepdims=True", "axis 1"]),
+    ("layer_norm", norm_of(None), ["the mean of the squares needs", "the mean needs keepdims"]),
+    ("layer_norm", norm_of(None, axis=1, keepdims=True), ["the mean is over axis 1"]),
+    ("layer_norm", norm_of(1e-6, keepdims=True), ["eps is always 1e-6"]),
+    ("causal_mask", lambda q, k: np.triu(ones(q, k)), ["this is the upper triangle (np.triu)"]),
+    (
+        "causal_mask",
+        lambda q, k: np.triu(ones(q, k), 1),
+        ["inverted", "not used: this is the mask of 0"],
+    ),
+    (
+        "causal_mask",
+        lambda q, k: np.triu(ones(q, k), len(k) - len(q)),
+        ["the wrong way round", "not used: this is the mask of the last"],
+    ),
+    ("causal_mask", lambda q, k: q >= k, ["each query needs a row"]),
+]
+
+
+@pytest.mark.parametrize(("name", "function", "mistakes"), CLASS)
+def test_what_a_class_wrote(name, function, mistakes):
+    found = message(name, function).splitlines()[0].split("; and ")
+    assert len(found) == len(mistakes)
+    assert all(mistake in text for mistake, text in zip(mistakes, found, strict=True))
+
+
+def attention_if_mask(q, k, v, mask=None):
+    return attention_scaled_first(q, k, v, mask if mask else None)
+
+
+def softmax_with_an_index(x, mask=None):
+    return softmax_of_logarithms(x, mask) if mask is None or x.ndim == 1 else x[~mask]
+
+
+def top_k_of_kth(logits, k):
+    return np.where(logits >= np.sort(logits, axis=-1)[..., -k], logits, -np.inf)
+
+
+CURED = [
+    ("attention", attention_if_mask, "`if mask is not None`"),
+    ("softmax", lambda x, mask=None: x * ~mask, "ask `if mask is not None`"),
+    ("softmax", softmax_with_an_index, "use np.where"),
+    ("gelu", lambda x: x / 2 * (1 + math.erf(x / 2**0.5)), "np.vectorize"),
+    ("sinusoids", lambda p, d: 10000 ** -(p + 1), "a float is needed"),
+    ("split_heads", lambda x, h: x.reshape(*x.shape[:2], h, x.shape[2] / h), "divide by //"),
+    ("rms_norm", lambda x, gain, eps: np.swapaxes(x, 1, 2), "count from the end"),
+    ("rms_norm", lambda x, gain, eps: x.transpose(0, 2, 1), "count from the end"),
+    ("rms_norm", lambda x, gain, eps: x[:, 0], "count from the end"),
+    ("attention", lambda q, k, v, mask=None: np.einsum("bqd,bkd->bqk", q, k), "count from the end"),
+    ("layer_norm", lambda x, *w: [(a, b) for a, b in [x.shape]], "shape[-1] is the last"),
+    ("top_p", lambda x, p: x[[1]], "fewer elements than you ask for"),
+    ("top_k", top_k_of_kth, "[..., None] keeps it"),
+]
+
+
+@pytest.mark.parametrize(("name", "function", "cure"), CURED)
+def test_an_exception_gets_its_cure(name, function, cure):
+    first, *rows = message(name, function).splitlines()
+    assert cure in first
+    assert rows[-1].strip().startswith("raises")
+
+
+def test_an_exception_of_another_cause_gets_no_name():
+    def function(q, k, v, mask=None):
+        if q.ndim > 2:
+            raise ValueError("only two axes")
+        return attention_scaled_first(q, k, v, mask)
+
+    said = message("attention", function)
+    assert said.splitlines()[0].endswith("it raises ValueError: only two axes")
+
+
+def test_a_model_that_was_called_too_often_is_new_in_the_next_call():
+    """Otherwise every mistake would raise what an endless loop raises, and explain it."""
+
+    def endless(next_logits, start, end, limit):
+        while True:
+            next_logits([start])
+
+    said = message("greedy", endless).splitlines()[0]
+    assert said.endswith("the model is called without end: stop after `limit` new tokens")
+    assert "one list of all tokens, not 0" in message("greedy", lambda f, start, *a: f(start))
+
+
 def test_an_empty_answer():
     for name, e in EXERCISES.items():
         assert f"{e.signature}: it returns None: return " in message(name, lambda *a: None)
@@ -411,7 +527,7 @@ def in_place(x, mask=None):
             "it returns no numbers, but [[1.0], [1.0, 2.0]]",
         ),
         ("softmax", lambda x, mask=None: x * np.nan, "the result has NaN"),
-        ("causal_mask", lambda n, m: np.tri(n, m, m - n), "must be booleans (dtype=bool)"),
+        ("causal_mask", lambda q, k: 1.0 * (k <= q[:, None]), "must be booleans (dtype=bool)"),
         ("gelu", lambda x: gelu_of_loop(x).astype("float16"), "keep the dtype"),
         ("sinusoids", lambda p, d: np.zeros((len(p), d), int), "must be floating-point numbers"),
         ("cached_step", lambda x, *w: x, "return out, keys, values"),
@@ -485,7 +601,7 @@ def test_the_exercises_are_imported_on_first_use_and_need_no_hypothesis():
 import sys, numpy as np, refseq2seq as rs
 rs.testing
 assert "refseq2seq.testing.exercises.arrays" not in sys.modules
-rs.testing.implements("causal_mask", lambda n, m: np.tri(n, m, m - n, dtype=bool))
+rs.testing.implements("causal_mask", lambda q, k: k <= q[:, None])
 assert "hypothesis" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -37,15 +37,15 @@ def implements(name: str, function: Callable[..., Any]) -> None:
     Examples
     --------
     >>> import numpy as np
-    >>> implements("causal_mask", lambda n, m: np.tri(n, m, m - n, dtype=bool))
-    >>> implements("causal_mask", lambda n, m: ~np.tri(n, m, m - n, dtype=bool))
+    >>> implements("causal_mask", lambda q, k: k <= q[:, None])
+    >>> implements("causal_mask", lambda q, k: k > q[:, None])
     Traceback (most recent call last):
         ...
-    AssertionError: causal_mask(n_queries, n_keys): the mask is inverted: True = may attend
-      n_queries 1
-      n_keys    1
-      expected  [[ True]]
-      got       [[False]]
+    AssertionError: causal_mask(q_positions, k_positions): the mask is inverted: True = may attend
+      q_positions  [0]
+      k_positions  [0]
+      expected     [[ True]]
+      got          [[False]]
     """
     from .grading import grade
 
@@ -62,4 +62,5 @@ def all_exercises() -> dict[str, Exercise]:
     from . import arrays, attention, choosing, positions, searching
 
     topics = (arrays, positions, attention, choosing, searching)
-    return {name: e for topic in topics for name, e in topic.EXERCISES.items()}
+    found = (e for topic in topics for e in vars(topic).values() if isinstance(e, Exercise))
+    return {e.written.__name__: e for e in found}

@@ -11,13 +11,15 @@ from .exercise import Exercise, Mistakes
 
 
 def softmax(
-    x, mask=None, *, axis=-1, keepdims=True, shift="allowed", divide=True,
+    x, mask=None, *, axis=-1, keepdims=True, keep_top=True, shift="allowed", divide=True,
     invert=False, masked="before", fill=-math.inf, nan=False,
 ):  # fmt: skip
     """Softmax; ``masked`` says where the mask acts, ``shift`` what is subtracted."""
     mask = np.True_ if mask is None else ~mask if invert else mask
-    scores = np.where(mask, x, fill) if masked == "before" else x
-    top = {"allowed": scores, "all": x, "none": 0 * x}[shift].max(axis, keepdims=True)
+    scores = x + np.where(mask, 0.0, -1e9) if masked == "added" else x
+    scores = np.where(mask, x, fill) if masked == "before" else scores
+    below = {"all": x, "none": 0 * x}.get(shift, scores)
+    top = below.max(None if shift == "whole" else axis, keepdims=keep_top)
     powers = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
     total = powers.sum(axis, keepdims=keepdims) if divide else np.ones(1)
     weights = powers / (total if nan else np.where(total == 0, 1.0, total))
@@ -33,7 +35,7 @@ def softmax_inputs(rng):
     yield draw((2, 3)), np.array([False, True, True])
     yield (draw((2, 7)).astype("float32"),)
     yield draw((2, 3, 5)), np.arange(5) < np.array([[[2]], [[3]]])
-    yield (np.array([1000.0, 999.0, -3.0]),)
+    yield (np.array([[1000.0, 999.0, -3.0], [0.0, 1.0, 2.0]]),)
     yield np.array([1.0, 1000.0, 0.0]), np.array([True, False, True])
     yield draw((2, 3)), np.array([[True, False, True], [False, False, False]])
 
@@ -41,7 +43,12 @@ def softmax_inputs(rng):
 OF_THE_SUM: Mistakes = {
     "the exponentials are not divided by their sum": {"divide": False},
     "the sum is over axis 0: it must be over the last axis": {"axis": 0},
+    "the sum is over axis 1: it must be over the last axis, axis=-1": {"axis": 1},
     "the sum is over the whole array: it must be over the last axis": {"axis": None},
+}
+OF_KEEPDIMS: Mistakes = {
+    "the sum needs keepdims=True: each row is divided by its own sum": {"keepdims": False},
+    "the largest element needs keepdims=True: each row has its own": {"keep_top": False},
 }
 OF_THE_MASK: Mistakes = {
     "the mask is inverted: True = takes part": {"invert": True},
@@ -49,17 +56,20 @@ OF_THE_MASK: Mistakes = {
     "the mask is applied after the softmax: the rest no longer sums to 1": {"masked": "after"},
     "masked scores are set to 0, and e^0 = 1: set them to -inf": {"fill": 0.0},
     "exp overflows: subtract the largest element of the row first": {"shift": "none"},
+    "the largest of all rows is subtracted: take that of each row": {"shift": "whole", "nan": True},
+    "small rows become 0: subtract the largest element of each row, not of all": {"shift": "whole"},
     "a row that may use nothing has NaN: it must be zeros": {"nan": True},
     "a row that may use nothing is uniform: it must be zeros (-inf, not -1e9)": {"fill": -1e9},
-}
+    "-1e9 is added: a row that may use nothing is unmasked, it must be zeros": {"masked": "added"},
+}  # fmt: skip
 SOFTMAX = Exercise(
     reference=ops.softmax,
     written=softmax,
     inputs=softmax_inputs,
     mistakes={
         **OF_THE_SUM,
+        **OF_KEEPDIMS,
         **OF_THE_MASK,
-        "the sum needs keepdims=True: it is divided into columns": {"keepdims": False},
         "the largest element is taken before the mask: -inf goes in first": {"shift": "all"},
     },
     properties={
@@ -73,18 +83,21 @@ SOFTMAX = Exercise(
 
 
 def layer_norm(
-    x, gain, bias, eps, *, centre=True, axis=-1, ddof=0, mean=True, eps_at="inside", root=True,
-    use_gain=True, use_bias=True, bias_first=False,
+    x, gain, bias, eps, *, centre=True, subtract=True, axis=-1, keepdims=True, keep_mean=True,
+    ddof=0, mean=True, eps_is=None, eps_at="inside", root=True, swap=False, use_gain=True, more=0,
+    use_bias=True, bias_first=False,
 ):  # fmt: skip
     """Layer norm; ``eps_at`` says on which side of the root eps is added."""
-    centred = x - x.mean(axis, keepdims=True) if centre else x
-    squares, n = centred * centred, x.size if axis is None else x.shape[axis]
-    inside = squares.sum(axis, keepdims=True) / np.float64(n - ddof if mean else 1)
+    above = x - x.mean(axis, keepdims=keep_mean) if centre and subtract else x
+    squares = (x - x.mean(axis, keepdims=True) if centre else x) ** 2
+    n, eps = x.size if axis is None else x.shape[axis], eps_is or eps
+    inside = squares.sum(axis, keepdims=keepdims) / np.float64(n - ddof if mean else 1)
     inside = inside + eps if eps_at == "inside" else inside
     below = np.sqrt(inside) if root else inside
     below = below + eps if eps_at == "outside" else below
-    gain, bias = gain if use_gain else 1.0, bias if use_bias else 0.0
-    return (centred / below + bias) * gain if bias_first else centred / below * gain + bias
+    gain, bias = (bias, gain) if swap else (gain, bias)
+    gain, bias = gain + more if use_gain else 1.0, bias if use_bias else 0.0
+    return (above / below + bias) * gain if bias_first else above / below * gain + bias
 
 
 def layer_norm_inputs(rng):
@@ -99,12 +112,17 @@ def layer_norm_inputs(rng):
 
 OF_NORMS: Mistakes = {
     "the mean is over axis 0: it must be over the last axis": {"axis": 0},
+    "the mean is over axis 1: it must be over the last axis, axis=-1": {"axis": 1},
     "the mean is over the whole array: it must be over the last axis": {"axis": None},
+    "the mean of the squares needs keepdims=True: each row has its own": {"keepdims": False},
     "eps is added to the root: add it inside, before the root": {"eps_at": "outside"},
     "eps is not added": {"eps_at": "nowhere"},
+    "eps is always 1e-5: use the argument": {"eps_is": 1e-5},
+    "eps is always 1e-6: use the argument": {"eps_is": 1e-6},
     "the square root is left out": {"root": False},
     "the squares are summed: take their mean": {"mean": False},
     "the gain is left out": {"use_gain": False},
+    "1 is added to the gain: use it as it is": {"more": 1},
 }
 LAYER_NORM = Exercise(
     reference=ops.layer_norm,
@@ -113,8 +131,11 @@ LAYER_NORM = Exercise(
     mistakes={
         **OF_NORMS,
         "the mean is not subtracted": {"centre": False},
+        "the mean is subtracted for the variance only: subtract it from x too": {"subtract": False},
+        "the mean needs keepdims=True: each row has its own": {"keep_mean": False},
         "the variance is divided by d - 1: divide by d": {"ddof": 1},
         "the bias is left out": {"use_bias": False},
+        "gain and bias are exchanged": {"swap": True},
         "the bias is added before the gain": {"bias_first": True},
     },
     properties={
@@ -157,11 +178,11 @@ RMS_NORM = Exercise(
 SQRT_2 = math.sqrt(2)
 
 
-def gelu(x, *, form="erf", sigma=SQRT_2, factor=True):
+def gelu(x, *, form="erf", sigma=SQRT_2, factor=True, times=1):
     """GELU, x Phi(x)."""
     if form != "erf":
         return ops.gelu_tanh(x) if form == "tanh" else x * ops.sigmoid(1.702 * x)
-    below = np.vectorize(lambda y: math.erfc(-y / sigma) / 2, otypes="d")(x)
+    below = times * np.vectorize(lambda y: math.erfc(-y / sigma) / 2, otypes="d")(x)
     return x * below if factor else below
 
 
@@ -183,9 +204,10 @@ GELU = Exercise(
         "this is the approximation with tanh: use erf": {"form": "tanh"},
         "this is the approximation x sigmoid(1.702 x): use erf": {"form": "sigmoid"},
         "x is not divided by sqrt(2) inside erf": {"sigma": 1.0},
+        "x is multiplied by sqrt(2) inside erf: divide": {"sigma": 1 / SQRT_2},
+        "the sign inside erf is wrong: 1 + erf(x / sqrt(2))": {"sigma": -SQRT_2},
         "the factor x is left out: this is Phi(x)": {"factor": False},
+        "the factor 1/2 is left out": {"times": 2},
     },
     properties={"gelu(x) - gelu(-x) = x": lambda f, x: (f(x) - f(-x), x)},
 )
-
-EXERCISES = {"softmax": SOFTMAX, "layer_norm": LAYER_NORM, "rms_norm": RMS_NORM, "gelu": GELU}

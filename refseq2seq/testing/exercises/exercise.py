@@ -29,17 +29,10 @@ class Exercise:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the arguments."""
-        return tuple(self._signature.parameters)
+        return tuple(inspect.getfullargspec(self.written).args)
 
     @property
     def signature(self) -> str:
-        """The name of the function and its arguments."""
-        return f"{self.written.__name__}{self._signature}"
-
-    @property
-    def _signature(self) -> inspect.Signature:
-        whole = inspect.signature(self.written)
-        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        return whole.replace(
-            parameters=[p for p in whole.parameters.values() if p.kind is positional]
-        )
+        """The name of the function and its arguments, without the switches."""
+        whole = f"{self.written.__name__}{inspect.signature(self.written)}"
+        return whole.partition(", *")[0] + ")"

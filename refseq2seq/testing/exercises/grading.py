@@ -1,7 +1,9 @@
 """The grade of a function: its first fault with the numbers, and the mistake that explains it."""
 
+import functools
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +11,25 @@ from typing import Any
 import numpy as np
 
 from .exercise import Arguments, Exercise
-from .values import Row, compared, numbers, shown, tolerance
+from .values import Row, changed, compared, numbers, shown, tolerance
 
 Function = Callable[..., Any]
+CURES = {
+    "truth value of an array": "an array has no single truth value: write `if mask is not None`, "
+    "and np.where to choose by element",
+    "to Python scalar": "one number is needed, not an array: np.vectorize(f) applies f to each",
+    "boolean index did not": "an index does not broadcast as a mask does: use np.where",
+    "'float' object cannot be interpreted": "integers are needed: divide by //",
+    "negative integer powers": "a float is needed, such as 10000.0",
+    "axes don't match|for array of dimension|too many (indices|subscripts)": "an array has other "
+    "axes than you count on: count from the end (axis=-1, x[..., i], np.swapaxes(x, -1, -2))",
+    "values to unpack": "if this is a shape, the number of axes varies: shape[-1] is the last",
+    "kth\\(=|index .* is out of bounds for axis": "an axis is shorter than you count on: the last "
+    "one is -1, and it may have fewer elements than you ask for",
+    "shapes \\((.+),\\d+\\) \\(\\1,?\\)": "the second array lacks the last axis of the first: "
+    "keepdims=True or [..., None] keeps it",
+}
+"""What to do about an exception, by a pattern of its text; each is true whenever it matches."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +37,9 @@ class Fault:
     """What is wrong with one call."""
 
     what: str
-    numbers: list[Row] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     error: Exception | None = None
+    cures: list[str] = field(default_factory=list)
 
 
 def grade(exercise: Exercise, function: Function) -> None:
@@ -29,11 +48,12 @@ def grade(exercise: Exercise, function: Function) -> None:
     for arguments in inputs:
         fault = fault_of(exercise, function, arguments)
         if fault:
-            found = explained(exercise, function, arguments, inputs) if fault.numbers else []
+            found = fault.rows and explained(exercise, function, [arguments, *inputs])
+            found, rows = found or fault.cures, fault.rows
+            if not found and rows:
+                rows = [] if fault.error else rows + _broken(exercise, function, arguments)
             what = "; and ".join(found) or fault.what
-            rows = [] if found or not fault.numbers else _broken(exercise, function, arguments)
-            message = _message(exercise, arguments, what, fault.numbers + rows)
-            raise AssertionError(message) from fault.error
+            raise AssertionError(_message(exercise, arguments, what, rows)) from fault.error
     for arguments in inputs:
         broken = _broken(exercise, function, arguments)
         if broken:
@@ -60,7 +80,7 @@ def fault_of(exercise: Exercise, function: Function, arguments: Arguments) -> Fa
     try:
         result = called(function, given)
     except Exception as error:
-        return Fault(f"it raises {type(error).__name__}: {error}", error=error)
+        return _raised(error, without_mask="mask" in exercise.names[len(arguments) :])
     for name, before, after in zip(exercise.names, arguments, given, strict=False):
         if isinstance(before, np.ndarray) and before.tobytes() != after.tobytes():
             return Fault(f"it changes its argument {name}: compute with a copy")
@@ -71,24 +91,30 @@ def fault_of(exercise: Exercise, function: Function, arguments: Arguments) -> Fa
     return next(_faults_of_result(exercise, result, arguments), None)
 
 
+def _raised(error: Exception, *, without_mask: bool) -> Fault:
+    """What an exception says, and the cure if it is known."""
+    says = f"{type(error).__name__}: {error}"
+    cures = [cure for pattern, cure in CURES.items() if re.search(pattern, says)]
+    if without_mask and "NoneType" in says:
+        cures = ["if this None is the mask, everything takes part: ask `if mask is not None`"]
+    return Fault(f"it raises {says}", [("raises", says)], error, cures[:1])
+
+
 def copied(arguments: Arguments) -> Arguments:
     """The arguments, with copies of the arrays, without the negative strides PyTorch refuses."""
-    return tuple(x.copy() if isinstance(x, np.ndarray) else x for x in arguments)
+    return tuple(x.copy() if hasattr(x, "copy") else x for x in arguments)
 
 
 def _faults_of_result(exercise: Exercise, result: Any, arguments: Arguments) -> Iterator[Fault]:
     right = parts(exercise, exercise.reference(*arguments))
-    for i, got in enumerate(parts(exercise, result)):
-        part = _part(exercise, i)
-        wrong = compared(got, right[i], tolerance(part, arguments, np.asarray(right[i])))
+    rounded = any(np.asarray(x).dtype.kind == "f" for x in right)
+    others = changed(arguments, coarsest(arguments)) if rounded else ()
+    moved = (parts(exercise, exercise.reference(*x)) for x in others)
+    results = zip(exercise.returns, parts(exercise, result), right, *moved, strict=True)
+    for name, got, expected, *near in results:
+        wrong = compared(got, expected, tolerance(np.asarray(expected), near, arguments))
         if wrong:
-            name = f"{exercise.returns[i]}: " if len(right) > 1 else ""
-            yield Fault(name + wrong[0], wrong[1])
-
-
-def _part(exercise: Exercise, i: int) -> Function:
-    """The reference's i-th result."""
-    return lambda *arguments: parts(exercise, exercise.reference(*arguments))[i]
+            yield Fault(f"{name}: {wrong[0]}" if len(right) > 1 else wrong[0], wrong[1])
 
 
 def parts(exercise: Exercise, result: Any) -> tuple[Any, ...]:
@@ -96,35 +122,28 @@ def parts(exercise: Exercise, result: Any) -> tuple[Any, ...]:
     return (result,) if len(exercise.returns) == 1 else tuple(result)
 
 
-def explained(
-    exercise: Exercise, function: Function, arguments: Arguments, inputs: list[Arguments]
-) -> list[str]:
-    """The fewest mistakes, at most three, with which the written function gives the same."""
+def explained(exercise: Exercise, function: Function, inputs: list[Arguments]) -> list[str]:
+    """The fewest mistakes, at most three, with which the written function gives the same.
+
+    The first input is the one with the fault.
+    """
+    outcomes = [_outcome(function, x) for x in inputs]
+
+    def explain(names: tuple[str, ...]) -> bool:
+        switches = {k: v for name in names for k, v in exercise.mistakes[name].items()}
+        wrong = functools.partial(exercise.written, **switches)
+        pairs = (
+            (mine, _outcome(wrong, x), coarsest(x))
+            for mine, x in zip(outcomes, inputs, strict=True)
+        )
+        same = all(_same(exercise, *pair) for pair in pairs)
+        return same and fault_of(exercise, wrong, inputs[0]) is not None
+
     for n in (1, 2, 3):
-        found = [
-            names
-            for names in itertools.combinations(exercise.mistakes, n)
-            if _same_on_all(exercise, function, _with(exercise, names), arguments, inputs)
-        ]
+        found = [names for names in itertools.combinations(exercise.mistakes, n) if explain(names)]
         if found:
             return list(found[0]) if len(found) == 1 else []
     return []
-
-
-def _with(exercise: Exercise, names: tuple[str, ...]) -> Function:
-    switches = {k: v for name in names for k, v in exercise.mistakes[name].items()}
-    return lambda *arguments: exercise.written(*arguments, **switches)
-
-
-def _same_on_all(
-    exercise: Exercise, function: Function, wrong: Function, first: Arguments, inputs: list[Any]
-) -> bool:
-    """Whether both give the same, and a wrong result on the first input that shows the fault."""
-    same = all(
-        _same(exercise, _outcome(function, x), _outcome(wrong, x), coarsest(x))
-        for x in [first, *inputs]
-    )
-    return same and fault_of(exercise, wrong, first) is not None
 
 
 def _outcome(function: Function, arguments: Arguments) -> Any:
@@ -135,9 +154,9 @@ def _outcome(function: Function, arguments: Arguments) -> Any:
 
 
 def _same(exercise: Exercise, a: Any, b: Any, eps: float) -> bool:
-    """Whether two outcomes agree in half of their digits, or are both exceptions."""
+    """Whether two outcomes agree in half of their digits, or are exceptions of equal words."""
     if isinstance(a, Exception) or isinstance(b, Exception):
-        return isinstance(a, Exception) and isinstance(b, Exception)
+        return type(a) is type(b) and sorted(str(a).split()) == sorted(str(b).split())
     pairs = zip(parts(exercise, a), parts(exercise, b), strict=False)
     return all(alike(x, y, eps) for x, y in pairs)
 

@@ -8,19 +8,25 @@ from ...config import RotaryPositions
 from .exercise import Exercise, Mistakes
 
 
-def _angles(p, d, *, exponent=-2):
+def _angles(p, d, *, exponent=-2, count=False):
     """Position times 10000^(-2j/d), j = 0, ..., d/2 - 1: shape (n, d / 2)."""
+    p = np.arange(len(p)) if count else p
     return p[:, None] * 10000.0 ** (exponent * np.arange(d // 2) / d)
 
 
 OF_ANGLES: Mistakes = {
     "the exponent lacks the factor 2: it is -2j/d": {"exponent": -1},
+    "the exponent has the factor 2 twice: it is -2j/d": {"exponent": -4},
     "the exponent has the wrong sign: it is -2j/d": {"exponent": 2},
+    "the positions are not used: rows are counted instead": {"count": True},
 }
 
 
-def sinusoids(positions, d_model, *, together=False, swap=False, first=0, **of_angles):
+def sinusoids(positions, d_model, *, together=False, swap=False, first=0, each=False, **of_angles):
     """Sinusoids; ``together`` puts all sines before all cosines."""
+    if each:  # of each column its own angle
+        angles = _angles(positions, 2 * d_model, exponent=each)
+        return np.where(np.arange(d_model) % 2, np.cos(angles), np.sin(angles))
     angles = _angles(positions + first, d_model, **of_angles)
     waves = [np.sin(angles), np.cos(angles)][:: -1 if swap else 1]
     return np.concatenate(waves, 1) if together else np.stack(waves, 2).reshape(len(angles), -1)
@@ -37,6 +43,8 @@ SINUSOIDS = Exercise(
         "all sines come first, then all cosines: they alternate": {"together": True},
         "sine and cosine are exchanged: the sine is in the even columns": {"swap": True},
         "positions are counted from 1: use them as they are": {"first": 1},
+        "the exponent is -i/d, i the column: columns 2j and 2j+1 have -2j/d": {"each": -2},
+        "the exponent is -2i/d, i the column: columns 2j and 2j+1 have -2j/d": {"each": -4},
     },
     properties={
         "neighbouring columns have sin^2 + cos^2 = 1": lambda f, p, d: (
@@ -47,13 +55,12 @@ SINUSOIDS = Exercise(
 )
 
 
-def rotation(x, positions, *, halves=False, sign=1, count=False, **of_angles):
-    """Rotation; ``halves`` takes the pairs from the two halves, ``count`` counts rows."""
-    n, d = x.shape[-2:]
-    angles = sign * _angles(np.arange(n) if count else positions, d, **of_angles)
+def rotation(x, positions, *, halves=False, sign=1, mixed=False, **of_angles):
+    """Rotation; ``halves`` takes the pairs from the two halves."""
+    angles = sign * _angles(positions, x.shape[-1], **of_angles)
     a, b = np.split(x, 2, -1) if halves else (x[..., 0::2], x[..., 1::2])
     turned = [a * np.cos(angles) - b * np.sin(angles), a * np.sin(angles) + b * np.cos(angles)]
-    return np.concatenate(turned, -1) if halves else np.stack(turned, -1).reshape(x.shape)
+    return np.concatenate(turned, -1) if halves or mixed else np.stack(turned, -1).reshape(x.shape)
 
 
 def rotation_inputs(rng):
@@ -82,7 +89,7 @@ ROTATION = Exercise(
         **OF_ANGLES,
         "the pairs are from the two halves: they are the columns 2j, 2j+1": {"halves": True},
         "it rotates backwards: (a cos - b sin, a sin + b cos)": {"sign": -1},
-        "the positions are not used: rows are counted instead": {"count": True},
+        "the results are put side by side: they go back to columns 2j and 2j+1": {"mixed": True},
     },
     properties={
         "a rotation keeps the length": lambda f, x, p: (
@@ -97,26 +104,47 @@ ROTATION = Exercise(
 )
 
 
-def causal_mask(n_queries, n_keys, *, invert=False, last=True, more=0):
+def causal_mask(
+    q_positions, k_positions, *, upper=None, invert=False, more=0, count=None, rows=True,
+    turn=False,
+):  # fmt: skip
     """Causal mask; ``more`` counts later positions that are allowed too."""
-    allowed = np.tri(n_queries, n_keys, more + (n_keys - n_queries if last else 0), dtype=bool)
-    return ~allowed if invert else allowed
+    q, k = q_positions, k_positions
+    if count:  # the first or the last rows and columns of a mask of consecutive positions
+        q, k = np.arange(len(q)) + (len(k) - len(q) if count == "last" else 0), np.arange(len(k))
+    distance = k - (q[:, None] if rows else q)
+    allowed = distance >= 0 if upper else distance <= more
+    allowed = np.triu(np.ones(distance.shape, bool)) if upper == "triu" else allowed
+    allowed = ~allowed if invert else allowed
+    return allowed.T if turn else allowed
+
+
+def causal_mask_inputs(rng):
+    """All positions, the last ones, and others."""
+    for n, m in [(1, 1), (2, 2), (1, 3), (2, 5), (5, 5)]:
+        yield np.arange(m - n, m), np.arange(m)
+    yield np.array([5, 3]), np.array([2, 3, 5, 7, 4])
 
 
 CAUSAL_MASK = Exercise(
-    reference=lambda n, m: masks.causal_mask(np.arange(m - n, m), np.arange(m)),
+    reference=masks.causal_mask,
     written=causal_mask,
-    inputs=lambda rng: iter([(1, 1), (1, 3), (2, 2), (2, 5), (5, 5), (3, 7)]),
+    inputs=causal_mask_inputs,
     mistakes={
         "the mask is inverted: True = may attend": {"invert": True},
-        "the queries are taken as the first positions: they are the last": {"last": False},
+        "this is the upper triangle (np.triu): use the lower one (np.tril)": {"upper": "triu"},
+        "the comparison is the wrong way round: a key must not be after the query": {
+            "upper": "all"
+        },
+        "the positions are not used: this is the mask of 0, 1, 2, ...": {"count": "first"},
+        "the positions are not used: this is the mask of the last in a row": {"count": "last"},
         "a position may not attend to itself: it must": {"more": -1},
         "a position may attend to the next one": {"more": 1},
+        "each query needs a row of its own: q_positions[:, None]": {"rows": False},
+        "rows and columns are exchanged: the rows are the queries": {"turn": True},
     },
     properties={
-        "the last query may attend to every key": lambda f, n, m: (f(n, m)[-1], np.ones(m, bool)),
-        "the mask of fewer queries has the last rows": lambda f, n, m: (f(1, m), f(n, m)[-1:]),
+        "other keys make no difference to one key": lambda f, q, k: (f(q, k[:1]), f(q, k)[:, :1]),
+        "only distances count": lambda f, q, k: (f(q + 3, k + 3), f(q, k)),
     },
 )
-
-EXERCISES = {"sinusoids": SINUSOIDS, "rotation": ROTATION, "causal_mask": CAUSAL_MASK}

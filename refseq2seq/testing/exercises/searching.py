@@ -21,10 +21,16 @@ class Language:
 
     def __call__(self, tokens):
         """The numbers of the next token."""
+        if np.ndim(tokens) != 1:
+            raise TypeError(f"the model takes one list of all tokens, not {tokens!r}")
         self._calls += 1
-        if self._calls > 10_000:
+        if self._calls > 1_000:
             raise RuntimeError("the model is called without end: stop after `limit` new tokens")
         return self.table[sum(int(t) for t in tokens) % len(self.table)].copy()
+
+    def copy(self):
+        """The same table, not called yet."""
+        return Language(self.table)
 
     def __repr__(self):
         rows = " ".join(np.array2string(self.table, precision=2, separator=", ").split())
@@ -33,18 +39,18 @@ class Language:
 
 def greedy(
     next_logits, start, end, limit, *, keep_end=True, keep_start=False, stop=True, more=0,
-    sees="all", best=np.argmax,
+    least=0, lose=False, sees="all", best=np.argmax,
 ):  # fmt: skip
     """Greedy decoding; ``sees`` says which tokens the model gets."""
     tokens = [start]
-    for _ in range(limit + more):
+    for _ in range(max(limit + more, least)):
         seen = {"all": tokens, "newest": tokens[-1:], "new": tokens[1:]}[sees]
         token = int(best(next_logits(seen)))
         if token != end or keep_end:
             tokens.append(token)
         if token == end and stop:
             break
-    return tokens if keep_start else tokens[1:]
+    return tokens[not keep_start : -1 if lose else None]
 
 
 def greedy_inputs(rng):
@@ -75,9 +81,12 @@ GREEDY = Exercise(
         "it goes on after the end token": {"stop": False},
         "it generates limit + 1 tokens": {"more": 1},
         "it generates limit - 1 tokens": {"more": -1},
+        "it generates a token although the limit is 0": {"least": 1},
+        "the last token is lost": {"lose": True},
         "next_logits gets the newest token alone: it needs all tokens": {"sees": "newest"},
         "next_logits does not get the start token": {"sees": "new"},
         "it takes the smallest logit": {"best": np.argmin},
+        "of equal logits it takes the highest id": {"best": lambda x: np.where(x == max(x))[0][-1]},
     },
     properties={"each token has the largest logit": _best_of_each},
 )
@@ -85,15 +94,17 @@ GREEDY = Exercise(
 
 def beam_search(
     next_log_probs, start, end, beams, limit, *, width=2, divide=True, count_end=True, stop=True,
-    keep_end=True, keep_start=False, each=False, ended="all", unfinished=True, early=False,
+    keep_end=True, keep_start=False, count_start=False, each=False, ended="all", unfinished=True,
+    early=0, swap=False, one=False, by_sum=False,
 ):  # fmt: skip
     """Beam search; ``width`` times ``beams`` candidates are considered in a step."""
     live: list[tuple[list[int], float]] = [([], 0.0)]
     done: list[tuple[list[int], float]] = []
+    beams = 1 if one else beams
 
     def score(hypothesis):
         tokens, total = hypothesis
-        n = len(tokens) - (tokens[-1] == end and not count_end) + keep_start
+        n = len(tokens) - (tokens[-1] == end and not count_end) + (keep_start or count_start)
         return total / max(n, 1) if divide else total
 
     for _ in range(limit):
@@ -107,11 +118,13 @@ def beam_search(
         over = best if ended == "all" else best[:beams]
         done += [c for c in over if c[0][-1] == end and stop]
         live = [c for c in best if c[0][-1] != end or not stop][:beams]
-        if not live or (early and len(done) >= beams):
+        if not live or (early and len(done) >= early):
             break
-    chosen = max([*done, *(live if unfinished or not done else [])], key=score)
+    best_by = (lambda hypothesis: hypothesis[1]) if by_sum else score
+    chosen = max([*done, *(live if unfinished or not done else [])], key=best_by)
     tokens = [t for t in chosen[0] if t != end or keep_end]
-    return [start, *tokens] if keep_start else tokens, float(score(chosen))
+    results = [start, *tokens] if keep_start else tokens, float(score(chosen))
+    return results[::-1] if swap else results
 
 
 def beam_search_inputs(rng):
@@ -131,7 +144,7 @@ def _drawn(rng, n, beams, limit):
     """
     while True:
         drawn = Language(log_softmax(rng.normal(0, 1.5, (n, n)))), 1, 0, beams, limit
-        rules = product(("all", "best"), (True, False), (True, False))
+        rules = product(("all", "best"), (True, False), (0, beams))
         found = [
             beam_search(*drawn, ended=ended, unfinished=unfinished, early=early)[0]
             for ended, unfinished, early in rules
@@ -150,21 +163,19 @@ BEAM_SEARCH = Exercise(
         "the end token is not counted": {"count_end": False},
         "the end token is not kept": {"keep_end": False},
         "the start token is returned and counted": {"keep_start": True},
+        "the start token is counted": {"count_start": True},
+        "it stops at the first end token: other beams may still win": {"early": 1},
+        "`beams` is not used: one beam is searched": {"one": True},
+        "the hypothesis with the best sum is returned: choose by the score": {"by_sum": True},
+        "the score is returned before the tokens": {"swap": True},
         "hypotheses go on after the end token": {"stop": False},
         "only `beams` candidates are considered: those that end leave too few": {"width": 1},
         "each beam keeps its own best token: compare the candidates of all": {"each": True},
     },
     properties={
-        "the score is the mean of the log-probabilities": lambda f, language, start, *how: (
-            np.mean(
-                [
-                    language([start, *f(language, start, *how)[0][:i]])[t]
-                    for i, t in enumerate(f(language, start, *how)[0])
-                ]
-            ),
-            f(language, start, *how)[1],
+        "the score is the mean of the log-probabilities": lambda f, *arguments: (
+            np.mean(_best_of_each(lambda *a: f(*a)[0], *arguments)[0]),
+            f(*arguments)[1],
         ),
     },
 )
-
-EXERCISES = {"greedy": GREEDY, "beam_search": BEAM_SEARCH}

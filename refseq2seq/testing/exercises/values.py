@@ -2,7 +2,7 @@
 
 import math
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,29 +16,30 @@ FEW = 12
 """An array of at most so many elements is shown whole."""
 
 
-def tolerance(part: Callable[..., Any], arguments: Arguments, right: np.ndarray) -> float:
-    """How far rounding may move the elements of a right result, which ``part`` computes.
+def tolerance(right: np.ndarray, moved: list[Any], arguments: Arguments) -> float:
+    """How far rounding may move the elements of a right result.
 
     A sum of n terms has a relative error of at most n u (Higham 2002, section 4.2), u the unit
-    roundoff. Arguments that change by u move the result; the result itself is rounded too. The
-    factor 16 is the number of operations that follow each other.
+    roundoff. ``moved`` are the results for arguments that change by u; the result itself is
+    rounded too. The factor 16 is the number of operations that follow each other.
     """
     if right.dtype.kind != "f":
         return 0.0
-    eps = float(np.finfo(right.dtype).eps)
     lengths = [n for x in arguments if isinstance(x, np.ndarray) for n in x.shape]
-    changed = (np.asarray(part(*_changed(arguments, eps, seed))) for seed in range(3))
-    differences = np.stack([apart(x, right) for x in changed])
-    moved = largest(differences[np.isfinite(differences)])
-    return 16 * max(8, *lengths, 0) * (moved + eps * largest(np.abs(right[np.isfinite(right)])))
+    differences = np.stack([apart(np.asarray(x), right) for x in moved])
+    rounded = float(np.finfo(right.dtype).eps) * largest(np.abs(right[np.isfinite(right)]))
+    return 16 * max(8, *lengths, 0) * (largest(differences[np.isfinite(differences)]) + rounded)
 
 
-def _changed(arguments: Arguments, eps: float, seed: int) -> Iterator[Any]:
-    """The arguments, each number of an array times 1 plus at most eps."""
-    rng = np.random.default_rng(seed)
-    for x in arguments:
-        numbers = isinstance(x, np.ndarray) and x.dtype.kind != "b"
-        yield x * (1 + eps * rng.uniform(-1, 1, x.shape)) if numbers else x
+def changed(arguments: Arguments, eps: float) -> Iterator[Arguments]:
+    """The arguments three times, each number of an array times 1 plus at most eps."""
+    for rng in map(np.random.default_rng, range(3)):
+        yield tuple(
+            x * (1 + eps * rng.uniform(-1, 1, x.shape))
+            if isinstance(x, np.ndarray) and x.dtype.kind != "b"
+            else x
+            for x in arguments
+        )
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -62,9 +63,8 @@ def compared(got: Any, right: Any, allowed: float) -> tuple[str, list[Row]] | No
     x, expected = numbers(got), np.asarray(right)
     if x is None:
         found = "None" if got is None else f"no numbers, but {reprlib.repr(got)}"
-        array = f"an array of shape {expected.shape}"
-        kinds = {list: "a list of integers", float: "a number"}
-        form = kinds.get(type(right), array)
+        forms = {list: "a list of integers", float: "a number"}
+        form = forms.get(type(right), f"an array of shape {expected.shape}")
         return f"it returns {found}: return {form}", []
     what = _wrong_form(x, expected)
     if what:
