@@ -1,13 +1,11 @@
 """The facts about each quantity that a model computes, and the line of code that computes it."""
 
 import linecache
-import re
 import sys
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import count
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from ..backend import Array
 from ..config import FrameInput
 from ..generation.loop import decode_steps
 from ..model import Model
-from ..watching.quantities import inputs_of, quantity
+from ..watching.quantities import Quantity, inputs_of, quantity
 
 PACKAGE = Path(taps.__file__).parent
 
@@ -99,27 +97,24 @@ def facts(model: Model) -> dict[str, Fact]:
         return x
 
     next(decode_steps(model, _shortest_source(model), max_new_tokens=1, tap=taps.FunctionTap(look)))
-    inputs: dict[str, dict[str, None]] = {}
-    for name in lines:
-        found = map(_starred, inputs_of(name, lines))
-        inputs.setdefault(_starred(name), {}).update(dict.fromkeys(found))
-    lines = {_starred(name): line for name, line in lines.items()}
-    return {name: _fact(name, tuple(inputs[name]), *line) for name, line in lines.items()}
+    rows = {name: quantity(name) for name in lines}
+    inputs: dict[str, dict[str, None]] = {row.name: {} for row in rows.values()}
+    for name, row in rows.items():
+        inputs[row.name] |= {rows[other].name: None for other in inputs_of(name, lines)}
+    return {row.name: _fact(row, tuple(inputs[row.name]), *lines[name]) for name, row in rows.items()}
 
 
-def _fact(name: str, inputs: tuple[str, ...], source: str, code: str) -> Fact:
-    row = quantity(name)
-    chapter = next(title for pattern, title in CHAPTERS if fnmatchcase(name, pattern))
-    return Fact(name, row.shape, row.equation, row.meaning, inputs, source, code, chapter)
+def _fact(row: Quantity, inputs: tuple[str, ...], source: str, code: str) -> Fact:
+    chapter = next(title for pattern, title in CHAPTERS if fnmatchcase(row.name, pattern))
+    return Fact(row.name, row.shape, row.equation, row.meaning, inputs, source, code, chapter)
 
 
-def _line(frame: FrameType | None) -> tuple[str, str]:
+def _line(frame: Any) -> tuple[str, str]:
     """The file and line that called a tap, and its text."""
-    while frame.f_code.co_filename == taps.__file__:  # type: ignore[union-attr]
-        frame = frame.f_back  # type: ignore[union-attr]
-    path, n = frame.f_code.co_filename, frame.f_lineno  # type: ignore[union-attr]
-    text = linecache.getline(path, n, frame.f_globals)  # type: ignore[union-attr]
-    code = text.partition("  # type: ignore")[0].strip()
+    while frame.f_code.co_filename == taps.__file__:
+        frame = frame.f_back
+    path, n = frame.f_code.co_filename, frame.f_lineno
+    code = linecache.getline(path, n, frame.f_globals).partition("  # type: ignore")[0].strip()
     return f"{Path(path).relative_to(PACKAGE).as_posix()}:{n}", code
 
 
@@ -129,8 +124,3 @@ def _shortest_source(model: Model) -> Any:
     if not isinstance(c, FrameInput):
         return [[0]]
     return np.zeros((1, next(n for n in count(1) if c.length(n)), c.n_features))
-
-
-def _starred(name: str) -> str:
-    """``step.0.decoder.layers.1.final`` -> ``decoder.layers.*.final``."""
-    return re.sub(r"(?<=layers\.)\d+", "*", name.removeprefix("step.0."))

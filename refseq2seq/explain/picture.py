@@ -273,14 +273,10 @@ def _memory(encoder: Column, decoder: Column) -> list[str]:
     gutter = (encoder.x + BOX + PAD + decoder.x - PAD) / 2
     start = ((x + width, y), (gutter, y))
     ends = [place for name, place in decoder.places.items() if name.endswith(MEMORY)]
-    if not ends:
-        left, top, _ = decoder.places["decoder.cross_attention"]
-        return [path(*start, (gutter, top + LINE), (left, top + LINE), kind="memory")]
-    paths = []
-    for left, top, width in ends:
-        above, middle = top - GAP + 4, left + width / 2
-        paths.append(path(*start, (gutter, above), (middle, above), (middle, top), kind="memory"))
-    return paths
+    ways = [((gutter, y - 6), (x + width / 2, y - 6), (x + width / 2, y)) for x, y, width in ends]
+    left, top, _ = decoder.places["decoder.cross_attention"]
+    closed = ((gutter, top + LINE), (left, top + LINE))
+    return [path(*start, *way, kind="memory") for way in ways or [closed]]
 
 
 def _again(decoder: Column) -> str:

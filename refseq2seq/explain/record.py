@@ -12,7 +12,7 @@ from ..backend import Array, array_namespace, to_numpy
 from ..generation.beam import EarlyStopping, LengthPenalty
 from ..generation.loop import Step, decode_steps
 from ..generation.sampling import Chooser, Pick, Processor, State, greedy, sample
-from ..model import Model
+from ..model import Model, check_fits
 from ..ops import softmax
 from ..text import Tokenizer, symbol
 from ..watching.quantities import quantity
@@ -83,11 +83,12 @@ def record(
         raise ValueError("the model reads frames, not texts: there is no text to explain")
     if model.source_vocabulary is None or model.target_vocabulary is None:
         raise ValueError("the model has no vocabularies: it cannot read or write text")
-    if not text:
-        raise ValueError("the text is empty: there is nothing to encode")
+    if not text.strip():
+        raise ValueError("the text is empty or only spaces: write a word")
     if by_hand and beams is not None:
         raise ValueError("by_hand cannot be combined with beams: a search keeps several tokens")
     source = [model.source_vocabulary.encode(text)]
+    check_fits("the text", len(source[0]), model.config.encoder)
     stages: list[tuple[str, Array]] = []
     watched = [_watched("the model's rules", lambda scores, state: scores, stages)]
     watched += [_watched(label, process, stages) for label, process in (processors or {}).items()]

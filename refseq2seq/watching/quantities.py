@@ -50,16 +50,16 @@ def quantity(name: str) -> Quantity:
     >>> quantity("step.3.decoder.layers.1.self_attention.q").shape
     '(batch, n_heads, n_target, d_k)'
     """
-    _, _, bare = _split(name)
-    return BY_NAME[re.sub(r"(?<=layers\.)\d+", "*", bare)]
+    return BY_NAME[_in_table(name)]
 
 
 def find_quantity(name: str) -> Quantity | None:
     """As `quantity`, but None for a name that no quantity has."""
-    try:
-        return quantity(name)
-    except KeyError:
-        return None
+    return BY_NAME.get(_in_table(name))
+
+
+def _in_table(name: str) -> str:
+    return re.sub(r"(?<=layers\.)\d+", "*", _split(name)[2])
 
 
 def inputs_of(name: str, among: Collection[str]) -> list[str]:
