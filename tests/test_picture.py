@@ -204,6 +204,14 @@ def test_an_unknown_part_to_unfold_raises():
         picture(rs.load("g2p"), unfold=["encoder.attention"])
 
 
+def test_unfold_is_no_str_and_may_be_an_iterator():
+    with pytest.raises(TypeError, match=r"unfold must be .*\['encoder'\], got a str"):
+        picture(rs.load("g2p"), unfold="encoder")
+    assert picture(rs.load("g2p"), unfold=iter(["encoder"])) == picture(
+        rs.load("g2p"), unfold=["encoder"]
+    )
+
+
 def test_links_are_asked_for_each_part_and_quantity():
     asked = []
 

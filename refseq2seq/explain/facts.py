@@ -97,11 +97,12 @@ def facts(model: Model) -> dict[str, Fact]:
         return x
 
     next(decode_steps(model, _shortest_source(model), max_new_tokens=1, tap=taps.FunctionTap(look)))
-    rows = {name: quantity(name) for name in lines}
-    inputs: dict[str, dict[str, None]] = {row.name: {} for row in rows.values()}
-    for name, row in rows.items():
-        inputs[row.name] |= {rows[other].name: None for other in inputs_of(name, lines)}
-    return {row.name: _fact(row, tuple(inputs[row.name]), *lines[name]) for name, row in rows.items()}
+    inputs: dict[Quantity, dict[str, None]] = {}
+    for name in lines:
+        others = [quantity(other).name for other in inputs_of(name, lines)]
+        inputs.setdefault(quantity(name), {}).update(dict.fromkeys(others))
+    code = {quantity(name).name: line for name, line in lines.items()}
+    return {row.name: _fact(row, tuple(inputs[row]), *code[row.name]) for row in inputs}
 
 
 def _fact(row: Quantity, inputs: tuple[str, ...], source: str, code: str) -> Fact:

@@ -28,12 +28,12 @@ def search(model: Model, source: Tokens, *, beams: int, **options: Any) -> dict[
     for step in beam_steps(model, source, beams=beams, **options):
         live = _grow(model, nodes, live, step)
     pool, vocabulary = step.pool, model.target_vocabulary
-    found = [
-        (pool.tokens[0, k, : pool.lengths[0, k]].tolist(), float(pool.scores[0, k]))
-        for k in range(beams)
-        if pool.lengths[0, k]
+    hypotheses = [
+        {"text": vocabulary.decode(pool.tokens[0, k, :n]), "score": float(pool.scores[0, k])}  # type: ignore[union-attr]
+        for k, n in enumerate(pool.lengths[0])
+        if n
     ]
-    best, path, parent = found[0][0], [], -1
+    best, path, parent = pool.tokens[0, 0, : pool.lengths[0, 0]].tolist(), [], -1
     indices = {(node["step"], node["parent"], node["token"]): i for i, node in enumerate(nodes)}
     for place, token in enumerate(best):
         parent = indices[place, parent, token]
@@ -41,10 +41,7 @@ def search(model: Model, source: Tokens, *, beams: int, **options: Any) -> dict[
     return {
         "beams": beams,
         "nodes": nodes,
-        "hypotheses": [
-            {"text": vocabulary.decode(tokens), "score": score}  # type: ignore[union-attr]
-            for tokens, score in found
-        ],
+        "hypotheses": hypotheses,
         "best": best,
         "path": path,
     }
