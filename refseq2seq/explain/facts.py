@@ -1,11 +1,16 @@
 """The facts about each quantity that a model computes, and the line of code that computes it."""
 
-import linecache
+import ast
+import inspect
+import re
 import sys
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import count
 from pathlib import Path
+from textwrap import dedent
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -49,9 +54,10 @@ class Fact:
     inputs : tuple of str
         The names of the quantities from which this model computes it.
     source : str
-        File of the package and line, such as ``attention.py:61``.
+        File of the package and line, such as ``attention.py:61``, that hands it to the tap.
     code : str
-        The text of that line.
+        The text of that line, after those that compute the variable that it hands over, if it
+        is one.
     chapter : str
         Number and title of the chapter of the course that explains it.
     """
@@ -93,7 +99,7 @@ def facts(model: Model) -> dict[str, Fact]:
     lines: dict[str, tuple[str, str]] = {}
 
     def look(name: str, x: Array) -> Array:
-        lines[name] = _line(sys._getframe(1))
+        lines[name] = _source(name, sys._getframe(1))
         return x
 
     next(decode_steps(model, _shortest_source(model), max_new_tokens=1, tap=taps.FunctionTap(look)))
@@ -110,13 +116,29 @@ def _fact(row: Quantity, inputs: tuple[str, ...], source: str, code: str) -> Fac
     return Fact(row.name, row.shape, row.equation, row.meaning, inputs, source, code, chapter)
 
 
-def _line(frame: Any) -> tuple[str, str]:
-    """The file and line that called a tap, and its text."""
+def _source(name: str, frame: Any) -> tuple[str, str]:
+    """The file and line that called a tap, and the code that computes what the tap received."""
     while frame.f_code.co_filename == taps.__file__:
         frame = frame.f_back
-    path, n = frame.f_code.co_filename, frame.f_lineno
-    code = linecache.getline(path, n, frame.f_globals).partition("  # type: ignore")[0].strip()
-    return f"{Path(path).relative_to(PACKAGE).as_posix()}:{n}", code
+    path, n = Path(frame.f_code.co_filename).relative_to(PACKAGE).as_posix(), frame.f_lineno
+    return f"{path}:{n}", _code(frame.f_code, n, name.rpartition(".")[2])
+
+
+@cache
+def _code(compiled: CodeType, line: int, name: str) -> str:
+    """The text of a line with ``tap(name, x)``, from the last assignment to the variable x on.
+
+    Assignments in branches do not count. If x is an argument, from the first statement on.
+    """
+    lines, start = inspect.getsourcelines(compiled)
+    function: Any = ast.parse(dedent("".join(lines))).body[0]
+    first = n = line - start + 1
+    if tapped := re.search(rf'"{name}", (\w+)\)', lines[n - 1]):
+        stored = f"id='{tapped[1]}', ctx=Store()"
+        above = [s for s in function.body if s.lineno < n and not isinstance(s, ast.If)]
+        begin = function.body[ast.get_docstring(function) is not None].lineno
+        first = max((s.lineno for s in above if stored in ast.dump(s)), default=begin)
+    return re.sub("  # type: ignore.*", "", dedent("".join(lines[first - 1 : n])).rstrip())
 
 
 def _shortest_source(model: Model) -> Any:
