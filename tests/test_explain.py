@@ -206,7 +206,7 @@ def test_by_hand_and_beams_exclude_each_other():
             MODEL,
             "a" * 65,
             ValueError,
-            "the text has 65 tokens; the model has 64 positions: shorten it",
+            "the text has 65 tokens; the model serves at most 64: shorten it",
         ),
         (replace(MODEL, source_vocabulary=None), "cat", ValueError, "no vocabularies"),
         (MODEL, "é", rs.UnknownSymbolError, "'é'"),

@@ -223,8 +223,9 @@ def _most_new_tokens(max_new_tokens: int | None, n_prefix: int, max_length: int 
     max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1)
     if max_length is not None and n_prefix + max_new_tokens - 1 > max_length:
         raise ValueError(
-            f"max_new_tokens must be at most {max_length + 1 - n_prefix} after a prefix of length "
-            f"{n_prefix}: the model has {max_length} positions, got {max_new_tokens}"
+            f"max_new_tokens = {max_new_tokens} after a prefix of {n_prefix} needs "
+            f"{n_prefix + max_new_tokens - 1} positions; the model's table has {max_length}: pass at "
+            f"most {max_length + 1 - n_prefix}"
         )
     return max_new_tokens
 
