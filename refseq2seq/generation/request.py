@@ -224,8 +224,8 @@ def _most_new_tokens(max_new_tokens: int | None, n_prefix: int, max_length: int 
     if max_length is not None and n_prefix + max_new_tokens - 1 > max_length:
         raise ValueError(
             f"max_new_tokens = {max_new_tokens} after a prefix of {n_prefix} needs "
-            f"{n_prefix + max_new_tokens - 1} positions; the model's table has {max_length}: pass at "
-            f"most {max_length + 1 - n_prefix}"
+            f"{n_prefix + max_new_tokens - 1} positions; the model's table has {max_length}: "
+            f"pass at most {max_length + 1 - n_prefix}"
         )
     return max_new_tokens
 
