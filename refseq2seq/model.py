@@ -544,5 +544,5 @@ def check_fits(name: str, n: int, c: StackConfig, what: str = "tokens") -> None:
     """Raise if ``n`` tokens, called ``name`` in the error, exceed the position table."""
     if c.max_length is not None and n > c.max_length:
         raise ValueError(
-            f"{name} has {n} {what}; the model's position table serves at most {c.max_length}"
+            f"{name} has {n} {what}; the model serves at most {c.max_length}: shorten it"
         )

@@ -17,7 +17,7 @@ class Shown:
     def __repr__(self) -> str:
         from .watching import notebook
 
-        return f"<{notebook.described(self).caption}>"
+        return f"<{notebook.described(self).caption}>".replace("\n", "\\n")
 
     def _repr_html_(self) -> str:
         from .watching import notebook

@@ -2,10 +2,11 @@
 
 import json
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from operator import index
+from string import ascii_lowercase
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -128,8 +129,8 @@ class Vocabulary(Config):
         symbols = replaced.split(self.separator) if self.separator and replaced else list(replaced)
         ids = self._ids
         if unknown := sorted({s for s in symbols if s not in ids}):
-            names = ", ".join(map(repr, unknown))
-            known = ", ".join(map(repr, ids)) if len(ids) <= 60 else f"{len(ids)} symbols"
+            names = _listed(unknown).replace("' '", "' ' (space)")
+            known = _listed(ids) if len(ids) <= 60 else f"{len(ids)} symbols"
             raise UnknownSymbolError(f"{text!r} has unknown symbols: {names}. Known are: {known}")
         return [ids[s] for s in symbols]
 
@@ -147,6 +148,12 @@ class Vocabulary(Config):
             raise ValueError(f"the vocabulary has ids 0 to {len(self) - 1}, got {outside[0]}")
         symbols = (self.symbols[i] for i in ids)
         return self.separator.join(s for s in symbols if s not in self.special)
+
+
+def _listed(symbols: Iterable[str]) -> str:
+    """Symbols in quotes, and ``'a' to 'z'`` for the alphabet."""
+    listed, alphabet = (", ".join(map(repr, x)) for x in (symbols, ascii_lowercase))
+    return listed.replace(alphabet, "'a' to 'z'")
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,14 @@ def test_by_hand_and_beams_exclude_each_other():
     ("model", "text", "kind", "message"),
     [
         (MODEL, "", ValueError, "text is empty"),
+        (MODEL, " \t ", ValueError, "only spaces: write a word"),
+        (MODEL, "a b", rs.UnknownSymbolError, r"' ' \(space\)\. Known are: \"'\", 'a' to 'z'$"),
+        (
+            MODEL,
+            "a" * 65,
+            ValueError,
+            "the text has 65 tokens; the model serves at most 64: shorten it",
+        ),
         (replace(MODEL, source_vocabulary=None), "cat", ValueError, "no vocabularies"),
         (MODEL, "é", rs.UnknownSymbolError, "'é'"),
     ],

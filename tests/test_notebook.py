@@ -297,3 +297,12 @@ def test_nothing_is_read_from_a_device_to_show_what_lies_there(monkeypatch):
     (step, *_) = rs.decode_steps(MODEL, SOURCE)
     far = {name: getattr(step, name).view(Device) for name in ("logits", "scores")}
     assert dataclasses.replace(step, **far)._repr_html_()
+
+
+def test_a_symbol_with_a_newline_leaves_repr_one_line():
+    words = dataclasses.replace(
+        MODEL.target_vocabulary,
+        symbols=tuple("\n" * (s == "K") or s for s in MODEL.target_vocabulary.symbols),
+    )
+    step = next(rs.decode_steps(dataclasses.replace(MODEL, target_vocabulary=words), SOURCE[:1]))
+    assert repr(step) == r"<Step 0: tokens \n>"

@@ -128,7 +128,30 @@ def test_the_line_of_a_fact_names_its_quantity(config):
         assert f'("{fact.name.rpartition(".")[2]}", ' in fact.code, fact
         file, _, line = fact.source.rpartition(":")
         lines = (ROOT / "refseq2seq" / file).read_text().splitlines()
-        assert lines[int(line) - 1].strip().startswith(fact.code)
+        *_, last = fact.code.splitlines()
+        assert lines[int(line) - 1].strip().startswith(last.strip())
+
+
+@given(config=configs)
+@settings(max_examples=40)
+def test_the_code_of_a_variable_begins_with_what_computes_it(config):
+    model, _ = drawn(config)
+    begins = {
+        "self_attention.q": "q, (k, v) = queries(p, c, x), keys_values(p, c, x)",
+        "self_attention.k": "q, (k, v) = queries(p, c, x), keys_values(p, c, x)",
+        "self_attention.v": "q, (k, v) = queries(p, c, x), keys_values(p, c, x)",
+        "cross_attention.k": "for i, layer in enumerate(model.params.decoder.layers):",
+        "cross_attention.v": "for i, layer in enumerate(model.params.decoder.layers):",
+        "feed_forward.activated": 'hidden = tap("projected", linear(x, p.w_in, p.b_in))',
+        "feed_forward.hidden": 'hidden = tap("projected", linear(x, p.w_in, p.b_in))',
+        "embed": 'if c.embedding_norm == "before_positions":',
+        "log_probs": 'with np.errstate(all="ignore"):',
+    }
+    for fact in facts(model).values():
+        first, *rest = fact.code.splitlines()
+        word = re.sub(r"(en|de)coder\.(layers\.\*\.)?", "", fact.name)
+        assert (word in begins) == bool(rest), fact
+        assert first.startswith(begins.get(word, "")), fact
 
 
 @given(config=configs)
@@ -202,6 +225,14 @@ def test_only_unfolded_parts_are_marked_and_show_their_quantities(unfold, marked
 def test_an_unknown_part_to_unfold_raises():
     with pytest.raises(ValueError, match=r"unfold .*'encoder.embedding', got 'encoder.attention'"):
         picture(rs.load("g2p"), unfold=["encoder.attention"])
+
+
+def test_unfold_is_no_str_and_may_be_an_iterator():
+    with pytest.raises(TypeError, match=r"unfold must be .*\['encoder'\], got a str"):
+        picture(rs.load("g2p"), unfold="encoder")
+    assert picture(rs.load("g2p"), unfold=iter(["encoder"])) == picture(
+        rs.load("g2p"), unfold=["encoder"]
+    )
 
 
 def test_links_are_asked_for_each_part_and_quantity():

@@ -20,7 +20,7 @@ def name_the_notebook(
 ) -> None:
     """Give the page's template the path of its notebook."""
     page = Path(app.srcdir, docname + ".md")
-    if page.is_file() and is_notebook(page):
+    if is_notebook(page):
         context["notebook"] = f"{FOLDER}/{docname}.ipynb"
 
 
@@ -30,7 +30,7 @@ def write_notebooks(app: Sphinx, error: Exception | None) -> None:
         return
     for docname in app.env.found_docs:
         page = Path(app.srcdir, docname + ".md")
-        if page.is_file() and is_notebook(page):
+        if is_notebook(page):
             write(page, Path(app.outdir, FOLDER, docname + ".ipynb"))
 
 

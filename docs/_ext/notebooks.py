@@ -37,7 +37,7 @@ PLAIN = (
 
 def is_notebook(page: Path) -> bool:
     """Whether a Markdown page names a kernel, which is what makes MyST-NB run it."""
-    return page.suffix == ".md" and "kernelspec:" in page.read_text(encoding="utf-8")[:400]
+    return page.is_file() and "kernelspec:" in page.read_text(encoding="utf-8")[:400]
 
 
 def write(page: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-from tables import table
+from tables import code, table
 
 import refseq2seq as rs
 from refseq2seq.explain.facts import PACKAGE
@@ -70,11 +70,11 @@ class ModelPicture(SphinxDirective):
         """The cells of a quantity's row, each of paragraphs."""
         file, _, line = fact.source.rpartition(":")
         chapter = nodes.reference(text=fact.chapter, refuri=self.to(self.chapter(fact)))
-        code = nodes.reference(refuri=f"{self.to(source_page(file))}#line-{line}")
-        code += nodes.literal(text=fact.source)
-        equation = nodes.literal(text=fact.equation)
-        yield [_paragraph(nodes.literal(text=fact.name)), nodes.paragraph(text=fact.meaning)]
-        yield [_paragraph(equation), _paragraph(code), _paragraph(chapter)]
+        line_of_code = nodes.reference(refuri=f"{self.to(source_page(file))}#line-{line}")
+        line_of_code += nodes.literal(text=fact.source)
+        linked = (nodes.paragraph("", "", link) for link in (line_of_code, chapter))
+        yield [code(fact.name), nodes.paragraph(text=fact.meaning)]
+        yield [code(fact.equation), *linked]
 
     def chapter(self, fact: rs.explain.Fact) -> str:
         """The page of a fact's chapter."""
@@ -84,10 +84,6 @@ class ModelPicture(SphinxDirective):
     def to(self, page: str) -> str:
         """The address of a page as this page sees it."""
         return self.env.app.builder.get_relative_uri(self.env.docname, page)
-
-
-def _paragraph(content: nodes.Node) -> nodes.Node:
-    return nodes.paragraph("", "", content)
 
 
 def anchor(name: str) -> str:

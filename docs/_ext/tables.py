@@ -36,7 +36,7 @@ def _row(cells: list[nodes.Node]) -> nodes.Node:
     return nodes.row("", *[nodes.entry("", cell) for cell in cells])
 
 
-def _code(text: str) -> nodes.Node:
+def code(text: str) -> nodes.Node:
     return nodes.paragraph("", "", nodes.literal(text=text))
 
 
@@ -49,7 +49,7 @@ class Quantities(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         rows = [
-            [_code(q.name), _code(q.shape), _code(q.equation), _text(q.meaning)] for q in QUANTITIES
+            [code(q.name), code(q.shape), code(q.equation), _text(q.meaning)] for q in QUANTITIES
         ]
         return [table(["name", "shape", "equation", "what it is"], rows)]
 
@@ -65,7 +65,7 @@ class Fields(SphinxDirective):
         comments = field_comments(record)
         head, rows = ["field", "type"], []
         for field, annotation in fields(record).items():
-            rows.append([_code(field), _code(type_name(annotation))])
+            rows.append([code(field), code(type_name(annotation))])
             if comments:
                 rows[-1].append(_text(comments.get(field, "")))
         return [table([*head, "what it is"] if comments else head, rows)]

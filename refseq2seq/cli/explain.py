@@ -100,13 +100,12 @@ def _serve(options: argparse.Namespace, model: Model) -> None:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     query = {name.replace("_", "-"): value for name, value in given.items()}
     fragment = urlencode({"text": options.text} | query)
+
+    def ready(url: str) -> None:
+        print(f"{url}#{fragment} (Ctrl-C ends it)", flush=True)
+
     page = document(model, f"{options.model}: type a text", None)
-    serve(
-        page,
-        answer,
-        options.port,
-        lambda url: print(f"{url}#{fragment} (Ctrl-C ends it)", flush=True),
-    )
+    serve(page, answer, options.port, ready)
 
 
 class _Parser(Parser):
@@ -122,9 +121,8 @@ def _by_hand(text: str) -> dict[int, int]:
         pairs = [pair.split(":") for pair in text.split(",") if pair]
         return {int(step): int(token) for step, token in pairs}
     except ValueError:
-        raise ValueError(
-            f"hand must be pairs of a step and a token, 2:14,3:5, got {text:.40}"
-        ) from None
+        message = f"hand must be pairs of a step and a token, 2:14,3:5, got {text:.40}"
+        raise ValueError(message) from None
 
 
 def _port(text: str) -> int:

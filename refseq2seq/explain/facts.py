@@ -1,13 +1,16 @@
 """The facts about each quantity that a model computes, and the line of code that computes it."""
 
-import linecache
+import ast
+import inspect
 import re
 import sys
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import count
 from pathlib import Path
-from types import FrameType
+from textwrap import dedent
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from ..backend import Array
 from ..config import FrameInput
 from ..generation.loop import decode_steps
 from ..model import Model
-from ..watching.quantities import inputs_of, quantity
+from ..watching.quantities import Quantity, inputs_of, quantity
 
 PACKAGE = Path(taps.__file__).parent
 
@@ -51,9 +54,10 @@ class Fact:
     inputs : tuple of str
         The names of the quantities from which this model computes it.
     source : str
-        File of the package and line, such as ``attention.py:61``.
+        File of the package and line, such as ``attention.py:61``, that hands it to the tap.
     code : str
-        The text of that line.
+        The text of that line, after those that compute the variable that it hands over, if it
+        is one.
     chapter : str
         Number and title of the chapter of the course that explains it.
     """
@@ -95,32 +99,46 @@ def facts(model: Model) -> dict[str, Fact]:
     lines: dict[str, tuple[str, str]] = {}
 
     def look(name: str, x: Array) -> Array:
-        lines[name] = _line(sys._getframe(1))
+        lines[name] = _source(name, sys._getframe(1))
         return x
 
     next(decode_steps(model, _shortest_source(model), max_new_tokens=1, tap=taps.FunctionTap(look)))
-    inputs: dict[str, dict[str, None]] = {}
+    inputs: dict[Quantity, dict[str, None]] = {}
     for name in lines:
-        found = map(_starred, inputs_of(name, lines))
-        inputs.setdefault(_starred(name), {}).update(dict.fromkeys(found))
-    lines = {_starred(name): line for name, line in lines.items()}
-    return {name: _fact(name, tuple(inputs[name]), *line) for name, line in lines.items()}
+        others = [quantity(other).name for other in inputs_of(name, lines)]
+        inputs.setdefault(quantity(name), {}).update(dict.fromkeys(others))
+    code = {quantity(name).name: line for name, line in lines.items()}
+    return {row.name: _fact(row, tuple(inputs[row]), *code[row.name]) for row in inputs}
 
 
-def _fact(name: str, inputs: tuple[str, ...], source: str, code: str) -> Fact:
-    row = quantity(name)
-    chapter = next(title for pattern, title in CHAPTERS if fnmatchcase(name, pattern))
-    return Fact(name, row.shape, row.equation, row.meaning, inputs, source, code, chapter)
+def _fact(row: Quantity, inputs: tuple[str, ...], source: str, code: str) -> Fact:
+    chapter = next(title for pattern, title in CHAPTERS if fnmatchcase(row.name, pattern))
+    return Fact(row.name, row.shape, row.equation, row.meaning, inputs, source, code, chapter)
 
 
-def _line(frame: FrameType | None) -> tuple[str, str]:
-    """The file and line that called a tap, and its text."""
-    while frame.f_code.co_filename == taps.__file__:  # type: ignore[union-attr]
-        frame = frame.f_back  # type: ignore[union-attr]
-    path, n = frame.f_code.co_filename, frame.f_lineno  # type: ignore[union-attr]
-    text = linecache.getline(path, n, frame.f_globals)  # type: ignore[union-attr]
-    code = text.partition("  # type: ignore")[0].strip()
-    return f"{Path(path).relative_to(PACKAGE).as_posix()}:{n}", code
+def _source(name: str, frame: Any) -> tuple[str, str]:
+    """The file and line that called a tap, and the code that computes what the tap received."""
+    while frame.f_code.co_filename == taps.__file__:
+        frame = frame.f_back
+    path, n = Path(frame.f_code.co_filename).relative_to(PACKAGE).as_posix(), frame.f_lineno
+    return f"{path}:{n}", _code(frame.f_code, n, name.rpartition(".")[2])
+
+
+@cache
+def _code(compiled: CodeType, line: int, name: str) -> str:
+    """The text of a line with ``tap(name, x)``, from the last assignment to the variable x on.
+
+    Assignments in branches do not count. If x is an argument, from the first statement on.
+    """
+    lines, start = inspect.getsourcelines(compiled)
+    function: Any = ast.parse(dedent("".join(lines))).body[0]
+    first = n = line - start + 1
+    if tapped := re.search(rf'"{name}", (\w+)\)', lines[n - 1]):
+        stored = f"id='{tapped[1]}', ctx=Store()"
+        above = [s for s in function.body if s.lineno < n and not isinstance(s, ast.If)]
+        begin = function.body[ast.get_docstring(function) is not None].lineno
+        first = max((s.lineno for s in above if stored in ast.dump(s)), default=begin)
+    return re.sub("  # type: ignore.*", "", dedent("".join(lines[first - 1 : n])).rstrip())
 
 
 def _shortest_source(model: Model) -> Any:
@@ -129,8 +147,3 @@ def _shortest_source(model: Model) -> Any:
     if not isinstance(c, FrameInput):
         return [[0]]
     return np.zeros((1, next(n for n in count(1) if c.length(n)), c.n_features))
-
-
-def _starred(name: str) -> str:
-    """``step.0.decoder.layers.1.final`` -> ``decoder.layers.*.final``."""
-    return re.sub(r"(?<=layers\.)\d+", "*", name.removeprefix("step.0."))

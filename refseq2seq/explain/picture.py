@@ -13,7 +13,7 @@ from ..model import Model
 from ..watching.notebook import counted
 from .facts import Fact, facts
 from .parts import Part, parts
-from .svg import path, plus, rect, text, text_width, wrapped
+from .svg import Point, path, plus, rect, text, text_width, wrapped
 
 Link = Callable[[str], str | None]
 
@@ -49,6 +49,8 @@ def picture(
 
     Raises
     ------
+    TypeError
+        If ``unfold`` is a str.
     ValueError
         If ``unfold`` names a part that the model does not have.
 
@@ -59,7 +61,10 @@ def picture(
     >>> svg.count('class="quantity"'), 'data-name="decoder.layers.*.cross_attention.q"' in svg
     (9, True)
     """
+    if isinstance(unfold, str):
+        raise TypeError(f"unfold must be a collection of names, such as [{unfold!r}], got a str")
     c, found = model.config, parts(model.config, facts(model))
+    unfold = None if unfold is None else [*unfold]
     for name in unfold or ():
         if not any(is_of(part.name, name) for part in found):
             raise ValueError(f"unfold must name parts, such as {found[0].name!r}, got {name!r}")
@@ -78,11 +83,12 @@ def picture(
     decoder.label("next token")
     style = files(__package__).joinpath("picture.css").read_text(encoding="utf-8")
     height = max(encoder.y, decoder.y) + EDGE
+    said = " ".join(f"{p.name}: {', '.join([p.title, *p.details])}." for p in found)
     drawn = [*encoder.drawn, *decoder.drawn, *_memory(encoder, decoder), _again(decoder)]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="model-picture" '
         f'viewBox="0 0 {WIDTH} {height:g}" role="{"group" if link else "img"}" '
-        f'aria-label="The model"><desc>{escape(_in_words(found))}</desc>'
+        f'aria-label="The model"><desc>{escape(said)}</desc>'
         f"<style>{style}</style>{''.join(drawn)}</svg>"
     )
 
@@ -90,10 +96,6 @@ def picture(
 def is_of(part: str, name: str) -> bool:
     """Whether a part, such as ``encoder.embedding``, is ``name`` or is of the stack ``name``."""
     return part in (name, f"{name}.{part.rpartition('.')[2]}")
-
-
-def _in_words(found: list[Part]) -> str:
-    return " ".join(f"{p.name}: {', '.join([p.title, *p.details])}." for p in found)
 
 
 @dataclass
@@ -251,7 +253,8 @@ def _arranged(found: tuple[Fact, ...]) -> tuple[dict[str, tuple[int, int]], dict
     users = {name: [user for user in inputs if name in inputs[user]] for name in inputs}
 
     def leaves(name: str) -> list[str]:
-        own = sorted((i for i in inputs[name] if len(users[i]) == 1), key=_right_of_memory)
+        own = [other for other in inputs[name] if len(users[other]) == 1]
+        own.sort(key=lambda other: not other.endswith(MEMORY))
         return [leaf for other in own for leaf in leaves(other)] or [name]
 
     order = [leaf for name in inputs if not users[name] for leaf in leaves(name)]
@@ -263,24 +266,17 @@ def _arranged(found: tuple[Fact, ...]) -> tuple[dict[str, tuple[int, int]], dict
     return columns, rows
 
 
-def _right_of_memory(name: str) -> bool:
-    return not name.endswith(MEMORY)
-
-
 def _memory(encoder: Column, decoder: Column) -> list[str]:
     """The ways from the memory to the keys and values of cross-attention, or to its closed box."""
     x, y, width = encoder.places["memory"]
     gutter = (encoder.x + BOX + PAD + decoder.x - PAD) / 2
     start = ((x + width, y), (gutter, y))
     ends = [place for name, place in decoder.places.items() if name.endswith(MEMORY)]
-    if not ends:
-        left, top, _ = decoder.places["decoder.cross_attention"]
-        return [path(*start, (gutter, top + LINE), (left, top + LINE), kind="memory")]
-    paths = []
-    for left, top, width in ends:
-        above, middle = top - GAP + 4, left + width / 2
-        paths.append(path(*start, (gutter, above), (middle, above), (middle, top), kind="memory"))
-    return paths
+    left, top, _ = decoder.places["decoder.cross_attention"]
+    ways: list[list[Point]] = [
+        [(gutter, y - 6), (x + width / 2, y - 6), (x + width / 2, y)] for x, y, width in ends
+    ] or [[(gutter, top + LINE), (left, top + LINE)]]
+    return [path(*start, *way, kind="memory") for way in ways]
 
 
 def _again(decoder: Column) -> str:

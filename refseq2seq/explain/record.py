@@ -12,7 +12,7 @@ from ..backend import Array, array_namespace, to_numpy
 from ..generation.beam import EarlyStopping, LengthPenalty
 from ..generation.loop import Step, decode_steps
 from ..generation.sampling import Chooser, Pick, Processor, State, greedy, sample
-from ..model import Model
+from ..model import Model, check_fits
 from ..ops import softmax
 from ..text import Tokenizer, symbol
 from ..watching.quantities import quantity
@@ -83,32 +83,27 @@ def record(
         raise ValueError("the model reads frames, not texts: there is no text to explain")
     if model.source_vocabulary is None or model.target_vocabulary is None:
         raise ValueError("the model has no vocabularies: it cannot read or write text")
-    if not text:
-        raise ValueError("the text is empty: there is nothing to encode")
+    if not text.strip():
+        raise ValueError("the text is empty or only spaces: write a word")
+    by_hand, processors = by_hand or {}, processors or {}
     if by_hand and beams is not None:
         raise ValueError("by_hand cannot be combined with beams: a search keeps several tokens")
     source = [model.source_vocabulary.encode(text)]
+    check_fits("the text", len(source[0]), model.config.encoder)
     stages: list[tuple[str, Array]] = []
     watched = [_watched("the model's rules", lambda scores, state: scores, stages)]
-    watched += [_watched(label, process, stages) for label, process in (processors or {}).items()]
-    choose, tree, tokens = sample(*watched) if draws else greedy(*watched), None, by_hand or {}
+    watched += [_watched(label, process, stages) for label, process in processors.items()]
+    choose, tree, tokens = sample(*watched) if draws else greedy(*watched), None, by_hand
     if beams is not None:
-        tree = search(
-            model,
-            source,
-            beams=beams,
-            length_penalty=length_penalty,
-            early_stopping=early_stopping,
-            processors=[*(processors or {}).values()],
-            **length,
-        )
+        penalties = {"length_penalty": length_penalty, "early_stopping": early_stopping}
+        filters = [*processors.values()]
+        tree = search(model, source, beams=beams, processors=filters, **penalties, **length)
         tokens = dict(enumerate(tree["best"]))
     choose = Chooser(choose.processors, _given(tokens, choose.pick))
     trace = Trace()
     steps = decode_steps(model, source, choose=choose, seed=seed, tap=trace, **length)
-    vocabulary = model.target_vocabulary
-    recorded = list(_steps(model, steps, stages, by_hand or {}))
-    texts = [step for step in recorded if not step["finished"]]
+    recorded = list(_steps(model, steps, stages, by_hand))
+    vocabulary, texts = model.target_vocabulary, [s for s in recorded if not s["finished"]]
     for rules in (-1, 1):  # stages of forced and of banned tokens: deleted if they change nothing
         shown = [step["stages"] for step in recorded]
         if all(stage[rules]["probs"] == stage[rules - 1]["probs"] for stage in shown):
@@ -136,8 +131,8 @@ def _steps(
     total = 0.0
     for step in steps:
         token, log_prob = int(step.tokens[0]), float(step.log_probs[0])
-        total += log_prob
-        margin = float(step.margin[0])
+        total, margin = total + log_prob, float(step.margin[0])
+        all_stages = [("the model", step.logits), *stages, ("forced tokens", step.scores)]
         yield {
             "token": token,
             "symbol": symbol(vocabulary, token),
@@ -146,11 +141,7 @@ def _steps(
             "log_prob": log_prob,
             "sum": total,
             "margin": margin if math.isfinite(margin) else None,
-            **_candidates(
-                vocabulary,
-                token,
-                [("the model", step.logits), *stages, ("forced tokens", step.scores)],
-            ),
+            **_candidates(vocabulary, token, all_stages),
         }
         stages.clear()
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from ..checks import Tokens
 from ..generation.beam import BeamStep, beam_steps
 from ..model import Model
@@ -26,12 +28,12 @@ def search(model: Model, source: Tokens, *, beams: int, **options: Any) -> dict[
     for step in beam_steps(model, source, beams=beams, **options):
         live = _grow(model, nodes, live, step)
     pool, vocabulary = step.pool, model.target_vocabulary
-    found = [
-        (pool.tokens[0, k, : pool.lengths[0, k]].tolist(), float(pool.scores[0, k]))
-        for k in range(beams)
-        if pool.lengths[0, k]
+    hypotheses = [
+        {"text": vocabulary.decode(pool.tokens[0, k, :n]), "score": float(pool.scores[0, k])}  # type: ignore[union-attr]
+        for k, n in enumerate(pool.lengths[0])
+        if n
     ]
-    best, path, parent = found[0][0], [], -1
+    best, path, parent = pool.tokens[0, 0, : pool.lengths[0, 0]].tolist(), [], -1
     indices = {(node["step"], node["parent"], node["token"]): i for i, node in enumerate(nodes)}
     for place, token in enumerate(best):
         parent = indices[place, parent, token]
@@ -39,10 +41,7 @@ def search(model: Model, source: Tokens, *, beams: int, **options: Any) -> dict[
     return {
         "beams": beams,
         "nodes": nodes,
-        "hypotheses": [
-            {"text": vocabulary.decode(tokens), "score": score}  # type: ignore[union-attr]
-            for tokens, score in found
-        ],
+        "hypotheses": hypotheses,
         "best": best,
         "path": path,
     }
@@ -51,14 +50,11 @@ def search(model: Model, source: Tokens, *, beams: int, **options: Any) -> dict[
 def _grow(model: Model, nodes: list[dict[str, Any]], live: list[int], step: BeamStep) -> list[int]:
     """Add a step's candidates to ``nodes``; return the indices of the surviving beams' nodes."""
     vocabulary: Any = model.target_vocabulary
-    c, place_of = step.candidates, {}
-    survivors = step.survivors[0].tolist()
-    for place in range(c.tokens.shape[1]):
-        score, token = float(c.scores[0, place]), int(c.tokens[0, place])
-        if score == -float("inf"):
-            continue
-        ends, lives = bool(step.finishing[0, place]), place in survivors and not step.done[0]
-        place_of[place] = len(nodes)
+    c, survivors, index_of = step.candidates, step.survivors[0].tolist(), {}
+    for place in np.flatnonzero(c.scores[0] > -np.inf).tolist():
+        ends, lives = step.finishing[0, place], place in survivors and not step.done[0]
+        token = int(c.tokens[0, place])
+        index_of[place] = len(nodes)
         nodes.append(
             {
                 "step": step.index,
@@ -66,8 +62,8 @@ def _grow(model: Model, nodes: list[dict[str, Any]], live: list[int], step: Beam
                 "token": token,
                 "symbol": symbol(vocabulary, token),
                 "log_prob": float(c.log_probs[0, place]),
-                "score": score,
+                "score": float(c.scores[0, place]),
                 "fate": "ends" if ends else "lives" if lives else "out",
             }
         )
-    return [place_of.get(place, -1) for place in survivors]
+    return [index_of.get(place, -1) for place in survivors]

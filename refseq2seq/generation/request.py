@@ -223,8 +223,9 @@ def _most_new_tokens(max_new_tokens: int | None, n_prefix: int, max_length: int 
     max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1)
     if max_length is not None and n_prefix + max_new_tokens - 1 > max_length:
         raise ValueError(
-            f"a prefix of {n_prefix} tokens and max_new_tokens = {max_new_tokens} need "
-            f"{n_prefix + max_new_tokens - 1} positions; the model's table has {max_length}"
+            f"max_new_tokens = {max_new_tokens} after a prefix of {n_prefix} needs "
+            f"{n_prefix + max_new_tokens - 1} positions; the model's table has {max_length}: "
+            f"pass at most {max_length + 1 - n_prefix}"
         )
     return max_new_tokens
 

@@ -19,10 +19,10 @@ class Quantity:
     """A quantity that passes a tap.
 
     ``name`` has ``*`` for the index of a layer. ``equation`` uses the names of other quantities of
-    the same part, of parameters and of the config; x is the residual stream. ``inputs`` are the names of the quantities from
-    which it is computed, besides parameters; ``^`` stands for the input of the layer: the
-    embedding or the frames, or the last quantity of the previous layer. Of several
-    ``alternatives`` the first is right whose quantities the model has.
+    the same part, of parameters and of the config; x is the residual stream. ``alternatives`` are
+    the names of the quantities from which it is computed, besides parameters: those of the first
+    alternative that the model has. ``^`` stands for the input of the layer: the embedding or the
+    frames, or the last quantity of the previous layer.
     """
 
     name: str
@@ -30,11 +30,6 @@ class Quantity:
     equation: str
     meaning: str
     alternatives: tuple[tuple[str, ...], ...]
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The quantities of all alternatives."""
-        return tuple(name for names in self.alternatives for name in names)
 
 
 def quantity(name: str) -> Quantity:
@@ -50,16 +45,16 @@ def quantity(name: str) -> Quantity:
     >>> quantity("step.3.decoder.layers.1.self_attention.q").shape
     '(batch, n_heads, n_target, d_k)'
     """
-    _, _, bare = _split(name)
-    return BY_NAME[re.sub(r"(?<=layers\.)\d+", "*", bare)]
+    return BY_NAME[_in_table(name)]
 
 
 def find_quantity(name: str) -> Quantity | None:
     """As `quantity`, but None for a name that no quantity has."""
-    try:
-        return quantity(name)
-    except KeyError:
-        return None
+    return BY_NAME.get(_in_table(name))
+
+
+def _in_table(name: str) -> str:
+    return re.sub(r"(?<=layers\.)\d+", "*", _split(name)[2])
 
 
 def inputs_of(name: str, among: Collection[str]) -> list[str]:
