@@ -19,10 +19,10 @@ class Quantity:
     """A quantity that passes a tap.
 
     ``name`` has ``*`` for the index of a layer. ``equation`` uses the names of other quantities of
-    the same part, of parameters and of the config; x is the residual stream. ``alternatives`` are
-    the names of the quantities from which it is computed, besides parameters: those of the first
-    alternative that the model has. ``^`` stands for the input of the layer: the embedding or the
-    frames, or the last quantity of the previous layer.
+    the same part, of parameters and of the config; x is the residual stream. ``inputs`` are the
+    names of the quantities from which it is computed, besides parameters; ``^`` stands for the
+    input of the layer: the embedding or the frames, or the last quantity of the previous layer. Of
+    several ``alternatives`` the first is right whose quantities the model has.
     """
 
     name: str
@@ -30,6 +30,11 @@ class Quantity:
     equation: str
     meaning: str
     alternatives: tuple[tuple[str, ...], ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The quantities of all alternatives."""
+        return tuple(name for names in self.alternatives for name in names)
 
 
 def quantity(name: str) -> Quantity:
