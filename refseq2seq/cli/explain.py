@@ -20,6 +20,7 @@ from .options import (
 from .sounds import reads_frames
 
 MOST_BEAMS = 64  # that a live page may ask for
+PORT = 8765
 
 
 def add_to(commands: Any) -> None:
@@ -45,8 +46,8 @@ def add_to(commands: Any) -> None:
     target.add_argument("--html", type=Path, metavar="FILE", help=page)
     serve = "serve a page on which text and options can be changed, to this machine only"
     target.add_argument("--serve", action="store_true", help=serve)
-    port = "of --serve (default 8765); 0 is any free port"
-    command.add_argument("--port", type=_port, default=8765, metavar="N", help=port)
+    port = f"of --serve (default {PORT}); 0 is any free port"
+    command.add_argument("--port", type=_port, metavar="N", help=port)
     add_model_options(command)
     add_choice_options(command)
 
@@ -62,6 +63,8 @@ def _explain(options: argparse.Namespace) -> None:
     method = _method(options, model)
     if options.serve:
         _serve(options, model)
+    elif options.port is not None:
+        options.usage_error("--port N needs --serve")
     elif options.html == Path("-"):
         print(page(model, options.text, **method))
     else:
@@ -105,7 +108,7 @@ def _serve(options: argparse.Namespace, model: Model) -> None:
         print(f"{url}#{fragment} (Ctrl-C ends it)", flush=True)
 
     page = document(model, f"{options.model}: type a text", None)
-    serve(page, answer, options.port, ready)
+    serve(page, answer, PORT if options.port is None else options.port, ready)
 
 
 class _Parser(Parser):
@@ -119,10 +122,12 @@ def _by_hand(text: str) -> dict[int, int]:
     """``2:14,3:5`` as tokens by step."""
     try:
         pairs = [pair.split(":") for pair in text.split(",") if pair]
-        return {int(step): int(token) for step, token in pairs}
+        tokens = {int(step): int(token) for step, token in pairs}
     except ValueError:
-        message = f"hand must be pairs of a step and a token, 2:14,3:5, got {text:.40}"
-        raise ValueError(message) from None
+        tokens = {}
+    if len(tokens) < len(pairs):
+        raise ValueError(f"hand must be pairs of a step and a token, 2:14,3:5, got {text:.40}")
+    return tokens
 
 
 def _port(text: str) -> int:

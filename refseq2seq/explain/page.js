@@ -97,6 +97,7 @@ function candidateName({ token, symbol }, mark) {
   if (!live || data.tree) return element("th", symbol + mark, { scope: "row" });
   const th = element("th", undefined, { scope: "row" });
   th.append(button(symbol + mark, () => takeByHand(token)));
+  th.firstChild.disabled = document.body.classList.contains("stale");
   return th;
 }
 
@@ -445,7 +446,8 @@ function drawTree({ nodes, path, hypotheses, beams }) {
   });
   fill($("hypotheses"),
     [element("th", "hypothesis", { scope: "col" }), element("th", "normalised score", { scope: "col" })],
-    hypotheses.map(({ text, score }) => row([element("th", text, { scope: "row" }), element("td", score.toFixed(3))])));
+    hypotheses.map(({ text, finished, score }) => row(
+      [element("th", finished ? text : `${text} …`, { scope: "row" }), element("td", score.toFixed(3))])));
 }
 
 /* At its end a hypothesis shows the whole search, which may go on for longer. */
@@ -489,35 +491,51 @@ function fillForm(settings) {
 function showMethod(settings) {
   for (const method of ["sample", "search"])
     for (const label of $("ask").querySelectorAll(`.of-${method}`)) label.hidden = $("method").value !== method;
-  for (const control of controls) {
-    const output = control.parentElement.querySelector("output");
-    if (output) output.textContent = control.value === control.dataset.off ? "off" : control.value;
+  for (const { name, dataset, defaultValue, parentElement } of controls) {
+    const output = parentElement.querySelector("output");
+    if (output) output.textContent = settings.get(name) ?? (dataset.off ? "off" : defaultValue);
   }
+  const shown = ["hand", "step", ...controls.map(({ name }) => name)];
+  const others = [...settings].filter(([name]) => !shown.includes(name));
+  $("others").replaceChildren(...others.map(([name, value]) => button(`${name} ${value} ✕`, () => without(name))));
   const isSearch = $("method").value === "search", newest = choices().at(-1);
   $("undo").hidden = !newest || isSearch;
-  $("undo").textContent = `undo the choice in step ${parseInt(newest)}`;
-  $("unused").hidden = !newest || !isSearch;
+  $("undo").textContent = `undo the choice in step ${newest?.split(":")[0]}`;
   $("by-hand").hidden = isSearch;
 }
 
-/* The settings as the controls say; those without a control stay. */
-function readForm(changed) {
-  const settings = fragment();
-  for (const { name, value, dataset, parentElement } of controls) {
-    if (parentElement.hidden || (value === dataset.off && name !== "text")) settings.delete(name);
-    else settings.set(name, value);
-  }
-  if ($("method").value !== "sample") for (const name of SAMPLING) settings.delete(name);
-  if (changed.name === "text") for (const name of ["hand", "step"]) settings.delete(name);
-  return settings;
+/* One setting as its control says. */
+function write(settings, { name, value, dataset }) {
+  if (value === dataset.off && name !== "text") settings.delete(name);
+  else settings.set(name, value);
 }
 
-function formChanged(event) {
-  showMethod(fragment());
-  const settings = readForm(event.target);
+/* Only what has changed is written: a slider cannot hold every value that an address can. */
+function formChanged({ target }) {
+  const settings = fragment(), method = $("method").value;
+  if (target === $("method")) {
+    for (const name of [...SAMPLING, "seed", "beams"]) settings.delete(name);
+    for (const control of controls) if (control.parentElement.matches(`.of-${method}`)) write(settings, control);
+  } else write(settings, target);
+  if (method === "sample" && !settings.has("temperature")) settings.set("temperature", "1");
+  if (target.name === "text") for (const name of ["hand", "step"]) settings.delete(name);
   showMethod(settings);
   history.replaceState(null, "", `#${settings}`);
   waitFor(150);
+}
+
+function without(name) {
+  remember(name, null);
+  fillForm(fragment());
+  $("method").focus(); // since the button goes
+  ask();
+}
+
+function showUnused() {
+  const unused = choices().filter((pair) => !data.steps[parseInt(pair)]?.by_hand);
+  $("unused").hidden = unused.length === 0;
+  $("unused").textContent = data.tree ? "A beam search does not use the choices by hand."
+    : `The output ends before the choice in step ${parseInt(unused[0])}.`;
 }
 
 function takeByHand(token) {
@@ -552,10 +570,13 @@ async function ask() {
   if (mine.signal.aborted) return;
   $("columns").setAttribute("aria-busy", "false");
   document.body.classList.toggle("stale", Boolean(found.error && data));
-  const old = data ? `Below is still the result of “${data.text}”.` : "";
+  if (data) showCandidates();
+  const old = data ? `Below is still the last result, of “${data.text}”.` : "";
   $("error").replaceChildren(found.error ?? "", element("br"), old);
   $("error").hidden = !found.error;
-  if (!found.error) start(found, Number(settings.get("step") ?? Infinity));
+  if (found.error) return;
+  start(found, settings.has("step") ? parseInt(settings.get("step")) || 0 : Infinity);
+  showUnused();
 }
 
 /* A record, or an error. */

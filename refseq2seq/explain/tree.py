@@ -20,20 +20,24 @@ def search(model: Model, source: Tokens, *, beams: int, **options: Any) -> dict[
     dict
         ``nodes``: step, parent (an index into ``nodes``, -1 for the start), token, symbol,
         log_prob in nats, score (a sum of log-probabilities in nats) and fate: "lives", "ends"
-        or "out". ``hypotheses``: text and normalised score, best first. ``best``: the tokens of
-        the best hypothesis. ``path``: the indices of its nodes.
+        or "out". ``hypotheses``: text, whether it has ended, and normalised score, best first.
+        ``best``: the tokens of the best hypothesis. ``path``: the indices of its nodes.
     """
     nodes: list[dict[str, Any]] = []
     live = [-1] * beams  # the index of each live beam's node
     for step in beam_steps(model, source, beams=beams, **options):
         live = _grow(model, nodes, live, step)
     pool, vocabulary = step.pool, model.target_vocabulary
+    found = [pool.tokens[0, k, :n].tolist() for k, n in enumerate(pool.lengths[0]) if n]
     hypotheses = [
-        {"text": vocabulary.decode(pool.tokens[0, k, :n]), "score": float(pool.scores[0, k])}  # type: ignore[union-attr]
-        for k, n in enumerate(pool.lengths[0])
-        if n
+        {
+            "text": vocabulary.decode(tokens),  # type: ignore[union-attr]
+            "finished": tokens[-1] in model.config.eos_ids,
+            "score": float(score),
+        }
+        for tokens, score in zip(found, pool.scores[0], strict=False)
     ]
-    best, path, parent = pool.tokens[0, 0, : pool.lengths[0, 0]].tolist(), [], -1
+    best, path, parent = found[0], [], -1
     indices = {(node["step"], node["parent"], node["token"]): i for i, node in enumerate(nodes)}
     for place, token in enumerate(best):
         parent = indices[place, parent, token]

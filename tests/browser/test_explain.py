@@ -299,6 +299,9 @@ def test_the_tree_grows_with_the_steps(open_page):
     assert table(page, "hypotheses") == [
         [h["text"], f"{h['score']:.3f}"] for h in tree["hypotheses"]
     ]
+    page = open_page("read", beams=4, max_new_tokens=4)
+    cut = [text for text, _ in table(page, "hypotheses") if text.endswith(" …")]
+    assert cut == ["R IY AE D …"]
 
 
 def test_an_output_that_is_cut_off_and_a_token_that_its_text_omits(open_page):
@@ -489,13 +492,49 @@ def test_beams_and_a_filter_without_a_control(live):
     assert page.evaluate("location.hash") == "#text=read&min-new-tokens=2"
 
 
+def test_a_link_may_have_values_that_no_control_can_hold(live):
+    shared = "text=banana&temperature=0.75&top-k=0.1&min-p=0.01&seed=1234&step=x"
+    page = live(f"#{shared}")
+    settings = "Object.fromEntries(fragment())"
+    expected = {**dict(pair.split("=") for pair in shared.split("&")), "step": "0"}
+    assert page.evaluate(settings) == expected
+    outputs = [o for o in page.locator("#ask output").all_inner_texts() if o]
+    assert outputs[:4] == ["0.75", "0.1", "off", "1234"]
+    changed(page, lambda: page.locator("[name=top-p]").fill("0.5"))
+    assert page.evaluate(settings) == expected | {"top-p": "0.5"}
+    assert page.locator("#others button").all_inner_texts() == ["min-p 0.01 ✕"]
+    changed(page, lambda: page.locator("#others button").click())
+    del expected["min-p"]
+    assert page.evaluate(settings) == expected | {"top-p": "0.5"}
+    head = page.locator("#candidates thead th").all_inner_texts()
+    assert [name.partition(" (")[0] for name in head[2:]] == [
+        "temperature(0.75)", "top_fraction(0.1)", "top_p(0.5)",
+    ]  # fmt: skip
+    changed(page, lambda: page.get_by_label("method").select_option("default"))
+    assert page.evaluate(settings) == {"text": "banana", "step": "0"}
+
+
+def test_a_choice_that_the_output_does_not_reach_and_a_stale_candidate(live):
+    page = live("#text=cat&hand=50:3")
+    assert page.get_by_text("The output ends before the choice in step 50.").is_visible()
+    changed(page, lambda: page.get_by_text("undo the choice in step 50").click())
+    assert page.locator("#unused").is_hidden()
+    changed(page, lambda: page.get_by_label("text").fill("cät"))
+    assert page.locator("#candidates button:enabled").count() == 0
+    page.keyboard.press("Home")  # in the text
+    page.locator("#previous").click()
+    assert page.locator("#candidates button:enabled").count() == 0
+    changed(page, lambda: page.get_by_label("text").fill("cat"))
+    assert page.locator("#candidates button:enabled").count() == 8
+
+
 def test_mistakes_are_shown_in_one_line(live):
     page = live()
     found = changed(page, lambda: page.get_by_label("text").fill("cät"))
     page.get_by_role("alert").wait_for()
     assert text_of(page, "error").split("\n") == [
         found["error"],
-        "Below is still the result of “oracle”.",
+        "Below is still the last result, of “oracle”.",
     ]
     faded = page.locator("#columns").evaluate("e => Number(getComputedStyle(e).opacity)")
     assert faded < 1

@@ -132,7 +132,7 @@ CAUSAL_MASK = Exercise(
     inputs=causal_mask_inputs,
     mistakes={
         "the mask is inverted: True = may attend": {"invert": True},
-        "this is the upper triangle (np.triu): use the lower one (np.tril)": {"upper": "triu"},
+        "this is the upper triangle (np.triu): no key may be after the query": {"upper": "triu"},
         "the comparison is the wrong way round: a key must not be after the query": {
             "upper": "all"
         },
