@@ -1,4 +1,4 @@
-"""The facts about each quantity that a model computes, and the line of code that computes it."""
+"""The facts about each quantity that a model computes, and the code that computes it."""
 
 import ast
 import inspect
@@ -56,8 +56,8 @@ class Fact:
     source : str
         File of the package and line, such as ``attention.py:61``, that hands it to the tap.
     code : str
-        The text of that line, after those that compute the variable that it hands over, if it
-        is one.
+        The text of that line. If it hands over a variable, the lines that compute the variable
+        come first.
     chapter : str
         Number and title of the chapter of the course that explains it.
     """
